@@ -1,0 +1,1 @@
+"""Measure memory, latency and quality of checkpoints against their reference."""

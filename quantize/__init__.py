@@ -1,0 +1,1 @@
+"""Quantize a causal language model and load the result."""

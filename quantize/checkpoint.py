@@ -1,0 +1,227 @@
+"""A checkpoint on disk: its layout, its manifest, atomic writing and verification. Imports no torch.
+
+A finished checkpoint is a folder that other software reads (config.json, safetensors, tokenizer) plus
+`quantable.json`, the manifest, which is written last and holds the SHA-256 of every other file.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import UserError
+from quantize.variant import VARIANTS, Variant
+
+MANIFEST_NAME = "quantable.json"
+MANIFEST_SCHEMA = 1
+PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """Where the weights came from.
+
+    kind: "hub", "folder", "embedded" or "dummy"; id: what the user named; revision: the hub commit, else None;
+    weights_sha256: hash over the names and contents of the source's weight files, None for dummy weights.
+    """
+
+    kind: str
+    id: str
+    revision: str | None
+    weights_sha256: str | None
+
+
+@dataclass(frozen=True)
+class CalibrationFacts:
+    """The text that AWQ looked at: where from, how many blocks of how many tokens, SHA-256 over the token ids."""
+
+    text: str
+    blocks: int
+    block_tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes and SHA-256 of one file of the checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `quantable.json` says: how this checkpoint came to be and what its files should hold.
+
+    weights_bytes counts the tensors in the safetensors files (not their headers); seconds are wall-clock seconds a
+    phase; layers holds one entry a quantized linear layer (what the search found), empty where there was no search.
+    """
+
+    name: str
+    base_model: str
+    variant: str
+    q_group_size: int | None
+    source: SourceFacts
+    calibration: CalibrationFacts | None
+    options: dict[str, Any]
+    libraries: dict[str, str]
+    seconds: dict[str, float]
+    created: str
+    weights_bytes: int
+    files: dict[str, FileFacts] = field(default_factory=dict)
+    layers: tuple[dict[str, Any], ...] = ()
+    schema_version: int = MANIFEST_SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"unknown variant {self.variant!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Manifest":
+        """Raises ValueError, TypeError or KeyError for what is no manifest of this schema version."""
+        if data.get("schema_version") != MANIFEST_SCHEMA:
+            raise ValueError(f"manifest schema {data.get('schema_version')!r}, expected {MANIFEST_SCHEMA}")
+        fields = dict(data)
+        fields["source"] = SourceFacts(**fields["source"])
+        if fields["calibration"] is not None:
+            fields["calibration"] = CalibrationFacts(**fields["calibration"])
+        fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}
+        fields["layers"] = tuple(fields["layers"])
+        return Manifest(**fields)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def variant(self) -> Variant:
+        return VARIANTS[self.manifest.variant]
+
+    @property
+    def content_sha256(self) -> str:
+        """One hash for the contents: over the sorted names and hashes of the files. The manifest is not in it."""
+        digest = hashlib.sha256()
+        for name, facts in sorted(self.manifest.files.items()):
+            digest.update(f"{name} {facts.sha256}\n".encode())
+        return digest.hexdigest()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The finished checkpoint in this folder. Raises UserError when there is none or its manifest is damaged."""
+    manifest = path / MANIFEST_NAME
+    if not path.is_dir():
+        raise UserError(f"no such folder: {path}")
+    if not manifest.is_file():
+        raise UserError(f"{path} is no quantable checkpoint (no {MANIFEST_NAME}): make one with `quantize`")
+    try:
+        return Checkpoint(path, Manifest.from_json(json.loads(manifest.read_text(encoding="utf-8"))))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{manifest} is damaged ({error}): make the checkpoint again with `quantize --force`"
+        ) from None
+
+
+def find_checkpoints(directory: Path) -> list[Checkpoint]:
+    """Every finished checkpoint in the direct subfolders, by base model and then in the table's order.
+
+    Raises UserError when the folder does not exist or holds none.
+    """
+    if not directory.is_dir():
+        raise UserError(f"no such folder: {directory}")
+    folders = [path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))]
+    found = [open_checkpoint(path) for path in folders if not path.name.endswith(PARTIAL_SUFFIX)]
+    if not found:
+        raise UserError(f"{directory} holds no checkpoint of quantable: make some with `quantize SOURCE --out {directory}`")
+    order = list(VARIANTS)
+    return sorted(found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name))
+
+
+def verify(checkpoint: Checkpoint) -> None:
+    """Compare every file with the manifest. Raises UserError naming the first that is missing or differs."""
+    for name, facts in checkpoint.manifest.files.items():
+        path = checkpoint.path / name
+        if not path.is_file():
+            problem = "is missing"
+        elif path.stat().st_size != facts.bytes:
+            problem = f"has {path.stat().st_size} bytes instead of {facts.bytes}"
+        elif sha256_of(path) != facts.sha256:
+            problem = "does not match its SHA-256"
+        else:
+            continue
+        raise UserError(f"{path} {problem}: make the checkpoint again with `quantize --force`")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary sibling of `target`; when the block ends well, rename it to `target`.
+
+    When the block raises (an interrupt included) the sibling is removed and `target` stays as it was. A full disk
+    becomes a UserError. An existing `target` is replaced only with `force`, and only if it is a checkpoint of ours.
+    """
+    if target.exists():
+        if not (target / MANIFEST_NAME).is_file():
+            raise UserError(f"{target} exists and is no quantable checkpoint: choose another --out, or move it away")
+        if not force:
+            raise UserError(f"{target} exists: use --force to make it again")
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        _replace(partial, target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"the disk is full while writing {target}: free some space or choose another --out; "
+                "nothing half-written was kept"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise UserError(f"cannot write {target} ({error.strerror}): choose another --out") from None
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`, the old one kept until the new one stands."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash every file in `folder`, put the hashes into the manifest and write it; return it as written."""
+    files = {
+        path.relative_to(folder).as_posix(): FileFacts(path.stat().st_size, sha256_of(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    sealed = Manifest(**{**manifest.__dict__, "files": files})
+    with (folder / MANIFEST_NAME).open("w", encoding="utf-8") as file:
+        json.dump(sealed.to_json(), file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return sealed

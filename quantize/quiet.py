@@ -1,0 +1,39 @@
+"""What the libraries print stays off the user's screen."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+NOISY_LOGGERS = ("transformers", "bitsandbytes", "accelerate", "datasets", "huggingface_hub", "torch", "awq")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence banners, loading bars, warnings and log lines of the libraries inside the block.
+
+    Errors still come through: only what is less than an error is kept from the screen.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _quiet_transformers()
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
