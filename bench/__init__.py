@@ -1,1 +1,5 @@
 """Measure memory, latency and quality of checkpoints against their reference."""
+
+from bench.run import bench
+
+__all__ = ["bench"]

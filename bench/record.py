@@ -1,7 +1,7 @@
 """What a run leaves behind: one JSON line each, immutable, versioned. Imports no torch.
 
-A Record is written once, when its run ends, whether it went well or not; everything shown later (ratios, tables,
-plots) is computed from records and nothing else.
+A Record is written once, when its run ends, whether it went well or not; everything shown later (ratios,
+tables, plots) is computed from records and nothing else.
 """
 
 import json
@@ -15,6 +15,8 @@ from bench.scenario import Scenario
 from quantize.errors import UserError
 
 SCHEMA_VERSION = 1
+BEGINNING = '{"kind":'
+"""How the line of every record begins."""
 
 Kind = Literal["latency", "quality"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error"]
@@ -71,7 +73,7 @@ class Memory:
     baseline_bytes:   after load, before the first run.
     load_peak_bytes:  highest while loading.
     run_peak_bytes:   highest while running the scenario.
-    nvml_process_bytes, nvml_device_bytes: NVML's view of this process and of the whole device at the run's end.
+    nvml_process_bytes, nvml_device_bytes: NVML's view of this process and of the whole device after the run.
     """
 
     weights_bytes: int
@@ -97,8 +99,10 @@ class Quality:
 class Record:
     """One run of one checkpoint: a latency run (one scenario, one round) or a quality run.
 
-    `status` is "ok" exactly when the figures of its kind are there; otherwise `reason` says in one line why not.
-    `environment` is the fingerprint of the machine and the libraries.
+    `status` is "ok" exactly when the figures of its kind are there; otherwise `reason` says in one line why
+    not. `environment` is the fingerprint of the machine and the libraries; `position` counts the runs of one
+    plan; `device_state` holds NVML's looks at the GPU "before" and "after" the run
+    (bench.device.DeviceState).
     """
 
     kind: Kind
@@ -117,6 +121,7 @@ class Record:
     latency: Latency | None = None
     memory: Memory | None = None
     quality: Quality | None = None
+    device_state: dict[str, Any] | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:
@@ -136,7 +141,7 @@ class Record:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Record":
-        """The record that `to_json_line` wrote. Raises UserError for a schema version this program does not know."""
+        """The record that `to_json_line` wrote. Raises UserError for an unknown schema version."""
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise UserError(
@@ -167,7 +172,7 @@ class Record:
 def append_record(path: Path, record: Record) -> None:
     """Append one line to `path` and force it to disk, so that a crash later loses nothing written before.
 
-    A torn last line, left by a crash in the middle of a write, is ended first so that it cannot swallow this one.
+    A torn last line, left by a crash in the middle of a write, is ended first: it must not swallow this one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
@@ -183,7 +188,7 @@ def append_record(path: Path, record: Record) -> None:
 def read_records(path: Path) -> list[Record]:
     """Every record in a JSON-lines file, in the order written; a torn line that a crash left is passed over.
 
-    Raises UserError when the file is missing, holds something that is no record, or has an unknown schema version.
+    Raises UserError when the file is missing, holds something that is no record, or has an unknown schema.
     """
     return list(_parse(path))
 
@@ -197,7 +202,7 @@ def _parse(path: Path) -> Iterator[Record]:
         try:
             data = json.loads(line)
         except json.JSONDecodeError:
-            if line.startswith('{"kind":'):  # the beginning of a record whose end a crash cut off
+            if line.startswith(BEGINNING) or BEGINNING.startswith(line):  # a crash cut off the rest
                 continue
             raise UserError(f"{path}, line {number} is no record: not a file that `bench` wrote?") from None
         try:

@@ -45,7 +45,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("chat", prompt_tokens=256, new_tokens=64),
     )
 }
-"""The named scenarios: `published` is a pure prefill, as behind the published table; `chat` has both phases."""
+"""The named scenarios: `published` is a pure prefill, as in the published table; `chat` has both phases."""
 
 
 def scenario_named(name: str) -> Scenario:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from quantize.variant import VARIANTS, Variant
 MANIFEST_NAME = "quantable.json"
 MANIFEST_SCHEMA = 1
 PARTIAL_SUFFIX = ".partial"
+OLD_SUFFIX = ".old"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class SourceFacts:
     """Where the weights came from.
 
-    kind: "hub", "folder", "embedded" or "dummy"; id: what the user named; revision: the hub commit, else None;
-    weights_sha256: hash over the names and contents of the source's weight files, None for dummy weights.
+    kind: "hub", "folder", "embedded" or "dummy"; id: what the user named; revision: the hub commit, else
+    None; weights_sha256: hash over names and contents of the source's weight files, None for dummy weights.
     """
 
     kind: str
@@ -39,7 +41,7 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """The text that AWQ looked at: where from, how many blocks of how many tokens, SHA-256 over the token ids."""
+    """The text that AWQ looked at: where from, how many blocks of how many tokens, their SHA-256."""
 
     text: str
     blocks: int
@@ -59,8 +61,9 @@ class FileFacts:
 class Manifest:
     """What `quantable.json` says: how this checkpoint came to be and what its files should hold.
 
-    weights_bytes counts the tensors in the safetensors files (not their headers); seconds are wall-clock seconds a
-    phase; layers holds one entry a quantized linear layer (what the search found), empty where there was no search.
+    weights_bytes counts the tensors in the safetensors files (not their headers); seconds are wall-clock
+    seconds a phase; layers holds one entry a quantized linear layer (what the search found), empty where
+    there was no search.
     """
 
     name: str
@@ -112,15 +115,12 @@ class Checkpoint:
 
     @property
     def content_sha256(self) -> str:
-        """One hash for the contents: over the sorted names and hashes of the files. The manifest is not in it."""
-        digest = hashlib.sha256()
-        for name, facts in sorted(self.manifest.files.items()):
-            digest.update(f"{name} {facts.sha256}\n".encode())
-        return digest.hexdigest()
+        """One hash for the contents: over the sorted names and hashes of the files, the manifest left out."""
+        return hash_of_hashes({name: facts.sha256 for name, facts in self.manifest.files.items()})
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The finished checkpoint in this folder. Raises UserError when there is none or its manifest is damaged."""
+    """The finished checkpoint in this folder. Raises UserError when there is none or it is damaged."""
     manifest = path / MANIFEST_NAME
     if not path.is_dir():
         raise UserError(f"no such folder: {path}")
@@ -142,11 +142,17 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
     if not directory.is_dir():
         raise UserError(f"no such folder: {directory}")
     folders = [path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))]
-    found = [open_checkpoint(path) for path in folders if not path.name.endswith(PARTIAL_SUFFIX)]
+    found = [
+        open_checkpoint(path) for path in folders if not path.name.endswith((PARTIAL_SUFFIX, OLD_SUFFIX))
+    ]
     if not found:
-        raise UserError(f"{directory} holds no checkpoint of quantable: make some with `quantize SOURCE --out {directory}`")
+        raise UserError(
+            f"{directory} holds no quantable checkpoint: make some with `quantize SOURCE --out {directory}`"
+        )
     order = list(VARIANTS)
-    return sorted(found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name))
+    return sorted(
+        found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name)
+    )
 
 
 def verify(checkpoint: Checkpoint) -> None:
@@ -170,44 +176,73 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_of_hashes(files: Mapping[str, str]) -> str:
+    """One hex SHA-256 for several files: over their sorted names and their own hashes."""
+    lines = (f"{name} {sha256}\n" for name, sha256 in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space or quota; safetensors says so in words, not as an OSError."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return type(error).__name__ == "SafetensorError" and any(
+        f"(os error {code})" in str(error) for code in FULL
+    )
+
+
 @contextlib.contextmanager
 def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty temporary sibling of `target`; when the block ends well, rename it to `target`.
 
-    When the block raises (an interrupt included) the sibling is removed and `target` stays as it was. A full disk
-    becomes a UserError. An existing `target` is replaced only with `force`, and only if it is a checkpoint of ours.
+    When the block raises (an interrupt included) the sibling is removed and `target` stays as it was. A full
+    disk becomes a UserError. An existing `target` is replaced only with `force`, and only if it is a
+    checkpoint of ours.
     """
     if target.exists():
         if not (target / MANIFEST_NAME).is_file():
-            raise UserError(f"{target} exists and is no quantable checkpoint: choose another --out, or move it away")
+            raise UserError(
+                f"{target} exists and is no quantable checkpoint: choose another --out, or move it away"
+            )
         if not force:
             raise UserError(f"{target} exists: use --force to make it again")
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        _make_empty(partial)
         yield partial
         _replace(partial, target)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        if disk_is_full(error):
             raise UserError(
                 f"the disk is full while writing {target}: free some space or choose another --out; "
                 "nothing half-written was kept"
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            raise UserError(f"cannot write {target} ({error.strerror}): choose another --out") from None
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _make_empty(partial: Path) -> None:
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise UserError(f"cannot write {partial} ({error.strerror}): choose another --out") from None
+
+
 def _replace(partial: Path, target: Path) -> None:
     """Put `partial` in the place of `target`, the old one kept until the new one stands."""
-    old = target.with_name(target.name + ".old")
+    old = target.with_name(target.name + OLD_SUFFIX)
     shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
+    try:
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -23,7 +23,8 @@ def quiet_libraries() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # record=True: some libraries reset the filters while they are imported, and then warn.
+        with warnings.catch_warnings(record=True):
             warnings.simplefilter("ignore")
             _quiet_transformers()
             yield

@@ -1,1 +1,5 @@
-"""Turn records into tables."""
+"""Turn records into tables. Imports no torch."""
+
+from reports.api import report
+
+__all__ = ["report"]

@@ -1,0 +1,146 @@
+"""The command `bench`: parse, call, print."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from bench.record import Record
+from bench.run import DEFAULT_TIMEOUT_S, DTYPES, RECORDS_NAME, Outcome, Watcher, bench
+from bench.scenario import SCENARIOS, Scenario, scenario_named
+from quantize.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    known = ", ".join(SCENARIOS)
+    cli = argparse.ArgumentParser(
+        prog="bench",
+        description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference.",
+    )
+    cli.add_argument("directory", metavar="DIR", type=Path, help="where `quantize --out` put the checkpoints")
+    cli.add_argument(
+        "--scenario",
+        metavar="NAME",
+        action="append",
+        help=f"what to measure ({known}; default: all); repeatable",
+    )
+    cli.add_argument("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
+    cli.add_argument("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")
+    cli.add_argument(
+        "--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)"
+    )
+    cli.add_argument(
+        "--rounds", type=int, default=3, help="processes for each checkpoint (default %(default)s)"
+    )
+    cli.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+    cli.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="compute dtype of all runs (default: float32 on a CPU, or bfloat16 where it is clearly faster; "
+        "the reference's half dtype on a GPU)",
+    )
+    cli.add_argument(
+        "--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})"
+    )
+    cli.add_argument(
+        "--timeout", metavar="S", type=float, default=DEFAULT_TIMEOUT_S,
+        help="seconds for one process (default %(default)g)",
+    )  # fmt: skip
+    cli.add_argument(
+        "--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)"
+    )
+    cli.add_argument("--no-quality", action="store_true", help="no perplexity")
+    cli.add_argument(
+        "--fresh", action="store_true", help="set an existing records file aside and measure everything"
+    )
+    return cli
+
+
+def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
+    """The scenarios asked for: the named ones, then the user's own; all named ones when none was asked for.
+
+    Raises UserError for an unknown name, or --new or --batch without --prompt.
+    """
+    wanted = [scenario_named(name) for name in dict.fromkeys(arguments.scenario or [])]
+    if arguments.prompt is not None:
+        new = 1 if arguments.new is None else arguments.new
+        batch = 1 if arguments.batch is None else arguments.batch
+        name = f"{arguments.prompt}/{new}" + (f" x{batch}" if batch > 1 else "")
+        wanted.append(Scenario(name, prompt_tokens=arguments.prompt, new_tokens=new, batch=batch))
+    elif arguments.new is not None or arguments.batch is not None:
+        raise UserError("--new and --batch need --prompt: the three make a scenario of your own")
+    return wanted or list(SCENARIOS.values())
+
+
+def summary(outcome: Outcome, directory: Path) -> list[str]:
+    """The lines to end with: what failed and why, where the records are, and how to make the table."""
+    reasons = Counter(f"{record.subject.name}: {record.status}: {record.reason}" for record in outcome.failed)
+    lines = [f"{reason}" + (f" ({count} runs)" if count > 1 else "") for reason, count in reasons.items()]
+    total = len(outcome.records)
+    already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
+    failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+    lines.append(f"{total} records{already}{failed}: {outcome.path}")
+    table = directory if outcome.path == directory / RECORDS_NAME else outcome.path
+    lines.append(f"the table: report {table}")
+    return lines
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Do what the command line says. Returns the exit code: 2 where there is nothing to compare with."""
+    scenarios = scenarios_from(arguments)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        outcome = bench(
+            arguments.directory,
+            scenarios=scenarios,
+            rounds=arguments.rounds,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            records=arguments.records,
+            timeout_s=arguments.timeout,
+            threads=arguments.threads,
+            quality=not arguments.no_quality,
+            fresh=arguments.fresh,
+            watcher=progress_watcher(progress),
+        )
+    for line in summary(outcome, arguments.directory):
+        print(line)
+    if not outcome.usable:
+        print("error: the reference has no figures, so that nothing can be compared with it", file=sys.stderr)
+        return 2
+    return 0
+
+
+def progress_watcher(progress: Progress) -> Watcher:
+    """A watcher that moves one line on the screen."""
+    task: TaskID = progress.add_task("", total=None)
+
+    def begins(number: int, total: int, words: str) -> None:
+        progress.update(task, completed=max(number - 1, 0), total=total or None, description=words)
+
+    def ended(records: list[Record]) -> None:
+        progress.advance(task)
+
+    return Watcher(begins, ended)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command's entry point; returns the exit code."""
+    parsed = parser().parse_args(arguments)
+    try:
+        return run(parsed, Console(stderr=True))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(
+            "error: interrupted; the finished runs are kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+    return 2

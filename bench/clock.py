@@ -1,0 +1,88 @@
+"""Clocks: how long each piece of work took, on the host, on a CUDA device, or in a test. Imports no torch."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+Mark = TypeVar("Mark")
+
+
+class Clock(Protocol[Mark]):
+    """Marks in time, set between pieces of work and read afterwards.
+
+    Setting a mark must cost next to nothing; `intervals_s` may wait for the device.
+    """
+
+    name: str
+
+    def settle(self) -> None:
+        """Return once the device has nothing left to do, so that earlier work is not counted."""
+
+    def mark(self) -> Mark:
+        """A mark behind all work asked for up to now."""
+
+    def intervals_s(self, marks: Sequence[Mark]) -> list[float]:
+        """Seconds between each mark and the next: one fewer than there are marks."""
+
+
+class HostClock:
+    """The process's monotonic clock, for devices that have finished the work when the call returns."""
+
+    name = "host"
+
+    def settle(self) -> None:
+        pass
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def intervals_s(self, marks: Sequence[float]) -> list[float]:
+        return [end - start for start, end in itertools.pairwise(marks)]
+
+
+class CudaClock:
+    """Events on the current CUDA stream: device time, idle gaps while the host falls behind included."""
+
+    name = "cuda events"
+
+    def settle(self) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+
+    def mark(self) -> "torch.cuda.Event":
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def intervals_s(self, marks: Sequence["torch.cuda.Event"]) -> list[float]:
+        if marks:
+            marks[-1].synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in itertools.pairwise(marks)]
+
+
+class FakeClock:
+    """Time that passes only when told to: `advance` stands for work."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def settle(self) -> None:
+        pass
+
+    def mark(self) -> float:
+        return self.now_s
+
+    def intervals_s(self, marks: Sequence[float]) -> list[float]:
+        return [end - start for start, end in itertools.pairwise(marks)]

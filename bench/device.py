@@ -1,0 +1,154 @@
+"""The GPU as NVML sees it, through the module `pynvml`: what cannot be told is None. Imports no torch."""
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """One look at a GPU; every field is None where NVML cannot tell.
+
+    process_bytes:     memory this process holds, the CUDA context included.
+    device_bytes:      memory in use on the whole device, by anyone.
+    sm_clock_mhz, memory_clock_mhz: current clocks.
+    power_limit_w:     the enforced limit.
+    temperature_c:     of the GPU die.
+    throttle_reasons:  names of what holds the clocks down right now, empty when nothing does.
+    other_processes:   compute processes on the device beside this one.
+    energy_j:          the driver's cumulative counter; only a difference of two looks means anything.
+    """
+
+    process_bytes: int | None = None
+    device_bytes: int | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    power_limit_w: float | None = None
+    temperature_c: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    other_processes: int | None = None
+    energy_j: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What does not change while a process runs: the card's name, memory in bytes, driver version."""
+
+    name: str | None
+    memory_bytes: int | None
+    driver: str | None
+
+
+THROTTLE_REASONS = {
+    0x02: "application clocks",
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks",
+}
+"""Bits of NVML's mask of clock event reasons, in words; bit 0x01, an idle GPU, holds nothing down."""
+
+
+class Nvml:
+    """One GPU. Every query that fails gives None; nothing here raises."""
+
+    def __init__(self, pynvml: Any, handle: Any) -> None:
+        self._pynvml = pynvml
+        self._handle = handle
+
+    def facts(self) -> DeviceFacts:
+        """Name, memory and driver of this GPU."""
+        n = self._pynvml
+        return DeviceFacts(
+            name=_text(self._ask(lambda: n.nvmlDeviceGetName(self._handle))),
+            memory_bytes=self._ask(lambda: int(n.nvmlDeviceGetMemoryInfo(self._handle).total)),
+            driver=_text(self._ask(lambda: n.nvmlSystemGetDriverVersion())),
+        )
+
+    def state(self) -> DeviceState:
+        """One look at the GPU now."""
+        n, handle = self._pynvml, self._handle
+        process_bytes, others = self._processes()
+        return DeviceState(
+            process_bytes=process_bytes,
+            device_bytes=self._ask(lambda: int(n.nvmlDeviceGetMemoryInfo(handle).used)),
+            sm_clock_mhz=self._ask(lambda: int(n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_SM))),
+            memory_clock_mhz=self._ask(lambda: int(n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_MEM))),
+            power_limit_w=self._ask(lambda: n.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
+            temperature_c=self._ask(lambda: int(n.nvmlDeviceGetTemperature(handle, n.NVML_TEMPERATURE_GPU))),
+            throttle_reasons=self._throttle_reasons(),
+            other_processes=others,
+            energy_j=self._ask(lambda: n.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
+        )
+
+    def _processes(self) -> tuple[int | None, int | None]:
+        """Bytes of this process, and how many others there are.
+
+        In a container the driver lists processes by the host's numbers, so that this process is not found
+        in the list: then neither figure can be told.
+        """
+        n = self._pynvml
+        running = self._ask(lambda: list(n.nvmlDeviceGetComputeRunningProcesses(self._handle)))
+        own = [process for process in running or [] if process.pid == os.getpid()]
+        if running is None or not own:
+            return None, None
+        used = own[0].usedGpuMemory
+        return (None if used is None else int(used)), len({process.pid for process in running}) - 1
+
+    def _throttle_reasons(self) -> tuple[str, ...] | None:
+        n = self._pynvml
+        mask = self._ask(lambda: int(n.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)))
+        if mask is None:
+            return None
+        return tuple(words for bit, words in THROTTLE_REASONS.items() if mask & bit)
+
+    def _ask(self, query: Callable[[], T]) -> T | None:
+        try:
+            return query()
+        except (self._pynvml.NVMLError, AttributeError, TypeError, ValueError):
+            return None
+
+
+def open_nvml(uuid: str | None = None, *, pynvml: Any = None) -> Nvml | None:
+    """The GPU of this UUID, or the only one there is; None without pynvml, driver or such a GPU.
+
+    uuid: as CUDA names it, with or without the leading "GPU-". With several GPUs and no UUID it is not
+    guessed which one is meant. `pynvml` replaces the module of that name, for tests.
+    """
+    if pynvml is None:
+        try:
+            pynvml = importlib.import_module("pynvml")
+        except ImportError:
+            return None
+    try:
+        pynvml.nvmlInit()
+        if uuid is not None:
+            full = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+            return Nvml(pynvml, pynvml.nvmlDeviceGetHandleByUUID(full))
+        if pynvml.nvmlDeviceGetCount() == 1:
+            return Nvml(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
+    except (pynvml.NVMLError, AttributeError):
+        pass
+    return None
+
+
+def cuda_uuid() -> str | None:
+    """UUID of torch's current CUDA device, None where torch does not tell it."""
+    import torch
+
+    uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
+    return None if uuid is None else str(uuid)
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,64 @@
+"""Rounding that compensates: GPTQ's error feedback (arXiv 2210.17323) inside fixed group ranges."""
+
+import torch
+from torch import Tensor
+
+from quantize.awq.int4 import LEVELS, Int4Weight, minmax_range
+
+DAMPING = 0.01
+"""Share of the mean diagonal added to the Gram matrix, as in the paper."""
+
+COLUMN_BLOCK = 128
+
+
+def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
+    """The upper Cholesky factor U of (H + damping * mean(diag H) I)^-1, so that the inverse is U^T U; [in, in].
+
+    Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
+    then ten times the damping: the Gram matrix of few tokens is close to singular.
+    """
+    while True:
+        for dtype in (torch.float32, torch.float64):
+            damped = gram.to(dtype, copy=True)
+            diagonal = damped.diagonal()
+            dead = diagonal <= 0
+            diagonal.add_(damping * float(diagonal.mean()))
+            diagonal[dead] = 1
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if not bool(failed):
+                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+                if not bool(failed) and bool(torch.isfinite(upper).all()):
+                    return upper.float()
+        damping *= 10
+
+
+def round_with_feedback(
+    weight: Tensor, factor: Tensor, group_size: int, clip: Tensor | None = None
+) -> Int4Weight:
+    """Quantize [out, in] weights column by column, each column's error spread over the columns not yet rounded.
+
+    factor: from inverse_factor of the layer's (scaled) inputs. clip: [out, in / group_size] as in round_to_nearest.
+    The groups' scales and zeros are fixed before the feedback starts, by the clipped minimum and maximum.
+    """
+    work = weight.float().clone()
+    out_features, in_features = work.shape
+    grouped = work.view(out_features, -1, group_size)
+    if clip is not None:
+        grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
+    scales, zeros = minmax_range(grouped)
+    # Columns as rows: every step then reads and writes contiguous memory.
+    columns = work.t().contiguous()
+    scale_rows, zero_rows = scales.t().contiguous(), zeros.t().contiguous()
+    codes = torch.empty((in_features, out_features), dtype=torch.uint8, device=work.device)
+    for start in range(0, in_features, COLUMN_BLOCK):
+        stop = min(start + COLUMN_BLOCK, in_features)
+        errors = torch.empty((stop - start, out_features), dtype=torch.float32, device=work.device)
+        for column in range(start, stop):
+            scale, zero = scale_rows[column // group_size], zero_rows[column // group_size]
+            code = torch.div(columns[column], scale).round_().add_(zero).clamp_(0, LEVELS)
+            codes[column] = code
+            error = columns[column].sub(code.sub_(zero).mul_(scale)).div_(factor[column, column])
+            errors[column - start] = error
+            columns[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
+        columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+    return Int4Weight(codes.t().contiguous(), scales.half(), zeros.to(torch.uint8))

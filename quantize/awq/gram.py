@@ -1,0 +1,79 @@
+"""What calibration leaves of a linear layer's inputs: their Gram matrix and their mean magnitudes.
+
+For a layer with weight W and inputs X [tokens, in], quantizing W to W + D changes the output by X D^T, whose squared
+norm is tr(D H D^T) with H = X^T X. So H is all that a search over D needs, however many tokens went into it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+COLUMN_BLOCKS = 4
+SMALLEST_BLOCKED = 512
+"""A symmetric matrix in 4 by 4 blocks takes 10 products of 16; below 512 features the calls cost more."""
+
+
+@dataclass(frozen=True)
+class InputStats:
+    """Statistics of a linear layer's inputs over all calibration tokens.
+
+    gram:     float32 [in, in], X^T X divided by the number of tokens.
+    abs_mean: float32 [in], the mean of |x| per input feature.
+    tokens:   how many tokens they are over.
+    """
+
+    gram: Tensor
+    abs_mean: Tensor
+    tokens: int
+
+    def scaled(self, scales: Tensor) -> "InputStats":
+        """The statistics of inputs divided by `scales` [in]: what the layer sees once AWQ scales are applied."""
+        return InputStats(self.gram / torch.outer(scales, scales), self.abs_mean / scales, self.tokens)
+
+
+def column_blocks(features: int) -> list[tuple[int, int]]:
+    """(start, stop) of the blocks in which a symmetric [features, features] matrix is worked through."""
+    count = COLUMN_BLOCKS if features >= SMALLEST_BLOCKED else 1
+    size = -(-features // count)
+    return [(start, min(start + size, features)) for start in range(0, features, size)]
+
+
+def output_error(difference: Tensor, gram: Tensor) -> Tensor:
+    """tr(D H D^T), for D [out, in] and H [in, in]: the mean squared norm of the change of the output. A scalar.
+
+    H is symmetric, so each pair of column blocks is multiplied once and counted twice.
+    """
+    total = gram.new_zeros(())
+    for start, stop in column_blocks(gram.shape[0]):
+        block = difference[:, start:stop]
+        product = block @ gram[start:stop, start:stop]
+        if start:
+            product.addmm_(difference[:, :start], gram[:start, start:stop], alpha=2)
+        total += torch.sum(product.mul_(block))
+    return total
+
+
+class StatsAccumulator:
+    """Adds up InputStats over batches; keeps no token."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._gram = torch.zeros((in_features, in_features), dtype=torch.float32, device=device)
+        self._abs_sum = torch.zeros(in_features, dtype=torch.float32, device=device)
+        self._tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """inputs: [..., in], every leading position a token."""
+        x = inputs.reshape(-1, inputs.shape[-1]).float()
+        for start, stop in column_blocks(x.shape[1]):
+            self._gram[:stop, start:stop].addmm_(x[:, :stop].t(), x[:, start:stop])
+        self._abs_sum += x.abs().sum(dim=0)
+        self._tokens += x.shape[0]
+
+    def finish(self) -> InputStats:
+        """The means over all tokens added; the accumulator is spent afterwards."""
+        upper = self._gram.triu_().div_(self._tokens)
+        gram = upper + upper.t()
+        gram.diagonal().div_(2)
+        return InputStats(gram, self._abs_sum.div_(self._tokens), self._tokens)

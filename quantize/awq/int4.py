@@ -1,0 +1,86 @@
+"""Groupwise asymmetric 4-bit weights: ranges, rounding and back. Pure functions on tensors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEVELS = 15
+"""The highest 4-bit code: codes run from 0 to 15."""
+
+SMALLEST_RANGE = 1e-5
+"""A group of equal weights still gets a scale above zero; the same floor as autoawq's."""
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """One linear layer's weight as AWQ stores it, before any packing.
+
+    codes:  uint8 [out, in], values 0 to 15.
+    scales: float16 [out, in / group_size].
+    zeros:  uint8 [out, in / group_size], values 0 to 15.
+
+    The weight it stands for is w[o, i] = (codes[o, i] - zeros[o, g]) * scales[o, g] with g = i // group_size.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def __post_init__(self) -> None:
+        out_features, in_features = self.codes.shape
+        if self.scales.shape != self.zeros.shape or self.scales.shape[0] != out_features:
+            raise ValueError("scales and zeros are [out, groups]")
+        if in_features % self.scales.shape[1]:
+            raise ValueError("the groups divide the input features evenly")
+
+    @property
+    def group_size(self) -> int:
+        """Input features that share one scale and one zero point."""
+        return self.codes.shape[1] // self.scales.shape[1]
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight it stands for, [out, in] in `dtype`."""
+        codes = self.codes.view(*self.scales.shape, self.group_size).to(dtype)
+        weight = (codes - self.zeros.to(dtype).unsqueeze(-1)) * self.scales.to(dtype).unsqueeze(-1)
+        return weight.view(self.codes.shape)
+
+
+def minmax_range(grouped: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and zero point that cover each group's smallest and largest weight, zero included.
+
+    grouped: [..., group_size]. Returns scales and zeros, both [...] in the input's dtype; the scales are values
+    that float16 holds exactly, because that is how they are stored: rounding against the stored scale loses less
+    than rounding first and storing afterwards. A scale that float16 would flush to zero is kept at its smallest.
+    """
+    low = grouped.amin(dim=-1).clamp_(max=0)
+    high = grouped.amax(dim=-1).clamp_(min=0)
+    scales = ((high - low).clamp_(min=SMALLEST_RANGE) / LEVELS).half().to(grouped.dtype)
+    zeros = (-low / scales).round_().clamp_(0, LEVELS)
+    return scales, zeros
+
+
+def round_to_codes(grouped: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """The nearest codes (in the input's float dtype): clamp(round(w / scale) + zero, 0, 15); shapes as above."""
+    codes = (grouped / scales.unsqueeze(-1)).round_()
+    return codes.add_(zeros.unsqueeze(-1)).clamp_(0, LEVELS)
+
+
+def rounded(grouped: Tensor) -> Tensor:
+    """The groups as rounding to nearest would give them back: quantized and dequantized, same shape and dtype."""
+    scales, zeros = minmax_range(grouped)
+    codes = round_to_codes(grouped, scales, zeros)
+    return codes.sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
+
+
+def round_to_nearest(weight: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:
+    """Quantize [out, in] weights by rounding each to the nearest code of its group.
+
+    clip: [out, in / group_size], the largest magnitude a group's weights may keep; None keeps all.
+    """
+    grouped = weight.float().view(weight.shape[0], -1, group_size)
+    if clip is not None:
+        grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
+    scales, zeros = minmax_range(grouped)
+    codes = round_to_codes(grouped, scales, zeros).to(torch.uint8).view(weight.shape)
+    return Int4Weight(codes, scales.half(), zeros.to(torch.uint8))

@@ -1,0 +1,244 @@
+"""AWQ one decoder layer at a time: read it, watch its inputs, search, round, hand it on, free it.
+
+Memory holds one layer's weights, its Gram matrices and the activations between two layers, however many layers the
+model has.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from quantize.awq.architecture import Architecture, ScaleGroup, apply_scales
+from quantize.awq.gptq import inverse_factor, round_with_feedback
+from quantize.awq.gram import InputStats, StatsAccumulator, output_error
+from quantize.awq.int4 import Int4Weight, round_to_nearest
+from quantize.awq.search import search_clip, search_scale
+from quantize.errors import UserError
+
+Rounding = Literal["nearest", "gptq"]
+UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
+"""Linear layers whose weights are not clipped, as in autoawq: their outputs are multiplied with each other."""
+
+BATCH_TOKENS = 4096
+"""Tokens that go through a layer at a time."""
+
+
+@dataclass(frozen=True)
+class AwqOptions:
+    """How to search and round.
+
+    search: False rounds the weights as they are. clip: search the clipping of each group's range.
+    rounding: "nearest", or "gptq" for error feedback inside the ranges that the search chose.
+    """
+
+    group_size: int
+    search: bool = True
+    clip: bool = True
+    rounding: Rounding = "nearest"
+
+
+@dataclass(frozen=True)
+class LinearFacts:
+    """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text.
+
+    error: of the weights as stored; error_rtn: of plain rounding to nearest; exponent: the scale search's grid
+    point, None where nothing was scaled.
+    """
+
+    name: str
+    error: float
+    error_rtn: float
+    exponent: float | None
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One quantized decoder layer.
+
+    weights: by full name (without ".weight"); others: every other tensor of the layer, scales applied, by full name.
+    """
+
+    index: int
+    weights: dict[str, Int4Weight]
+    others: dict[str, Tensor]
+    facts: tuple[LinearFacts, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class _Recorder(nn.Module):
+    """Stands where a decoder layer stood; keeps what the model would have called it with."""
+
+    def __init__(self, layer: nn.Module, calls: list[tuple[Tensor, dict[str, Any]]], *, last: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "_layer", layer)
+        self._calls = calls
+        self._last = last
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
+        self._calls.append((hidden, kwargs))
+        if self._last:
+            raise _AllRecorded
+        return hidden
+
+
+class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
+    """The model has called its last layer: nothing after it is needed."""
+
+
+@torch.no_grad()
+def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+    """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
+
+    Only the modules before the layers must hold weights; the recorded input is right for the first layer alone.
+    """
+    layers = architecture.layers
+    originals = list(layers)
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+    for index, layer in enumerate(originals):
+        layers[index] = _Recorder(layer, calls, last=index == len(originals) - 1)
+    try:
+        model(input_ids=blocks, use_cache=False)
+    except _AllRecorded:
+        pass
+    finally:
+        for index, layer in enumerate(originals):
+            layers[index] = layer
+    return calls
+
+
+class _InputObserver:
+    """Hooks on a layer's linear modules that add up the statistics of their inputs, once per distinct input."""
+
+    def __init__(self, linears: dict[str, nn.Linear]) -> None:
+        self._owners: dict[str, str] = {}
+        self._accumulators: dict[str, StatsAccumulator] = {}
+        self._last: tuple[Tensor, str] | None = None
+        self._handles = [
+            linear.register_forward_pre_hook(self._hook(name, linear)) for name, linear in linears.items()
+        ]
+
+    def _hook(self, name: str, linear: nn.Linear) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs: Tensor = args[0]
+            if name not in self._owners:
+                shared = self._last is not None and self._last[0] is inputs
+                self._owners[name] = self._last[1] if shared and self._last else name
+                if not shared:
+                    self._accumulators[name] = StatsAccumulator(linear.in_features, inputs.device)
+            owner = self._owners[name]
+            if owner == name:
+                self._accumulators[name].add(inputs)
+            self._last = (inputs, owner)
+
+        return observe
+
+    def finish(self) -> tuple[dict[str, str], dict[str, InputStats]]:
+        """Remove the hooks; return linear -> owner of its input, and owner -> statistics."""
+        for handle in self._handles:
+            handle.remove()
+        self._last = None
+        return self._owners, {name: accumulator.finish() for name, accumulator in self._accumulators.items()}
+
+
+@torch.no_grad()
+def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The layer's output for each batch [b, t, hidden], one after the other."""
+    for batch in hidden:
+        output = layer(batch, **kwargs)
+        yield output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def quantize_layer(
+    architecture: Architecture,
+    index: int,
+    hidden: list[Tensor],
+    kwargs: dict[str, Any],
+    options: AwqOptions,
+) -> LayerResult:
+    """Quantize decoder layer `index`, whose weights are loaded in float32; `hidden` becomes the next layer's input.
+
+    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
+    the layer with besides. The layer's modules are left scaled. Raises UserError when the output is not finite.
+    """
+    layer = architecture.layers[index]
+    prefix = f"{architecture.layers_name}.{index}."
+    linears = architecture.linears(index)
+    started = time.perf_counter()
+    observer = _InputObserver(linears)
+    for position, output in enumerate(run_layer(layer, hidden, kwargs)):
+        hidden[position] = output
+    owners, stats = observer.finish()
+    if not all(bool(torch.isfinite(batch).all()) for batch in hidden):
+        raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
+    seconds = {"forward": time.perf_counter() - started}
+
+    started = time.perf_counter()
+    exponents: dict[str, float | None] = {}
+    plain_errors = {
+        name: relative_error(round_to_nearest(linear.weight.data, options.group_size), linear.weight.data, stats[owners[name]])
+        for name, linear in linears.items()
+    }
+    if options.search:
+        for group in architecture.scale_groups(index):
+            exponents |= _scale(layer, group, owners, stats, options)
+    seconds["scale"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    weights, facts = {}, []
+    factors: dict[str, Tensor] = {}
+    for name, linear in linears.items():
+        owner = owners[name]
+        weight = linear.weight.data
+        clip = None
+        if options.search and options.clip and not any(key in name for key in UNCLIPPED):
+            clip = search_clip(weight, stats[owner], options.group_size)
+        if options.rounding == "gptq":
+            if owner not in factors:
+                factors[owner] = inverse_factor(stats[owner].gram)
+            quantized = round_with_feedback(weight, factors[owner], options.group_size, clip)
+        else:
+            quantized = round_to_nearest(weight, options.group_size, clip)
+        error = relative_error(quantized, weight, stats[owner])
+        facts.append(LinearFacts(prefix + name, error, plain_errors[name], exponents.get(name)))
+        weights[prefix + name] = quantized
+    seconds["round"] = time.perf_counter() - started
+    others = {
+        prefix + name: tensor for name, tensor in layer.state_dict().items() if name.removesuffix(".weight") not in linears
+    }
+    return LayerResult(index, weights, others, tuple(facts), seconds)
+
+
+def relative_error(quantized: Int4Weight, weight: Tensor, stats: InputStats) -> float:
+    """tr(D H D^T) / tr(W H W^T) with D the change of the weight: noise over signal at the layer's output."""
+    noise = output_error(quantized.dequantize().sub_(weight), stats.gram)
+    signal = output_error(weight, stats.gram).clamp(min=torch.finfo(torch.float32).tiny)
+    return float(noise / signal)
+
+
+def _scale(
+    layer: nn.Module,
+    group: ScaleGroup,
+    owners: dict[str, str],
+    stats: dict[str, InputStats],
+    options: AwqOptions,
+) -> dict[str, float | None]:
+    """Search one group's scales, apply them to the layer and to the statistics; return the exponents by name."""
+    owner = owners[group.linears[0]]
+    weights = [layer.get_submodule(name).weight.data for name in group.linears]
+    choice = search_scale(weights, stats[owner], options.group_size)
+    if choice.exponent is not None:
+        apply_scales(layer, group, choice.scales)
+        stats[owner] = stats[owner].scaled(choice.scales)
+    return dict.fromkeys(group.linears, choice.exponent)

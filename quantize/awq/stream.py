@@ -1,0 +1,137 @@
+"""Feed the pipeline from files: the model stays on the meta device and its layers pass through memory in turn."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.awq.architecture import Architecture, architecture_of
+from quantize.awq.pipeline import BATCH_TOKENS, AwqOptions, LayerResult, layer_calls, quantize_layer
+from quantize.errors import UserError
+from quantize.source import Weights, check_finite
+
+
+def empty_model(folder: Path) -> Any:
+    """The transformers model of a folder's config.json, in float32, its weights on the meta device.
+
+    Buffers that no file holds (rotary frequencies) are real.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return model.eval()
+
+
+class LayerStream:
+    """Goes through the decoder layers of a model whose weights are in files, quantizing each."""
+
+    def __init__(self, folder: Path, weights: Weights, device: torch.device) -> None:
+        self._weights = weights
+        self._device = device
+        self._model = empty_model(folder)
+        self._architecture = architecture_of(self._model)
+        self._tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
+        self._file_names = self._find_file_names()
+
+    @property
+    def architecture(self) -> Architecture:
+        return self._architecture
+
+    def quantized(self, blocks: Tensor, options: AwqOptions) -> Iterator[LayerResult]:
+        """Yield each decoder layer quantized, in order; a layer's weights are freed when the next is asked for.
+
+        blocks: calibration token ids, int64 [blocks, block_tokens].
+        """
+        calls = self._calls(blocks[:1])
+        hidden = self._first_inputs(blocks)
+        self._drop_outer()
+        for index, layer in enumerate(self._architecture.layers):
+            self._materialise(layer, f"{self._architecture.layers_name}.{index}.")
+            yield quantize_layer(self._architecture, index, hidden, calls[index], options)
+            layer.to("meta")
+
+    def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor outside the decoder layers, one after the other, by its name in the model."""
+        for name, file_name in self._file_names.items():
+            if not name.startswith(f"{self._architecture.layers_name}."):
+                yield name, self._read(file_name)
+
+    def _find_file_names(self) -> dict[str, str]:
+        """Model name -> file name of every parameter and persistent buffer that has its own tensor.
+
+        Older files lack the base model's prefix. Raises UserError for one that no file holds.
+        """
+        in_files = set(self._weights.names())
+        found = {}
+        for name in self._model.state_dict():
+            bare = name.removeprefix(f"{self._model.base_model_prefix}.")
+            file_name = next((known for known in (name, bare) if known in in_files), None)
+            if name in self._tied:
+                continue
+            if file_name is None:
+                raise UserError(f"the source's weights lack {name}: download the model again")
+            found[name] = file_name
+        return found
+
+    def _calls(self, block: Tensor) -> list[dict[str, Any]]:
+        """The keywords of each layer's call, for a batch of one: they broadcast over larger batches."""
+        self._materialise_outer()
+        recorded = layer_calls(self._model, self._architecture, block.to(self._device))
+        return [kwargs for _, kwargs in recorded]
+
+    def _first_inputs(self, blocks: Tensor) -> list[Tensor]:
+        """The first layer's inputs, in batches of about BATCH_TOKENS tokens."""
+        batches = blocks.split(max(1, BATCH_TOKENS // blocks.shape[1]))
+        return [layer_calls(self._model, self._architecture, batch.to(self._device))[0][0] for batch in batches]
+
+    def _materialise_outer(self) -> None:
+        """Load what the model runs before its layers: all but the layers and an untied output head."""
+        head = self._model.get_output_embeddings()
+        tied = bool(getattr(self._model.config, "tie_word_embeddings", False))
+        for name, module in self._model.named_modules():
+            inside_layers = name == self._architecture.layers_name or name.startswith(
+                f"{self._architecture.layers_name}."
+            )
+            if not inside_layers and not (module is head and not tied):
+                self._fill(module, f"{name}." if name else "", recurse=False)
+                for key, buffer in module._buffers.items():
+                    if buffer is not None:
+                        module._buffers[key] = buffer.to(self._device)
+
+    def _drop_outer(self) -> None:
+        """Free the embeddings once their outputs are there."""
+        for module in self._model.modules():
+            if isinstance(module, nn.Embedding):
+                module.to("meta")
+
+    def _materialise(self, layer: nn.Module, prefix: str) -> None:
+        self._fill(layer, prefix, recurse=True)
+        for buffer_name, buffer in layer.named_buffers():
+            parent, _, leaf = buffer_name.rpartition(".")
+            layer.get_submodule(parent)._buffers[leaf] = buffer.to(self._device)
+
+    def _fill(self, module: nn.Module, prefix: str, *, recurse: bool) -> None:
+        """Replace the module's parameters by float32 copies of the file's tensors on the device."""
+        for name, parameter in list(module.named_parameters(recurse=recurse)):
+            file_name = self._file_names.get(prefix + name)
+            if file_name is None:  # tied to another parameter
+                continue
+            value = self._read(file_name).to(self._device, torch.float32)
+            if value.shape != parameter.shape:
+                raise UserError(
+                    f"{file_name} has shape {list(value.shape)}, config.json asks for {list(parameter.shape)}: "
+                    "the folder mixes files of two models"
+                )
+            parent, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(parent) if parent else module
+            setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._weights.get(name)
+        check_finite(name, tensor)
+        return tensor

@@ -1,0 +1,126 @@
+"""bitsandbytes checkpoints, made one weight at a time: 4-bit (nf4, fp4) and 8-bit (LLM.int8).
+
+The tensors come from bitsandbytes' functional interface and go straight to disk. Saving a model is no way to
+get them: on some CPUs a forward pass repacks its 4-bit weights in place, and what is saved afterwards is not
+what was quantized.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from quantize.errors import UserError
+from quantize.quiet import quiet_libraries
+from quantize.source import check_finite
+from quantize.variant import Variant
+
+QuantType = Literal["nf4", "fp4"]
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class BnbOptions:
+    """How bnb-4bit stores its weights; bnb-8bit has no options.
+
+    quant_type: "nf4" (QLoRA, arXiv 2305.14314) or "fp4". double_quant: quantize the scales too, which saves
+    about 0.4 bits a weight. blocksize: how many weights share a scale.
+    """
+
+    quant_type: QuantType = "nf4"
+    double_quant: bool = False
+    blocksize: int = 64
+
+    def __post_init__(self) -> None:
+        if self.quant_type not in get_args(QuantType):
+            raise UserError(f"4-bit type {self.quant_type!r}: choose one of {', '.join(get_args(QuantType))}")
+        if self.blocksize not in BLOCK_SIZES:
+            raise UserError(
+                f"4-bit block size {self.blocksize}: choose one of {', '.join(map(str, BLOCK_SIZES))}"
+            )
+
+
+def bnb_tensors(
+    name: str, weight: torch.Tensor, variant: Variant, options: BnbOptions
+) -> dict[str, torch.Tensor]:
+    """The state-dict entries of one linear layer, as transformers reads them from a bitsandbytes checkpoint.
+
+    name: the layer's full name, without ".weight". weight: [out, in], float16, bfloat16 or float32, on any
+    device; the entries are on that device.
+
+    bnb-4bit: `.weight` (uint8 [out * in / 2, 1]), `.weight.absmax`, `.weight.quant_map`,
+    `.weight.quant_state.bitsandbytes__*` and, with double quantization, `.weight.nested_*`.
+    bnb-8bit: `.weight` (int8 [out, in], from float16), `.SCB` (float32 [out], the largest magnitude of each
+    row), and `.weight_format` (0, row-major); a weight is `.weight * .SCB / 127`.
+
+    Raises UserError when a weight is not finite, or for bnb-8bit not finite in float16.
+    """
+    check_finite(f"{name}.weight", weight)
+    with quiet_libraries():
+        return _int8_tensors(name, weight) if variant.w_bit == 8 else _int4_tensors(name, weight, options)
+
+
+def _int8_tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    from bitsandbytes import functional
+
+    half = weight.to(torch.float16).contiguous()
+    check_finite(f"{name}.weight, rounded to float16,", half)
+    quantized, row_maxima, _ = functional.int8_vectorwise_quant(half)
+    row_major = torch.tensor(0, dtype=torch.uint8, device=weight.device)
+    return {f"{name}.weight": quantized, f"{name}.SCB": row_maxima, f"{name}.weight_format": row_major}
+
+
+def _int4_tensors(name: str, weight: torch.Tensor, options: BnbOptions) -> dict[str, torch.Tensor]:
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(
+        weight.contiguous(),
+        blocksize=options.blocksize,
+        compress_statistics=options.double_quant,
+        quant_type=options.quant_type,
+    )
+    entries = {f"{name}.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    return {f"{name}.weight": packed, **entries}
+
+
+def bnb_quantization_config(variant: Variant, options: BnbOptions) -> dict[str, Any]:
+    """What config.json says under `quantization_config`: transformers' own BitsAndBytesConfig, as JSON.
+
+    The block size is not in it: bitsandbytes keeps it beside each 4-bit weight.
+    """
+    with quiet_libraries():
+        from transformers import BitsAndBytesConfig
+
+        if variant.w_bit == 8:
+            config = BitsAndBytesConfig(load_in_8bit=True)
+        else:
+            config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=options.quant_type,
+                bnb_4bit_use_double_quant=options.double_quant,
+                bnb_4bit_compute_dtype=torch.float16,
+            )
+        return dict(config.to_dict())
+
+
+def bnb_layers(model: Any) -> list[str]:
+    """The names of the linear layers that a bitsandbytes checkpoint of this transformers model quantizes.
+
+    They are those that transformers replaces when it loads one: every linear layer but the output head and
+    what is tied to it. The model's weights may be on the meta device.
+
+    Raises UserError for a model whose layers are no nn.Linear (GPT-2's Conv1D).
+    """
+    with quiet_libraries():
+        from transformers.pytorch_utils import Conv1D
+        from transformers.quantizers.base import HfQuantizer
+        from transformers.quantizers.quantizers_utils import should_convert_module
+
+        kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        candidates = {name: type(m) for name, m in model.named_modules() if should_convert_module(name, kept)}
+    names = [name for name, kind in candidates.items() if kind is torch.nn.Linear]
+    if Conv1D in candidates.values() or not names:
+        raise UserError(
+            f"bitsandbytes variants need nn.Linear layers, which {type(model).__name__} does not have"
+        )
+    return names

@@ -1,0 +1,211 @@
+"""Text to calibrate and to judge on, and how it becomes blocks of tokens.
+
+The built-in text is the documentation that Python carries for `help()`. Calibration and evaluation never
+share a paragraph of it, so perplexity is always measured on text that no search has seen.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from quantize.errors import UserError
+from quantize.quiet import quiet_libraries
+
+BUILTIN = "builtin"
+HUB_PREFIX = "hub:"
+PARAGRAPH = "\n\n"
+
+AMPLE_CHARACTERS = 16
+"""Characters of text a token needed that are surely enough; a token of English has about four."""
+
+Split = Literal["calibration", "evaluation"]
+
+
+def split_of(topic: str) -> Split:
+    """The split of a built-in topic: evaluation when its name's SHA-256 begins with a byte divisible by 4.
+
+    This never changes: perplexities and calibration hashes of different versions are compared across it.
+    """
+    return "evaluation" if hashlib.sha256(topic.encode()).digest()[0] % 4 == 0 else "calibration"
+
+
+def builtin_texts(split: Split) -> list[str]:
+    """The topics of one split, in the order of their names, one text each.
+
+    Topics quote one another. Within a split a repeated paragraph is kept where it comes first; one that an
+    evaluation topic holds is left out of calibration. Paragraphs that differ in white space are the same.
+    """
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    texts = {}
+    for wanted in ("evaluation", "calibration"):
+        texts[wanted] = [
+            text
+            for name in sorted(topics)
+            if split_of(name) == wanted and (text := PARAGRAPH.join(_unseen(topics[name], seen)))
+        ]
+    return texts[split]
+
+
+def builtin_text(split: Split) -> str:
+    """All of one split of the built-in text as one string."""
+    return PARAGRAPH.join(builtin_texts(split))
+
+
+def _unseen(text: str, seen: set[str]) -> Iterator[str]:
+    """The paragraphs of `text` that are not in `seen`, which they join."""
+    for paragraph in text.split(PARAGRAPH):
+        words = " ".join(paragraph.split())
+        if words and words not in seen:
+            seen.add(words)
+            yield paragraph
+
+
+def text_from(spec: str) -> list[str]:
+    """The texts that `spec` names; those without a visible character are left out.
+
+    - `builtin`: the calibration split of the built-in text.
+    - a `.txt` file: one text. A `.jsonl` file: one object with a field "text" a line. A `.json` file: a list
+      of such objects, or of strings.
+    - `hub:NAME[:split[:column]]`: a data set on the hub, by default split "train", column "text". NAME is
+      org/name, or org/name/configuration.
+
+    Raises UserError, naming the line where there is one, for what cannot be read.
+    """
+    if spec == BUILTIN:
+        return builtin_texts("calibration")
+    if spec.startswith(HUB_PREFIX):
+        texts = _from_hub(spec.removeprefix(HUB_PREFIX))
+    else:
+        path = Path(spec)
+        readers = {".txt": _from_text, ".jsonl": _from_json_lines, ".json": _from_json}
+        if not path.is_file():
+            raise UserError(f"no such text: {spec!r} is no file, not {BUILTIN!r} and not hub:NAME")
+        if path.suffix.lower() not in readers:
+            raise UserError(
+                f"{path} is no text that can be read: give a file that ends in {', '.join(readers)}"
+            )
+        try:
+            texts = readers[path.suffix.lower()](path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror}): mend its permissions") from None
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UserError(f"{spec} holds no text: choose another, or {BUILTIN!r}")
+    return texts
+
+
+def _from_text(path: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8")]
+
+
+def _from_json_lines(path: Path) -> list[str]:
+    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
+    places = ((line, f"{path}, line {number}") for number, line in lines if line.strip())
+    return [_text_in(_parse(line, place), place) for line, place in places]
+
+
+def _from_json(path: Path) -> list[str]:
+    entries = _parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(entries, list):
+        raise UserError(f'{path} is no list: write a list of strings or of objects with a field "text"')
+    return [
+        entry if isinstance(entry, str) else _text_in(entry, f"{path}, entry {number}")
+        for number, entry in enumerate(entries, start=1)
+    ]
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where} is no JSON ({error}): mend it") from None
+
+
+def _text_in(entry: Any, where: str) -> str:
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        raise UserError(f'{where} is no object with a string in the field "text": mend it')
+    return str(entry["text"])
+
+
+def _from_hub(spec: str) -> list[str]:
+    name, split, column = (*spec.split(":", 2), "", "")[:3]
+    split, column = split or "train", column or "text"
+    org_and_name, configuration = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("text from the hub needs the package datasets: pip install datasets") from None
+    try:
+        with quiet_libraries():
+            data = datasets.load_dataset(org_and_name, configuration or None, split=split)
+    except (
+        Exception
+    ) as error:  # the library raises anything from ValueError to its own and its clients' errors
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"data set {name}, split {split}, cannot be had ({first}): mend it, or give a file"
+        ) from None
+    if column not in data.column_names:
+        columns = ", ".join(data.column_names)
+        raise UserError(
+            f"data set {name} has no column {column!r}; it has: {columns} (hub:NAME:split:column)"
+        )
+    texts = list(data[column])
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"data set {name}: column {column!r} holds no text; choose another (hub:NAME:split:column)"
+        )
+    return texts
+
+
+def token_blocks(texts: Sequence[str], tokenizer: Any, *, blocks: int, block_tokens: int) -> torch.Tensor:
+    """Texts as packed token ids: int64 of shape [blocks, block_tokens].
+
+    All texts follow one another in one stream, the tokenizer's end-of-sequence token between two of them;
+    nothing is truncated or padded. When the stream is longer than needed, the blocks are spread evenly over
+    it, from its first token to its last; when it is shorter, there are fewer blocks than asked for, and less
+    than one block at its end is left over. Of far more text than needed, only every n-th text is tokenised.
+
+    Raises UserError when the texts are empty or too short for one block.
+    """
+    if blocks < 1 or block_tokens < 1:
+        raise UserError(f"{blocks} blocks of {block_tokens} tokens: both must be at least 1")
+    needed = blocks * block_tokens
+    step = max(1, sum(map(len, texts)) // (needed * AMPLE_CHARACTERS))
+    while len(stream := _token_stream(texts[::step], tokenizer)) < needed and step > 1:
+        step //= 2
+    if not stream:
+        raise UserError("the text is empty: choose another")
+    found = min(blocks, len(stream) // block_tokens)
+    if found == 0:
+        raise UserError(
+            f"the text has {len(stream)} tokens, too few for a block of {block_tokens}: choose a longer one"
+        )
+    spare = len(stream) - block_tokens if found == blocks else (found - 1) * block_tokens
+    starts = [number * spare // max(1, found - 1) for number in range(found)]
+    return torch.tensor([stream[start : start + block_tokens] for start in starts], dtype=torch.int64)
+
+
+def _token_stream(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    separator = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    stream: list[int] = []
+    with quiet_libraries():  # tokenizers warn of texts longer than their model's context
+        for text in texts:
+            ids = tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+            stream += separator + ids if stream and ids else ids
+    return stream
+
+
+def blocks_sha256(blocks: torch.Tensor) -> str:
+    """Hex SHA-256 over the blocks' shape and token ids (64-bit, little-endian, row by row)."""
+    digest = hashlib.sha256(f"{tuple(blocks.shape)}".encode())
+    digest.update(blocks.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,255 @@
+"""A checkpoint becomes a transformers model that runs here, and says which kernel really runs."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.awq.int4 import Int4Weight
+from quantize.awq.packing import UNPACKERS
+from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.errors import UserError
+from quantize.kernels import KERNELS, Kernel
+from quantize.quiet import quiet_libraries
+from quantize.source import Weights, open_weights
+
+PREFILL_TOKENS = 1024
+VOCABULARY_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run (eval mode, on `device`), its tokenizer, and what its quantized layers run on.
+
+    compute_dtype: what the activations are; prefill_kernel and decode_kernel: the kernel of the quantized linear
+    layers for a long prompt and for one token; weights_bytes: parameters and buffers, each storage counted once.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    compute_dtype: torch.dtype
+    prefill_kernel: str
+    decode_kernel: str
+    weights_bytes: int
+
+
+def load(
+    path: Path | str, *, device: str = "cpu", compute_dtype: torch.dtype | None = None, kernel: str | None = None
+) -> Loaded:
+    """Load a checkpoint that `quantize` made, on "cpu" or "cuda".
+
+    compute_dtype: of the activations, and of the weights where they are not quantized and on CUDA or in the
+    reference; default float32 on a CPU and float16 on CUDA. kernel: the name of one of KERNELS for AWQ checkpoints,
+    default the first that can run every layer here. Raises UserError for a folder that is no checkpoint, for CUDA
+    where there is none, and for a kernel that cannot run here.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    target = torch_device(device)
+    dtype = compute_dtype or (torch.float32 if target.type == "cpu" else torch.float16)
+    with quiet_libraries():
+        from transformers import AutoTokenizer
+
+        model, prefill, decode = _LOADERS[checkpoint.variant.method](checkpoint, target, dtype, kernel)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        model.eval()
+    return Loaded(model, tokenizer, target, dtype, prefill, decode, storage_bytes(model))
+
+
+def torch_device(name: str) -> torch.device:
+    """The torch device of this name. Raises UserError when it is CUDA and there is none, or unknown."""
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}: use cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no CUDA device here (torch.cuda.is_available() is False): use --device cpu")
+    return torch.device(name)
+
+
+def storage_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers of a model, tied ones counted once."""
+    storages = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _load_reference(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kernel: str | None
+) -> tuple[Any, str, str]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map={"": device})
+    name = f"torch ({str(dtype).removeprefix('torch.')})"
+    return model, name, name
+
+
+def _load_bnb(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kernel: str | None
+) -> tuple[Any, str, str]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map={"": device})
+    quantization = json.loads((checkpoint.path / "config.json").read_text())["quantization_config"]
+    bits = quantization["bnb_4bit_quant_type"] if checkpoint.variant.w_bit == 4 else "int8"
+    name = f"bitsandbytes {bits} ({str(dtype).removeprefix('torch.')})"
+    return model, name, name
+
+
+def _load_awq(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kernel: str | None
+) -> tuple[Any, str, str]:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(checkpoint.path)
+    del config.quantization_config
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    weights = open_weights(checkpoint.path)
+    names = set(weights.names())
+    quantized = sorted(name.removesuffix(".qweight") for name in names if name.endswith(".qweight"))
+    group_size = checkpoint.manifest.q_group_size
+    if group_size is None or not quantized:
+        raise UserError(f"{checkpoint.path} holds no AWQ layers: make it again with `quantize --force`")
+    read = _int4_reader(weights, checkpoint, model, group_size)
+    chosen = _choose_kernel(kernel, [read(name)[0] for name in _one_a_shape(weights, quantized)], device, dtype)
+    for name in quantized:
+        weight, bias = read(name)
+        model.set_submodule(name, chosen.prepare(weight, bias, device, dtype))
+    _load_rest(model, weights, quantized, device, dtype)
+    return model, chosen.describe(PREFILL_TOKENS, dtype), chosen.describe(1, dtype)
+
+
+def _int4_reader(
+    weights: Weights, checkpoint: Checkpoint, model: nn.Module, group_size: int
+) -> Callable[[str], tuple[Int4Weight, Tensor | None]]:
+    unpack = UNPACKERS[checkpoint.variant.version or ""]
+    names = set(weights.names())
+
+    def read(name: str) -> tuple[Int4Weight, Tensor | None]:
+        tensors = {part: weights.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")}
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise UserError(f"{checkpoint.path}: {name} is no linear layer of this architecture")
+        bias = weights.get(f"{name}.bias") if f"{name}.bias" in names else None
+        return unpack(tensors, linear.in_features, group_size), bias
+
+    return read
+
+
+def _one_a_shape(weights: Weights, quantized: Sequence[str]) -> list[str]:
+    """One layer's name for each distinct weight shape."""
+    return list({tuple(weights.shape(f"{name}.qweight")): name for name in quantized}.values())
+
+
+def _choose_kernel(
+    wanted: str | None, shapes: Sequence[Int4Weight], device: torch.device, dtype: torch.dtype
+) -> Kernel:
+    """The kernel asked for, or the first that can run every distinct layer."""
+    if wanted is not None and wanted not in KERNELS:
+        raise UserError(f"unknown kernel {wanted!r}; there are: {', '.join(KERNELS)}")
+    reasons = []
+    for kernel in KERNELS.values() if wanted is None else [KERNELS[wanted]]:
+        reason = next((why for weight in shapes if (why := kernel.why_not(weight, device, dtype))), None)
+        if reason is None:
+            return kernel
+        reasons.append(f"{kernel.name}: {reason}")
+    raise UserError(f"no kernel can run this checkpoint on {device} ({'; '.join(reasons)})")
+
+
+def _load_rest(
+    model: Any, weights: Weights, quantized: Sequence[str], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision."""
+    done = tuple(f"{name}." for name in quantized)
+    for name in weights.names():
+        if name.startswith(done):
+            continue
+        tensor = weights.get(name)
+        parent, _, leaf = name.rpartition(".")
+        module = model.get_submodule(parent)
+        if leaf == "scales" and "scales" not in module._parameters:
+            _wrap_activation(model, parent, tensor.to(device, dtype))
+            continue
+        half = isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
+        value = tensor.to(device) if half else tensor.to(device, dtype)
+        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+    model.tie_weights()
+    _keep_half_embeddings(model, dtype)
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer.to(device)
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise UserError(f"the checkpoint lacks {missing[0]}: make it again with `quantize --force`")
+
+
+def _wrap_activation(model: Any, name: str, scales: Tensor) -> None:
+    """AWQ scales that no weight could absorb live in a wrapper around the activation function."""
+    from awq.modules.act import ScaledActivation
+
+    model.set_submodule(name, ScaledActivation(model.get_submodule(name), scales))
+
+
+class HalfEmbedding(nn.Module):
+    """An embedding table stored in half precision that hands out rows in the compute dtype."""
+
+    def __init__(self, embedding: nn.Embedding, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = embedding.weight
+        self._embedding = (embedding,)  # in a tuple: not a submodule, its weight is counted here
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self._embedding[0](ids)
+        return rows.to(self.dtype)
+
+
+class HalfHead(nn.Module):
+    """An output head stored in half precision: one token multiplies in it, more of them in the compute dtype.
+
+    A CPU multiplies float16 matrices with one vector at memory speed and with several at a hundredth of float32's
+    speed, so for several the rows are converted, a chunk of the vocabulary at a time.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if hidden.numel() == hidden.shape[-1]:
+            logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight).to(hidden.dtype)
+        else:
+            chunks = [
+                nn.functional.linear(hidden, rows.to(hidden.dtype)) for rows in self.weight.split(VOCABULARY_CHUNK)
+            ]
+            logits = torch.cat(chunks, dim=-1)
+        return logits if self.bias is None else logits + self.bias.to(hidden.dtype)
+
+
+def _keep_half_embeddings(model: Any, dtype: torch.dtype) -> None:
+    """On a CPU that computes in float32, embeddings and head stay as stored, in half the bytes."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(head, nn.Linear) and head.weight.dtype != dtype:
+        names = {module: name for name, module in model.named_modules()}
+        model.set_submodule(names[head], HalfHead(head))
+    if embedding.weight.dtype != dtype:
+        if type(embedding) is not nn.Embedding:  # it scales its rows or more: no place for a wrapper
+            embedding.to(dtype)
+            return
+        model.set_input_embeddings(HalfEmbedding(embedding, dtype))
+
+
+_LOADERS: dict[str, Callable[[Checkpoint, torch.device, torch.dtype, str | None], tuple[Any, str, str]]] = {
+    "FP16": _load_reference,
+    "AWQ": _load_awq,
+    "BnB.4": _load_bnb,
+    "BnB.8": _load_bnb,
+}

@@ -1,0 +1,226 @@
+"""Which tables a report has, and which columns each of them."""
+
+from collections.abc import Sequence
+
+from bench.record import Subject
+from bench.scenario import Scenario
+from reports.compare import Phase
+from reports.notes import paragraph, warnings
+from reports.ratio import Ratio
+from reports.results import Failure, Measurement, Result, Timing
+from reports.table import Block, Bullets, Cell, Column, Heading, Page, Paragraph, Table
+
+REFERENCE_METHOD = "FP16/BF16"
+
+
+SPEED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
+"""The blocks of rows in the speed table."""
+
+
+def page(found: Sequence[Measurement]) -> Page:
+    """The whole report; a heading for each measurement where there are several."""
+    blocks: list[Block] = []
+    for measurement in found:
+        if len(found) > 1:
+            dtypes = " and ".join(measurement.compute_dtypes)
+            blocks.append(Heading(f"On {measurement.device}{f', computing in {dtypes}' if dtypes else ''}"))
+        blocks += _blocks(measurement)
+    return tuple(blocks)
+
+
+def _blocks(measurement: Measurement) -> list[Block]:
+    labels = row_labels(measurement)
+    blocks: list[Block] = [published_table(measurement)]
+    for scenario in measurement.scenarios:
+        speed = speed_table(measurement, scenario, labels)
+        if speed.rows:
+            blocks += [Paragraph(f"Speed in the scenario `{scenario.name}` ({shape_text(scenario)}):"), speed]
+    blocks += [Paragraph("Size and quality:"), quality_table(measurement, labels)]
+    failures = failure_table(measurement, labels)
+    if failures.rows:
+        blocks += [Paragraph("Runs that did not end well:"), failures]
+    warned = warnings(measurement, labels)
+    if warned:
+        blocks.append(Bullets(warned))
+    blocks.append(Paragraph(paragraph(measurement)))
+    return blocks
+
+
+def published_table(measurement: Measurement) -> Table:
+    """The columns of the published table, in its order."""
+    memory = "RAM GB" if memory_is_ram(measurement) else "VRAM GB"
+    columns = (
+        Column("Base Model"),
+        Column("Method"),
+        Column("q_group_size", "count", missing=""),
+        Column("w_bit", "count", missing=""),
+        Column("version", missing=""),
+        Column(memory, "gigabytes"),
+        Column("Time", "ratio"),
+        Column("Download"),
+    )
+    return Table(columns, tuple(_published_row(measurement, result) for result in measurement.results))
+
+
+def _published_row(measurement: Measurement, result: Result) -> tuple[Cell, ...]:
+    subject = result.subject
+    return (
+        subject.base_model,
+        method_text(result),
+        subject.q_group_size,
+        subject.w_bit,
+        subject.version,
+        run_peak_bytes(measurement, result),
+        _time(measurement, result),
+        subject.download or subject.name,
+    )
+
+
+def method_text(result: Result) -> str:
+    """The column Method; the reference says when it did not compute in half precision."""
+    if not result.is_reference:
+        return result.subject.method
+    if result.compute_dtype == "float32":
+        return f"{REFERENCE_METHOD}, computed in float32"
+    return REFERENCE_METHOD
+
+
+def run_peak_bytes(measurement: Measurement, result: Result) -> int | None:
+    """The peak while running `published`, or when that was not run at all, while running anything."""
+    if measurement.headline:
+        timing = result.timing(measurement.headline)
+        return timing.run_peak_bytes if timing else None
+    peaks = [timing.run_peak_bytes for timing in result.timings.values() if timing.run_peak_bytes is not None]
+    return max(peaks, default=None)
+
+
+def memory_is_ram(measurement: Measurement) -> bool:
+    """Whether the peaks are of the machine's memory, not the GPU's."""
+    if measurement.memory is None:
+        return not measurement.device.startswith("cuda")
+    return measurement.memory == "RSS"
+
+
+def _time(measurement: Measurement, result: Result) -> Cell:
+    """The ratio of total latency in `published`; the status where that failed."""
+    headline = measurement.headline
+    timing = result.timing(headline)
+    if timing is not None:
+        return ratio_cell(result, timing, "total")
+    failed = [failure.status for failure in result.failures if headline and failure.work == headline.name]
+    return failed[-1] if failed else None
+
+
+def ratio_cell(result: Result, timing: Timing, phase: Phase) -> float | None:
+    """The ratio to the reference; 1 for the reference itself."""
+    if result.is_reference:
+        return 1.0 if phase in timing.seconds else None
+    ratio = _ratio(timing, phase)
+    return ratio.value if ratio else None
+
+
+def _ratio(timing: Timing, phase: Phase) -> Ratio | None:
+    return timing.comparison.ratios.get(phase) if timing.comparison else None
+
+
+def speed_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
+    """One row for each phase and checkpoint, a phase's rows together so that they compare at a glance."""
+    columns = (
+        Column("Phase"),
+        Column("Row"),
+        Column("Time", "ratio"),
+        Column("95% interval", "range", missing=""),
+        Column("Spread", "range", missing=""),
+        Column("Verdict", missing=""),
+        Column("Tokens/s", "per_second"),
+        Column("Kernel"),
+    )
+    phases = [phase for phase in SPEED_PHASES if scenario.decode_steps or phase == "prefill"]
+    rows = [
+        _speed_row(phase, result, timing, labels[result.subject])
+        for phase in phases
+        for result in measurement.results
+        if (timing := result.timing(scenario)) is not None
+    ]
+    return Table(columns, tuple(rows))
+
+
+def _speed_row(phase: Phase, result: Result, timing: Timing, label: str) -> tuple[Cell, ...]:
+    ratio = _ratio(timing, phase)
+    interval: Cell = None
+    if ratio is not None:
+        interval = ratio.interval or f"{len(ratio.rounds)} round{'s' if len(ratio.rounds) > 1 else ''}"
+    prefill = phase == "prefill"
+    kernel = None
+    if timing.kernels is not None:
+        kernel = timing.kernels.prefill if prefill else timing.kernels.decode
+    return (
+        phase,
+        label,
+        ratio_cell(result, timing, phase),
+        interval,
+        ratio.spread if ratio else None,
+        ratio.verdict if ratio else None,
+        timing.prefill_tokens_per_s if prefill else timing.decode_tokens_per_s,
+        kernel,
+    )
+
+
+def quality_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:
+    """Bytes of the weights, the peak while loading, and perplexity."""
+    columns = (
+        Column("Row"),
+        Column("Weights GB", "gigabytes"),
+        Column("Load peak GB", "gigabytes"),
+        Column("Perplexity", "perplexity"),
+        Column("to reference", "ratio"),
+    )
+    rows = [
+        (
+            labels[result.subject],
+            result.weights_bytes,
+            result.load_peak_bytes,
+            result.quality.perplexity if result.quality else None,
+            1.0 if result.is_reference and result.quality else result.perplexity_ratio,
+        )
+        for result in measurement.results
+    ]
+    return Table(columns, tuple(rows))
+
+
+def failure_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:
+    """Every run that did not end well, with its reason."""
+    columns = (Column("Row"), Column("Run"), Column("Rounds", missing=""), Column("Status"), Column("Reason"))
+    rows = [
+        (labels[result.subject], failure.work, _rounds_text(failure), failure.status, failure.reason)
+        for result in measurement.results
+        for failure in result.failures
+    ]
+    return Table(columns, tuple(rows))
+
+
+def _rounds_text(failure: Failure) -> str | None:
+    """Rounds are counted from 1 for the reader."""
+    return ", ".join(str(number + 1) for number in sorted(failure.rounds)) or None
+
+
+def row_labels(measurement: Measurement) -> dict[Subject, str]:
+    """A short name for each row: "AWQ GEMM, group 64"; where that is ambiguous, the checkpoint's name."""
+    many = len(measurement.base_models) > 1
+    labels = {result.subject: _label(result, with_model=many) for result in measurement.results}
+    taken = list(labels.values())
+    return {subject: subject.name if taken.count(label) > 1 else label for subject, label in labels.items()}
+
+
+def _label(result: Result, *, with_model: bool) -> str:
+    subject = result.subject
+    method = REFERENCE_METHOD if result.is_reference else subject.method
+    words = [subject.base_model] if with_model else []
+    words += [method] if subject.version is None else [method, subject.version]
+    group = "" if subject.q_group_size is None else f", group {subject.q_group_size}"
+    return " ".join(words) + group
+
+
+def shape_text(scenario: Scenario) -> str:
+    """1024 prompt tokens, 1 new, batch 1"""
+    return f"{scenario.prompt_tokens} prompt tokens, {scenario.new_tokens} new, batch {scenario.batch}"

@@ -1,0 +1,169 @@
+"""The words under the tables: machine, versions, scenarios, rounds, date, and what to be wary of."""
+
+from datetime import UTC, datetime
+
+from bench.record import Quality, Subject
+from bench.scenario import Scenario
+from reports.ratio import CONFIDENCE, EQUIVALENCE
+from reports.results import HEADLINE, Measurement, Result
+from reports.table import gigabytes_text, ratio_text
+
+BROKEN_PERPLEXITY_RATIO = 2.0
+"""From here on a checkpoint is called broken: quantization that works costs some percent."""
+
+STALE_S = 3600.0
+"""Paired runs further apart than this were not measured in one go."""
+
+
+def paragraph(measurement: Measurement) -> str:
+    """What was measured, where, when and how, and what the columns mean; from the records alone."""
+    sentences = [
+        f"Measured on {_machine(measurement)}{_dates(measurement)}{_rounds(measurement)}.",
+        _versions(measurement),
+        _dtype(measurement),
+        *(_scenario(scenario) for scenario in measurement.scenarios),
+        _memory(measurement),
+        _time(measurement),
+        _quality(measurement),
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def warnings(measurement: Measurement, labels: dict[Subject, str]) -> tuple[str, ...]:
+    """One line for each thing that makes a row less than it seems."""
+    found: list[str] = []
+    references = {result.subject.base_model for result in measurement.results if result.is_reference}
+    missing = [model for model in measurement.base_models if model not in references]
+    found += [f"{model}: no reference was measured, so its rows have no ratios." for model in missing]
+    for result in measurement.results:
+        label = labels[result.subject]
+        found += [f"{label}: {words}" for words in _result_warnings(result)]
+    return tuple(found)
+
+
+def _result_warnings(result: Result) -> list[str]:
+    found = []
+    if result.perplexity_ratio is not None and result.perplexity_ratio >= BROKEN_PERPLEXITY_RATIO:
+        times = ratio_text(result.perplexity_ratio)
+        found.append(f"this checkpoint is broken: its perplexity is {times} the reference's.")
+    for timing in result.timings.values():
+        comparison = timing.comparison
+        if comparison is None:
+            continue
+        name = timing.scenario.name
+        if not comparison.order_balanced:
+            found.append(
+                f"in `{name}` it ran on the same side of the reference in every round, so the machine's "
+                "drift is in its ratios; measure again with the rounds reversed in turn."
+            )
+        if comparison.apart_s is not None and comparison.apart_s > STALE_S:
+            found.append(
+                f"in `{name}` it and its reference ran up to {_duration(comparison.apart_s)} apart; "
+                "measure both again in one go."
+            )
+    return found
+
+
+def _machine(measurement: Measurement) -> str:
+    facts = measurement.environment
+    cpu = str(facts.get("cpu") or "unknown processor")
+    if not measurement.device.startswith("cuda"):
+        threads = facts.get("torch_threads")
+        return f"a CPU ({cpu}{_plural(threads, ', {} thread')})"
+    memory = facts.get("gpu_memory_bytes")
+    size = f", {gigabytes_text(memory)} GB" if memory else ""
+    driver = f", driver {facts['gpu_driver']}" if facts.get("gpu_driver") else ""
+    cuda = f", CUDA {facts['cuda']}" if facts.get("cuda") else ""
+    return f"a GPU ({facts.get('gpu') or 'unknown'}{size}{driver}{cuda}; host {cpu})"
+
+
+def _plural(count: object, text: str) -> str:
+    if not isinstance(count, int):
+        return ""
+    return text.format(count) + ("" if count == 1 else "s")
+
+
+def _dates(measurement: Measurement) -> str:
+    if measurement.first_start is None or measurement.last_start is None:
+        return ""
+    first, last = _day(measurement.first_start), _day(measurement.last_start)
+    return f" on {first}" if first == last else f" from {first} to {last}"
+
+
+def _day(moment: datetime) -> str:
+    return moment.astimezone(UTC).date().isoformat()
+
+
+def _rounds(measurement: Measurement) -> str:
+    counts = [timing.rounds for result in measurement.results for timing in result.timings.values()]
+    if not counts:
+        return ""
+    low, high = min(counts), max(counts)
+    return f" in {_plural(high, '{} round')}" if low == high else f" in {low} to {high} rounds"
+
+
+def _versions(measurement: Measurement) -> str:
+    facts = measurement.environment
+    libraries = facts.get("libraries") or {}
+    versions = {"Python": facts.get("python"), **libraries}
+    source = facts.get("source") or {}
+    if source.get("quantable"):
+        versions["quantable"] = source["quantable"]
+    known = [f"{name} {version}" for name, version in versions.items() if version]
+    return f"Versions: {', '.join(known)}." if known else ""
+
+
+def _dtype(measurement: Measurement) -> str:
+    references = [result for result in measurement.results if result.is_reference and result.compute_dtype]
+    if len(measurement.compute_dtypes) > 1:
+        each = ", ".join(f"{one.subject.base_model} in {one.compute_dtype}" for one in references)
+        return f"The references computed: {each}."
+    if not references:
+        return ""
+    stored = "is stored in half precision and " if references[0].compute_dtype == "float32" else ""
+    return f"The reference {stored}computed in {references[0].compute_dtype}."
+
+
+def _scenario(scenario: Scenario) -> str:
+    new = _plural(scenario.new_tokens, "{} new token")
+    return f"`{scenario.name}`: {scenario.prompt_tokens} prompt tokens, then {new}, batch {scenario.batch}."
+
+
+def _memory(measurement: Measurement) -> str:
+    sources = {
+        None: None,
+        "RSS": "RAM GB is the largest resident set size of the process",
+        "CUDA allocator": "VRAM GB is the most that PyTorch's CUDA allocator had handed out",
+    }
+    words = sources.get(measurement.memory, f"The memory column is a peak ({measurement.memory})")
+    if words is None:
+        return ""
+    when = f"`{HEADLINE}`" if measurement.headline else "any scenario"
+    return f"{words} while running {when}; GB are 1e9 bytes."
+
+
+def _time(measurement: Measurement) -> str:
+    percent = f"{EQUIVALENCE:.0%}"
+    where = f"In the first table it is that of `{HEADLINE}`" if measurement.headline else ""
+    first = f"{where}, prompt and new tokens together. " if where else f"`{HEADLINE}` was not run. "
+    return (
+        "Time is relative to the reference: x2.00 takes twice as long, so higher is slower. "
+        f"{first}"
+        "Spread is the smallest and the largest ratio of one round. "
+        f"The interval is a {CONFIDENCE:.0%} bootstrap over rounds. The verdict is slower or faster when all "
+        f"of it lies more than {percent} from x1.00, same within noise when all lies closer, else unsure."
+    )
+
+
+def _quality(measurement: Measurement) -> str:
+    texts: dict[Quality, None] = dict.fromkeys(
+        Quality(0.0, result.quality.tokens, result.quality.text, result.quality.text_sha256)
+        for result in measurement.results
+        if result.quality
+    )
+    return " ".join(f"Perplexity is over {text.tokens} tokens of {text.text}." for text in texts)
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"

@@ -1,0 +1,153 @@
+"""How much slower or faster one series of runs is than another: estimate, interval, verdict.
+
+The unit is the round: one run of the variant and one of the reference, close together in time, with the
+order of the
+two reversed from one round to the next (A B, B A, A B, ...). A machine that slows down or speeds up shifts
+the two runs of a round by different amounts, and by the opposite amount in the next round.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+Verdict = Literal["faster", "slower", "same within noise", "unsure"]
+
+EQUIVALENCE = 0.03
+"""A ratio between 1 / 1.03 and 1.03 is too close to 1 to matter."""
+
+CONFIDENCE = 0.95
+INTERVAL_MIN_ROUNDS = 3
+RESAMPLES = 2000
+SEED = 20240219
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The variant's seconds over the reference's; above 1 the variant is slower.
+
+    value:    the estimate over all rounds (see `ratio_of`).
+    rounds:   the ratio of each round on its own, in the order in which they ran.
+    interval: 95% bootstrap interval of `value`, None below INTERVAL_MIN_ROUNDS rounds.
+    verdict:  see `verdict_of`.
+    """
+
+    value: float
+    rounds: tuple[float, ...]
+    interval: tuple[float, float] | None
+    verdict: Verdict
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The smallest and the largest ratio of a single round."""
+        return min(self.rounds), max(self.rounds)
+
+
+def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
+    """The ratio of two equally long series of positive seconds, one entry a round, in the order they ran.
+
+    The estimate is the geometric mean, over all pairs of neighbouring rounds, of (v1 + v2) / (r1 + r2). In
+    such a pair the four runs lie as A B B A, so that a drift that is linear in time adds the same to both
+    sums and leaves the quotient alone; a drift that bends is cancelled by the next pair, which lies as B A A
+    B. One round alone gives v / r.
+
+    The interval is for the logarithm of the ratio: rounds are drawn with replacement, and the distances of
+    the
+    2.5% and 97.5% points of their mean from the middle are stretched by t / z * sqrt(n / (n - 1)), t and z
+    being the quantiles of Student's distribution with n - 1 degrees and of the normal one. Without the
+    stretch, bootstrap intervals of few rounds are too short (Hesterberg 2015, "What Teachers Should Know
+    About the Bootstrap", arXiv:1411.5279, section 4.1). Drift inside the rounds only widens the interval.
+
+    Raises ValueError for series of different or no length, or with a value that is not above 0.
+    """
+    if len(variant_s) != len(reference_s) or not variant_s:
+        raise ValueError(f"series of {len(variant_s)} and {len(reference_s)} rounds are not paired")
+    if not all(value > 0 and math.isfinite(value) for value in (*variant_s, *reference_s)):
+        raise ValueError("seconds must be above 0")
+    rounds = tuple(v / r for v, r in zip(variant_s, reference_s, strict=True))
+    log_estimate = _log_estimate(variant_s, reference_s)
+    interval = None
+    if len(rounds) >= INTERVAL_MIN_ROUNDS:
+        low, high = _bootstrap([math.log(ratio) for ratio in rounds])
+        interval = (math.exp(log_estimate + low), math.exp(log_estimate + high))
+    return Ratio(math.exp(log_estimate), rounds, interval, verdict_of(interval))
+
+
+def verdict_of(interval: tuple[float, float] | None) -> Verdict:
+    """What may be said about a ratio with this interval.
+
+    "slower":            the whole interval is above 1.03.
+    "faster":            the whole interval is below 1 / 1.03.
+    "same within noise": the whole interval is between the two.
+    "unsure":            the interval reaches over one of these bounds, or there is none; more rounds would
+    tell.
+    """
+    if interval is None:
+        return "unsure"
+    low, high = interval
+    upper = 1 + EQUIVALENCE
+    lower = 1 / upper
+    if low > upper:
+        return "slower"
+    if high < lower:
+        return "faster"
+    if lower <= low and high <= upper:
+        return "same within noise"
+    return "unsure"
+
+
+def _log_estimate(variant_s: Sequence[float], reference_s: Sequence[float]) -> float:
+    if len(variant_s) == 1:
+        return math.log(variant_s[0] / reference_s[0])
+    pairs = [
+        math.log((variant_s[i] + variant_s[i + 1]) / (reference_s[i] + reference_s[i + 1]))
+        for i in range(len(variant_s) - 1)
+    ]
+    return math.fsum(pairs) / len(pairs)
+
+
+def _bootstrap(logs: list[float]) -> tuple[float, float]:
+    """How far below and above the estimate the interval reaches, in logarithms: (negative, positive)."""
+    n = len(logs)
+    mean = math.fsum(logs) / n
+    deviations = [value - mean for value in logs]
+    generator = random.Random(SEED)
+    means = sorted(sum(generator.choices(deviations, k=n)) / n for _ in range(RESAMPLES))
+    tail = (1 - CONFIDENCE) / 2
+    low = means[math.floor(tail * (RESAMPLES - 1))]
+    high = means[math.ceil((1 - tail) * (RESAMPLES - 1))]
+    stretch = student_quantile(1 - tail, n - 1) / NormalDist().inv_cdf(1 - tail) * math.sqrt(n / (n - 1))
+    # The estimate counts the first and the last round half, which makes it a little noisier than a mean of n.
+    weights = math.sqrt(n * (n - 1.5)) / (n - 1)
+    return low * stretch * weights, high * stretch * weights
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """The quantile of Student's t distribution, for a probability of at least one half.
+
+    By bisection on the distribution function, which is a finite sum for whole degrees of freedom (Abramowitz
+    and Stegun 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * (1 + low):
+        middle = (low + high) / 2
+        if _student_cdf(middle, degrees) < probability:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _student_cdf(t: float, degrees: int) -> float:
+    angle = math.atan(t / math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2 == 1
+    term = cosine if odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for k in range(2 if odd else 1, degrees - 2, 2):
+        term *= cosine * cosine * k / (k + 1)
+        total += term
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return 0.5 + inside / 2

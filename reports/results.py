@@ -1,0 +1,304 @@
+"""Everything known of each checkpoint, from the records: one Measurement a machine, one Result a row."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from bench.record import Kernels, Quality, Record, Status, Subject, latency_records
+from bench.scenario import SCENARIOS, Scenario
+from quantize.errors import UserError
+from quantize.variant import REFERENCE, VARIANTS
+from reports.compare import PHASES, Comparison, Phase, compare, phase_s, started
+from reports.pooling import check_alike, check_subjects, refuse_compute_dtype, refuse_scenarios
+
+HEADLINE = SCENARIOS["published"].name
+"""The scenario behind the column Time."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Runs of one checkpoint that did not end well, for one reason. `rounds` is empty for a quality run."""
+
+    work: str
+    status: Status
+    reason: str
+    rounds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One checkpoint in one scenario.
+
+    rounds:         how many ended well.
+    seconds:        median over rounds of each phase; "decode" is seconds a step.
+    kernels:        what ran the linear layers, None where no run told.
+    run_peak_bytes: highest over the rounds.
+    comparison:     against the reference; None for the reference itself and where there is nothing to
+    compare with.
+    """
+
+    scenario: Scenario
+    rounds: int
+    seconds: dict[Phase, float]
+    kernels: Kernels | None
+    run_peak_bytes: int | None
+    comparison: Comparison | None
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Prompt tokens a second, over the whole batch."""
+        seconds = self.seconds.get("prefill")
+        return self.scenario.batch * self.scenario.prompt_tokens / seconds if seconds else None
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """New tokens a second while decoding, over the whole batch."""
+        seconds = self.seconds.get("decode")
+        return self.scenario.batch / seconds if seconds else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: a checkpoint on one device. Unknown is None.
+
+    load_peak_bytes: highest over all loads. perplexity_ratio: over the reference's perplexity on the same
+    text.
+    """
+
+    subject: Subject
+    is_reference: bool
+    compute_dtype: str | None
+    weights_bytes: int | None
+    load_peak_bytes: int | None
+    quality: Quality | None
+    perplexity_ratio: float | None
+    timings: dict[Scenario, Timing]
+    failures: tuple[Failure, ...]
+
+    def timing(self, scenario: Scenario | None) -> Timing | None:
+        return self.timings.get(scenario) if scenario else None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All that was measured on one device, each base model in one compute dtype.
+
+    environment: the fingerprint, the same for every record in what matters; empty when every run failed.
+    scenarios:   in the order in which they were first run.
+    memory:      what the peaks mean, "RSS" or "CUDA allocator", None when unknown.
+    """
+
+    device: str
+    environment: dict[str, Any]
+    memory: str | None
+    scenarios: tuple[Scenario, ...]
+    results: tuple[Result, ...]
+    first_start: datetime | None
+    last_start: datetime | None
+
+    @property
+    def headline(self) -> Scenario | None:
+        """The scenario `published`, None when it was not run."""
+        return next((scenario for scenario in self.scenarios if scenario.name == HEADLINE), None)
+
+    @property
+    def compute_dtypes(self) -> tuple[str, ...]:
+        """Every compute dtype known, mostly one."""
+        return tuple(dict.fromkeys(result.compute_dtype for result in self.results if result.compute_dtype))
+
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(result.subject.base_model for result in self.results))
+
+
+def measurements(records: Sequence[Record]) -> list[Measurement]:
+    """What these records hold: one Measurement a device, in the order first measured.
+
+    A device on which some base model ran in two compute dtypes has one Measurement for each of them.
+
+    Raises UserError for records that may not stand in one table (see reports.pooling), and when there is no
+    latency record of any reference, since every ratio is to it.
+    """
+    check_subjects(records)
+    if not any(_is_reference(record) for record in latency_records(records)):
+        raise _no_reference(records)
+    _check_compute_dtypes(records)
+    return [_measurement(device, group) for (device, _), group in _groups(records).items()]
+
+
+def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
+    """The records of each device; by compute dtype too where a base model ran in several on that device.
+
+    A run that failed before its compute dtype was known joins every group of its device.
+    """
+    dtypes: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        known = dtypes.setdefault(record.device, {}).setdefault(record.subject.base_model, [])
+        if record.compute_dtype and record.compute_dtype not in known:
+            known.append(record.compute_dtype)
+    groups: dict[tuple[str, str | None], list[Record]] = {}
+    for record in records:
+        models = dtypes[record.device].values()
+        split = dict.fromkeys(dtype for known in models for dtype in known)
+        several = any(len(known) > 1 for known in models)
+        own = [record.compute_dtype] if record.compute_dtype else list(split)
+        for dtype in own if several else [None]:
+            groups.setdefault((record.device, dtype), []).append(record)
+    return groups
+
+
+def _measurement(device: str, records: Sequence[Record]) -> Measurement:
+    check_alike(records)
+    scenarios = tuple(dict.fromkeys(record.scenario for record in records if record.scenario))
+    headlines = [scenario for scenario in scenarios if scenario.name == HEADLINE]
+    if len(headlines) > 1:
+        refuse_scenarios(headlines[0], headlines[1])
+    good = [record for record in records if record.status == "ok"]
+    starts = sorted(moment for record in good if (moment := started(record)))
+    references = _references(records)
+    subjects = sorted(
+        dict.fromkeys(record.subject for record in records),
+        key=lambda subject: _row_order(subject, references, records),
+    )
+    return Measurement(
+        device=device,
+        environment=good[0].environment if good else {},
+        memory=next((record.memory.source for record in good if record.memory), None),
+        scenarios=scenarios,
+        results=tuple(_result(subject, references, records) for subject in subjects),
+        first_start=starts[0] if starts else None,
+        last_start=starts[-1] if starts else None,
+    )
+
+
+def _references(records: Iterable[Record]) -> dict[str, Subject]:
+    """The reference of each base model: its half-precision checkpoint, of several the first."""
+    references: dict[str, Subject] = {}
+    for record in records:
+        if record.subject.variant == REFERENCE.name:
+            references.setdefault(record.subject.base_model, record.subject)
+    return references
+
+
+def _row_order(
+    subject: Subject, references: dict[str, Subject], records: Iterable[Record]
+) -> tuple[int, bool, int, str]:
+    """Base models as first measured; in each the reference, then the published table's order of variants."""
+    models = list(dict.fromkeys(record.subject.base_model for record in records))
+    variants = list(VARIANTS)
+    place = variants.index(subject.variant) if subject.variant in variants else len(variants)
+    is_reference = references.get(subject.base_model) == subject
+    return models.index(subject.base_model), not is_reference, place, subject.name
+
+
+def _result(subject: Subject, references: dict[str, Subject], records: Sequence[Record]) -> Result:
+    own = [record for record in records if record.subject == subject]
+    reference = references.get(subject.base_model)
+    others = [record for record in records if record.subject == reference and reference != subject]
+    good = latency_records(own)
+    quality, reference_quality = _quality(own), _quality(others)
+    memory = [record.memory for record in own if record.status == "ok" and record.memory]
+    load_peaks = [figures.load_peak_bytes for figures in memory if figures.load_peak_bytes is not None]
+    scenarios = dict.fromkeys(record.scenario for record in good if record.scenario)
+    return Result(
+        subject=subject,
+        is_reference=reference == subject,
+        compute_dtype=next((record.compute_dtype for record in own if record.compute_dtype), None),
+        weights_bytes=memory[-1].weights_bytes if memory else None,
+        load_peak_bytes=max(load_peaks, default=None),
+        quality=quality,
+        perplexity_ratio=quality.perplexity / reference_quality.perplexity
+        if quality and reference_quality
+        else None,
+        timings={scenario: _timing(scenario, good, latency_records(others)) for scenario in scenarios},
+        failures=_failures(own),
+    )
+
+
+def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Record]) -> Timing:
+    """From ok latency records; those of other scenarios are passed over."""
+    runs = [record for record in own if record.scenario == scenario]
+    seconds: dict[Phase, float] = {}
+    for phase in PHASES:
+        rounds = [value for run in runs if (value := phase_s(run, phase)) is not None]
+        if rounds:
+            seconds[phase] = statistics.median(rounds)
+    peaks = [
+        run.memory.run_peak_bytes for run in runs if run.memory and run.memory.run_peak_bytes is not None
+    ]
+    return Timing(
+        scenario=scenario,
+        rounds=len(runs),
+        seconds=seconds,
+        kernels=_kernels(runs),
+        run_peak_bytes=max(peaks, default=None),
+        comparison=compare(scenario, runs, [record for record in reference if record.scenario == scenario]),
+    )
+
+
+def _kernels(runs: Sequence[Record]) -> Kernels | None:
+    """What ran; where it changed from round to round, every name."""
+    found = [run.kernels for run in runs if run.kernels]
+    if not found:
+        return None
+    prefill = dict.fromkeys(kernels.prefill for kernels in found)
+    decode = dict.fromkeys(kernels.decode for kernels in found)
+    return Kernels(" / ".join(prefill), " / ".join(decode))
+
+
+def _quality(records: Iterable[Record]) -> Quality | None:
+    """The latest figures."""
+    found = [record.quality for record in records if record.status == "ok" and record.quality]
+    return found[-1] if found else None
+
+
+def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
+    """Failed runs that no later run of the same work made good, those of one work and reason together."""
+    found: dict[tuple[str, Status, str], list[int]] = {}
+    for place, record in enumerate(records):
+        work = (record.kind, record.scenario, record.round)
+        made_good = any(
+            later.status == "ok" and (later.kind, later.scenario, later.round) == work
+            for later in records[place + 1 :]
+        )
+        if record.status != "ok" and not made_good:
+            key = (_work(record), record.status, record.reason or "")
+            found.setdefault(key, []).extend([] if record.round is None else [record.round])
+    return tuple(
+        Failure(work, status, reason, tuple(dict.fromkeys(rounds)))
+        for (work, status, reason), rounds in found.items()
+    )
+
+
+def _work(record: Record) -> str:
+    return record.scenario.name if record.scenario else record.kind
+
+
+def _is_reference(record: Record) -> bool:
+    return record.subject.variant == REFERENCE.name
+
+
+def _no_reference(records: Iterable[Record]) -> UserError:
+    failed = [record for record in records if _is_reference(record) and record.status != "ok"]
+    if failed:
+        why = f"the reference did not run ({failed[-1].status}: {failed[-1].reason})"
+        return UserError(f"no latency record of the reference: {why}; mend that and run `bench` again")
+    return UserError(
+        f"no latency record of the reference: quantize --variant {REFERENCE.name} into the same folder "
+        "and run `bench` again"
+    )
+
+
+def _check_compute_dtypes(records: Sequence[Record]) -> None:
+    """Refuse a checkpoint whose reference ran on the same device, but only in another compute dtype."""
+    good = latency_records(records)
+    references: dict[tuple[str, str], list[Record]] = {}
+    for record in good:
+        if _is_reference(record):
+            references.setdefault((record.device, record.subject.base_model), []).append(record)
+    for record in good:
+        own = references.get((record.device, record.subject.base_model), [])
+        if own and record.compute_dtype not in [reference.compute_dtype for reference in own]:
+            refuse_compute_dtype(record, own)

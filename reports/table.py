@@ -1,0 +1,134 @@
+"""A table: typed columns and raw values. Every decision on how a value looks is made here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["text", "count", "gigabytes", "ratio", "range", "per_second", "perplexity"]
+Cell = str | int | float | tuple[float, float] | None
+Align = Literal["left", "right", "center"]
+
+UNKNOWN = "—"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's title and what its values are.
+
+    text:       as it is.
+    count:      a whole number.
+    gigabytes:  bytes, shown in GB of 1e9 bytes: 15.02, 4.68, below one GB 0.269, from 100 on 141.0.
+    ratio:      x1.41; from 100 on x14,889.
+    range:      two ratios, low and high: 1.38 to 1.45.
+    per_second: three digits: 24.8, 1.52, from 100 on 1,318.
+    perplexity: 14.93; from 1000 on 222,316.
+
+    A cell that holds a string is shown as it is in any column ("oom", "2 rounds"). None is shown as
+    `missing`: a dash for what is unknown, nothing for what does not apply.
+    """
+
+    title: str
+    kind: Kind = "text"
+    missing: str = UNKNOWN
+
+    @property
+    def align(self) -> Align:
+        return ALIGNMENTS[self.kind]
+
+    def text(self, cell: Cell) -> str:
+        """How this value looks in this column."""
+        if cell is None:
+            return self.missing
+        return cell if isinstance(cell, str) else FORMATS[self.kind](cell)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of raw values, one cell a column."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns")
+
+    @property
+    def titles(self) -> list[str]:
+        return [column.title for column in self.columns]
+
+    def texts(self) -> list[list[str]]:
+        """The rows as they are shown."""
+        return [
+            [column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows
+        ]
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: tuple[str, ...]
+
+
+Block = Table | Heading | Paragraph | Bullets
+Page = tuple[Block, ...]
+"""What a report shows, from top to bottom."""
+
+
+def ratio_text(value: float) -> str:
+    """x1.41; from 100 on without decimals: x14,889."""
+    return f"x{value:,.0f}" if value >= 100 else f"x{value:.2f}"
+
+
+def gigabytes_text(value: float) -> str:
+    """Bytes in GB (1e9 bytes), without the unit: 15.02, 0.269, 141.0."""
+    size = value / 1e9
+    return f"{size:.1f}" if size >= 100 else f"{size:.2f}" if size >= 1 else f"{size:.3f}"
+
+
+def range_text(value: tuple[float, float]) -> str:
+    """1.38 to 1.45"""
+    return f"{value[0]:.2f} to {value[1]:.2f}"
+
+
+def per_second_text(value: float) -> str:
+    """Three digits, and never fewer than all before the point: 0.0312, 1.52, 24.8, 1,318."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
+def perplexity_text(value: float) -> str:
+    """14.93; from 1000 on 222,316."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+FORMATS: dict[Kind, Callable[[Any], str]] = {
+    "text": str,
+    "count": str,
+    "gigabytes": gigabytes_text,
+    "ratio": ratio_text,
+    "range": range_text,
+    "per_second": per_second_text,
+    "perplexity": perplexity_text,
+}
+
+ALIGNMENTS: dict[Kind, Align] = {
+    "text": "left",
+    "count": "right",
+    "gigabytes": "right",
+    "ratio": "right",
+    "range": "right",
+    "per_second": "right",
+    "perplexity": "right",
+}

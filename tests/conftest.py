@@ -1,0 +1,65 @@
+"""Models that several tests share: a tiny random one and the embedded one. Torch is imported late."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from quantize.source import Source
+
+END = "<|end|>"
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama (float16, 2 layers, tied embeddings) and a working byte-level tokenizer.
+
+    Every width is a multiple of 128, so each group size fits. Read it; copy it before changing anything.
+    """
+    import torch
+
+    from quantize.calibration import builtin_texts
+    from quantize.quiet import quiet_libraries
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    with quiet_libraries():
+        from tokenizers import ByteLevelBPETokenizer
+        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+        trained = ByteLevelBPETokenizer()
+        texts = builtin_texts("calibration")[:8]
+        trained.train_from_iterator(texts, vocab_size=512, special_tokens=[END], show_progress=False)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token=END, pad_token=END)
+        config = LlamaConfig(
+            vocab_size=512,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).to(torch.float16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder of this test session's own, for QUANTABLE_CACHE."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def embedded(embedded_cache: Path) -> "Source":
+    """The embedded model, unpacked once a test session (half a minute); its tests are marked slow."""
+    from quantize.source import open_source
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTABLE_CACHE", str(embedded_cache))
+        return open_source("smollm2-135m")

@@ -1,0 +1,319 @@
+"""Text becomes blocks without losing a token, and calibration never sees what evaluation judges on."""
+
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quantize.calibration import (
+    blocks_sha256,
+    builtin_text,
+    builtin_texts,
+    split_of,
+    text_from,
+    token_blocks,
+)
+from quantize.errors import UserError
+from quantize.quiet import quiet_libraries
+
+# What the names of Python 3.11's topics decide. A change here makes old and new perplexities incomparable.
+EVALUATION = [
+    "bitwise",
+    "break",
+    "calls",
+    "class",
+    "context-managers",
+    "debugger",
+    "exceptions",
+    "for",
+    "function",
+    "global",
+    "imaginary",
+    "in",
+    "lists",
+    "numeric-types",
+    "objects",
+    "raise",
+    "subscriptions",
+    "typesmodules",
+    "typesseq",
+]
+CALIBRATION = [
+    "assert",
+    "assignment",
+    "compound",
+    "formatstrings",
+    "specialnames",
+    "string-methods",
+    "try",
+    "types",
+    "with",
+    "yield",
+]
+
+
+class Characters:
+    """A tokenizer whose ids are code points, so that a test can read the blocks."""
+
+    def __init__(self, eos_token_id: int | None = 0) -> None:
+        self.eos_token_id = eos_token_id
+        self.read = 0
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        assert options == {"add_special_tokens": False, "truncation": False}
+        self.read += len(text)
+        return {"input_ids": [ord(character) for character in text]}
+
+
+def paragraphs(text: str) -> set[str]:
+    return {" ".join(part.split()) for part in text.split("\n\n")} - {""}
+
+
+def test_the_split_of_the_topics_never_changes() -> None:
+    assert {split_of(name) for name in EVALUATION} == {"evaluation"}
+    assert {split_of(name) for name in CALIBRATION} == {"calibration"}
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other versions have other topics")
+def test_the_evaluation_topics_of_python_3_11() -> None:
+    topics = importlib.import_module("pydoc_data.topics").topics
+    assert sorted(name for name in topics if split_of(name) == "evaluation") == EVALUATION
+
+
+def test_calibration_and_evaluation_share_no_paragraph() -> None:
+    calibration, evaluation = paragraphs(builtin_text("calibration")), paragraphs(builtin_text("evaluation"))
+    assert len(calibration) > 1000
+    assert len(evaluation) > 300
+    assert not calibration & evaluation
+
+
+def test_the_topics_do_quote_one_another_so_the_split_by_name_alone_would_not_do() -> None:
+    topics = importlib.import_module("pydoc_data.topics").topics
+    by_name = {
+        split: paragraphs("\n\n".join(text for name, text in topics.items() if split_of(name) == split))
+        for split in ("calibration", "evaluation")
+    }
+    assert by_name["calibration"] & by_name["evaluation"]
+    assert by_name["evaluation"] == paragraphs(builtin_text("evaluation")), "evaluation keeps every paragraph"
+    assert by_name["calibration"] - by_name["evaluation"] == paragraphs(builtin_text("calibration"))
+
+
+def test_calibration_gets_about_three_quarters() -> None:
+    sizes = {split: len(builtin_text(split)) for split in ("calibration", "evaluation")}
+    assert 0.6 < sizes["calibration"] / sum(sizes.values()) < 0.85
+
+
+def test_no_builtin_paragraph_comes_twice() -> None:
+    text = "\n\n".join(builtin_texts("calibration"))
+    parts = [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
+    assert len(parts) == len(set(parts))
+
+
+def test_builtin_names_the_calibration_split_in_the_order_of_the_names() -> None:
+    assert text_from("builtin") == builtin_texts("calibration")
+    assert text_from("builtin")[0].startswith('The "assert" statement')
+
+
+def test_a_text_file_is_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Grüße,\n\nworld\n", encoding="utf-8")
+    assert text_from(str(path)) == ["Grüße,\n\nworld\n"]
+
+
+def test_json_lines_and_json_give_one_text_an_entry(tmp_path: Path) -> None:
+    lines, listed = tmp_path / "a.jsonl", tmp_path / "a.json"
+    # A line separator inside a string is no line's end.
+    entries = [{"text": "one\u2028more"}, {"text": "  "}, {"text": "two", "id": 3}]
+    lines.write_text("\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n\n", "utf-8")
+    listed.write_text(json.dumps(["one", {"text": "two"}, ""]), "utf-8")
+    assert text_from(str(lines)) == ["one\u2028more", "two"]
+    assert text_from(str(listed)) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"txt": "y"}\n',
+            r"a\.jsonl, line 2 is no object with a string in the field",
+        ),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": 3}\n', r"a\.jsonl, line 3 is no object"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "y\n', r"a\.jsonl, line 2 is no JSON"),
+        ("a.jsonl", b'["x"]\n', r"a\.jsonl, line 1 is no object"),
+        ("a.json", b'{"text": "x"}', r"a\.json is no list"),
+        ("a.json", b'["x", 3]', r"a\.json, entry 2 is no object"),
+        ("a.json", b'["x"', r"a\.json is no JSON"),
+        ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8 at byte 3"),
+        ("a.txt", b" \n\t\n", r"a\.txt holds no text"),
+        ("a.txt", b"", r"a\.txt holds no text"),
+        ("a.jsonl", b"", r"a\.jsonl holds no text"),
+        (
+            "a.parquet",
+            b"PAR1",
+            r"a\.parquet is no text that can be read: give a file that ends in \.txt, \.jsonl",
+        ),
+    ],
+)
+def test_a_bad_text_file_is_one_line_that_says_where(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        text_from(str(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_text_that_is_nowhere_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"no such text: 'novel\.txt' is no file, not 'builtin' and not hub:NAME"
+    ):
+        text_from("novel.txt")
+
+
+def test_a_hub_data_set_gives_the_asked_split_and_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    with quiet_libraries():
+        import datasets
+    asked = []
+
+    def load_dataset(*arguments: Any, **options: Any) -> Any:
+        asked.append((arguments, options))
+        return datasets.Dataset.from_dict({"text": ["a", "", "b"], "body": ["c", "d", "e"], "id": [1, 2, 3]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert text_from("hub:org/name") == ["a", "b"]
+    assert text_from("hub:org/name/small:test:body") == ["c", "d", "e"]
+    assert asked == [
+        (("org/name", None), {"split": "train"}),
+        (("org/name", "small"), {"split": "test"}),
+    ]
+    with pytest.raises(UserError, match="no column 'txt'; it has: text, body, id"):
+        text_from("hub:org/name:train:txt")
+    with pytest.raises(UserError, match="column 'id' holds no text"):
+        text_from("hub:org/name:train:id")
+
+
+def test_a_hub_data_set_that_cannot_be_had_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with quiet_libraries():
+        import datasets
+
+    def load_dataset(*arguments: Any, **options: Any) -> Any:
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/none' doesn't exist\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match="data set org/none, split train, cannot be had") as raised:
+        text_from("hub:org/none")
+    assert "\n" not in str(raised.value)
+
+
+def test_without_the_package_datasets_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        text_from("hub:org/name")
+
+
+def test_all_texts_are_packed_with_the_end_token_between_and_nothing_lost() -> None:
+    blocks = token_blocks(["abc", "", "de", "fghi"], Characters(), blocks=99, block_tokens=2)
+    assert blocks.dtype == torch.int64
+    assert blocks.tolist() == [list(map(ord, pair)) for pair in ("ab", "c\0", "de", "\0f", "gh")]
+
+
+def test_a_tokenizer_without_an_end_token_just_joins() -> None:
+    blocks = token_blocks(["abc", "de"], Characters(None), blocks=1, block_tokens=5)
+    assert "".join(map(chr, blocks[0].tolist())) == "abcde"
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3, 7, 9, 10])
+def test_blocks_are_spread_evenly_over_all_of_the_text_and_never_overlap(asked: int) -> None:
+    text = "".join(map(chr, range(1, 105)))
+    blocks = token_blocks([text], Characters(), blocks=asked, block_tokens=10)
+    assert blocks.shape == (asked, 10)
+    starts = blocks[:, 0].tolist()
+    assert all(row == list(range(row[0], row[0] + 10)) for row in blocks.tolist())
+    gaps = [after - before for before, after in pairwise(starts)]
+    assert all(gap >= 10 for gap in gaps)
+    assert max(gaps, default=0) - min(gaps, default=0) <= 1
+    assert starts[0] == 1
+    assert asked == 1 or blocks[-1, -1] == 104
+
+
+def test_fewer_blocks_come_back_when_the_text_is_short() -> None:
+    assert token_blocks(["x" * 25], Characters(), blocks=8, block_tokens=10).shape == (2, 10)
+
+
+def test_of_far_more_text_than_needed_only_a_part_is_tokenised_but_from_all_of_it() -> None:
+    texts = [chr(1000 + number) * 50 for number in range(1000)]
+    tokenizer = Characters()
+    blocks = token_blocks(texts, tokenizer, blocks=10, block_tokens=20)
+    assert blocks.shape == (10, 20)
+    assert tokenizer.read < 0.1 * sum(map(len, texts))
+    seen = [max(row) - 1000 for row in blocks.tolist()]
+    assert seen[0] < 100
+    assert seen[-1] > 900
+
+
+def test_when_the_chosen_part_turns_out_too_short_more_is_read() -> None:
+    class Sparse(Characters):
+        """One token for twenty characters."""
+
+        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+            return {"input_ids": super().__call__(text, **options)["input_ids"][::20]}
+
+    texts = ["y" * 60 for _ in range(1000)]  # 3,000 tokens; 10 * 200 are asked for
+    assert token_blocks(texts, Sparse(None), blocks=10, block_tokens=200).shape == (10, 200)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""]])
+def test_empty_text_is_refused(texts: list[str]) -> None:
+    with pytest.raises(UserError, match="the text is empty"):
+        token_blocks(texts, Characters(), blocks=1, block_tokens=4)
+
+
+def test_a_text_too_short_for_one_block_is_refused_with_both_numbers() -> None:
+    with pytest.raises(UserError, match="has 3 tokens, too few for a block of 4"):
+        token_blocks(["abc"], Characters(), blocks=1, block_tokens=4)
+
+
+@pytest.mark.parametrize(("blocks", "block_tokens"), [(0, 4), (1, 0), (-1, 4)])
+def test_sizes_below_one_are_refused(blocks: int, block_tokens: int) -> None:
+    with pytest.raises(UserError, match="both must be at least 1"):
+        token_blocks(["abcdefgh"], Characters(), blocks=blocks, block_tokens=block_tokens)
+
+
+def test_the_hash_is_over_shape_and_ids_and_does_not_depend_on_the_machine() -> None:
+    blocks = torch.tensor([[1, 2, 3], [4, 5, 600]])
+    bytes_of_ids = b"".join(number.to_bytes(8, "little") for number in (1, 2, 3, 4, 5, 600))
+    assert blocks_sha256(blocks) == hashlib.sha256(b"(2, 3)" + bytes_of_ids).hexdigest()
+    assert blocks_sha256(blocks) == blocks_sha256(blocks.to(torch.int32).T.contiguous().T)
+    assert blocks_sha256(blocks) != blocks_sha256(blocks.reshape(3, 2))
+
+
+@pytest.fixture
+def tokenizer(tiny_llama: Path) -> Iterator[Any]:
+    with quiet_libraries():
+        from transformers import AutoTokenizer
+
+        yield AutoTokenizer.from_pretrained(tiny_llama)
+
+
+def test_a_real_tokenizer_gives_back_the_text_whole(
+    tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.model_max_length = 64  # a longer text must neither be cut nor warned of
+    texts = builtin_texts("evaluation")[:3]
+    blocks = token_blocks(texts, tokenizer, blocks=10**6, block_tokens=32)
+    expected = tokenizer.eos_token.join(texts)
+    decoded = tokenizer.decode(blocks.flatten().tolist(), clean_up_tokenization_spaces=False)
+    assert expected.startswith(decoded)
+    assert len(expected) - len(decoded) < 32 * 20
+    assert capfd.readouterr() == ("", "")

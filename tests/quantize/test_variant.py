@@ -1,0 +1,74 @@
+"""The rows of the table, and how a user names them."""
+
+import dataclasses
+
+import pytest
+
+from quantize.errors import UserError
+from quantize.variant import GROUP_SIZES, REFERENCE, VARIANTS, Variant, variants_named
+
+
+def test_the_rows_are_those_of_the_published_table() -> None:
+    rows = [(v.name, v.method, v.w_bit, v.version) for v in VARIANTS.values()]
+    assert rows == [
+        ("fp16", "FP16", None, None),
+        ("awq-gemm", "AWQ", 4, "GEMM"),
+        ("awq-gemv", "AWQ", 4, "GEMV"),
+        ("bnb-4bit", "BnB.4", 4, None),
+        ("bnb-8bit", "BnB.8", 8, None),
+    ]
+    assert all(name == variant.name for name, variant in VARIANTS.items())
+    assert VARIANTS[REFERENCE.name] is REFERENCE
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("fp16", "FP16"),
+        ("awq-gemm", "AWQ-QGS128-W4-GEMM"),
+        ("awq-gemv", "AWQ-QGS128-W4-GEMV"),
+        ("bnb-4bit", "BnB.4"),
+        ("bnb-8bit", "BnB.8"),
+    ],
+)
+def test_folders_are_named_as_the_published_checkpoints_are(name: str, suffix: str) -> None:
+    assert VARIANTS[name].folder_suffix(128) == suffix
+
+
+def test_only_awq_needs_calibration_text_and_a_group_size() -> None:
+    assert [name for name, variant in VARIANTS.items() if variant.is_awq] == ["awq-gemm", "awq-gemv"]
+    assert list(GROUP_SIZES) == sorted(GROUP_SIZES, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "AWQ", "w_bit": 8, "version": "GEMM"},
+        {"method": "AWQ", "w_bit": 4, "version": "MARLIN"},
+        {"method": "AWQ", "w_bit": 4},
+        {"method": "BnB.4", "w_bit": 4, "version": "GEMM"},
+    ],
+)
+def test_an_impossible_row_cannot_be_built(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"^odd: "):
+        Variant("odd", **fields)  # type: ignore[arg-type]
+
+
+def test_a_row_never_changes() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        REFERENCE.w_bit = 8  # type: ignore[misc]
+
+
+def test_names_come_back_in_the_order_of_the_table_without_repeats() -> None:
+    assert [v.name for v in variants_named(["bnb-8bit", "fp16", "bnb-8bit"])] == ["fp16", "bnb-8bit"]
+    assert variants_named(["all"]) == list(VARIANTS.values())
+    assert variants_named(["bnb-4bit", "all"]) == list(VARIANTS.values())
+    assert variants_named([]) == []
+
+
+def test_an_unknown_variant_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(UserError) as raised:
+        variants_named(["fp16", "gptq"])
+    assert str(raised.value) == (
+        "unknown variant 'gptq'; there are: fp16, awq-gemm, awq-gemv, bnb-4bit, bnb-8bit, or all"
+    )
