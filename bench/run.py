@@ -75,11 +75,15 @@ def bench(
 ) -> Outcome:
     """Measure every finished checkpoint in `directory` and append one record a run to the records file.
 
-    scenarios: None for `published` and `chat`. rounds: processes for each checkpoint and scenario. device:
-    "cpu", "cuda", or None for the GPU where there is one. dtype: compute dtype of all runs, None for the reference's
-    half dtype on a GPU and, on a CPU, float32 or (where it is fast) bfloat16. records: the file, None for
-    records.jsonl in the folder. timeout_s: for one process. quality: measure perplexity too. fresh: set an
-    existing records file aside instead of going on from it. probe_machine, executor_for: for tests.
+    scenarios:  None for `published` and `chat`.
+    rounds:     processes for each checkpoint, each measuring all scenarios.
+    device:     "cpu", "cuda", or None for the GPU where there is one.
+    dtype:      compute dtype of all runs. None: on a GPU the reference's half dtype, on a CPU float32, or
+                bfloat16 where that is clearly faster.
+    records:    the file, None for records.jsonl in the folder. What it has an ok record of is not run again.
+    timeout_s:  for one process. threads: CPU threads of each process, None for torch's choice.
+    quality:    measure perplexity too. fresh: set an existing records file aside and measure everything.
+    probe_machine, executor_for: replaced in tests.
 
     Raises UserError before anything runs: no checkpoints, no reference, damaged files, no CUDA, a records
     file from another machine. A run that fails is a record and no exception; KeyboardInterrupt loses no

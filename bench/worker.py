@@ -47,7 +47,7 @@ class Bench:
 def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
     """Load the checkpoint and emit one record a scenario (or one of quality), failures included.
 
-    load: replaces quantize.load.load, for tests. A failure to load is a record for every scenario asked for.
+    load: replaces quantize.loading.load, for tests. A failure to load is a record for every scenario asked for.
     """
     asked: tuple[Scenario | None, ...] = request.scenarios or (None,)
     started_at, start = _now(), time.perf_counter()
@@ -69,7 +69,7 @@ def _load(request: Request, load: Load | None) -> Bench:
     import torch
 
     if load is None:
-        from quantize.load import load as load_checkpoint
+        from quantize.loading import load as load_checkpoint
 
         load = load_checkpoint
     if request.threads is not None:

@@ -87,9 +87,9 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
         raise UserError("--revision is for models on the hub: leave it out")
     if source == EMBEDDED_ID:
         folder, kind, name = _embedded_folder(), "embedded", EMBEDDED_NAME
-    elif Path(source).is_dir():
+    elif source and Path(source).is_dir():
         folder, kind, name = Path(source), "folder", Path(source).resolve().name
-    elif Path(source).exists():
+    elif source and Path(source).exists():
         raise UserError(f"{source} is a file: give the folder of a model")
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         folder, revision = _download(source, revision)

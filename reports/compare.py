@@ -21,8 +21,7 @@ class Comparison:
     """One checkpoint against its reference in one scenario.
 
     subject, reference: their names.
-    ratios:      for each phase that both have: "total" (prefill and decode together), "prefill", "decode" (a
-                 token).
+    ratios:      for each phase that both have: "total" (prefill and decode), "prefill", "decode" (a token).
     rounds:      how many rounds both finished; the ratios are over these.
     first:       in how many of them the reference ran before the checkpoint.
     apart_s:     the longest time between the starts of two paired runs, None where the records do not tell.

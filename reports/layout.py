@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from bench.record import Subject
 from bench.scenario import Scenario
+from quantize.variant import REFERENCE
 from reports.compare import Phase
 from reports.notes import paragraph, warnings
 from reports.ratio import Ratio
@@ -214,6 +215,8 @@ def row_labels(measurement: Measurement) -> dict[Subject, str]:
 
 def _label(result: Result, *, with_model: bool) -> str:
     subject = result.subject
+    if subject.variant == REFERENCE.name and not result.is_reference:
+        return subject.name
     method = REFERENCE_METHOD if result.is_reference else subject.method
     words = [subject.base_model] if with_model else []
     words += [method] if subject.version is None else [method, subject.version]

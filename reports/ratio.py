@@ -1,9 +1,8 @@
 """How much slower or faster one series of runs is than another: estimate, interval, verdict.
 
 The unit is the round: one run of the variant and one of the reference, close together in time, with the
-order of the
-two reversed from one round to the next (A B, B A, A B, ...). A machine that slows down or speeds up shifts
-the two runs of a round by different amounts, and by the opposite amount in the next round.
+order of the two reversed from one round to the next (A B, B A, A B, ...). A machine that slows down or
+speeds up shifts the two runs of a round by different amounts, and by the opposite amount in the next round.
 """
 
 import math
@@ -54,11 +53,10 @@ def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
     B. One round alone gives v / r.
 
     The interval is for the logarithm of the ratio: rounds are drawn with replacement, and the distances of
-    the
-    2.5% and 97.5% points of their mean from the middle are stretched by t / z * sqrt(n / (n - 1)), t and z
-    being the quantiles of Student's distribution with n - 1 degrees and of the normal one. Without the
+    the 2.5% and 97.5% points of their mean from the middle are stretched by t / z * sqrt(n / (n - 1)), t and
+    z being the quantiles of Student's distribution with n - 1 degrees and of the normal one. Without the
     stretch, bootstrap intervals of few rounds are too short (Hesterberg 2015, "What Teachers Should Know
-    About the Bootstrap", arXiv:1411.5279, section 4.1). Drift inside the rounds only widens the interval.
+    About the Bootstrap", arXiv:1411.5279). Drift inside the rounds only widens the interval.
 
     Raises ValueError for series of different or no length, or with a value that is not above 0.
     """

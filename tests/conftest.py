@@ -1,5 +1,8 @@
 """Models that several tests share: a tiny random one and the embedded one. Torch is imported late."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from quantize.source import Source
 
+ROOT = Path(__file__).resolve().parents[1]
 END = "<|end|>"
 
 
@@ -57,9 +61,23 @@ def embedded_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded(embedded_cache: Path) -> "Source":
-    """The embedded model, unpacked once a test session (half a minute); its tests are marked slow."""
+    """The embedded model, unpacked once a test session (half a minute); its tests are marked slow.
+
+    It is unpacked in a process of its own, as a user would, which must not print a word.
+    """
     from quantize.source import open_source
 
+    program = "from quantize.source import open_source; open_source('smollm2-135m')"
+    environment = {**os.environ, "QUANTABLE_CACHE": str(embedded_cache)}
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTABLE_CACHE", str(embedded_cache))
         return open_source("smollm2-135m")

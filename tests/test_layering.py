@@ -30,7 +30,9 @@ LIGHT = (
 
 LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich"}
 
-MODEL_LOADER = "quantize.load"
+MODEL_LOADERS = ("quantize.loading", "quantize.load")
+"""The module that loads models, and its function as the package hands it out."""
+
 MAY_LOAD_MODELS = "bench.worker"
 MODEL_CLASS = re.compile(r"AutoModel\w*|PreTrainedModel|\w+For(CausalLM|\w+Generation)|\w+LMHeadModel")
 
@@ -160,7 +162,7 @@ def loads_models(sources: Sources) -> list[str]:
         collector = collect(sources, module)
         for one in collector.found:
             is_class = one.module.split(".")[0] == "transformers" and MODEL_CLASS.fullmatch(one.name or "")
-            if not one.for_types and (_within(one.full, (MODEL_LOADER,)) or is_class):
+            if not one.for_types and (_within(one.full, MODEL_LOADERS) or is_class):
                 found.append(f"{module}:{one.line} imports {one.full}")
         found += [
             f"{module}:{line} uses {name}" for name, line in collector.names if MODEL_CLASS.fullmatch(name)
@@ -223,7 +225,7 @@ def test_the_source_keeps_the_rule(rule: str) -> None:
         ("heavy_for_light", "quantize.checkpoint", "import torch"),
         ("heavy_for_light", "bench.record", "from torch import nn"),
         ("heavy_for_light", "reports.table", "import numpy as np"),
-        ("loads_models", "bench.scenario", "from quantize.load import load"),
+        ("loads_models", "bench.scenario", "from quantize.loading import load"),
     ],
 )
 def test_one_line_more_in_the_source_breaks_the_rule(rule: str, module: str, line: str) -> None:
@@ -235,7 +237,7 @@ def test_one_line_more_in_the_source_breaks_the_rule(rule: str, module: str, lin
 
 def skeleton(**planted: str) -> Sources:
     """Empty packages with these modules ("bench__plan" stands for bench.plan)."""
-    empty = dict.fromkeys([*PACKAGES, "quantize.load", "bench.plan", "reports.table"], "")
+    empty = dict.fromkeys([*PACKAGES, "quantize.loading", "bench.plan", "reports.table"], "")
     return {**empty, **{name.replace("__", "."): text for name, text in planted.items()}}
 
 
@@ -296,10 +298,11 @@ def test_a_late_import_is_no_violation(allowed: Sources) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "from quantize.load import load",
+        "from quantize.loading import load",
         "from quantize import load",
-        "import quantize.load",
-        "def f():\n    from quantize.load import load",
+        "import quantize.loading",
+        "from quantize import VARIANTS, loading",
+        "def f():\n    from quantize.loading import load",
         "from transformers import AutoModelForCausalLM",
         "from transformers.models.llama import LlamaForCausalLM",
         "import transformers\ntransformers.AutoModel.from_pretrained('x')",
@@ -312,6 +315,6 @@ def test_loading_a_model_outside_the_worker_is_caught(line: str) -> None:
 
 
 def test_a_type_or_a_tokenizer_is_not_a_model() -> None:
-    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from quantize.load import Loaded\n"
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from quantize.loading import Loaded\n"
     tokenizer = "from transformers import AutoTokenizer, AutoConfig\n"
     assert loads_models(skeleton(bench__plan=typed + tokenizer)) == []

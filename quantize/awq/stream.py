@@ -42,17 +42,27 @@ class LayerStream:
     def architecture(self) -> Architecture:
         return self._architecture
 
-    def quantized(self, blocks: Tensor, options: AwqOptions) -> Iterator[LayerResult]:
-        """Yield each decoder layer quantized, in order; a layer's weights are freed when the next is asked for.
+    def quantized(
+        self, blocks: Tensor, options: AwqOptions, *, start: int = 0, hidden: list[Tensor] | None = None
+    ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
+        """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
 
-        blocks: calibration token ids, int64 [blocks, block_tokens].
+        blocks: calibration token ids, int64 [blocks, block_tokens]. hidden: the inputs of layer `start` as an earlier
+        run yielded them, [batch, block_tokens, hidden] each; left out, they are computed. A layer's weights are freed
+        when the next one is asked for.
         """
-        calls = self._calls(blocks[:1])
-        hidden = self._first_inputs(blocks)
-        self._drop_outer()
+        self._materialise_outer()
+        calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
+        if hidden is None:
+            batches = blocks.split(max(1, BATCH_TOKENS // blocks.shape[1]))
+            hidden = [self._record(batch)[0][0] for batch in batches]
+        hidden = [batch.to(self._device) for batch in hidden]
+        self._drop_embeddings()
         for index, layer in enumerate(self._architecture.layers):
+            if index < start:
+                continue
             self._materialise(layer, f"{self._architecture.layers_name}.{index}.")
-            yield quantize_layer(self._architecture, index, hidden, calls[index], options)
+            yield quantize_layer(self._architecture, index, hidden, calls[index], options), hidden
             layer.to("meta")
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -78,16 +88,8 @@ class LayerStream:
             found[name] = file_name
         return found
 
-    def _calls(self, block: Tensor) -> list[dict[str, Any]]:
-        """The keywords of each layer's call, for a batch of one: they broadcast over larger batches."""
-        self._materialise_outer()
-        recorded = layer_calls(self._model, self._architecture, block.to(self._device))
-        return [kwargs for _, kwargs in recorded]
-
-    def _first_inputs(self, blocks: Tensor) -> list[Tensor]:
-        """The first layer's inputs, in batches of about BATCH_TOKENS tokens."""
-        batches = blocks.split(max(1, BATCH_TOKENS // blocks.shape[1]))
-        return [layer_calls(self._model, self._architecture, batch.to(self._device))[0][0] for batch in batches]
+    def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+        return layer_calls(self._model, self._architecture, blocks.to(self._device))
 
     def _materialise_outer(self) -> None:
         """Load what the model runs before its layers: all but the layers and an untied output head."""
@@ -103,7 +105,7 @@ class LayerStream:
                     if buffer is not None:
                         module._buffers[key] = buffer.to(self._device)
 
-    def _drop_outer(self) -> None:
+    def _drop_embeddings(self) -> None:
         """Free the embeddings once their outputs are there."""
         for module in self._model.modules():
             if isinstance(module, nn.Embedding):

@@ -57,9 +57,10 @@ def fill(folder: Path) -> None:
     (folder / "sub" / "extra.txt").write_text("more")
 
 
-def make(target: Path, **changes: str) -> Checkpoint:
+def make(target: Path, in_the_middle: Callable[[], object] = int, **changes: str) -> Checkpoint:
     with writing(target, force=True) as folder:
         fill(folder)
+        in_the_middle()
         seal(folder, manifest(name=target.name, **changes))
     return open_checkpoint(target)
 
@@ -259,9 +260,8 @@ def test_nothing_half_written_stays_and_what_was_there_stays(
 ) -> None:
     target = tmp_path / "made"
     before = make(target) if exists else None
-    with pytest.raises(error), writing(target, force=True) as folder:
-        fill(folder)
-        stop()
+    with pytest.raises(error):
+        make(target, in_the_middle=stop)
     assert leftovers(tmp_path) == (["made"] if exists else [])
     if before is not None:
         assert open_checkpoint(target) == before
@@ -297,12 +297,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     def full(*arguments: Any, **options: Any) -> NoReturn:
         raise OSError(code, os.strerror(code))
 
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(UserError, match="the disk is full while writing") as raised,
-    ):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        make(tmp_path / "made")
+        with pytest.raises(UserError, match="the disk is full while writing") as raised:
+            make(tmp_path / "made")
     assert "\n" not in str(raised.value)
     assert leftovers(tmp_path) == ["made"]
     verify(before)

@@ -105,7 +105,7 @@ class Builder:
         return self.record("latency", subject or self.subject(variant), **{**defaults, **fields})
 
     def quality(self, variant: str, perplexity: float, **fields: Any) -> Record:
-        figures = Quality(perplexity, tokens=4096, text="held-out pydoc topics", text_sha256="t" * 64)
+        figures = Quality(perplexity, tokens=4096, text="pydoc topics", text_sha256="t" * 64)
         return self.record("quality", self.subject(variant), **{"quality": figures, **fields})
 
     def failure(self, variant: str, status: str, reason: str, **fields: Any) -> Record:

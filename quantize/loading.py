@@ -94,10 +94,25 @@ def _load_bnb(
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map={"": device})
+    _set_bnb_dtype(model, dtype)
     quantization = json.loads((checkpoint.path / "config.json").read_text())["quantization_config"]
     bits = quantization["bnb_4bit_quant_type"] if checkpoint.variant.w_bit == 4 else "int8"
     name = f"bitsandbytes {bits} ({str(dtype).removeprefix('torch.')})"
     return model, name, name
+
+
+def _set_bnb_dtype(model: Any, dtype: torch.dtype) -> None:
+    """Compute in `dtype`: transformers leaves a quantized checkpoint's other tensors in the dtype of the file."""
+    from bitsandbytes.nn import Linear4bit
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+            module.compute_type_is_set = True
+    model.tie_weights()
 
 
 def _load_awq(

@@ -1,0 +1,98 @@
+"""The command `quantize`: parse, call, print."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import UserError
+from quantize.progress import progress_bar
+from quantize.variant import GROUP_SIZES, VARIANTS
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `quantize`."""
+    p = argparse.ArgumentParser(
+        prog="quantize",
+        description="Make 4-bit and 8-bit checkpoints of a causal language model, and the half-precision reference.",
+        epilog="example: quantize smollm2-135m --variant all --out runs",
+    )
+    p.add_argument("source", help="org/name on the hub, a local folder, or smollm2-135m (the embedded model)")
+    p.add_argument(
+        "--variant",
+        action="append",
+        metavar="NAME[,NAME]",
+        help=f"one or more of {', '.join(VARIANTS)}, or all (the default)",
+    )
+    p.add_argument("--out", type=Path, required=True, help="folder for the checkpoints, one subfolder each")
+    p.add_argument("--revision", help="branch, tag or commit of a hub source")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default auto)")
+    p.add_argument("--force", action="store_true", help="make finished checkpoints again")
+    awq = p.add_argument_group("AWQ")
+    awq.add_argument(
+        "--group-size", type=int, metavar="N", help=f"{', '.join(map(str, GROUP_SIZES))}; default: the largest that fits"
+    )
+    awq.add_argument(
+        "--calibration",
+        default="builtin",
+        metavar="TEXT",
+        help="builtin, a .txt, .json or .jsonl file, or hub:NAME[:split[:column]]",
+    )
+    awq.add_argument("--blocks", type=int, default=48, help="blocks of calibration text (default 48)")
+    awq.add_argument("--block-tokens", type=int, default=256, help="tokens a block (default 256)")
+    awq.add_argument("--rounding", choices=("nearest", "gptq"), default="nearest", help="default nearest")
+    bnb = p.add_argument_group("bitsandbytes 4-bit")
+    bnb.add_argument("--bnb-type", choices=("nf4", "fp4"), default="nf4", help="default nf4")
+    bnb.add_argument("--double-quant", action="store_true", help="quantize the scales too")
+    return p
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Do what the parsed command line asks for."""
+    from quantize.bnb import BnbOptions
+    from quantize.build import BuildOptions, quantize
+
+    options = BuildOptions(
+        group_size=arguments.group_size,
+        calibration=arguments.calibration,
+        blocks=arguments.blocks,
+        block_tokens=arguments.block_tokens,
+        rounding=arguments.rounding,
+        bnb=BnbOptions(arguments.bnb_type, arguments.double_quant),
+        revision=arguments.revision,
+        device=arguments.device,
+        force=arguments.force,
+    )
+    names = [name for value in arguments.variant or ["all"] for name in value.split(",") if name]
+    with progress_bar() as progress:
+        built = quantize(
+            arguments.source, names, arguments.out, options=options, progress=progress, say=say
+        )
+    for item in built:
+        if not item.kept:
+            manifest = item.checkpoint.manifest
+            seconds = sum(manifest.seconds.values())
+            say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, or 2 for what the user can mend."""
+    return guarded("quantize", lambda: run(parser().parse_args(argv), print))
+
+
+def guarded(command: str, work: Callable[[], Any]) -> int:
+    """Run a command's work: a UserError or an interrupt becomes one line on standard error and exit code 2."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"error: interrupted; what is finished is kept, run the same {command} again to go on", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Checkpoints and records made of nothing, for tests that run no model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.plan import PlannedRun, subject_of
+from bench.probe import Machine
+from bench.record import Latency, Quality, Record
+from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
+
+ENVIRONMENT = {
+    "cpu": "Model 1",
+    "cpu_cores": 4,
+    "torch_threads": 4,
+    "libraries": {"torch": "2.13.0", "bitsandbytes": None},
+    "cpu_dtype": "float32",
+}
+
+MakeCheckpoint = Callable[..., Checkpoint]
+MakeRecords = Callable[..., list[Record]]
+
+
+@pytest.fixture
+def machine() -> Machine:
+    """A CPU that computes in float32."""
+    return Machine("cpu", dict(ENVIRONMENT), "float32")
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
+    """Makes a sealed checkpoint folder under tmp_path/models that holds a config and some bytes."""
+
+    def make(
+        variant: str, *, name: str | None = None, base_model: str = "Tiny", weights: bytes = b"w"
+    ) -> Checkpoint:
+        folder = tmp_path / "models" / (name or f"{base_model}-{variant}")
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"dtype": "float16"}')
+        (folder / "model.safetensors").write_bytes(weights)
+        manifest = Manifest(
+            name=folder.name,
+            base_model=base_model,
+            variant=variant,
+            q_group_size=64 if variant.startswith("awq") else None,
+            source=SourceFacts("folder", f"models/{base_model}", None, None),
+            calibration=None,
+            options={},
+            libraries={},
+            seconds={},
+            created="2026-01-01T00:00:00+00:00",
+            weights_bytes=len(weights),
+        )
+        seal(folder, manifest)
+        return open_checkpoint(folder)
+
+    return make
+
+
+@pytest.fixture
+def records_of() -> MakeRecords:
+    """Makes the records that a run leaves: ok, or failed with a status and a reason."""
+
+    def make(
+        run: PlannedRun,
+        *,
+        status: str = "ok",
+        reason: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> list[Record]:
+        ok = status == "ok"
+        return [
+            Record(
+                kind=run.kind,
+                status=status,  # type: ignore[arg-type]
+                reason=reason,
+                subject=subject_of(run.checkpoint),
+                device=device,
+                started_at="2026-01-01T00:00:00+00:00",
+                environment=dict(ENVIRONMENT),
+                wall_s=1.0,
+                scenario=scenario,
+                round=run.round,
+                position=run.position,
+                compute_dtype=dtype,
+                latency=Latency((1.0,), ((0.1,),), (1.5,)) if ok and scenario else None,
+                quality=Quality(15.0, 100, "text", "0" * 64) if ok and not scenario else None,
+            )
+            for scenario in run.scenarios or (None,)
+        ]
+
+    return make

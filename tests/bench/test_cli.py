@@ -1,0 +1,225 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.cli import main, parser, scenarios_from
+from bench.executor import Executor, Settings
+from bench.plan import PlannedRun
+from bench.probe import Machine
+from bench.record import Record, read_records
+from bench.run import bench
+from bench.scenario import SCENARIOS, Scenario
+from quantize.checkpoint import Checkpoint
+from quantize.errors import UserError
+
+Make = Callable[..., Checkpoint]
+MakeRecords = Callable[..., list[Record]]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(make_checkpoint: Make) -> Path:
+    make_checkpoint("bnb-4bit", name="B")
+    return make_checkpoint("fp16", name="A").path.parent
+
+
+@pytest.fixture
+def failing() -> dict[str, str]:
+    """Statuses of the checkpoints that fail; "interrupt" presses Ctrl-C."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def fake_runs(
+    monkeypatch: pytest.MonkeyPatch, machine: Machine, records_of: MakeRecords, failing: dict[str, str]
+) -> None:
+    """The command calls `bench` on a fake machine with runs that measure nothing."""
+
+    def run(planned: PlannedRun) -> list[Record]:
+        status = failing.get(planned.checkpoint.path.name, "ok")
+        if status == "interrupt":
+            raise KeyboardInterrupt
+        return records_of(planned, status=status, reason=None if status == "ok" else "no memory left")
+
+    def executor_for(settings: Settings, path: Path) -> Executor:
+        return run
+
+    faked = partial(bench, probe_machine=lambda device, threads: machine, executor_for=executor_for)
+    monkeypatch.setattr("bench.cli.bench", faked)
+
+
+def test_it_ends_with_where_the_records_are_and_how_to_make_the_table(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"14 records: {folder / 'records.jsonl'}", f"the table: report {folder}"]
+    assert err == ""
+    assert main([str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("14 records (14 of them measured before): ")
+
+
+def test_failed_rows_are_counted_with_their_reason_and_are_no_failure_of_the_command(
+    folder: Path, failing: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing["B"] = "oom"
+    assert main([str(folder), "--rounds", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "B: oom: no memory left (3 runs)",
+        f"6 records, 3 failed: {folder / 'records.jsonl'}",
+        f"the table: report {folder}",
+    ]
+
+
+def test_without_figures_of_the_reference_the_code_is_2(
+    folder: Path, failing: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing["A"] = "error"
+    assert main([str(folder), "--rounds", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert "A: error: no memory left (3 runs)" in out
+    assert err == "error: the reference has no figures, so that nothing can be compared with it\n"
+
+
+def test_ctrl_c_is_one_line_and_keeps_what_is_finished(
+    folder: Path, failing: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing["B"] = "interrupt"
+    assert main([str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: interrupted; the finished runs are kept, the same command goes on from there\n"
+    assert [record.subject.name for record in read_records(folder / "records.jsonl")] == ["A", "A"]
+
+
+def test_the_options_reach_the_bench(folder: Path, tmp_path: Path) -> None:
+    records = tmp_path / "r.jsonl"
+    options = [
+        "--prompt",
+        "10",
+        "--new",
+        "3",
+        "--batch",
+        "2",
+        "--rounds",
+        "1",
+        "--dtype",
+        "float32",
+        "--no-quality",
+    ]
+    assert main([str(folder), *options, "--records", str(records)]) == 0
+    found = read_records(records)
+    assert [record.scenario for record in found] == [Scenario("10/3 x2", 10, 3, batch=2)] * 2
+    assert main([str(folder), *options, "--records", str(records), "--fresh"]) == 0
+    assert len(read_records(records)) == 2
+    assert len(read_records(tmp_path / "r.1.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "scenarios"),
+    [
+        ([], list(SCENARIOS.values())),
+        (["--scenario", "chat"], [SCENARIOS["chat"]]),
+        (["--scenario", "chat", "--scenario", "chat"], [SCENARIOS["chat"]]),
+        (["--prompt", "100"], [Scenario("100/1", 100, 1)]),
+        (
+            ["--scenario", "published", "--prompt", "7", "--new", "2"],
+            [SCENARIOS["published"], Scenario("7/2", 7, 2)],
+        ),
+    ],
+)
+def test_the_scenarios_asked_for(options: list[str], scenarios: list[Scenario]) -> None:
+    assert scenarios_from(parser().parse_args(["DIR", *options])) == scenarios
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of error that the user sees; the code is 2 and nothing else is printed."""
+    assert main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails(capsys, tmp_path / "none") == f"no such folder: {tmp_path / 'none'}"
+
+
+def test_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no checkpoint of quantable: make some with `quantize" in fails(capsys, tmp_path)
+
+
+def test_no_reference(make_checkpoint: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_checkpoint("awq-gemm").path.parent
+    assert fails(capsys, folder) == (
+        f"{folder} holds no reference of Tiny: make it with `quantize models/Tiny --variant fp16 --out {folder}`"
+    )
+
+
+def test_a_tampered_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "A" / "model.safetensors").write_bytes(b"")
+    assert fails(capsys, folder) == (
+        f"{folder / 'A' / 'model.safetensors'} has 0 bytes instead of 1: "
+        "make the checkpoint again with `quantize --force`"
+    )
+
+
+def test_a_damaged_manifest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "A" / "quantable.json").write_text("{")
+    assert "quantable.json is damaged" in fails(capsys, folder)
+
+
+def test_an_unknown_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        fails(capsys, folder, "--scenario", "fast") == "unknown scenario 'fast'; there are: published, chat"
+    )
+
+
+@pytest.mark.parametrize("option", ["--new", "--batch"])
+def test_half_a_scenario(folder: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "--new and --batch need --prompt: the three make a scenario of your own"
+    assert fails(capsys, folder, option, 3) == message
+
+
+def test_an_empty_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails(capsys, folder, "--prompt", 0) == "scenario 0/1: prompt_tokens must be at least 1"
+    assert fails(capsys, folder, "--prompt", 5, "--new", 0) == "scenario 5/0: new_tokens must be at least 1"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_cuda(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.cli.bench", bench)
+    message = "no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA"
+    assert fails(capsys, folder, "--device", "cuda") == message
+
+
+def test_a_bug_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **named: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("bench.cli.bench", broken)
+    with pytest.raises(ZeroDivisionError):
+        main([str(folder)])
+
+
+def test_python_m_bench_is_the_command(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench", str(tmp_path / "none")],
+        cwd=ROOT, env=dict(os.environ), capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"error: no such folder: {tmp_path / 'none'}\n"
+
+
+def test_user_errors_only(folder: Path) -> None:
+    with pytest.raises(UserError):
+        bench(folder, rounds=0)

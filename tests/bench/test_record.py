@@ -1,0 +1,109 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.plan import plan
+from bench.record import Kernels, Memory, Record, append_record, latency_records, read_records
+from bench.scenario import SCENARIOS
+from quantize.checkpoint import Checkpoint
+from quantize.errors import UserError
+
+Make = Callable[..., Checkpoint]
+MakeRecords = Callable[..., list[Record]]
+
+
+@pytest.fixture
+def three(make_checkpoint: Make, records_of: MakeRecords) -> list[Record]:
+    """An ok latency record with everything in it, one that failed, and a quality record."""
+    runs = plan([make_checkpoint("awq-gemm")], [SCENARIOS["chat"]], 2)
+    full, failed, quality = (records_of(run)[0] for run in runs)
+    return [
+        replace(
+            full,
+            kernels=Kernels("dense", "int4"),
+            memory=Memory(10, "RSS", 20, 30, None),
+            device_state={"before": {"energy_j": 1.5}, "after": None},
+        ),
+        replace(failed, status="oom", reason="no memory", latency=None),
+        quality,
+    ]
+
+
+def test_records_come_back_as_they_were_written(tmp_path: Path, three: list[Record]) -> None:
+    path = tmp_path / "new folder" / "records.jsonl"
+    for record in three:
+        append_record(path, record)
+    assert read_records(path) == three
+    assert latency_records(three) == three[:1]
+
+
+def test_a_torn_last_line_is_passed_over_and_swallows_nothing(tmp_path: Path, three: list[Record]) -> None:
+    path = tmp_path / "records.jsonl"
+    append_record(path, three[0])
+    whole = path.read_bytes()
+    append_record(path, three[1])
+    last = path.read_bytes()[len(whole) :]
+    for cut in range(len(last) - 1):
+        path.write_bytes(whole + last[:cut])
+        assert read_records(path) == three[:1]
+    for cut in (0, 1, len(last) // 2, len(last) - 2):
+        path.write_bytes(whole + last[:cut])
+        append_record(path, three[2])
+        assert read_records(path) == [three[0], three[2]]
+
+
+def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path: Path, three: list[Record]) -> None:
+    path = tmp_path / "records.jsonl"
+    append_record(path, three[0])
+    path.write_bytes(path.read_bytes()[:-1])
+    append_record(path, three[1])
+    assert read_records(path) == three[:2]
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record], version: object) -> None:
+    data = json.loads(three[0].to_json_line()) | {"schema_version": version}
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
+    with pytest.raises(UserError, match=r"schema version .* this quantable reads version 1"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("line", ["hello", '{"a": 1}', "[1]", '{"kind":"latency","schema_version":1}'])
+def test_what_is_no_record_is_refused_with_its_line(tmp_path: Path, three: list[Record], line: str) -> None:
+    path = tmp_path / "records.jsonl"
+    append_record(path, three[0])
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"line 2 is no record|schema version"):
+        read_records(path)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run `bench` first"):
+        read_records(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"status": "fine"}, "status 'fine'"),
+        ({"kind": "speed"}, "kind 'speed'"),
+        ({"status": "error"}, "a reason exactly when"),
+        ({"reason": "why"}, "a reason exactly when"),
+        ({"latency": None}, "has latency figures"),
+        ({"scenario": None}, "has a scenario"),
+    ],
+)
+def test_contradictions_are_rejected(three: list[Record], changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(three[0], **changed)
+
+
+def test_not_a_number_is_never_written(three: list[Record]) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        replace(three[0], wall_s=float("nan")).to_json_line()

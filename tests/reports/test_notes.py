@@ -1,0 +1,123 @@
+"""The words under the tables say what the records say."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from bench.record import Record
+from bench.scenario import SCENARIOS
+from reports.layout import row_labels
+from reports.notes import paragraph, warnings
+from reports.results import measurements
+
+if TYPE_CHECKING:
+    from tests.reports.conftest import Builder
+
+CHAT = SCENARIOS["chat"]
+
+
+def words(records: list[Record]) -> str:
+    [found] = measurements(records)
+    return paragraph(found)
+
+
+def warned(records: list[Record]) -> tuple[str, ...]:
+    [found] = measurements(records)
+    return warnings(found, row_labels(found))
+
+
+def test_the_paragraph_of_a_cpu(builder: "Builder") -> None:
+    text = words(builder.five_rows())
+    for sentence in (
+        "Measured on a CPU (Epyc 9, 2 threads) on 2025-03-01 in 3 rounds.",
+        "Versions: Python 3.11.9, torch 2.13.0, transformers 5.23.0, quantable 0.1.0.",
+        "The reference is stored in half precision and computed in float32.",
+        "`published`: 1024 prompt tokens, then 1 new token, batch 1.",
+        "`chat`: 256 prompt tokens, then 64 new tokens, batch 1.",
+        "RAM GB is the largest resident set size of the process while running `published`; GB are 1e9 bytes.",
+        "x2.00 takes twice as long, so higher is slower.",
+        "Perplexity is over 4096 tokens of held-out text (pydoc topics).",
+    ):
+        assert sentence in text
+    assert "None" not in text
+    assert "bitsandbytes" not in text
+
+
+def test_the_paragraph_of_a_gpu(new_builder: "type[Builder]") -> None:
+    environment = {
+        **new_builder().environment,
+        "gpu": "NVIDIA H100",
+        "gpu_memory_bytes": 85_000_000_000,
+        "gpu_driver": "570.1",
+        "cuda": "12.8",
+    }
+    builder = new_builder(device="cuda", compute_dtype="bfloat16", environment=environment)
+    text = words([builder.latency("fp16")])
+    assert "Measured on a GPU (NVIDIA H100, 85.00 GB, driver 570.1, CUDA 12.8; host Epyc 9)" in text
+    assert "The reference computed in bfloat16." in text
+    assert (
+        "VRAM GB is the most that PyTorch's CUDA allocator had handed out while running `published`" in text
+    )
+    assert "in 1 round." in text
+
+
+def test_what_the_fingerprint_does_not_know_is_not_said(new_builder: "type[Builder]") -> None:
+    bare = new_builder(environment={}, device="cuda")
+    text = words([bare.latency("fp16", memory=None, compute_dtype=None)])
+    assert "None" not in text
+    assert "Versions" not in text
+    assert "GB" not in text
+
+
+def test_dates_and_rounds_may_be_ranges(builder: "Builder") -> None:
+    records = builder.rounds({"fp16": 1.0, "bnb-4bit": 2.0}, count=2)
+    builder.clock += timedelta(days=1)
+    records.append(builder.latency("fp16", round=2))
+    text = words(records)
+    assert "from 2025-03-01 to 2025-03-02 in 2 to 3 rounds." in text
+
+
+def test_without_published_the_column_time_is_explained(builder: "Builder") -> None:
+    text = words([builder.latency("fp16", CHAT)])
+    assert "`published` was not run." in text
+    assert "while running any scenario" in text
+
+
+def test_references_in_several_dtypes_are_named(new_builder: "type[Builder]") -> None:
+    records = [
+        new_builder(model, device="cuda", compute_dtype=dtype).latency("fp16")
+        for model, dtype in (("A", "bfloat16"), ("B", "float16"))
+    ]
+    assert "The references computed: A in bfloat16, B in float16." in words(records)
+
+
+def test_a_sound_bench_has_no_warnings(builder: "Builder") -> None:
+    assert warned(builder.five_rows()) == ()
+
+
+def test_a_broken_checkpoint_is_called_broken(builder: "Builder") -> None:
+    records = [builder.latency("fp16"), builder.quality("fp16", 15.0), builder.quality("awq-gemm", 222_316.0)]
+    [line] = warned(records)
+    assert line.startswith("AWQ GEMM, group 64: this checkpoint is broken: its perplexity is x14,821")
+
+
+def test_an_order_that_was_never_reversed_is_told(builder: "Builder") -> None:
+    records = [builder.latency("fp16", round=n) for n in range(3)]
+    records += [builder.latency("bnb-4bit", round=n) for n in range(3)]
+    [line] = warned(records)
+    assert line.startswith("BnB.4: in `published` it ran on the same side of the reference in every round")
+
+
+def test_pairs_measured_days_apart_are_told(builder: "Builder") -> None:
+    records = [builder.latency("fp16")]
+    builder.clock += timedelta(days=4)
+    records.append(builder.latency("bnb-4bit"))
+    [line] = warned(records)
+    assert (
+        line
+        == "BnB.4: in `published` it and its reference ran up to 4 days apart; measure both again in one go."
+    )
+
+
+def test_a_base_model_without_reference_is_told(new_builder: "type[Builder]") -> None:
+    records = [new_builder().latency("fp16"), new_builder("Huge-9T").latency("bnb-4bit")]
+    assert warned(records) == ("Huge-9T: no reference was measured, so its rows have no ratios.",)
