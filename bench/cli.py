@@ -1,18 +1,26 @@
 """The command `bench`: parse, call, print."""
 
 import argparse
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from bench.record import Record
-from bench.run import DEFAULT_TIMEOUT_S, DTYPES, RECORDS_NAME, Outcome, Watcher, bench
+from bench.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, RECORDS_NAME, Outcome, bench
 from bench.scenario import SCENARIOS, Scenario, scenario_named
+from quantize.cli import guarded
 from quantize.errors import UserError
+from quantize.progress import Progress as ShowProgress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--rounds", type=int, default=3, help="processes for each checkpoint (default %(default)s)"
     )
-    cli.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
+    cli.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
     cli.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -90,13 +98,10 @@ def summary(outcome: Outcome, directory: Path) -> list[str]:
     return lines
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Do what the command line says. Returns the exit code: 2 where there is nothing to compare with."""
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line says. Raises UserError, also at the end if the reference has no figures."""
     scenarios = scenarios_from(arguments)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
+    with one_line_bar() as progress:
         outcome = bench(
             arguments.directory,
             scenarios=scenarios,
@@ -108,39 +113,37 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             threads=arguments.threads,
             quality=not arguments.no_quality,
             fresh=arguments.fresh,
-            watcher=progress_watcher(progress),
+            progress=progress,
         )
     for line in summary(outcome, arguments.directory):
         print(line)
     if not outcome.usable:
-        print("error: the reference has no figures, so that nothing can be compared with it", file=sys.stderr)
-        return 2
-    return 0
-
-
-def progress_watcher(progress: Progress) -> Watcher:
-    """A watcher that moves one line on the screen."""
-    task: TaskID = progress.add_task("", total=None)
-
-    def begins(number: int, total: int, words: str) -> None:
-        progress.update(task, completed=max(number - 1, 0), total=total or None, description=words)
-
-    def ended(records: list[Record]) -> None:
-        progress.advance(task)
-
-    return Watcher(begins, ended)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command's entry point; returns the exit code."""
-    parsed = parser().parse_args(arguments)
-    try:
-        return run(parsed, Console(stderr=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(
-            "error: interrupted; the finished runs are kept, the same command goes on from there",
-            file=sys.stderr,
+        raise UserError(
+            "the reference has no figures, so that nothing can be compared with it: see its reason above"
         )
-    return 2
+
+
+@contextmanager
+def one_line_bar() -> Iterator[ShowProgress]:
+    """A Progress that draws what runs now, how many runs are done and the time left, on a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total or None, description=what)
+
+        yield show
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, or 2 for bad input or a reference without figures."""
+    return guarded("bench", lambda: run(parser().parse_args(argv)))

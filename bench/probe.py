@@ -30,15 +30,15 @@ class Machine:
     cpu_dtype: str | None
 
 
-def probe(device: str | None, threads: int | None) -> Machine:
-    """The machine as a worker with so many threads will see it; device None takes the GPU where there is one.
+def probe(device: str, threads: int | None) -> Machine:
+    """The machine as a worker with so many threads sees it; device "auto" takes the GPU where there is one.
 
     Raises UserError where torch is missing, or CUDA is when it was asked for.
     """
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         result = Path(folder) / "machine.json"
         ended = run_process(
-            [sys.executable, "-P", "-m", "bench.probe", device or "auto", str(result)],
+            [sys.executable, "-P", "-m", "bench.probe", device, str(result)],
             timeout_s=PROBE_TIMEOUT_S,
             environment=worker_environment(threads),
         )

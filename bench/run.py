@@ -13,9 +13,11 @@ from bench.record import Record, append_record, read_records
 from bench.scenario import SCENARIOS, Scenario
 from quantize.checkpoint import Checkpoint, find_checkpoints, verify
 from quantize.errors import UserError
+from quantize.progress import Progress, silent
 from quantize.variant import REFERENCE
 
 RECORDS_NAME = "records.jsonl"
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_TIMEOUT_S = 3600.0
 
@@ -49,47 +51,39 @@ class Outcome:
         return wanted == measured
 
 
-@dataclass(frozen=True)
-class Watcher:
-    """Who is told that a step begins (its number, of how many, in words) and what its records are."""
-
-    begins: Callable[[int, int, str], None] = lambda number, total, words: None
-    ended: Callable[[list[Record]], None] = lambda records: None
-
-
 def bench(
     directory: Path | str,
     *,
     scenarios: Sequence[Scenario] | None = None,
     rounds: int = 3,
-    device: str | None = None,
+    device: str = "auto",
     dtype: str | None = None,
     records: Path | str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     threads: int | None = None,
     quality: bool = True,
     fresh: bool = False,
-    watcher: Watcher | None = None,
-    probe_machine: Callable[[str | None, int | None], Machine] = probe,
+    progress: Progress = silent,
+    probe_machine: Callable[[str, int | None], Machine] = probe,
     executor_for: Callable[[Settings, Path], Executor] | None = None,
 ) -> Outcome:
     """Measure every finished checkpoint in `directory` and append one record a run to the records file.
 
     scenarios:  None for `published` and `chat`.
     rounds:     processes for each checkpoint, each measuring all scenarios.
-    device:     "cpu", "cuda", or None for the GPU where there is one.
+    device:     "cpu", "cuda", or "auto": the GPU where there is one.
     dtype:      compute dtype of all runs. None: on a GPU the reference's half dtype, on a CPU float32, or
                 bfloat16 where that is clearly faster.
     records:    the file, None for records.jsonl in the folder. What it has an ok record of is not run again.
     timeout_s:  for one process. threads: CPU threads of each process, None for torch's choice.
     quality:    measure perplexity too. fresh: set an existing records file aside and measure everything.
+    progress:   told the run that begins, how many are done, and of how many.
     probe_machine, executor_for: replaced in tests.
 
     Raises UserError before anything runs: no checkpoints, no reference, damaged files, no CUDA, a records
     file from another machine. A run that fails is a record and no exception; KeyboardInterrupt loses no
     finished run.
     """
-    watcher = watcher or Watcher()
     _check_arguments(rounds, timeout_s, threads, dtype, device)
     folder = Path(directory)
     checkpoints = find_checkpoints(folder)
@@ -99,19 +93,19 @@ def bench(
         set_aside(path)
     old = read_records(path) if path.exists() else []
 
-    watcher.begins(0, 0, "looking at the machine")
+    progress("looking at the machine", 0, 0)
     machine = probe_machine(device, threads)
     _check_same(path, old, machine, checkpoints)
     dtypes = compute_dtypes(checkpoints, machine, dtype, old)
     runs = plan(checkpoints, list(scenarios or SCENARIOS.values()), rounds, quality=quality)
     left = missing(runs, old, device=machine.device, compute_dtypes=dtypes)
     for checkpoint in {run.checkpoint.path: run.checkpoint for run in left}.values():
-        watcher.begins(0, 0, f"checking the files of {checkpoint.path.name}")
+        progress(f"checking the files of {checkpoint.path.name}", 0, 0)
         verify(checkpoint)
 
     settings = Settings(machine.device, dtypes, machine.environment, timeout_s, threads)
     executor = (executor_for or _worker_executor)(settings, path)
-    new = _carry_out(left, executor, path, watcher)
+    new = _carry_out(left, executor, path, progress)
     wanted = planned_keys(runs, device=machine.device, compute_dtypes=dtypes)
     latest = {key_of(record): record for record in [*old, *new] if key_of(record) in wanted}
     return Outcome(path, tuple(latest.values()), len(new))
@@ -121,16 +115,17 @@ def _worker_executor(settings: Settings, path: Path) -> Executor:
     return WorkerExecutor(settings, log=path.with_suffix(".log"))
 
 
-def _carry_out(runs: Sequence[PlannedRun], executor: Executor, path: Path, watcher: Watcher) -> list[Record]:
+def _carry_out(
+    runs: Sequence[PlannedRun], executor: Executor, path: Path, progress: Progress
+) -> list[Record]:
     done: list[Record] = []
-    for number, run in enumerate(runs, start=1):
-        what = "quality" if run.round is None else f"round {run.round + 1}"
-        watcher.begins(number, len(runs), f"{run.subject.name}, {what}")
+    for number, run in enumerate(runs):
+        work = "perplexity" if run.round is None else f"round {run.round + 1}"
+        progress(f"{run.subject.name}, {work}", number, len(runs))
         records = executor(run)
         for record in records:
             append_record(path, record)
         done += records
-        watcher.ended(records)
     return done
 
 
@@ -206,7 +201,7 @@ def _check_same(
 
 
 def _check_arguments(
-    rounds: int, timeout_s: float, threads: int | None, dtype: str | None, device: str | None
+    rounds: int, timeout_s: float, threads: int | None, dtype: str | None, device: str
 ) -> None:
     if rounds < 1:
         raise UserError("--rounds must be at least 1")
@@ -216,5 +211,5 @@ def _check_arguments(
         raise UserError("--threads must be at least 1")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-    if device not in (None, "cpu", "cuda"):
-        raise UserError(f"unknown device {device!r}; there are: cpu, cuda")
+    if device not in DEVICES:
+        raise UserError(f"unknown device {device!r}; there are: {', '.join(DEVICES)}")

@@ -40,6 +40,7 @@ class Bench:
     clock: Clock[Any]
     view: MemoryView
     nvml: Nvml | None
+    weights_bytes: int
     baseline_bytes: int | None
     load_peak_bytes: int | None
 
@@ -47,7 +48,7 @@ class Bench:
 def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
     """Load the checkpoint and emit one record a scenario (or one of quality), failures included.
 
-    load: replaces quantize.loading.load, for tests. A failure to load is a record for every scenario asked for.
+    load: replaces quantize.load in tests. A failure to load is a record for every scenario asked for.
     """
     asked: tuple[Scenario | None, ...] = request.scenarios or (None,)
     started_at, start = _now(), time.perf_counter()
@@ -87,6 +88,7 @@ def _load(request: Request, load: Load | None) -> Bench:
         clock=CudaClock() if on_cuda else HostClock(),
         view=view,
         nvml=open_nvml(cuda_uuid()) if on_cuda else None,
+        weights_bytes=weights_bytes(loaded.model),
         baseline_bytes=view.current_bytes(),
         load_peak_bytes=load_peak_bytes,
     )
@@ -102,7 +104,6 @@ def _measured(request: Request, bench: Bench, scenario: Scenario | None) -> Reco
     bench.view.reset_peak()
     status: Status = "ok"
     try:
-        held_bytes = weights_bytes(bench.loaded.model)
         if scenario is None:
             figures["quality"] = _quality(request, bench)
         else:
@@ -110,7 +111,7 @@ def _measured(request: Request, bench: Bench, scenario: Scenario | None) -> Reco
         run_peak_bytes = bench.view.peak_bytes()
         after = bench.nvml.state() if bench.nvml else None
         figures["memory"] = Memory(
-            weights_bytes=held_bytes,
+            weights_bytes=bench.weights_bytes,
             source=bench.view.source,
             baseline_bytes=bench.baseline_bytes,
             load_peak_bytes=bench.load_peak_bytes,

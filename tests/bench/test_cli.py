@@ -84,7 +84,9 @@ def test_without_figures_of_the_reference_the_code_is_2(
     assert main([str(folder), "--rounds", "1"]) == 2
     out, err = capsys.readouterr()
     assert "A: error: no memory left (3 runs)" in out
-    assert err == "error: the reference has no figures, so that nothing can be compared with it\n"
+    assert err == (
+        "error: the reference has no figures, so that nothing can be compared with it: see its reason above\n"
+    )
 
 
 def test_ctrl_c_is_one_line_and_keeps_what_is_finished(
@@ -94,7 +96,7 @@ def test_ctrl_c_is_one_line_and_keeps_what_is_finished(
     assert main([str(folder)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "error: interrupted; the finished runs are kept, the same command goes on from there\n"
+    assert err == "error: interrupted; what is finished is kept, run the same bench again to go on\n"
     assert [record.subject.name for record in read_records(folder / "records.jsonl")] == ["A", "A"]
 
 
@@ -153,13 +155,14 @@ def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds no checkpoint of quantable: make some with `quantize" in fails(capsys, tmp_path)
+    assert "holds no quantable checkpoint: make some with `quantize" in fails(capsys, tmp_path)
 
 
 def test_no_reference(make_checkpoint: Make, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_checkpoint("awq-gemm").path.parent
     assert fails(capsys, folder) == (
-        f"{folder} holds no reference of Tiny: make it with `quantize models/Tiny --variant fp16 --out {folder}`"
+        f"{folder} holds no reference of Tiny: make it with "
+        f"`quantize models/Tiny --variant fp16 --out {folder}`"
     )
 
 

@@ -85,8 +85,9 @@ class Tied(torch.nn.Module):
         self.head = torch.nn.Linear(64, 1000, bias=False)
         self.head.weight = self.embedding.weight
         self.norm = torch.nn.LayerNorm(64)
-        self.register_buffer("table", torch.zeros(10, 8, dtype=torch.int32), persistent=False)
-        self.register_buffer("row", self.table[0], persistent=False)
+        table = torch.zeros(10, 8, dtype=torch.int32)
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("row", table[0], persistent=False)
 
 
 def test_weights_are_exact_with_tied_ones_once() -> None:

@@ -46,13 +46,13 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(
         UserError, match=r"bench needs torch: install it with `pip install 'quantable\[models\]'`"
     ):
-        probe(None, None)
+        probe("auto", None)
 
 
 def test_any_other_failure_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_process(monkeypatch, "ImportError: libcudart.so.12")
     with pytest.raises(RuntimeError, match=r"libcudart\.so\.12"):
-        probe(None, None)
+        probe("auto", None)
 
 
 def test_a_gpu_has_no_cpu_dtype() -> None:

@@ -50,7 +50,7 @@ def test_a_record_says_whose_run_it_was(fields: dict[str, Any]) -> None:
 
 def test_contradictions_are_rejected(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="kind 'speed'"):
-        Request(kind="speed", **fields)
+        Request(**(fields | {"kind": "speed"}))
     with pytest.raises(ValueError, match="a latency request has scenarios"):
         Request(kind="latency", **fields)
     with pytest.raises(ValueError, match="a quality request has none"):

@@ -15,7 +15,7 @@ from bench.executor import Executor, Settings
 from bench.plan import PlannedRun
 from bench.probe import Machine
 from bench.record import Record, read_records
-from bench.run import Outcome, Watcher, bench, compute_dtypes, half_dtype, set_aside
+from bench.run import Outcome, bench, compute_dtypes, half_dtype, set_aside
 from bench.scenario import SCENARIOS, Scenario
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, seal
 from quantize.errors import UserError
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class FakeExecutor:
-    """Measures nothing: returns ok records, except where `failing` gives a status, and notes what it was asked."""
+    """Measures nothing: ok records, except where `failing` gives a status; notes what it was asked."""
 
     def __init__(self, records_of: MakeRecords) -> None:
         self.records_of = records_of
@@ -237,26 +237,24 @@ def test_set_aside_overwrites_nothing(tmp_path: Path) -> None:
     assert [(tmp_path / f"records.{n}.jsonl").read_text() for n in (1, 2)] == ["one", "two"]
 
 
-def test_the_watcher_is_told_each_step(measure: Callable[..., Outcome]) -> None:
+def test_progress_is_told_each_step(measure: Callable[..., Outcome]) -> None:
     told: list[Any] = []
-    measure(
-        rounds=1, watcher=Watcher(lambda *step: told.append(step), lambda records: told.append(len(records)))
-    )
-    assert told[:2] == [(0, 0, "looking at the machine"), (0, 0, "checking the files of A")]
-    assert told[6:10] == [(1, 10, "A, round 1"), 2, (2, 10, "B, round 1"), 2]
-    assert told[-2:] == [(10, 10, "E, quality"), 1]
+    measure(rounds=1, progress=lambda *step: told.append(step))
+    assert told[:2] == [("looking at the machine", 0, 0), ("checking the files of A", 0, 0)]
+    assert told[6:8] == [("A, round 1", 0, 10), ("B, round 1", 1, 10)]
+    assert told[-1] == ("E, perplexity", 9, 10)
 
 
 # What the user gets to mend
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder: .*none"):
+    with pytest.raises(UserError, match=r"no such folder: .*none"):
         bench(tmp_path / "none")
 
 
 def test_a_folder_without_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no checkpoint of quantable: make some with `quantize SOURCE"):
+    with pytest.raises(UserError, match=r"holds no quantable checkpoint: make some with `quantize SOURCE"):
         bench(tmp_path)
 
 
@@ -266,7 +264,8 @@ def test_no_reference_of_one_base_model(make_checkpoint: Make) -> None:
     with pytest.raises(UserError) as caught:
         bench(folder)
     assert str(caught.value) == (
-        f"{folder} holds no reference of Beta: make it with `quantize models/Beta --variant fp16 --out {folder}`"
+        f"{folder} holds no reference of Beta: make it with "
+        f"`quantize models/Beta --variant fp16 --out {folder}`"
     )
 
 
@@ -320,7 +319,7 @@ def test_a_records_file_that_is_none(measure: Callable[..., Outcome], folder: Pa
         ({"timeout_s": 0}, "--timeout must be above 0"),
         ({"threads": 0}, "--threads must be at least 1"),
         ({"dtype": "int8"}, "unknown dtype 'int8'; there are: float32, bfloat16, float16"),
-        ({"device": "tpu"}, "unknown device 'tpu'; there are: cpu, cuda"),
+        ({"device": "tpu"}, "unknown device 'tpu'; there are: auto, cpu, cuda"),
     ],
 )
 def test_arguments_out_of_range(

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,37 +163,41 @@ def test_a_reason_is_one_short_line_without_folders() -> None:
 def test_the_process_reads_its_request_and_appends_its_records(
     tmp_path: Path, make_checkpoint: Make, load_tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import quantize.load
-
-    monkeypatch.setattr(quantize.load, "load", load_tiny)
+    monkeypatch.setattr("quantize.loading.load", load_tiny)
     request_for(make_checkpoint("fp16"), SHORT).write(tmp_path / "request.json")
     assert main([str(tmp_path / "request.json"), str(tmp_path / "result.jsonl")]) == 0
     [record] = read_records(tmp_path / "result.jsonl")
     assert record.status == "ok"
 
 
-CHILD = "from bench.worker import die_with; import os, signal; die_with(int({parent})); signal.pause()"
+ROOT = Path(__file__).parents[2]
+CHILD = """
+import signal, sys
+from bench.worker import die_with
+die_with(int(sys.argv[1]))
+print("ready", flush=True)
+signal.pause()
+"""
 PARENT = """
 import os, subprocess, sys
-subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())], stdout=subprocess.PIPE)
+print(child.stdout.readline().decode().strip())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a Linux call")
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
-    child = CHILD.format(parent="os.getppid()")
-    # The child holds the pipe open: this returns only when both are gone.
+    # The child holds the pipe of stderr open: this returns only when both are gone.
     ended = subprocess.run(
-        [sys.executable, "-c", PARENT, child],
-        stdout=subprocess.PIPE,
-        timeout=60,
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", PARENT, CHILD], capture_output=True, text=True, timeout=60, cwd=ROOT
     )
-    assert ended.returncode == 0
+    assert ended.stdout == "ready\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a Linux call")
 def test_a_worker_whose_parent_is_gone_already_ends_at_once() -> None:
-    child = CHILD.format(parent="1 if os.getppid() != 1 else 2")
-    ended = subprocess.run([sys.executable, "-c", child], timeout=60, cwd=Path(__file__).parents[2])
-    assert ended.returncode == -9
+    nobody = str(os.getppid())
+    ended = subprocess.run(
+        [sys.executable, "-c", CHILD, nobody], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert (ended.returncode, ended.stdout) == (-9, "")

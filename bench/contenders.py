@@ -1,0 +1,167 @@
+"""Who takes part in the race of AWQ quantizers: each turns a model folder and token ids into packed 4-bit layers.
+
+Run as `python -m bench.contenders NAME REQUEST.json`, each in a process of its own, so that peak memory is its own.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quantize.awq.packing import pack_gemm
+from quantize.awq.pipeline import AwqOptions
+from quantize.quiet import quiet_libraries
+
+Work = Callable[["Request"], float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a contender is given: the model's folder, the calibration token ids and where its layers go.
+
+    source: half-precision safetensors folder; blocks: a safetensors file with int64 `blocks` [blocks, tokens];
+    out: a safetensors file to write, qweight, qzeros and scales in the GEMM layout and every other changed tensor.
+    """
+
+    source: str
+    blocks: str
+    out: str
+    group_size: int
+
+    def token_ids(self) -> Tensor:
+        return load_file(self.blocks)["blocks"]
+
+
+def ours(options: AwqOptions) -> Work:
+    """Our pipeline from files to packed layers; its seconds include reading the weights and packing."""
+
+    def work(request: Request) -> float:
+        from quantize.awq.stream import LayerStream
+        from quantize.source import open_weights
+
+        folder = Path(request.source)
+        stream = LayerStream(folder, open_weights(folder), torch.device("cpu"))
+        tensors: dict[str, Tensor] = {}
+        started = time.perf_counter()
+        chosen = AwqOptions(**{**asdict(options), "group_size": request.group_size})
+        with torch.inference_mode():
+            for result, _ in stream.quantized(request.token_ids(), chosen):
+                for name, weight in result.weights.items():
+                    tensors |= {f"{name}.{part}": tensor for part, tensor in pack_gemm(weight).items()}
+                tensors |= {name: tensor.half() for name, tensor in result.others.items()}
+        seconds = time.perf_counter() - started
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, request.out)
+        return seconds
+
+    return work
+
+
+def autoawq(*, repaired: bool) -> Work:
+    """autoawq's own quantizer in float32; its seconds include its packing, not the loading of the model.
+
+    On a CPU its search scales the weights that it meant to have saved. `repaired` hands it a state dict of copies,
+    from outside; nothing else is changed.
+    """
+
+    def work(request: Request) -> float:
+        with quiet_libraries():
+            from awq import AutoAWQForCausalLM
+            from awq.quantize.quantizer import AwqQuantizer
+            from transformers import AutoTokenizer
+
+            class Repaired(AwqQuantizer):  # type: ignore[misc]
+                def _compute_best_scale(
+                    self, x: Tensor, w_mean: Tensor, x_mean: Tensor, module2inspect: Any, *args: Any, **kwargs: Any
+                ) -> Tensor:
+                    saved = {name: tensor.clone() for name, tensor in module2inspect.state_dict().items()}
+                    module2inspect.state_dict = lambda: saved
+                    try:
+                        scales: Tensor = super()._compute_best_scale(
+                            x, w_mean, x_mean, module2inspect, *args, **kwargs
+                        )
+                    finally:
+                        del module2inspect.state_dict
+                    return scales
+
+            model = AutoAWQForCausalLM.from_pretrained(
+                request.source, torch_dtype=torch.float32, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(request.source)
+            ids = request.token_ids()
+            started = time.perf_counter()
+            model.quantize(
+                tokenizer,
+                quant_config={
+                    "zero_point": True,
+                    "q_group_size": request.group_size,
+                    "w_bit": 4,
+                    "version": "GEMM",
+                },
+                calib_data=ids.tolist(),
+                max_calib_samples=ids.shape[0],
+                max_calib_seq_len=ids.shape[1],
+                quantizer_cls=Repaired if repaired else AwqQuantizer,
+            )
+            seconds = time.perf_counter() - started
+        state = model.model.state_dict()
+        embeddings = model.model.get_input_embeddings().weight.data_ptr()
+        kept = {name: tensor.contiguous() for name, tensor in state.items() if tensor.data_ptr() != embeddings}
+        save_file(kept, request.out)
+        return seconds
+
+    return work
+
+
+def gptqmodel(request: Request) -> float:
+    """gptqmodel's AWQ with its defaults, where that package is installed; it saves a folder, which we read back."""
+    with quiet_libraries():
+        from gptqmodel import GPTQModel  # type: ignore[import-not-found]
+        from gptqmodel.quantization import FORMAT, METHOD, QuantizeConfig  # type: ignore[import-not-found]
+
+        config = QuantizeConfig(bits=4, group_size=request.group_size, quant_method=METHOD.AWQ, format=FORMAT.GEMM)
+        model = GPTQModel.load(request.source, config)
+        data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in request.token_ids().tolist()]
+        started = time.perf_counter()
+        model.quantize(data, batch_size=8)
+        seconds = time.perf_counter() - started
+        folder = Path(request.out).with_suffix("")
+        model.save(str(folder))
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    save_file(tensors, request.out)
+    return seconds
+
+
+CONTENDERS: dict[str, Work] = {
+    "quantable, nearest": ours(AwqOptions(0)),
+    "quantable, gptq": ours(AwqOptions(0, rounding="gptq")),
+    "round to nearest": ours(AwqOptions(0, search=False)),
+    "autoawq, repaired": autoawq(repaired=True),
+    "autoawq, as it is": autoawq(repaired=False),
+    "gptqmodel": gptqmodel,
+}
+"""Every contender by the name that the race prints."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one contender; write {"seconds", "peak_bytes"} beside its layers. peak_bytes: highest resident set size."""
+    name, path = arguments
+    request = Request(**json.loads(Path(path).read_text()))
+    seconds = CONTENDERS[name](request)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    facts = {"seconds": seconds, "peak_bytes": peak_bytes, "libraries": {"torch": torch.__version__}}
+    Path(request.out).with_suffix(".json").write_text(json.dumps(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
