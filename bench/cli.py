@@ -92,7 +92,8 @@ def summary(outcome: Outcome, directory: Path) -> list[str]:
     total = len(outcome.records)
     already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    lines.append(f"{total} records{already}{failed}: {outcome.path}")
+    noun = "record" if total == 1 else "records"
+    lines.append(f"{total} {noun}{already}{failed}: {outcome.path}")
     table = directory if outcome.path == directory / RECORDS_NAME else outcome.path
     lines.append(f"the table: report {table}")
     return lines

@@ -5,6 +5,7 @@ get them: on some CPUs a forward pass repacks its 4-bit weights in place, and wh
 what was quantized.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ import torch
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 from quantize.source import check_finite
-from quantize.variant import Variant
+from quantize.variant import VARIANTS, Variant
 
 QuantType = Literal["nf4", "fp4"]
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -101,6 +102,58 @@ def bnb_quantization_config(variant: Variant, options: BnbOptions) -> dict[str, 
                 bnb_4bit_compute_dtype=torch.float16,
             )
         return dict(config.to_dict())
+
+
+def bnb_4bit_with_feedback(
+    weights: Mapping[str, torch.Tensor], gram: torch.Tensor, options: BnbOptions
+) -> dict[str, torch.Tensor]:
+    """The bnb-4bit entries of linear layers that share one input, rounded with error feedback (arXiv 2210.17323).
+
+    weights: [out_k, in] by full name, without ".weight"; gram: float32 [in, in] of the input. The blocks' scales are
+    bitsandbytes' own; only which of the 16 values a weight becomes differs from bitsandbytes' nearest. Layers whose
+    rows are no whole number of blocks are rounded to nearest.
+    """
+    from quantize.awq.gptq import feed_back, inverse_factor
+
+    variant = VARIANTS["bnb-4bit"]
+    names = list(weights)
+    plain = {name: bnb_tensors(name, weights[name], variant, options) for name in names}
+    if gram.shape[0] % options.blocksize:
+        return {key: tensor for tensors in plain.values() for key, tensor in tensors.items()}
+    scales = torch.cat([_block_scales(weights[name], options) for name in names]).t().contiguous()
+    codebook = plain[names[0]][f"{names[0]}.weight.quant_map"].float()
+    levels, order = codebook.sort()
+    midpoints = (levels[1:] + levels[:-1]) / 2
+
+    def nearest(column: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = scales[column // options.blocksize]
+        rank = torch.bucketize(values / scale, midpoints)
+        return order[rank], levels[rank].mul_(scale)
+
+    rows = torch.cat([weights[name].float() for name in names])
+    codes = feed_back(rows, inverse_factor(gram), nearest)
+    entries: dict[str, torch.Tensor] = {}
+    for name, own in zip(names, codes.split([weights[name].shape[0] for name in names]), strict=True):
+        pairs = own.view(-1, 2)
+        packed = (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
+        entries |= {**plain[name], f"{name}.weight": packed}
+    return entries
+
+
+def _block_scales(weight: torch.Tensor, options: BnbOptions) -> torch.Tensor:
+    """What bitsandbytes multiplies each block of a row with, as it will be read back: float32 [out, in / blocksize]."""
+    from bitsandbytes import functional
+
+    _, state = functional.quantize_4bit(
+        weight.contiguous(),
+        blocksize=options.blocksize,
+        compress_statistics=options.double_quant,
+        quant_type=options.quant_type,
+    )
+    scales = state.absmax
+    if state.nested:
+        scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return scales.float().view(weight.shape[0], -1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def bnb_layers(model: Any) -> list[str]:

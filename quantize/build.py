@@ -1,47 +1,33 @@
 """From a source to finished checkpoints: every variant asked for, from one look at the weights."""
 
-import datetime
-import importlib.metadata
-import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantize.awq.architecture import group_size_for, quantized_shapes
+from quantize.assemble import Recipe, finish, half, library_versions, read_config
+from quantize.awq.architecture import Architecture, group_size_for, quantized_shapes
 from quantize.awq.journal import Journal, options_key
 from quantize.awq.packing import PACKERS
-from quantize.awq.pipeline import AwqOptions, Rounding
+from quantize.awq.pipeline import AwqOptions, LayerResult, Observed, Rounding
 from quantize.awq.stream import LayerStream, empty_model
-from quantize.bnb import BnbOptions, bnb_layers, bnb_quantization_config, bnb_tensors
+from quantize.bnb import BnbOptions, bnb_4bit_with_feedback, bnb_layers, bnb_quantization_config, bnb_tensors
 from quantize.calibration import blocks_sha256, text_from, token_blocks
-from quantize.checkpoint import (
-    CalibrationFacts,
-    Checkpoint,
-    Manifest,
-    disk_is_full,
-    open_checkpoint,
-    seal,
-    writing,
-)
+from quantize.checkpoint import MANIFEST_NAME, CalibrationFacts, Checkpoint, disk_is_full, open_checkpoint, writing
 from quantize.errors import UserError
 from quantize.loading import torch_device
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
-from quantize.shards import ShardWriter
+from quantize.shards import PART_GLOB, ShardWriter
 from quantize.source import Source, Weights, check_finite, open_source, open_weights
 from quantize.variant import GROUP_SIZES, Variant, variants_named
 
 PART_BYTES = 256 * 10**6
-LIBRARIES = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
-NOT_COPIED = ("config.json", "quantable.json", "model.safetensors.index.json")
-COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-"""Tokenizer, generation settings and chat template: what stands beside the weights and is no weight."""
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -49,15 +35,16 @@ class BuildOptions:
     """What a user may choose; every default is what the table is made with.
 
     group_size: AWQ's, None for the largest that divides every layer. calibration: a text as `text_from` reads it,
-    of which `blocks` blocks of `block_tokens` tokens are used. rounding: "nearest" or "gptq". device: "cpu", "cuda"
-    or "auto" (CUDA where there is some). force: make finished checkpoints again.
+    of which `blocks` blocks of `block_tokens` tokens are used. rounding: of the 4-bit variants, "gptq" (error feedback
+    on the calibration text) or "nearest". device: "cpu", "cuda" or "auto" (CUDA where there is some). force: make
+    finished checkpoints again.
     """
 
     group_size: int | None = None
     calibration: str = "builtin"
     blocks: int = 48
     block_tokens: int = 256
-    rounding: Rounding = "nearest"
+    rounding: Rounding = "gptq"
     bnb: BnbOptions = field(default_factory=BnbOptions)
     revision: str | None = None
     device: str = "auto"
@@ -79,7 +66,7 @@ def quantize(
     *,
     options: BuildOptions | None = None,
     progress: Progress = silent,
-    say: Any = None,
+    say: Say = lambda line: None,
 ) -> list[Built]:
     """Make a checkpoint of each variant of the model `source` in the folder `out`; return them in the table's order.
 
@@ -89,22 +76,22 @@ def quantize(
     Raises UserError for everything that the user can mend; nothing half-written is left under a checkpoint's name.
     """
     options = options or BuildOptions()
-    tell = say or (lambda line: None)
     chosen = variants_named(variants)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
-    device = torch_device(("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device)
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    device = torch_device(wanted)
     with quiet_libraries():
         opened = open_source(source, revision=options.revision)
-        job = _Job(opened, open_weights(opened.folder), out, options, device, progress, tell)
-        built = {}
-        awq = [variant for variant in chosen if variant.is_awq]
+        job = _Job(opened, open_weights(opened.folder), out, options, device, progress, say)
+        built: dict[str, Built] = {}
+        calibrated = [variant for variant in chosen if job.needs_calibration(variant)]
         for variant in chosen:
-            if not variant.is_awq:
+            if variant not in calibrated:
                 built[variant.name] = job.plain(variant)
-        if awq:
-            built |= job.awq(awq)
+        if calibrated:
+            built |= job.calibrated(calibrated)
     return [built[variant.name] for variant in chosen]
 
 
@@ -118,17 +105,27 @@ class _Job:
     options: BuildOptions
     device: torch.device
     progress: Progress
-    tell: Any
+    say: Say
+
+    def needs_calibration(self, variant: Variant) -> bool:
+        """AWQ always does, 4-bit bitsandbytes when its rounding feeds errors back."""
+        return variant.is_awq or (variant.name == "bnb-4bit" and self.options.rounding == "gptq")
 
     def target(self, variant: Variant, group_size: int | None = None) -> Path:
         return self.out / f"{self.source.base_model}-{variant.folder_suffix(group_size)}"
 
     def kept(self, target: Path) -> Built | None:
         """The finished checkpoint that is there already, unless it is to be made again."""
-        if self.options.force or not (target / "quantable.json").is_file():
+        if self.options.force or not (target / MANIFEST_NAME).is_file():
             return None
-        self.tell(f"{target.name}: finished before, kept (--force makes it again)")
+        self.say(f"{target.name}: finished before, kept (--force makes it again)")
         return Built(open_checkpoint(target), kept=True)
+
+    @property
+    def half_dtype(self) -> torch.dtype:
+        """bfloat16 for a source that is in it, else float16."""
+        dtypes = [self.weights.dtype(name) for name in self.weights.names()]
+        return torch.bfloat16 if dtypes.count(torch.bfloat16) > len(dtypes) / 2 else torch.float16
 
     def plain(self, variant: Variant) -> Built:
         """A checkpoint whose tensors need no calibration: the reference and the bitsandbytes ones."""
@@ -137,7 +134,6 @@ class _Job:
             return built
         started = time.perf_counter()
         quantized = set(bnb_layers(empty_model(self.source.folder))) if variant.w_bit else set()
-        config = bnb_quantization_config(variant, self.options.bnb) if variant.w_bit else None
         names = self.weights.names()
         with writing(target, force=self.options.force) as folder:
             writer = ShardWriter(folder)
@@ -151,62 +147,92 @@ class _Job:
                 if layer in quantized and name.endswith(".weight"):
                     part |= bnb_tensors(layer, tensor.to(self.device), variant, self.options.bnb)
                 else:
-                    part[name] = _half(name, tensor, self.half_dtype)
+                    part[name] = half(name, tensor, self.half_dtype)
                 if sum(t.nbytes for t in part.values()) > PART_BYTES or done == len(names) - 1:
                     writer.add(parts, part)
                     part, parts = {}, parts + 1
             self.progress(variant.name, len(names), len(names))
-            bnb = asdict(self.options.bnb) if variant.w_bit == 4 else {}
-            manifest = self.finish(folder, writer, variant, config, {"total": started}, options=bnb)
+            seconds = {"total": time.perf_counter() - started}
+            manifest = finish(folder, self.source, target.name, self.recipe(variant), seconds=seconds)
         return Built(Checkpoint(target, manifest), kept=False)
 
-    @property
-    def half_dtype(self) -> torch.dtype:
-        """bfloat16 for a source that is in it, else float16."""
-        dtypes = [self.weights.dtype(name) for name in self.weights.names()]
-        return torch.bfloat16 if dtypes.count(torch.bfloat16) > len(dtypes) / 2 else torch.float16
+    def recipe(
+        self,
+        variant: Variant,
+        *,
+        group_size: int | None = None,
+        calibration: CalibrationFacts | None = None,
+        architecture: Architecture | None = None,
+    ) -> Recipe:
+        """How this variant is made with these options."""
+        if variant.is_awq:
+            quantization = {
+                "quant_method": "awq",
+                "bits": variant.w_bit,
+                "group_size": group_size,
+                "zero_point": True,
+                "version": str(variant.version).lower(),
+                "modules_to_not_convert": architecture.modules_to_not_convert if architecture else None,
+            }
+            options = asdict(AwqOptions(group_size or 0, rounding=self.options.rounding))
+            return Recipe(variant, torch.float16, quantization, group_size, calibration, options)
+        if variant.w_bit is None:
+            return Recipe(variant, self.half_dtype)
+        options = {**asdict(self.options.bnb), "rounding": self.options.rounding} if variant.w_bit == 4 else {}
+        quantization = bnb_quantization_config(variant, self.options.bnb)
+        return Recipe(variant, self.half_dtype, quantization, None, calibration, options)
 
-    def awq(self, variants: Sequence[Variant]) -> dict[str, Built]:
-        """The AWQ checkpoints: one search, packed into every layout asked for."""
-        stream = LayerStream(self.source.folder, self.weights, self.device)
-        shapes = quantized_shapes(stream.architecture)
-        group_size = group_size_for(shapes, self.options.group_size, GROUP_SIZES)
-        if self.options.group_size is None and group_size != GROUP_SIZES[0]:
-            self.tell(f"group size {group_size}: {GROUP_SIZES[0]} does not divide every layer of this model")
-        built = {v.name: done for v in variants if (done := self.kept(self.target(v, group_size)))}
-        missing = [variant for variant in variants if variant.name not in built]
+    def calibrated(self, variants: Sequence[Variant]) -> dict[str, Built]:
+        """The checkpoints that look at text: one pass over the model for all of them."""
+        try:
+            stream = LayerStream(self.source.folder, self.weights, self.device)
+        except UserError as error:
+            if any(variant.is_awq for variant in variants):
+                raise
+            raise UserError(f"--rounding gptq needs a layer map: {error} with --rounding nearest") from None
+        group_size = None
+        if any(variant.is_awq for variant in variants):
+            group_size = group_size_for(quantized_shapes(stream.architecture), self.options.group_size, GROUP_SIZES)
+            if self.options.group_size is None and group_size != GROUP_SIZES[0]:
+                self.say(f"group size {group_size}: {GROUP_SIZES[0]} does not divide every layer of this model")
+        sizes = {variant: group_size if variant.is_awq else None for variant in variants}
+        built = {v.name: done for v, size in sizes.items() if (done := self.kept(self.target(v, size)))}
+        missing = {variant: size for variant, size in sizes.items() if variant.name not in built}
         if missing:
-            self._search(stream, missing, group_size)
-            for variant in missing:
-                built[variant.name] = Built(open_checkpoint(self.target(variant, group_size)), kept=False)
+            self._search(stream, missing)
+            for variant, size in missing.items():
+                built[variant.name] = Built(open_checkpoint(self.target(variant, size)), kept=False)
         return built
 
-    def _search(self, stream: LayerStream, variants: Sequence[Variant], group_size: int) -> None:
+    def _search(self, stream: LayerStream, variants: Mapping[Variant, int | None]) -> None:
         blocks = self._blocks()
-        options = AwqOptions(group_size, rounding=self.options.rounding)
-        layouts = [str(variant.version) for variant in variants]
         calibration = CalibrationFacts(
             self.options.calibration, blocks.shape[0], blocks.shape[1], blocks_sha256(blocks)
         )
+        recipes = {
+            variant.name: self.recipe(
+                variant, group_size=size, calibration=calibration, architecture=stream.architecture
+            )
+            for variant, size in variants.items()
+        }
         key = options_key(
             source_sha256=self.source.facts.weights_sha256,
-            config=_read_config(self.source.folder),
+            config=read_config(self.source.folder),
             calibration_sha256=calibration.sha256,
-            options=options,
-            layouts=layouts,
+            options={name: dict(recipe.options) for name, recipe in recipes.items()},
             libraries=library_versions(),
             device=self.device,
         )
-        journal = Journal(self.out / f".{self.source.base_model}.awq-work", key)
+        journal = Journal(self.out / f".{self.source.base_model}.unfinished", key)
         total = len(stream.architecture.layers)
         if journal.restarted:
-            self.tell("an unfinished run was with another source, calibration or options: starting anew")
+            self.say("an unfinished run was with another source, calibration or options: starting anew")
         elif journal.finished_layers:
-            self.tell(f"going on with an unfinished run at layer {journal.finished_layers + 1} of {total}")
+            self.say(f"going on with an unfinished run at layer {journal.finished_layers + 1} of {total}")
         try:
-            seconds = self._layers(stream, blocks, options, layouts, journal)
-            for variant in variants:
-                self._finish_awq(variant, stream, group_size, options, journal, calibration, seconds)
+            seconds = self._layers(stream, blocks, recipes, journal)
+            for variant, size in variants.items():
+                self._move_parts(recipes[variant.name], self.target(variant, size), journal, seconds)
         except BaseException as error:
             if disk_is_full(error):
                 raise UserError(
@@ -219,58 +245,52 @@ class _Job:
         journal.discard()
 
     def _layers(
-        self, stream: LayerStream, blocks: Tensor, options: AwqOptions, layouts: Sequence[str], journal: Journal
+        self, stream: LayerStream, blocks: Tensor, recipes: Mapping[str, Recipe], journal: Journal
     ) -> dict[str, float]:
         """Run the pipeline from where the journal stands; return seconds a phase."""
         total = len(stream.architecture.layers)
-        writers = {layout: journal.writer(layout) for layout in layouts}
-        self.progress("AWQ layers", journal.finished_layers, total)
+        writers = {name: journal.writer(name) for name in recipes}
+        group_size = next((recipe.group_size for recipe in recipes.values() if recipe.group_size), None)
+        options = None if group_size is None else AwqOptions(group_size, rounding=self.options.rounding)
+        self.progress("layers", journal.finished_layers, total)
         packing = 0.0
-        layers = stream.quantized(blocks, options, start=journal.finished_layers, hidden=journal.hidden())
+        layers = stream.quantized(
+            blocks,
+            options,
+            start=journal.finished_layers,
+            hidden=journal.hidden(),
+            before=self._bnb_layer if "bnb-4bit" in recipes else None,
+        )
         for result, hidden in layers:
             started = time.perf_counter()
-            others = {name: _half(name, tensor, torch.float16) for name, tensor in result.others.items()}
-            for layout, writer in writers.items():
-                packed = {
-                    f"{name}.{part}": tensor
-                    for name, weight in result.weights.items()
-                    for part, tensor in PACKERS[layout](weight).items()
-                }
-                writer.add(result.index + 1, packed | others)
+            for name, writer in writers.items():
+                writer.add(result.index + 1, _packed(result, recipes[name]))
             journal.layer_done(result, hidden)
             packing += time.perf_counter() - started
-            self.progress("AWQ layers", result.index + 1, total)
+            self.progress("layers", result.index + 1, total)
         started = time.perf_counter()
-        outer = {name: _half(name, tensor, torch.float16) for name, tensor in stream.other_tensors()}
-        for writer in writers.values():
-            writer.add(0, outer)
+        outer = dict(stream.other_tensors())
+        for name, writer in writers.items():
+            writer.add(0, {key: half(key, tensor, recipes[name].dtype) for key, tensor in outer.items()})
         return {**journal.seconds, "pack": packing + time.perf_counter() - started}
 
-    def _finish_awq(
-        self,
-        variant: Variant,
-        stream: LayerStream,
-        group_size: int,
-        options: AwqOptions,
-        journal: Journal,
-        calibration: CalibrationFacts,
-        seconds: dict[str, float],
-    ) -> None:
-        config = {
-            "quant_method": "awq",
-            "bits": variant.w_bit,
-            "group_size": group_size,
-            "zero_point": True,
-            "version": str(variant.version).lower(),
-            "modules_to_not_convert": stream.architecture.modules_to_not_convert,
-        }
-        with writing(self.target(variant, group_size), force=self.options.force) as folder:
-            for part in sorted((journal.folder / str(variant.version)).glob("part-*.safetensors")):
-                shutil.move(part, folder / part.name)
-            self.finish(
-                folder, ShardWriter(folder), variant, config, {}, group_size=group_size, calibration=calibration,
-                options=asdict(options), layers=journal.facts, seconds=seconds,
-            )
+    def _bnb_layer(self, seen: Observed) -> dict[str, Tensor]:
+        """The bnb-4bit tensors of one decoder layer, from its weights as they came."""
+        tensors = {name: half(name, tensor, self.half_dtype) for name, tensor in seen.others().items()}
+        for owner, stats in seen.stats.items():
+            weights = {
+                seen.prefix + name: seen.linears[name].weight.data.to(self.half_dtype) for name in seen.sharing(owner)
+            }
+            tensors |= bnb_4bit_with_feedback(weights, stats.gram, self.options.bnb)
+        return tensors
+
+    def _move_parts(self, recipe: Recipe, target: Path, journal: Journal, seconds: Mapping[str, float]) -> None:
+        """Turn one variant's parts into its checkpoint."""
+        with writing(target, force=self.options.force) as folder:
+            for part in sorted((journal.folder / recipe.variant.name).glob(PART_GLOB)):
+                shutil.copyfile(part, folder / part.name)
+            layers = journal.facts if recipe.variant.is_awq else ()
+            finish(folder, self.source, target.name, recipe, seconds=seconds, layers=layers)
 
     def _blocks(self) -> Tensor:
         from transformers import AutoTokenizer
@@ -283,88 +303,16 @@ class _Job:
             block_tokens=self.options.block_tokens,
         )
         if blocks.shape[0] < self.options.blocks:
-            self.tell(f"the calibration text fills {blocks.shape[0]} of {self.options.blocks} blocks")
+            self.say(f"the calibration text fills {blocks.shape[0]} of {self.options.blocks} blocks")
         return blocks
 
-    def finish(
-        self,
-        folder: Path,
-        writer: ShardWriter,
-        variant: Variant,
-        quantization: dict[str, Any] | None,
-        started: dict[str, float],
-        *,
-        group_size: int | None = None,
-        calibration: CalibrationFacts | None = None,
-        options: dict[str, Any],
-        layers: Sequence[dict[str, Any]] = (),
-        seconds: dict[str, float] | None = None,
-    ) -> Manifest:
-        """Join the parts, write what stands beside the weights, and seal the folder with its manifest."""
-        weights_bytes = writer.finish()
-        dtype = torch.float16 if variant.is_awq else self.half_dtype
-        _write_config(self.source.folder, folder, quantization, dtype)
-        for path in _beside_weights(self.source.folder):
-            shutil.copyfile(path, folder / path.name)
-        spent = {name: round(time.perf_counter() - begun, 3) for name, begun in started.items()}
-        spent |= {name: round(value, 3) for name, value in (seconds or {}).items()}
-        return seal(
-            folder,
-            Manifest(
-                name=self.target(variant, group_size).name,
-                base_model=self.source.base_model,
-                variant=variant.name,
-                q_group_size=group_size,
-                source=self.source.facts,
-                calibration=calibration,
-                options=options,
-                libraries=library_versions(),
-                seconds=spent,
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                weights_bytes=weights_bytes,
-                layers=tuple(layers),
-            ),
-        )
 
-
-def library_versions() -> dict[str, str]:
-    """Versions of the installed libraries that decide what a checkpoint holds."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _half(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A floating-point tensor in half precision. Raises UserError when a value does not fit."""
-    if not tensor.is_floating_point():
-        return tensor
-    half = tensor.to(dtype)
-    check_finite(f"{name}, rounded to {str(dtype).removeprefix('torch.')},", half)
-    return half
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config
-
-
-def _write_config(source: Path, target: Path, quantization: dict[str, Any] | None, dtype: torch.dtype) -> None:
-    """The source's config.json with the dtype of the file and what engines need to know of the quantization."""
-    config = _read_config(source)
-    for key in ("_name_or_path", "_model_name_or_path", "torch_dtype"):
-        config.pop(key, None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    if quantization is not None:
-        config["quantization_config"] = quantization
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _beside_weights(folder: Path) -> Iterator[Path]:
-    for pattern in COPIED:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file() and path.name not in NOT_COPIED:
-                yield path
+def _packed(result: LayerResult, recipe: Recipe) -> dict[str, Tensor]:
+    """One decoder layer's tensors as this variant's files hold them."""
+    if not recipe.variant.is_awq:
+        return result.before
+    pack = PACKERS[str(recipe.variant.version)]
+    packed = {
+        f"{name}.{part}": tensor for name, weight in result.weights.items() for part, tensor in pack(weight).items()
+    }
+    return packed | {name: half(name, tensor, recipe.dtype) for name, tensor in result.others.items()}

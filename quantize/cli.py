@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--revision", help="branch, tag or commit of a hub source")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default auto)")
     p.add_argument("--force", action="store_true", help="make finished checkpoints again")
-    awq = p.add_argument_group("AWQ")
+    awq = p.add_argument_group("AWQ and calibration")
     awq.add_argument(
         "--group-size", type=int, metavar="N", help=f"{', '.join(map(str, GROUP_SIZES))}; default: the largest that fits"
     )
@@ -41,7 +41,12 @@ def parser() -> argparse.ArgumentParser:
     )
     awq.add_argument("--blocks", type=int, default=48, help="blocks of calibration text (default 48)")
     awq.add_argument("--block-tokens", type=int, default=256, help="tokens a block (default 256)")
-    awq.add_argument("--rounding", choices=("nearest", "gptq"), default="nearest", help="default nearest")
+    awq.add_argument(
+        "--rounding",
+        choices=("gptq", "nearest"),
+        default="gptq",
+        help="of AWQ and bnb-4bit: gptq feeds errors back on the calibration text (the default)",
+    )
     bnb = p.add_argument_group("bitsandbytes 4-bit")
     bnb.add_argument("--bnb-type", choices=("nf4", "fp4"), default="nf4", help="default nf4")
     bnb.add_argument("--double-quant", action="store_true", help="quantize the scales too")

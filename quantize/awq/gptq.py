@@ -1,5 +1,7 @@
 """Rounding that compensates: GPTQ's error feedback (arXiv 2210.17323) inside fixed group ranges."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,33 +34,48 @@ def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
         damping *= 10
 
 
+def feed_back(
+    weight: Tensor, factor: Tensor, nearest: Callable[[int, Tensor], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Round [out, in] weights column by column, each column's error spread over the columns not yet rounded.
+
+    factor: from inverse_factor of the layer's inputs. nearest: (column, its values [out]) -> (codes, the values that
+    they stand for), both [out]. Returns the codes, uint8 [out, in].
+    """
+    # Columns as rows: every step then reads and writes contiguous memory.
+    columns = weight.float().t().contiguous()
+    in_features, out_features = columns.shape
+    codes = torch.empty((in_features, out_features), dtype=torch.uint8, device=weight.device)
+    pivots = factor.diagonal().tolist()
+    for start in range(0, in_features, COLUMN_BLOCK):
+        stop = min(start + COLUMN_BLOCK, in_features)
+        errors = torch.empty((stop - start, out_features), dtype=torch.float32, device=weight.device)
+        for column in range(start, stop):
+            code, value = nearest(column, columns[column])
+            codes[column] = code
+            error = torch.sub(columns[column], value, out=errors[column - start]).div_(pivots[column])
+            columns[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
+        columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+    return codes.t().contiguous()
+
+
 def round_with_feedback(
     weight: Tensor, factor: Tensor, group_size: int, clip: Tensor | None = None
 ) -> Int4Weight:
-    """Quantize [out, in] weights column by column, each column's error spread over the columns not yet rounded.
+    """Quantize [out, in] weights to groupwise 4 bits with error feedback.
 
-    factor: from inverse_factor of the layer's (scaled) inputs. clip: [out, in / group_size] as in round_to_nearest.
-    The groups' scales and zeros are fixed before the feedback starts, by the clipped minimum and maximum.
+    clip: [out, in / group_size] as in round_to_nearest. The groups' scales and zeros are fixed before the feedback
+    starts, by the clipped minimum and maximum.
     """
-    work = weight.float().clone()
-    out_features, in_features = work.shape
-    grouped = work.view(out_features, -1, group_size)
+    grouped = weight.float().view(weight.shape[0], -1, group_size)
     if clip is not None:
         grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
     scales, zeros = minmax_range(grouped)
-    # Columns as rows: every step then reads and writes contiguous memory.
-    columns = work.t().contiguous()
     scale_rows, zero_rows = scales.t().contiguous(), zeros.t().contiguous()
-    codes = torch.empty((in_features, out_features), dtype=torch.uint8, device=work.device)
-    for start in range(0, in_features, COLUMN_BLOCK):
-        stop = min(start + COLUMN_BLOCK, in_features)
-        errors = torch.empty((stop - start, out_features), dtype=torch.float32, device=work.device)
-        for column in range(start, stop):
-            scale, zero = scale_rows[column // group_size], zero_rows[column // group_size]
-            code = torch.div(columns[column], scale).round_().add_(zero).clamp_(0, LEVELS)
-            codes[column] = code
-            error = columns[column].sub(code.sub_(zero).mul_(scale)).div_(factor[column, column])
-            errors[column - start] = error
-            columns[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
-        columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
-    return Int4Weight(codes.t().contiguous(), scales.half(), zeros.to(torch.uint8))
+
+    def nearest(column: int, values: Tensor) -> tuple[Tensor, Tensor]:
+        scale, zero = scale_rows[column // group_size], zero_rows[column // group_size]
+        code = torch.div(values, scale).round_().add_(zero).clamp_(0, LEVELS)
+        return code, code.sub(zero).mul_(scale)
+
+    return Int4Weight(feed_back(weight, factor, nearest), scales.half(), zeros.to(torch.uint8))

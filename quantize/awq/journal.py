@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ class Journal:
         """Seconds a phase so far, over all runs of this journal."""
         return dict(self._state["seconds"])
 
-    def writer(self, layout: str) -> ShardWriter:
-        """Where the parts of one layout go."""
-        folder = self.folder / layout
+    def writer(self, variant: str) -> ShardWriter:
+        """Where the parts of one variant go."""
+        folder = self.folder / variant
         folder.mkdir(exist_ok=True)
         return ShardWriter(folder)
 
@@ -98,17 +99,21 @@ class Journal:
 
 
 def options_key(
-    *, source_sha256: str | None, config: dict[str, Any], calibration_sha256: str, options: Any, layouts: list[str],
-    libraries: dict[str, str], device: torch.device,
+    *,
+    source_sha256: str | None,
+    config: Mapping[str, Any],
+    calibration_sha256: str,
+    options: Mapping[str, Any],
+    libraries: Mapping[str, str],
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Everything that decides the bytes of the result."""
+    """Everything that decides the bytes of the result; options: by the name of the variant."""
     return {
         "source": source_sha256,
-        "config": config,
+        "config": dict(config),
         "calibration": calibration_sha256,
-        "options": asdict(options),
-        "layouts": layouts,
-        "libraries": libraries,
+        "options": dict(options),
+        "libraries": dict(libraries),
         "device": device.type,
         "threads": torch.get_num_threads(),
     }

@@ -59,7 +59,8 @@ class LinearFacts:
 class LayerResult:
     """One quantized decoder layer.
 
-    weights: by full name (without ".weight"); others: every other tensor of the layer, scales applied, by full name.
+    weights: by full name (without ".weight"); others: every other tensor of the layer, scales applied, by full name;
+    before: what the caller made of the layer before its scales moved, by full name.
     """
 
     index: int
@@ -67,6 +68,38 @@ class LayerResult:
     others: dict[str, Tensor]
     facts: tuple[LinearFacts, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    before: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A decoder layer as it came, and what its linear layers see on the calibration text.
+
+    linears: by name inside the layer; prefix: of their full names; owners: linear -> which one's input it shares;
+    stats: owner -> statistics of that input.
+    """
+
+    layer: nn.Module
+    prefix: str
+    linears: dict[str, nn.Linear]
+    owners: dict[str, str]
+    stats: dict[str, InputStats]
+
+    def sharing(self, owner: str) -> list[str]:
+        """The linears with this owner's input, in order."""
+        return [name for name in self.linears if self.owners[name] == owner]
+
+    def others(self) -> dict[str, Tensor]:
+        """Every tensor of the layer that is no linear weight (biases are), by full name."""
+        return {
+            self.prefix + name: tensor
+            for name, tensor in self.layer.state_dict().items()
+            if name.removesuffix(".weight") not in self.linears
+        }
+
+
+BeforeScaling = Callable[[Observed], dict[str, Tensor]]
+"""What a caller does with a layer before AWQ scales move; its tensors come back in the result."""
 
 
 class _Recorder(nn.Module):
@@ -153,10 +186,43 @@ class _InputObserver:
 
 @torch.no_grad()
 def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """The layer's output for each batch [b, t, hidden], one after the other."""
+    """The layer's output for each batch [b, t, hidden], one after the other.
+
+    Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
+    """
     for batch in hidden:
-        output = layer(batch, **kwargs)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=has_bfloat16(batch.device)):
+            output = layer(batch, **kwargs)
         yield output[0] if isinstance(output, tuple) else output
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware; told by its kind, so that reruns agree."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@torch.no_grad()
+def observe_layer(
+    architecture: Architecture, index: int, hidden: list[Tensor], kwargs: dict[str, Any]
+) -> Observed:
+    """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
+
+    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
+    the layer with besides. Raises UserError when an output is not finite.
+    """
+    layer = architecture.layers[index]
+    prefix = f"{architecture.layers_name}.{index}."
+    linears = architecture.linears(index)
+    observer = _InputObserver(linears)
+    for position, output in enumerate(run_layer(layer, hidden, kwargs)):
+        hidden[position] = output
+    owners, stats = observer.finish()
+    if not all(bool(torch.isfinite(batch).all()) for batch in hidden):
+        raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
+    return Observed(layer, prefix, linears, owners, stats)
 
 
 @torch.no_grad()
@@ -165,24 +231,25 @@ def quantize_layer(
     index: int,
     hidden: list[Tensor],
     kwargs: dict[str, Any],
-    options: AwqOptions,
+    options: AwqOptions | None,
+    before: BeforeScaling | None = None,
 ) -> LayerResult:
-    """Quantize decoder layer `index`, whose weights are loaded in float32; `hidden` becomes the next layer's input.
+    """Quantize decoder layer `index`; arguments and errors as observe_layer's. The layer is left scaled.
 
-    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
-    the layer with besides. The layer's modules are left scaled. Raises UserError when the output is not finite.
+    With no options nothing is quantized here: only `before` sees the layer.
     """
-    layer = architecture.layers[index]
-    prefix = f"{architecture.layers_name}.{index}."
-    linears = architecture.linears(index)
     started = time.perf_counter()
-    observer = _InputObserver(linears)
-    for position, output in enumerate(run_layer(layer, hidden, kwargs)):
-        hidden[position] = output
-    owners, stats = observer.finish()
-    if not all(bool(torch.isfinite(batch).all()) for batch in hidden):
-        raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
+    seen = observe_layer(architecture, index, hidden, kwargs)
     seconds = {"forward": time.perf_counter() - started}
+    linears, owners, stats, prefix = seen.linears, seen.owners, seen.stats, seen.prefix
+    if before is not None:
+        started = time.perf_counter()
+        made = before(seen)
+        seconds["other variants"] = time.perf_counter() - started
+    else:
+        made = {}
+    if options is None:
+        return LayerResult(index, {}, {}, (), seconds, made)
 
     started = time.perf_counter()
     exponents: dict[str, float | None] = {}
@@ -192,32 +259,49 @@ def quantize_layer(
     }
     if options.search:
         for group in architecture.scale_groups(index):
-            exponents |= _scale(layer, group, owners, stats, options)
+            exponents |= _scale(seen, group, options)
     seconds["scale"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    weights, facts = {}, []
-    factors: dict[str, Tensor] = {}
-    for name, linear in linears.items():
-        owner = owners[name]
-        weight = linear.weight.data
-        clip = None
-        if options.search and options.clip and not any(key in name for key in UNCLIPPED):
-            clip = search_clip(weight, stats[owner], options.group_size)
-        if options.rounding == "gptq":
-            if owner not in factors:
-                factors[owner] = inverse_factor(stats[owner].gram)
-            quantized = round_with_feedback(weight, factors[owner], options.group_size, clip)
-        else:
-            quantized = round_to_nearest(weight, options.group_size, clip)
-        error = relative_error(quantized, weight, stats[owner])
-        facts.append(LinearFacts(prefix + name, error, plain_errors[name], exponents.get(name)))
-        weights[prefix + name] = quantized
+    weights: dict[str, Int4Weight] = {}
+    for owner in stats:
+        weights |= _round(linears, seen.sharing(owner), stats[owner], options)
+    facts = tuple(
+        LinearFacts(
+            prefix + name,
+            relative_error(weights[name], linear.weight.data, stats[owners[name]]),
+            plain_errors[name],
+            exponents.get(name),
+        )
+        for name, linear in linears.items()
+    )
     seconds["round"] = time.perf_counter() - started
-    others = {
-        prefix + name: tensor for name, tensor in layer.state_dict().items() if name.removesuffix(".weight") not in linears
-    }
-    return LayerResult(index, weights, others, tuple(facts), seconds)
+    full = {prefix + name: weights[name] for name in linears}
+    return LayerResult(index, full, seen.others(), facts, seconds, made)
+
+
+def _round(
+    linears: dict[str, nn.Linear], names: list[str], stats: InputStats, options: AwqOptions
+) -> dict[str, Int4Weight]:
+    """Round the weights of the layers that share one input, all their rows at once."""
+    rows = torch.cat([linears[name].weight.data for name in names])
+    clip = None
+    if options.search and options.clip:
+        clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
+    if options.rounding == "gptq":
+        quantized = round_with_feedback(rows, inverse_factor(stats.gram), options.group_size, clip)
+    else:
+        quantized = round_to_nearest(rows, options.group_size, clip)
+    sizes = [linears[name].out_features for name in names]
+    parts = zip(quantized.codes.split(sizes), quantized.scales.split(sizes), quantized.zeros.split(sizes), strict=True)
+    return {name: Int4Weight(*part) for name, part in zip(names, parts, strict=True)}
+
+
+def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
+    """The magnitudes [out, groups] to clip at; infinity where autoawq clips nothing."""
+    if any(key in name for key in UNCLIPPED):
+        return weight.new_full((weight.shape[0], weight.shape[1] // group_size), torch.inf)
+    return search_clip(weight, stats, group_size)
 
 
 def relative_error(quantized: Int4Weight, weight: Tensor, stats: InputStats) -> float:
@@ -227,18 +311,12 @@ def relative_error(quantized: Int4Weight, weight: Tensor, stats: InputStats) -> 
     return float(noise / signal)
 
 
-def _scale(
-    layer: nn.Module,
-    group: ScaleGroup,
-    owners: dict[str, str],
-    stats: dict[str, InputStats],
-    options: AwqOptions,
-) -> dict[str, float | None]:
+def _scale(seen: Observed, group: ScaleGroup, options: AwqOptions) -> dict[str, float | None]:
     """Search one group's scales, apply them to the layer and to the statistics; return the exponents by name."""
-    owner = owners[group.linears[0]]
-    weights = [layer.get_submodule(name).weight.data for name in group.linears]
-    choice = search_scale(weights, stats[owner], options.group_size)
+    owner = seen.owners[group.linears[0]]
+    rows = torch.cat([seen.linears[name].weight.data for name in group.linears])
+    choice = search_scale(rows, seen.stats[owner], options.group_size)
     if choice.exponent is not None:
-        apply_scales(layer, group, choice.scales)
-        stats[owner] = stats[owner].scaled(choice.scales)
+        apply_scales(seen.layer, group, choice.scales)
+        seen.stats[owner] = seen.stats[owner].scaled(choice.scales)
     return dict.fromkeys(group.linears, choice.exponent)

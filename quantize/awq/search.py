@@ -1,6 +1,5 @@
 """The activation-aware search (AWQ, arXiv 2306.00978) posed on Gram matrices: no token is touched."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,8 @@ SCALE_GRID = 20
 CLIP_GRID = 20
 CLIP_STEPS = 10
 """autoawq's grids: 20 scale exponents; clipping to 1, 0.95, ... 0.55 of a group's largest magnitude."""
+
+COARSE_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -28,53 +29,54 @@ class ScaleChoice:
     loss_unscaled: float
 
 
-def candidate_scales(weights: Sequence[Tensor], stats: InputStats, group_size: int) -> list[tuple[float, Tensor]]:
-    """AWQ's grid of scales, autoawq's "duo" form: mean|x|^a / mean|w|^(1 - a) for a = 0, 0.05, ... 0.95.
+def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
+    """AWQ's mean |w| [in]: each weight relative to the largest of its group, averaged over the output features."""
+    grouped = weight.abs().view(weight.shape[0], -1, group_size)
+    return (grouped / (grouped.amax(dim=-1, keepdim=True) + 1e-6)).mean(dim=0).view(-1)
 
-    |w| is taken relative to the largest of its group, averaged over the output features of all the layers that
-    share the input. Each candidate is normalised so that its largest times its smallest entry is one.
+
+def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
+    """Point `step` of AWQ's grid of scales, autoawq's "duo" form: mean|x|^a / mean|w|^(1 - a), a = step / 20.
+
+    Normalised so that the largest times the smallest entry is one.
     """
-    relative_sum = torch.zeros_like(stats.abs_mean)
-    rows = 0
-    for weight in weights:
-        grouped = weight.abs().view(weight.shape[0], -1, group_size)
-        relative_sum += (grouped / (grouped.amax(dim=-1, keepdim=True) + 1e-6)).sum(dim=0).view(-1)
-        rows += weight.shape[0]
-    w_mean = relative_sum / rows
-    candidates = []
-    for step in range(SCALE_GRID):
-        exponent = step / SCALE_GRID
-        scales = (stats.abs_mean.pow(exponent) / (w_mean.pow(1 - exponent) + 1e-4)).clamp(min=1e-4)
-        scales = scales / (scales.max() * scales.min()).sqrt()
-        scales[~torch.isfinite(scales)] = 1
-        candidates.append((exponent, scales))
-    return candidates
+    exponent = step / SCALE_GRID
+    scales = (abs_mean.pow(exponent) / (magnitude.pow(1 - exponent) + 1e-4)).clamp(min=1e-4)
+    scales = scales / (scales.max() * scales.min()).sqrt()
+    scales[~torch.isfinite(scales)] = 1
+    return scales
 
 
-def search_scale(weights: Sequence[Tensor], stats: InputStats, group_size: int) -> ScaleChoice:
-    """Choose the scales s that minimise sum over layers of || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4).
+def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleChoice:
+    """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4).
 
-    weights: float32 [out_k, in] of the layers that share one input; stats: of that input.
-    No scaling is one of the candidates, so the choice is never worse than it.
+    weight: float32 [out, in], all layers that share the input one above the other; stats: of that input. Every
+    second point of the grid is tried, then the neighbours of the best. No scaling is one of the candidates, so the
+    choice is never worse than it.
     """
+    magnitude = relative_magnitude(weight, group_size)
+    losses: dict[int | None, float] = {}
 
-    def loss_of(scales: Tensor | None) -> float:
-        total = stats.gram.new_zeros(())
-        for weight in weights:
-            scaled = weight if scales is None else weight * scales
-            difference = rounded(scaled.view(weight.shape[0], -1, group_size)).view(weight.shape)
-            if scales is not None:
-                difference /= scales
-            total += output_error(difference.sub_(weight), stats.gram)
-        return float(total)
+    def try_step(step: int | None) -> None:
+        scales = None if step is None else grid_scales(stats.abs_mean, magnitude, step)
+        scaled = weight if scales is None else weight * scales
+        difference = rounded(scaled.view(weight.shape[0], -1, group_size)).view(weight.shape)
+        if scales is not None:
+            difference.div_(scales)
+        losses[step] = float(output_error(difference.sub_(weight), stats.gram))
 
-    unscaled = loss_of(None)
-    best = ScaleChoice(torch.ones_like(stats.abs_mean), None, unscaled, unscaled)
-    for exponent, scales in candidate_scales(weights, stats, group_size):
-        loss = loss_of(scales)
-        if loss < best.loss:
-            best = ScaleChoice(scales, exponent, loss, unscaled)
-    return best
+    try_step(None)
+    for step in range(0, SCALE_GRID, COARSE_STEP):
+        try_step(step)
+    best = min((step for step in losses if step is not None), key=lambda step: losses[step])
+    for step in (best - 1, best + 1):
+        if 0 <= step < SCALE_GRID:
+            try_step(step)
+    chosen = min(losses, key=lambda step: losses[step])
+    if chosen is None:
+        return ScaleChoice(torch.ones_like(stats.abs_mean), None, losses[None], losses[None])
+    scales = grid_scales(stats.abs_mean, magnitude, chosen)
+    return ScaleChoice(scales, chosen / SCALE_GRID, losses[chosen], losses[None])
 
 
 def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:

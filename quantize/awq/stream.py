@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from quantize.awq.architecture import Architecture, architecture_of
-from quantize.awq.pipeline import BATCH_TOKENS, AwqOptions, LayerResult, layer_calls, quantize_layer
+from quantize.awq.pipeline import (
+    BATCH_TOKENS,
+    AwqOptions,
+    BeforeScaling,
+    LayerResult,
+    layer_calls,
+    quantize_layer,
+)
 from quantize.errors import UserError
 from quantize.source import Weights, check_finite
 
@@ -43,13 +50,19 @@ class LayerStream:
         return self._architecture
 
     def quantized(
-        self, blocks: Tensor, options: AwqOptions, *, start: int = 0, hidden: list[Tensor] | None = None
+        self,
+        blocks: Tensor,
+        options: AwqOptions | None,
+        *,
+        start: int = 0,
+        hidden: list[Tensor] | None = None,
+        before: BeforeScaling | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
         """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
 
         blocks: calibration token ids, int64 [blocks, block_tokens]. hidden: the inputs of layer `start` as an earlier
-        run yielded them, [batch, block_tokens, hidden] each; left out, they are computed. A layer's weights are freed
-        when the next one is asked for.
+        run yielded them, [batch, block_tokens, hidden] each; left out, they are computed. before: called
+        with each layer before its scales move. A layer's weights are freed when the next one is asked for.
         """
         self._materialise_outer()
         calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
@@ -62,7 +75,7 @@ class LayerStream:
             if index < start:
                 continue
             self._materialise(layer, f"{self._architecture.layers_name}.{index}.")
-            yield quantize_layer(self._architecture, index, hidden, calls[index], options), hidden
+            yield quantize_layer(self._architecture, index, hidden, calls[index], options, before), hidden
             layer.to("meta")
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -22,19 +22,16 @@ class TorchCpuLinear(Int4Linear):
 
     packed: Tensor
     scale_and_zero: Tensor
+    scales: Tensor
 
     def __init__(self, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(weight, None if bias is None else bias.to(dtype))
-        self.dtype = dtype
         scales = weight.scales.t().float()
         shifts = (8 - weight.zeros.t().float()) * scales
         packed = torch._convert_weight_to_int4pack_for_cpu(weight.codes.to(torch.int32), 1)
         self.register_buffer("packed", packed)
         self.register_buffer("scale_and_zero", torch.stack([scales, shifts], dim=-1).to(INT4_DTYPE).contiguous())
         self.register_buffer("scales", weight.scales.t().contiguous())
-        self.register_buffer("zeros", weight.zeros.t().contiguous())
-        self.scales: Tensor
-        self.zeros: Tensor
 
     def matmul(self, x: Tensor) -> Tensor:
         if x.shape[0] < LONG_PROMPT_TOKENS:
@@ -46,8 +43,13 @@ class TorchCpuLinear(Int4Linear):
         """The weight transposed, float32 [in, out], from the packed bytes and the exact float16 scales."""
         weight = unpack_int4pack(self.packed, self.in_features)
         grouped = weight.view(-1, self.group_size, self.out_features)
-        grouped.sub_(self.zeros.unsqueeze(1)).mul_(self.scales.unsqueeze(1))
+        grouped.sub_(self.zeros().unsqueeze(1)).mul_(self.scales.unsqueeze(1))
         return weight
+
+    def zeros(self) -> Tensor:
+        """The zero points, float32 [groups, out]: whole numbers, so they come back exactly from the rounded pair."""
+        scale, shift = self.scale_and_zero.float().unbind(dim=-1)
+        return (8 - shift / scale).round_()
 
 
 def unpack_int4pack(packed: Tensor, in_features: int) -> Tensor:

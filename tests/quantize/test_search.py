@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from quantize.awq.gptq import inverse_factor, round_with_feedback
 from quantize.awq.gram import InputStats, StatsAccumulator, column_blocks, output_error
 from quantize.awq.int4 import LEVELS, round_to_nearest, rounded
-from quantize.awq.search import candidate_scales, search_clip, search_scale
+from quantize.awq.search import SCALE_GRID, grid_scales, relative_magnitude, search_clip, search_scale
 from quantize.quiet import quiet_libraries
 
 with quiet_libraries():
@@ -86,7 +86,7 @@ def test_the_scales_are_those_that_autoawq_finds(inputs: Tensor) -> None:
         _, _, theirs = autoawq()._search_best_scale(
             nn.Sequential(linear), prev_op=linear, layers=[linear], inp=inputs
         )
-    ours = search_scale([weight], stats, GROUP)
+    ours = search_scale(weight, stats, GROUP)
     assert ours.exponent is not None
     torch.testing.assert_close(ours.scales, theirs, rtol=1e-3, atol=1e-3)
     assert ours.loss < ours.loss_unscaled
@@ -95,10 +95,11 @@ def test_the_scales_are_those_that_autoawq_finds(inputs: Tensor) -> None:
 def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(inputs: Tensor) -> None:
     weight, stats = weight_for(inputs), stats_of(inputs)
     losses = {}
-    for exponent, scales in candidate_scales([weight], stats, GROUP):
+    for step in range(SCALE_GRID):
+        scales = grid_scales(stats.abs_mean, relative_magnitude(weight, GROUP), step)
         scaled = rounded((weight * scales).view(weight.shape[0], -1, GROUP)).view(weight.shape) / scales
-        losses[exponent] = token_error(inputs, scaled - weight)
-    choice = search_scale([weight], stats, GROUP)
+        losses[step / SCALE_GRID] = token_error(inputs, scaled - weight)
+    choice = search_scale(weight, stats, GROUP)
     assert choice.loss == pytest.approx(min(losses.values()), rel=1e-3)
     assert choice.exponent == min(losses, key=lambda exponent: losses[exponent])
 
