@@ -43,4 +43,4 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """mypy, strict, over source, noxfile and tests."""
     install(session, "models", "embedded", "dev")
-    session.run("mypy", "quantize", "bench", "reports", "tests", "noxfile.py")
+    session.run("mypy", "--explicit-package-bases", "quantize", "bench", "reports", "tests", "noxfile.py")

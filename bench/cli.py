@@ -39,12 +39,8 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_argument("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
     cli.add_argument("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")
-    cli.add_argument(
-        "--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)"
-    )
-    cli.add_argument(
-        "--rounds", type=int, default=3, help="processes for each checkpoint (default %(default)s)"
-    )
+    cli.add_argument("--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)")
+    cli.add_argument("--rounds", type=int, default=3, help="processes for each checkpoint (default %(default)s)")
     cli.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
     cli.add_argument(
         "--dtype",
@@ -52,20 +48,14 @@ def parser() -> argparse.ArgumentParser:
         help="compute dtype of all runs (default: float32 on a CPU, or bfloat16 where it is clearly faster; "
         "the reference's half dtype on a GPU)",
     )
-    cli.add_argument(
-        "--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})"
-    )
+    cli.add_argument("--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})")
     cli.add_argument(
         "--timeout", metavar="S", type=float, default=DEFAULT_TIMEOUT_S,
         help="seconds for one process (default %(default)g)",
     )  # fmt: skip
-    cli.add_argument(
-        "--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)"
-    )
+    cli.add_argument("--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)")
     cli.add_argument("--no-quality", action="store_true", help="no perplexity")
-    cli.add_argument(
-        "--fresh", action="store_true", help="set an existing records file aside and measure everything"
-    )
+    cli.add_argument("--fresh", action="store_true", help="set an existing records file aside and measure everything")
     return cli
 
 
@@ -119,9 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     for line in summary(outcome, arguments.directory):
         print(line)
     if not outcome.usable:
-        raise UserError(
-            "the reference has no figures, so that nothing can be compared with it: see its reason above"
-        )
+        raise UserError("the reference has no figures, so that nothing can be compared with it: see its reason above")
 
 
 @contextmanager

@@ -37,7 +37,8 @@ class Request:
     group_size: int
 
     def token_ids(self) -> Tensor:
-        return load_file(self.blocks)["blocks"]
+        blocks: Tensor = load_file(self.blocks)["blocks"]
+        return blocks
 
 
 def ours(options: AwqOptions) -> Work:
@@ -79,14 +80,18 @@ def autoawq(*, repaired: bool) -> Work:
 
             class Repaired(AwqQuantizer):  # type: ignore[misc]
                 def _compute_best_scale(
-                    self, x: Tensor, w_mean: Tensor, x_mean: Tensor, module2inspect: Any, *args: Any, **kwargs: Any
+                    self,
+                    x: Tensor,
+                    w_mean: Tensor,
+                    x_mean: Tensor,
+                    module2inspect: Any,
+                    *args: Any,
+                    **kwargs: Any,
                 ) -> Tensor:
                     saved = {name: tensor.clone() for name, tensor in module2inspect.state_dict().items()}
                     module2inspect.state_dict = lambda: saved
                     try:
-                        scales: Tensor = super()._compute_best_scale(
-                            x, w_mean, x_mean, module2inspect, *args, **kwargs
-                        )
+                        scales: Tensor = super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *args, **kwargs)
                     finally:
                         del module2inspect.state_dict
                     return scales

@@ -155,9 +155,7 @@ def worker_environment(threads: int | None) -> dict[str, str]:
     if threads is not None:
         environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     root = Path(__file__).resolve().parent.parent
-    if root not in {
-        Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())
-    }:
+    if root not in {Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())}:
         paths = [str(root), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return environment

@@ -52,9 +52,7 @@ def greedy_pass(model: Any, prompt: torch.Tensor, decode_steps: int, clock: Cloc
     return Pass(prefill_s, tuple(decode_s))
 
 
-def measure_latency(
-    model: Any, scenario: Scenario, clock: Clock[Any], *, repetitions: int, warmups: int
-) -> Latency:
+def measure_latency(model: Any, scenario: Scenario, clock: Clock[Any], *, repetitions: int, warmups: int) -> Latency:
     """Warm up at the scenario's shape, then time it `repetitions` times; every sample is kept.
 
     A warm-up is the whole prompt pass and the first few decode steps. Raises UserError when the model has
@@ -64,9 +62,7 @@ def measure_latency(
     positions = getattr(config, "max_position_embeddings", None)
     needed = scenario.prompt_tokens + scenario.decode_steps
     if positions is not None and needed > positions:
-        raise UserError(
-            f"needs {needed} positions, the model has {positions}: use a smaller --prompt or --new"
-        )
+        raise UserError(f"needs {needed} positions, the model has {positions}: use a smaller --prompt or --new")
     prompt = prompt_ids(scenario, config.vocab_size, model.device)
     warmup_steps = min(scenario.decode_steps, WARMUP_DECODE_STEPS)
     warm = [greedy_pass(model, prompt, warmup_steps, clock) for _ in range(warmups)]

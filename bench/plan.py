@@ -89,9 +89,7 @@ def missing(
     return left
 
 
-def planned_keys(
-    runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Mapping[str, str]
-) -> set[RunKey]:
+def planned_keys(runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Mapping[str, str]) -> set[RunKey]:
     """The keys of the records that this plan leads to, one a scenario."""
     return {
         _key(run, scenario, device, compute_dtypes[run.checkpoint.manifest.base_model])

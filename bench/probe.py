@@ -52,9 +52,7 @@ def probe(device: str, threads: int | None) -> Machine:
 def machine_from(found: dict[str, Any]) -> Machine:
     """The machine that the probe process wrote down. Raises UserError for CUDA asked for and not there."""
     if found["device"] is None:
-        raise UserError(
-            "no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA"
-        )
+        raise UserError("no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA")
     return Machine(**found)
 
 

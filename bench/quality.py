@@ -48,9 +48,7 @@ def perplexity(model: Any, blocks: torch.Tensor, *, text: str = "builtin evaluat
             )
         total += loss
         tokens += len(following)
-    return Quality(
-        perplexity=_exp(total / tokens), tokens=tokens, text=text, text_sha256=blocks_sha256(blocks)
-    )
+    return Quality(perplexity=_exp(total / tokens), tokens=tokens, text=text, text_sha256=blocks_sha256(blocks))
 
 
 def _exp(mean_loss: float) -> float:

@@ -115,9 +115,7 @@ def _worker_executor(settings: Settings, path: Path) -> Executor:
     return WorkerExecutor(settings, log=path.with_suffix(".log"))
 
 
-def _carry_out(
-    runs: Sequence[PlannedRun], executor: Executor, path: Path, progress: Progress
-) -> list[Record]:
+def _carry_out(runs: Sequence[PlannedRun], executor: Executor, path: Path, progress: Progress) -> list[Record]:
     done: list[Record] = []
     for number, run in enumerate(runs):
         work = "perplexity" if run.round is None else f"round {run.round + 1}"
@@ -178,9 +176,7 @@ def set_aside(path: Path) -> Path | None:
     return aside
 
 
-def _check_same(
-    path: Path, old: Sequence[Record], machine: Machine, checkpoints: Iterable[Checkpoint]
-) -> None:
+def _check_same(path: Path, old: Sequence[Record], machine: Machine, checkpoints: Iterable[Checkpoint]) -> None:
     """Figures of two machines, other libraries or a checkpoint's earlier contents are not mixed."""
     contents = {checkpoint.path.name: checkpoint.content_sha256 for checkpoint in checkpoints}
     for record in old:
@@ -190,9 +186,7 @@ def _check_same(
                 f"{name} is not the checkpoint that {path} has records of: use --fresh to begin again, or "
                 "--records for another file"
             )
-        differing = (
-            differences(record.environment, machine.environment) if record.device == machine.device else []
-        )
+        differing = differences(record.environment, machine.environment) if record.device == machine.device else []
         if differing:
             raise UserError(
                 f"{path} was measured elsewhere ({differing[0]}): use --fresh to begin again, or "
@@ -200,9 +194,7 @@ def _check_same(
             )
 
 
-def _check_arguments(
-    rounds: int, timeout_s: float, threads: int | None, dtype: str | None, device: str
-) -> None:
+def _check_arguments(rounds: int, timeout_s: float, threads: int | None, dtype: str | None, device: str) -> None:
     if rounds < 1:
         raise UserError("--rounds must be at least 1")
     if timeout_s <= 0:

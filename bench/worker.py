@@ -58,9 +58,7 @@ def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
         status, reason = failure(error, request.checkpoint)
         wall_s = time.perf_counter() - start
         for scenario in asked:
-            emit(
-                request.record(status, started_at=started_at, wall_s=wall_s, scenario=scenario, reason=reason)
-            )
+            emit(request.record(status, started_at=started_at, wall_s=wall_s, scenario=scenario, reason=reason))
         return
     for scenario in asked:
         emit(_measured(request, bench, scenario))
@@ -78,9 +76,7 @@ def _load(request: Request, load: Load | None) -> Bench:
     on_cuda = torch.device(request.device).type == "cuda"
     view = memory_view("cuda" if on_cuda else "cpu")
     view.reset_peak()
-    loaded = load(
-        request.checkpoint, device=request.device, compute_dtype=getattr(torch, request.compute_dtype)
-    )
+    loaded = load(request.checkpoint, device=request.device, compute_dtype=getattr(torch, request.compute_dtype))
     load_peak_bytes = view.peak_bytes()
     view.reset_peak()
     return Bench(

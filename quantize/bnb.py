@@ -36,14 +36,10 @@ class BnbOptions:
         if self.quant_type not in get_args(QuantType):
             raise UserError(f"4-bit type {self.quant_type!r}: choose one of {', '.join(get_args(QuantType))}")
         if self.blocksize not in BLOCK_SIZES:
-            raise UserError(
-                f"4-bit block size {self.blocksize}: choose one of {', '.join(map(str, BLOCK_SIZES))}"
-            )
+            raise UserError(f"4-bit block size {self.blocksize}: choose one of {', '.join(map(str, BLOCK_SIZES))}")
 
 
-def bnb_tensors(
-    name: str, weight: torch.Tensor, variant: Variant, options: BnbOptions
-) -> dict[str, torch.Tensor]:
+def bnb_tensors(name: str, weight: torch.Tensor, variant: Variant, options: BnbOptions) -> dict[str, torch.Tensor]:
     """The state-dict entries of one linear layer, as transformers reads them from a bitsandbytes checkpoint.
 
     name: the layer's full name, without ".weight". weight: [out, in], float16, bfloat16 or float32, on any
@@ -133,7 +129,7 @@ def bnb_4bit_with_feedback(
     rows = torch.cat([weights[name].float() for name in names])
     codes = feed_back(rows, inverse_factor(gram), nearest)
     entries: dict[str, torch.Tensor] = {}
-    for name, own in zip(names, codes.split([weights[name].shape[0] for name in names]), strict=True):
+    for name, own in zip(names, torch.split(codes, [weights[name].shape[0] for name in names]), strict=True):
         pairs = own.view(-1, 2)
         packed = (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
         entries |= {**plain[name], f"{name}.weight": packed}
@@ -150,7 +146,7 @@ def _block_scales(weight: torch.Tensor, options: BnbOptions) -> torch.Tensor:
         compress_statistics=options.double_quant,
         quant_type=options.quant_type,
     )
-    scales = state.absmax
+    scales: torch.Tensor = state.absmax
     if state.nested:
         scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
     return scales.float().view(weight.shape[0], -1).clamp(min=torch.finfo(torch.float32).tiny)
@@ -173,7 +169,5 @@ def bnb_layers(model: Any) -> list[str]:
         candidates = {name: type(m) for name, m in model.named_modules() if should_convert_module(name, kept)}
     names = [name for name, kind in candidates.items() if kind is torch.nn.Linear]
     if Conv1D in candidates.values() or not names:
-        raise UserError(
-            f"bitsandbytes variants need nn.Linear layers, which {type(model).__name__} does not have"
-        )
+        raise UserError(f"bitsandbytes variants need nn.Linear layers, which {type(model).__name__} does not have")
     return names

@@ -17,7 +17,14 @@ from quantize.awq.pipeline import AwqOptions, LayerResult, Observed, Rounding
 from quantize.awq.stream import LayerStream, empty_model
 from quantize.bnb import BnbOptions, bnb_4bit_with_feedback, bnb_layers, bnb_quantization_config, bnb_tensors
 from quantize.calibration import blocks_sha256, text_from, token_blocks
-from quantize.checkpoint import MANIFEST_NAME, CalibrationFacts, Checkpoint, disk_is_full, open_checkpoint, writing
+from quantize.checkpoint import (
+    MANIFEST_NAME,
+    CalibrationFacts,
+    Checkpoint,
+    disk_is_full,
+    open_checkpoint,
+    writing,
+)
 from quantize.errors import UserError
 from quantize.loading import torch_device
 from quantize.progress import Progress, silent

@@ -87,9 +87,7 @@ def text_from(spec: str) -> list[str]:
         if not path.is_file():
             raise UserError(f"no such text: {spec!r} is no file, not {BUILTIN!r} and not hub:NAME")
         if path.suffix.lower() not in readers:
-            raise UserError(
-                f"{path} is no text that can be read: give a file that ends in {', '.join(readers)}"
-            )
+            raise UserError(f"{path} is no text that can be read: give a file that ends in {', '.join(readers)}")
         try:
             texts = readers[path.suffix.lower()](path)
         except UnicodeDecodeError as error:
@@ -146,23 +144,15 @@ def _from_hub(spec: str) -> list[str]:
     try:
         with quiet_libraries():
             data = datasets.load_dataset(org_and_name, configuration or None, split=split)
-    except (
-        Exception
-    ) as error:  # the library raises anything from ValueError to its own and its clients' errors
+    except Exception as error:  # the library raises anything from ValueError to its own and its clients' errors
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"data set {name}, split {split}, cannot be had ({first}): mend it, or give a file"
-        ) from None
+        raise UserError(f"data set {name}, split {split}, cannot be had ({first}): mend it, or give a file") from None
     if column not in data.column_names:
         columns = ", ".join(data.column_names)
-        raise UserError(
-            f"data set {name} has no column {column!r}; it has: {columns} (hub:NAME:split:column)"
-        )
+        raise UserError(f"data set {name} has no column {column!r}; it has: {columns} (hub:NAME:split:column)")
     texts = list(data[column])
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(
-            f"data set {name}: column {column!r} holds no text; choose another (hub:NAME:split:column)"
-        )
+        raise UserError(f"data set {name}: column {column!r} holds no text; choose another (hub:NAME:split:column)")
     return texts
 
 

@@ -129,9 +129,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         return Checkpoint(path, Manifest.from_json(json.loads(manifest.read_text(encoding="utf-8"))))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{manifest} is damaged ({error}): make the checkpoint again with `quantize --force`"
-        ) from None
+        raise UserError(f"{manifest} is damaged ({error}): make the checkpoint again with `quantize --force`") from None
 
 
 def find_checkpoints(directory: Path) -> list[Checkpoint]:
@@ -142,17 +140,13 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
     if not directory.is_dir():
         raise UserError(f"no such folder: {directory}")
     folders = [path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))]
-    found = [
-        open_checkpoint(path) for path in folders if not path.name.endswith((PARTIAL_SUFFIX, OLD_SUFFIX))
-    ]
+    found = [open_checkpoint(path) for path in folders if not path.name.endswith((PARTIAL_SUFFIX, OLD_SUFFIX))]
     if not found:
         raise UserError(
             f"{directory} holds no quantable checkpoint: make some with `quantize SOURCE --out {directory}`"
         )
     order = list(VARIANTS)
-    return sorted(
-        found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name)
-    )
+    return sorted(found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name))
 
 
 def verify(checkpoint: Checkpoint) -> None:
@@ -186,9 +180,7 @@ def disk_is_full(error: BaseException) -> bool:
     """Whether a write failed for want of space or quota; safetensors says so in words, not as an OSError."""
     if isinstance(error, OSError):
         return error.errno in FULL
-    return type(error).__name__ == "SafetensorError" and any(
-        f"(os error {code})" in str(error) for code in FULL
-    )
+    return type(error).__name__ == "SafetensorError" and any(f"(os error {code})" in str(error) for code in FULL)
 
 
 @contextlib.contextmanager
@@ -201,9 +193,7 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     """
     if target.exists():
         if not (target / MANIFEST_NAME).is_file():
-            raise UserError(
-                f"{target} exists and is no quantable checkpoint: choose another --out, or move it away"
-            )
+            raise UserError(f"{target} exists and is no quantable checkpoint: choose another --out, or move it away")
         if not force:
             raise UserError(f"{target} exists: use --force to make it again")
     partial = target.with_name(target.name + PARTIAL_SUFFIX)

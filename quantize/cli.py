@@ -31,7 +31,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="make finished checkpoints again")
     awq = p.add_argument_group("AWQ and calibration")
     awq.add_argument(
-        "--group-size", type=int, metavar="N", help=f"{', '.join(map(str, GROUP_SIZES))}; default: the largest that fits"
+        "--group-size",
+        type=int,
+        metavar="N",
+        help=f"{', '.join(map(str, GROUP_SIZES))}; default: the largest that fits",
     )
     awq.add_argument(
         "--calibration",
@@ -71,9 +74,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     )
     names = [name for value in arguments.variant or ["all"] for name in value.split(",") if name]
     with progress_bar() as progress:
-        built = quantize(
-            arguments.source, names, arguments.out, options=options, progress=progress, say=say
-        )
+        built = quantize(arguments.source, names, arguments.out, options=options, progress=progress, say=say)
     for item in built:
         if not item.kept:
             manifest = item.checkpoint.manifest
@@ -94,7 +95,10 @@ def guarded(command: str, work: Callable[[], Any]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"error: interrupted; what is finished is kept, run the same {command} again to go on", file=sys.stderr)
+        print(
+            f"error: interrupted; what is finished is kept, run the same {command} again to go on",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

@@ -39,7 +39,11 @@ class Loaded:
 
 
 def load(
-    path: Path | str, *, device: str = "cpu", compute_dtype: torch.dtype | None = None, kernel: str | None = None
+    path: Path | str,
+    *,
+    device: str = "cpu",
+    compute_dtype: torch.dtype | None = None,
+    kernel: str | None = None,
 ) -> Loaded:
     """Load a checkpoint that `quantize` made, on "cpu" or "cuda".
 
@@ -243,7 +247,8 @@ class HalfHead(nn.Module):
             logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight).to(hidden.dtype)
         else:
             chunks = [
-                nn.functional.linear(hidden, rows.to(hidden.dtype)) for rows in self.weight.split(VOCABULARY_CHUNK)
+                nn.functional.linear(hidden, rows.to(hidden.dtype))
+                for rows in torch.split(self.weight, VOCABULARY_CHUNK)
             ]
             logits = torch.cat(chunks, dim=-1)
         return logits if self.bias is None else logits + self.bias.to(hidden.dtype)

@@ -95,9 +95,7 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
         folder, revision = _download(source, revision)
         kind, name = "hub", source.split("/")[1]
     else:
-        raise UserError(
-            f"{source!r} is no folder here, no hub id (org/name) and not {EMBEDDED_ID}, the embedded model"
-        )
+        raise UserError(f"{source!r} is no folder here, no hub id (org/name) and not {EMBEDDED_ID}, the embedded model")
     _check_config(folder)
     weights = open_weights(folder)
     _check_tokenizer(folder)
@@ -108,26 +106,18 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
 def _check_config(folder: Path) -> None:
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(
-            f"{folder} has no config.json: give the folder of a whole model, as transformers saves it"
-        )
+        raise UserError(f"{folder} has no config.json: give the folder of a whole model, as transformers saves it")
     config = _read_json(path)
     if not isinstance(config.get("model_type"), str):
-        raise UserError(
-            f"{path} does not say its model_type: give the folder of a model, as transformers saves it"
-        )
+        raise UserError(f"{path} does not say its model_type: give the folder of a model, as transformers saves it")
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "some method")
-        raise UserError(
-            f"{folder} is quantized already ({method}): give the half-precision model it was made from"
-        )
+        raise UserError(f"{folder} is quantized already ({method}): give the half-precision model it was made from")
 
 
 def _check_tokenizer(folder: Path) -> None:
     if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
-        raise UserError(
-            f"{folder} has no tokenizer (tokenizer.json): copy the model's tokenizer files into it"
-        )
+        raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy the model's tokenizer files into it")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -193,9 +183,7 @@ def open_weights(folder: Path) -> Weights:
     held = {file: set(handle.keys()) for file, handle in handles.items()}
     for name, file in index.items():
         if name not in held[file]:
-            raise UserError(
-                f"{index_path} names {name}, which {file} does not hold: download the model again"
-            )
+            raise UserError(f"{index_path} names {name}, which {file} does not hold: download the model again")
     homes = {name: handles[file] for file in handles for name in sorted(held[file])}
     homes |= {name: handles[file] for name, file in index.items()}
     if not homes:
@@ -209,13 +197,9 @@ def _read_index(path: Path) -> dict[str, str]:
         raise UserError(f"{path} is damaged (no weight_map): download it again")
     for file in sorted(set(index.values())):
         if Path(file).name != file:
-            raise UserError(
-                f"{path} names {file!r}, which is no file of this folder: download the model again"
-            )
+            raise UserError(f"{path} names {file!r}, which is no file of this folder: download the model again")
         if not (path.parent / file).is_file():
-            raise UserError(
-                f"{path.parent / file} is missing, but {INDEX_NAME} names it: download the model again"
-            )
+            raise UserError(f"{path.parent / file} is missing, but {INDEX_NAME} names it: download the model again")
     return index
 
 
@@ -236,9 +220,7 @@ def _open_file(path: Path) -> Any:
     except SafetensorError as error:
         with path.open("rb") as file:
             if file.read(23) == b"version https://git-lfs":
-                raise UserError(
-                    f"{path} is a git-lfs pointer, no weights: run `git lfs pull` there"
-                ) from None
+                raise UserError(f"{path} is a git-lfs pointer, no weights: run `git lfs pull` there") from None
         raise UserError(f"{path} is damaged or cut short ({error}): download it again") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error}): mend its permissions, or download it again") from None
@@ -250,8 +232,7 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
         bad = int((~torch.isfinite(tensor)).sum())
         what = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
         raise UserError(
-            f"weight {name} holds {what} ({bad} of {tensor.numel()} values): the model is damaged, "
-            "download it again"
+            f"weight {name} holds {what} ({bad} of {tensor.numel()} values): the model is damaged, download it again"
         )
 
 
@@ -265,15 +246,11 @@ def _download(repo: str, revision: str | None) -> tuple[Path, str | None]:
 
         try:
             path = Path(
-                snapshot_download(
-                    repo, revision=revision, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]
-                )
+                snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"])
             )
         except Exception as error:
             if disk_is_full(error):
-                raise UserError(
-                    f"the disk is full while downloading {repo}: free some space, or set HF_HOME"
-                ) from None
+                raise UserError(f"the disk is full while downloading {repo}: free some space, or set HF_HOME") from None
             problems = [HUB_PROBLEMS[c.__name__] for c in type(error).__mro__ if c.__name__ in HUB_PROBLEMS]
             if not problems:
                 raise
@@ -309,9 +286,7 @@ def _embedded_folder() -> Path:
     except Exception as error:
         if disk_is_full(error) or isinstance(error, PermissionError):
             problem = "the disk is full" if disk_is_full(error) else "no permission"
-            raise UserError(
-                f"cannot unpack {EMBEDDED_ID} to {folder} ({problem}): set QUANTABLE_CACHE"
-            ) from None
+            raise UserError(f"cannot unpack {EMBEDDED_ID} to {folder} ({problem}): set QUANTABLE_CACHE") from None
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -353,9 +328,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float16, **packed
         )
         model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(
-            folder
-        )
+        transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(folder)
     path = folder / "config.json"
     config = _read_json(path)
     config.pop("_model_name_or_path", None)

@@ -24,15 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(options.source)
         else:
             text = report(options.source, format=options.format, out=options.out)
-            print(
-                f"wrote {options.out}" if options.out else text, end="\n" if options.out else "", flush=True
-            )
+            print(f"wrote {options.out}" if options.out else text, end="\n" if options.out else "", flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    except (
-        BrokenPipeError
-    ):  # the reader, such as `head`, has seen enough: nothing is left to say at exit either
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough: nothing is left to say at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -49,9 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="report", description="Turn what `bench` measured into the quantization table."
     )
-    parser.add_argument(
-        "source", type=Path, metavar="DIR", help=f"a folder that was measured, or its {RECORDS_NAME}"
-    )
+    parser.add_argument("source", type=Path, metavar="DIR", help=f"a folder that was measured, or its {RECORDS_NAME}")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the screen")
     parser.add_argument(
         "--format",

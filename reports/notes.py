@@ -161,9 +161,7 @@ def _quality(measurement: Measurement) -> str:
         for result in measurement.results
         if result.quality
     )
-    return " ".join(
-        f"Perplexity is over {text.tokens} tokens of held-out text ({text.text})." for text in texts
-    )
+    return " ".join(f"Perplexity is over {text.tokens} tokens of held-out text ({text.text})." for text in texts)
 
 
 def _duration(seconds: float) -> str:

@@ -28,8 +28,7 @@ def check_subjects(records: Iterable[Record]) -> None:
         ours, theirs = asdict(first), asdict(record.subject)
         field = next(name for name in ours if ours[name] != theirs[name])
         raise UserError(
-            f"the records of {first.name} disagree on {field} ({ours[field]} against {theirs[field]}): "
-            f"{ADVICE}"
+            f"the records of {first.name} disagree on {field} ({ours[field]} against {theirs[field]}): {ADVICE}"
         )
 
 
@@ -67,8 +66,7 @@ def refuse_scenarios(one: Scenario, other: Scenario) -> NoReturn:
     ours, theirs = asdict(one), asdict(other)
     field = next(name for name in ours if ours[name] != theirs[name])
     raise UserError(
-        f"the records hold two scenarios called {one.name!r} ({field}: {ours[field]} against "
-        f"{theirs[field]}): {ADVICE}"
+        f"the records hold two scenarios called {one.name!r} ({field}: {ours[field]} against {theirs[field]}): {ADVICE}"
     )
 
 

@@ -23,9 +23,7 @@ class PublishedRow:
 
 
 def _awq(base_model: str, version: str, time: float) -> PublishedRow:
-    return PublishedRow(
-        base_model, "AWQ", 128, 4, version, 4.68, time, f"{base_model}-AWQ-QGS128-W4-{version}"
-    )
+    return PublishedRow(base_model, "AWQ", 128, 4, version, 4.68, time, f"{base_model}-AWQ-QGS128-W4-{version}")
 
 
 BIOMISTRAL_7B: tuple[PublishedRow, ...] = (

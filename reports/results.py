@@ -209,9 +209,7 @@ def _result(subject: Subject, references: dict[str, Subject], records: Sequence[
         weights_bytes=memory[-1].weights_bytes if memory else None,
         load_peak_bytes=max(load_peaks, default=None),
         quality=quality,
-        perplexity_ratio=quality.perplexity / reference_quality.perplexity
-        if quality and reference_quality
-        else None,
+        perplexity_ratio=quality.perplexity / reference_quality.perplexity if quality and reference_quality else None,
         timings={scenario: _timing(scenario, good, latency_records(others)) for scenario in scenarios},
         failures=_failures(own),
     )
@@ -225,9 +223,7 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
         rounds = [value for run in runs if (value := phase_s(run, phase)) is not None]
         if rounds:
             seconds[phase] = statistics.median(rounds)
-    peaks = [
-        run.memory.run_peak_bytes for run in runs if run.memory and run.memory.run_peak_bytes is not None
-    ]
+    peaks = [run.memory.run_peak_bytes for run in runs if run.memory and run.memory.run_peak_bytes is not None]
     return Timing(
         scenario=scenario,
         rounds=len(runs),
@@ -260,15 +256,13 @@ def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
     for place, record in enumerate(records):
         work = (record.kind, record.scenario, record.round)
         made_good = any(
-            later.status == "ok" and (later.kind, later.scenario, later.round) == work
-            for later in records[place + 1 :]
+            later.status == "ok" and (later.kind, later.scenario, later.round) == work for later in records[place + 1 :]
         )
         if record.status != "ok" and not made_good:
             key = (_work(record), record.status, record.reason or "")
             found.setdefault(key, []).extend([] if record.round is None else [record.round])
     return tuple(
-        Failure(work, status, reason, tuple(dict.fromkeys(rounds)))
-        for (work, status, reason), rounds in found.items()
+        Failure(work, status, reason, tuple(dict.fromkeys(rounds))) for (work, status, reason), rounds in found.items()
     )
 
 

@@ -60,9 +60,7 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """The rows as they are shown."""
-        return [
-            [column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows
-        ]
+        return [[column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
 
 
 @dataclass(frozen=True)

@@ -164,9 +164,7 @@ def loads_models(sources: Sources) -> list[str]:
             is_class = one.module.split(".")[0] == "transformers" and MODEL_CLASS.fullmatch(one.name or "")
             if not one.for_types and (_within(one.full, MODEL_LOADERS) or is_class):
                 found.append(f"{module}:{one.line} imports {one.full}")
-        found += [
-            f"{module}:{line} uses {name}" for name, line in collector.names if MODEL_CLASS.fullmatch(name)
-        ]
+        found += [f"{module}:{line} uses {name}" for name, line in collector.names if MODEL_CLASS.fullmatch(name)]
     return found
 
 

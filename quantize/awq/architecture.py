@@ -91,8 +91,8 @@ def architecture_of(model: Any) -> Architecture:
     model_type = model.config.model_type
     if model_type not in AWQ_CAUSAL_LM_MODEL_MAP:
         raise UserError(
-            f"AWQ has no map for the architecture {model_type!r} (it has: {', '.join(sorted(AWQ_CAUSAL_LM_MODEL_MAP))}): "
-            "use the bnb-4bit or bnb-8bit variant"
+            f"AWQ has no map for the architecture {model_type!r} "
+            f"(it has: {', '.join(sorted(AWQ_CAUSAL_LM_MODEL_MAP))}): use the bnb-4bit or bnb-8bit variant"
         )
     awq_class = AWQ_CAUSAL_LM_MODEL_MAP[model_type]
     try:
@@ -156,7 +156,9 @@ def group_size_for(shapes: Sequence[tuple[str, int, int]], wanted: int | None, s
     fitting = [size for size in sizes if all(in_features % size == 0 for _, _, in_features in shapes)]
     if wanted is None:
         if not fitting:
-            raise UserError(f"none of the group sizes {', '.join(map(str, sizes))} divides every layer: use a bnb variant")
+            raise UserError(
+                f"none of the group sizes {', '.join(map(str, sizes))} divides every layer: use a bnb variant"
+            )
         return fitting[0]
     if wanted not in sizes:
         raise UserError(f"group size {wanted} is none that AWQ kernels run: choose one of {', '.join(map(str, sizes))}")

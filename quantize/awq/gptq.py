@@ -30,13 +30,12 @@ def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
             if not bool(failed):
                 upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
                 if not bool(failed) and bool(torch.isfinite(upper).all()):
-                    return upper.float()
+                    factor: Tensor = upper.float()
+                    return factor
         damping *= 10
 
 
-def feed_back(
-    weight: Tensor, factor: Tensor, nearest: Callable[[int, Tensor], tuple[Tensor, Tensor]]
-) -> Tensor:
+def feed_back(weight: Tensor, factor: Tensor, nearest: Callable[[int, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
     """Round [out, in] weights column by column, each column's error spread over the columns not yet rounded.
 
     factor: from inverse_factor of the layer's inputs. nearest: (column, its values [out]) -> (codes, the values that
@@ -59,9 +58,7 @@ def feed_back(
     return codes.t().contiguous()
 
 
-def round_with_feedback(
-    weight: Tensor, factor: Tensor, group_size: int, clip: Tensor | None = None
-) -> Int4Weight:
+def round_with_feedback(weight: Tensor, factor: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:
     """Quantize [out, in] weights to groupwise 4 bits with error feedback.
 
     clip: [out, in / group_size] as in round_to_nearest. The groups' scales and zeros are fixed before the feedback

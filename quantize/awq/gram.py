@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 COLUMN_BLOCKS = 4
 SMALLEST_BLOCKED = 512
 """A symmetric matrix in 4 by 4 blocks takes 10 products of 16; below 512 features the calls cost more."""

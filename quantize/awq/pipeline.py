@@ -157,9 +157,7 @@ class _InputObserver:
         self._owners: dict[str, str] = {}
         self._accumulators: dict[str, StatsAccumulator] = {}
         self._last: tuple[Tensor, str] | None = None
-        self._handles = [
-            linear.register_forward_pre_hook(self._hook(name, linear)) for name, linear in linears.items()
-        ]
+        self._handles = [linear.register_forward_pre_hook(self._hook(name, linear)) for name, linear in linears.items()]
 
     def _hook(self, name: str, linear: nn.Linear) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -199,15 +197,13 @@ def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware; told by its kind, so that reruns agree."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @torch.no_grad()
-def observe_layer(
-    architecture: Architecture, index: int, hidden: list[Tensor], kwargs: dict[str, Any]
-) -> Observed:
+def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], kwargs: dict[str, Any]) -> Observed:
     """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
 
     hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
@@ -254,7 +250,9 @@ def quantize_layer(
     started = time.perf_counter()
     exponents: dict[str, float | None] = {}
     plain_errors = {
-        name: relative_error(round_to_nearest(linear.weight.data, options.group_size), linear.weight.data, stats[owners[name]])
+        name: relative_error(
+            round_to_nearest(linear.weight.data, options.group_size), linear.weight.data, stats[owners[name]]
+        )
         for name, linear in linears.items()
     }
     if options.search:
@@ -293,7 +291,12 @@ def _round(
     else:
         quantized = round_to_nearest(rows, options.group_size, clip)
     sizes = [linears[name].out_features for name in names]
-    parts = zip(quantized.codes.split(sizes), quantized.scales.split(sizes), quantized.zeros.split(sizes), strict=True)
+    parts = zip(
+        torch.split(quantized.codes, sizes),
+        torch.split(quantized.scales, sizes),
+        torch.split(quantized.zeros, sizes),
+        strict=True,
+    )
     return {name: Int4Weight(*part) for name, part in zip(names, parts, strict=True)}
 
 

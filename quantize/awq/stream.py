@@ -67,7 +67,7 @@ class LayerStream:
         self._materialise_outer()
         calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
         if hidden is None:
-            batches = blocks.split(max(1, BATCH_TOKENS // blocks.shape[1]))
+            batches = torch.split(blocks, max(1, BATCH_TOKENS // blocks.shape[1]))
             hidden = [self._record(batch)[0][0] for batch in batches]
         hidden = [batch.to(self._device) for batch in hidden]
         self._drop_embeddings()

@@ -6,9 +6,7 @@ from quantize.kernels.dequantize import DEQUANTIZE
 from quantize.kernels.torch_cpu import TORCH_CPU
 from quantize.kernels.torch_cuda import TORCH_CUDA
 
-KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel for kernel in (TORCH_CPU, AUTOAWQ_GEMM, TORCH_CUDA, DEQUANTIZE)
-}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (TORCH_CPU, AUTOAWQ_GEMM, TORCH_CUDA, DEQUANTIZE)}
 """Every kernel by name, in the order in which they are tried."""
 
 __all__ = ["KERNELS", "Int4Linear", "Kernel"]

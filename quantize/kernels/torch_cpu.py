@@ -64,12 +64,12 @@ def unpack_int4pack(packed: Tensor, in_features: int) -> Tensor:
     flat = packed.view(-1)
     if whole:
         blocks = flat[: whole * in_features // 2].view(-1, in_features, ROW_BLOCK // 2).transpose(0, 1)
-        target = codes[:, :whole].unflatten(1, (-1, 2, ROW_BLOCK // 2))
+        target = codes[:, :whole].view(in_features, -1, 2, ROW_BLOCK // 2)
         target[:, :, 0].copy_(blocks & 0xF)
         target[:, :, 1].copy_(blocks >> 4)
     if whole < out_features:
         pairs = flat[whole * in_features // 2 :].view(in_features, -1)
-        tail = codes[:, whole:].unflatten(1, (-1, 2))
+        tail = codes[:, whole:].view(in_features, -1, 2)
         tail[:, :, 0].copy_(pairs & 0xF)
         tail[:, :, 1].copy_(pairs >> 4)
     return codes

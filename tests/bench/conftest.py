@@ -32,9 +32,7 @@ def machine() -> Machine:
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
     """Makes a sealed checkpoint folder under tmp_path/models that holds a config and some bytes."""
 
-    def make(
-        variant: str, *, name: str | None = None, base_model: str = "Tiny", weights: bytes = b"w"
-    ) -> Checkpoint:
+    def make(variant: str, *, name: str | None = None, base_model: str = "Tiny", weights: bytes = b"w") -> Checkpoint:
         folder = tmp_path / "models" / (name or f"{base_model}-{variant}")
         folder.mkdir(parents=True)
         (folder / "config.json").write_text('{"dtype": "float16"}')

@@ -161,8 +161,7 @@ def test_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_no_reference(make_checkpoint: Make, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_checkpoint("awq-gemm").path.parent
     assert fails(capsys, folder) == (
-        f"{folder} holds no reference of Tiny: make it with "
-        f"`quantize models/Tiny --variant fp16 --out {folder}`"
+        f"{folder} holds no reference of Tiny: make it with `quantize models/Tiny --variant fp16 --out {folder}`"
     )
 
 
@@ -180,9 +179,7 @@ def test_a_damaged_manifest(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_an_unknown_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        fails(capsys, folder, "--scenario", "fast") == "unknown scenario 'fast'; there are: published, chat"
-    )
+    assert fails(capsys, folder, "--scenario", "fast") == "unknown scenario 'fast'; there are: published, chat"
 
 
 @pytest.mark.parametrize("option", ["--new", "--batch"])
@@ -197,9 +194,7 @@ def test_an_empty_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_cuda_without_cuda(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_without_cuda(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.cli.bench", bench)
     message = "no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA"
     assert fails(capsys, folder, "--device", "cuda") == message

@@ -102,9 +102,7 @@ def test_memory_that_the_driver_keeps_to_itself_is_none_but_the_process_counts()
 
 
 def test_nothing_throttles_an_idle_card() -> None:
-    assert (
-        opened(nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: 0x01).state().throttle_reasons == ()
-    )
+    assert opened(nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: 0x01).state().throttle_reasons == ()
 
 
 @pytest.mark.parametrize("uuid", ["1234", "GPU-1234"])

@@ -121,9 +121,7 @@ def test_what_a_worker_says_goes_to_the_log_when_it_fails(
 
 def test_a_reason_holds_no_folder(settings: Settings, run: PlannedRun) -> None:
     records = executor(settings, f"import sys; sys.exit({str(run.checkpoint.path / 'x')!r})")(run)
-    assert {record.reason for record in records} == {
-        "the process ended with code 1 and no record: Tiny-fp16/x"
-    }
+    assert {record.reason for record in records} == {"the process ended with code 1 and no record: Tiny-fp16/x"}
 
 
 def test_an_exit_without_a_word() -> None:

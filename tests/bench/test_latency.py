@@ -44,9 +44,7 @@ class FakeModel:
             assert input_ids.shape == (self.prompts[-1].shape[0], 1)
             self.clock.advance((past_key_values + 1) / 10)
         logits = torch.zeros(input_ids.shape[0], 1, 7)
-        return SimpleNamespace(
-            logits=logits, past_key_values=0 if past_key_values is None else past_key_values + 1
-        )
+        return SimpleNamespace(logits=logits, past_key_values=0 if past_key_values is None else past_key_values + 1)
 
     __call__ = forward
 
@@ -88,9 +86,7 @@ def test_the_prompt_is_the_seeds_and_covers_the_vocabulary() -> None:
 
 def test_more_positions_than_the_model_has() -> None:
     clock = FakeClock()
-    with pytest.raises(
-        UserError, match=r"needs 26 positions, the model has 25: use a smaller --prompt or --new"
-    ):
+    with pytest.raises(UserError, match=r"needs 26 positions, the model has 25: use a smaller --prompt or --new"):
         measure_latency(FakeModel(clock, positions=25), CHAT, clock, repetitions=1, warmups=0)
     assert measure_latency(FakeModel(clock, positions=26), CHAT, clock, repetitions=1, warmups=0).prefill_s
 

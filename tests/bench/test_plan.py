@@ -83,9 +83,7 @@ def test_a_scenario_that_is_missing_is_planned_alone_in_its_place(
 ) -> None:
     runs = plan(five, BOTH, 1)
     records = [r for r in all_records(runs, records_of) if not (r.position == 3 and r.scenario == BOTH[1])]
-    assert missing(runs, records, device="cpu", compute_dtypes=FLOAT32) == [
-        replace(runs[3], scenarios=(BOTH[1],))
-    ]
+    assert missing(runs, records, device="cpu", compute_dtypes=FLOAT32) == [replace(runs[3], scenarios=(BOTH[1],))]
 
 
 def test_a_round_more_plans_that_round_alone(five: list[Checkpoint], records_of: MakeRecords) -> None:
@@ -118,9 +116,7 @@ def test_records_of_something_else_cover_nothing(
     assert missing(runs, records, device="cpu", compute_dtypes=FLOAT32) == runs
 
 
-def test_other_contents_under_the_same_name_are_another_subject(
-    make_checkpoint: Make, records_of: MakeRecords
-) -> None:
+def test_other_contents_under_the_same_name_are_another_subject(make_checkpoint: Make, records_of: MakeRecords) -> None:
     before = make_checkpoint("fp16", name="A", weights=b"before")
     after = make_checkpoint("fp16", name="B", weights=b"after")
     [record] = records_of(plan([before], BOTH[:1], 1, quality=False)[0])
@@ -129,9 +125,7 @@ def test_other_contents_under_the_same_name_are_another_subject(
     assert missing(runs, [renamed], device="cpu", compute_dtypes=FLOAT32) == runs
 
 
-def test_the_same_contents_under_two_names_are_two_subjects(
-    make_checkpoint: Make, records_of: MakeRecords
-) -> None:
+def test_the_same_contents_under_two_names_are_two_subjects(make_checkpoint: Make, records_of: MakeRecords) -> None:
     twins = [make_checkpoint("fp16", name=name, weights=b"same") for name in ("A", "B")]
     runs = plan(twins, BOTH[:1], 1, quality=False)
     assert twins[0].content_sha256 == twins[1].content_sha256

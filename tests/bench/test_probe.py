@@ -43,9 +43,7 @@ def replace_process(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
 
 def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_process(monkeypatch, "ModuleNotFoundError: No module named 'torch'")
-    with pytest.raises(
-        UserError, match=r"bench needs torch: install it with `pip install 'quantable\[models\]'`"
-    ):
+    with pytest.raises(UserError, match=r"bench needs torch: install it with `pip install 'quantable\[models\]'`"):
         probe("auto", None)
 
 

@@ -36,9 +36,7 @@ class Fixed:
         return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
 
 
-def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(
-    model: Any, blocks: torch.Tensor
-) -> None:
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(model: Any, blocks: torch.Tensor) -> None:
     torch.nn.init.zeros_(model.lm_head.weight)
     quality = perplexity(model, blocks)
     assert quality.perplexity == pytest.approx(VOCABULARY, rel=1e-6)
@@ -71,9 +69,7 @@ def test_every_position_with_a_next_token_comes_once_and_in_order(model: Any, bl
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_model_that_gives_no_numbers_is_called_broken(bad: float) -> None:
-    with pytest.raises(
-        FloatingPointError, match=r"not finite \(NaN or infinity\).*this checkpoint is broken"
-    ):
+    with pytest.raises(FloatingPointError, match=r"not finite \(NaN or infinity\).*this checkpoint is broken"):
         perplexity(Fixed(torch.tensor([bad, 0.0])), torch.tensor([[0, 0, 0]]))
 
 

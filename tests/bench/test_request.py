@@ -25,9 +25,7 @@ def fields(make_checkpoint: Make) -> dict[str, Any]:
 
 
 def test_a_request_comes_back_as_it_was_written(tmp_path: Path, fields: dict[str, Any]) -> None:
-    request = Request(
-        kind="latency", scenarios=tuple(SCENARIOS.values()), round=1, position=7, threads=2, **fields
-    )
+    request = Request(kind="latency", scenarios=tuple(SCENARIOS.values()), round=1, position=7, threads=2, **fields)
     request.write(tmp_path / "request.json")
     assert Request.read(tmp_path / "request.json") == request
 
@@ -41,9 +39,7 @@ def test_a_bare_prefill_is_repeated_and_many_decode_steps_are_not(fields: dict[s
 
 def test_a_record_says_whose_run_it_was(fields: dict[str, Any]) -> None:
     request = Request(kind="latency", scenarios=(SCENARIOS["chat"],), round=1, position=7, **fields)
-    record = request.record(
-        "oom", started_at="2026-01-01", wall_s=2.0, scenario=SCENARIOS["chat"], reason="no memory"
-    )
+    record = request.record("oom", started_at="2026-01-01", wall_s=2.0, scenario=SCENARIOS["chat"], reason="no memory")
     assert (record.subject, record.environment) == (request.subject, request.environment)
     assert (record.device, record.compute_dtype, record.round, record.position) == ("cpu", "float32", 1, 7)
 

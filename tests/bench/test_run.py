@@ -73,9 +73,7 @@ def folder(make_checkpoint: Make) -> Path:
 @pytest.fixture
 def measure(folder: Path, executor: FakeExecutor, machine: Machine) -> Callable[..., Outcome]:
     """`bench` of the five with the fake executor on a fake machine."""
-    return partial(
-        bench, folder, probe_machine=lambda device, threads: machine, executor_for=executor.for_settings
-    )
+    return partial(bench, folder, probe_machine=lambda device, threads: machine, executor_for=executor.for_settings)
 
 
 def test_a_bench_measures_all_in_order_and_keeps_every_record(
@@ -171,9 +169,7 @@ def test_kill_9_loses_no_finished_record(
     measure: Callable[..., Outcome], executor: FakeExecutor, folder: Path, machine: Machine
 ) -> None:
     arguments = [str(folder), WORKER, json.dumps(machine.environment), "6"]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = read_records(folder / "records.jsonl")
     assert [record.subject.name for record in before] == list("AABBCCDDEEEE")
@@ -264,8 +260,7 @@ def test_no_reference_of_one_base_model(make_checkpoint: Make) -> None:
     with pytest.raises(UserError) as caught:
         bench(folder)
     assert str(caught.value) == (
-        f"{folder} holds no reference of Beta: make it with "
-        f"`quantize models/Beta --variant fp16 --out {folder}`"
+        f"{folder} holds no reference of Beta: make it with `quantize models/Beta --variant fp16 --out {folder}`"
     )
 
 
@@ -300,9 +295,7 @@ def test_a_checkpoint_made_again_under_the_same_name(measure: Callable[..., Outc
     manifest = Manifest.from_json(json.loads((folder / "B" / "quantable.json").read_text()))
     (folder / "B" / "model.safetensors").write_bytes(b"others")
     seal(folder / "B", manifest)
-    with pytest.raises(
-        UserError, match=r"B is not the checkpoint that .*records\.jsonl has records of: use --fresh"
-    ):
+    with pytest.raises(UserError, match=r"B is not the checkpoint that .*records\.jsonl has records of: use --fresh"):
         measure(rounds=1)
 
 
@@ -322,9 +315,7 @@ def test_a_records_file_that_is_none(measure: Callable[..., Outcome], folder: Pa
         ({"device": "tpu"}, "unknown device 'tpu'; there are: auto, cpu, cuda"),
     ],
 )
-def test_arguments_out_of_range(
-    measure: Callable[..., Outcome], argument: dict[str, Any], message: str
-) -> None:
+def test_arguments_out_of_range(measure: Callable[..., Outcome], argument: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         measure(**argument)
 
@@ -355,9 +346,7 @@ def test_on_a_cpu_the_dtype_is_the_probes_or_that_of_the_records_begun(
         ("{}", "float16"),
     ],
 )
-def test_on_a_gpu_the_dtype_is_the_references_half_dtype(
-    make_checkpoint: Make, config: str, dtype: str
-) -> None:
+def test_on_a_gpu_the_dtype_is_the_references_half_dtype(make_checkpoint: Make, config: str, dtype: str) -> None:
     checkpoint = make_checkpoint("fp16")
     (checkpoint.path / "config.json").write_text(config)
     assert half_dtype(checkpoint) == dtype
@@ -386,14 +375,10 @@ def seal_reference(source: Path, folder: Path, weights_bytes: int) -> None:
     seal(folder, manifest)
 
 
-def test_a_real_bench_of_a_tiny_model(
-    tmp_path: Path, tiny_llama: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_bench_of_a_tiny_model(tmp_path: Path, tiny_llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "models"
     seal_reference(tiny_llama, folder / "tiny-llama-FP16", 1000)
-    outcome = bench(
-        folder, scenarios=[Scenario("own", 32, 5)], rounds=1, device="cpu", threads=1, dtype="float32"
-    )
+    outcome = bench(folder, scenarios=[Scenario("own", 32, 5)], rounds=1, device="cpu", threads=1, dtype="float32")
     assert [(record.kind, record.status, record.reason) for record in outcome.records] == [
         ("latency", "ok", None),
         ("quality", "ok", None),

@@ -125,9 +125,7 @@ def test_a_broken_model_is_an_error_in_words(make_checkpoint: Make, load_tiny: C
         (OSError(errno.ENOENT, "No such file"), "error"),
     ],
 )
-def test_a_load_that_fails_is_a_record_for_every_scenario(
-    make_checkpoint: Make, error: Exception, status: str
-) -> None:
+def test_a_load_that_fails_is_a_record_for_every_scenario(make_checkpoint: Make, error: Exception, status: str) -> None:
     def load(path: str, **arguments: Any) -> Any:
         raise error
 
@@ -142,9 +140,7 @@ def test_torchs_own_failed_allocation_on_a_cpu_is_oom() -> None:
     assert failure(caught.value, "/models/A")[0] == "oom"
 
 
-def test_one_scenario_that_fails_leaves_the_others(
-    make_checkpoint: Make, load_tiny: Callable[..., Any]
-) -> None:
+def test_one_scenario_that_fails_leaves_the_others(make_checkpoint: Make, load_tiny: Callable[..., Any]) -> None:
     too_long = Scenario("long", prompt_tokens=5000, new_tokens=1)
     records = records_from(request_for(make_checkpoint("fp16"), too_long, SHORT), load_tiny)
     assert [record.status for record in records] == ["unsupported", "ok"]
@@ -152,9 +148,7 @@ def test_one_scenario_that_fails_leaves_the_others(
 
 
 def test_a_reason_is_one_short_line_without_folders() -> None:
-    _, reason = failure(
-        ValueError(f"\n  cannot read /home/me/models/A/x.bin\nmore\n{'y' * 900}"), "/home/me/models/A"
-    )
+    _, reason = failure(ValueError(f"\n  cannot read /home/me/models/A/x.bin\nmore\n{'y' * 900}"), "/home/me/models/A")
     assert reason == "ValueError: cannot read A/x.bin"
     assert failure(ValueError(), "/models/A")[1] == "ValueError: no message"
     assert len(failure(ValueError("y" * 900), "/models/A")[1]) == REASON_CHARACTERS
@@ -188,16 +182,12 @@ print(child.stdout.readline().decode().strip())
 @pytest.mark.skipif(sys.platform != "linux", reason="a Linux call")
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     # The child holds the pipe of stderr open: this returns only when both are gone.
-    ended = subprocess.run(
-        [sys.executable, "-c", PARENT, CHILD], capture_output=True, text=True, timeout=60, cwd=ROOT
-    )
+    ended = subprocess.run([sys.executable, "-c", PARENT, CHILD], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert ended.stdout == "ready\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a Linux call")
 def test_a_worker_whose_parent_is_gone_already_ends_at_once() -> None:
     nobody = str(os.getppid())
-    ended = subprocess.run(
-        [sys.executable, "-c", CHILD, nobody], capture_output=True, text=True, timeout=60, cwd=ROOT
-    )
+    ended = subprocess.run([sys.executable, "-c", CHILD, nobody], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (ended.returncode, ended.stdout) == (-9, "")

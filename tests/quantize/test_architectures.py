@@ -76,7 +76,7 @@ def test_scales_move_without_changing_the_function(model: Any) -> None:
     for index in range(2):
         layer = architecture.layers[index]
         for group in architecture.scale_groups(index):
-            features = layer.get_submodule(group.linears[0]).in_features
+            features = architecture.linears(index)[group.linears[0]].in_features
             with quiet_libraries():
                 apply_scales(layer, group, torch.rand(features) + 0.5)
             moved += 1

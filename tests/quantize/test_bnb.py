@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quantize.bnb import BnbOptions, bnb_layers, bnb_quantization_config, bnb_tensors
+from quantize.bnb import BnbOptions, bnb_4bit_with_feedback, bnb_layers, bnb_quantization_config, bnb_tensors
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 from quantize.source import open_weights
@@ -200,3 +200,42 @@ def test_bad_options_are_refused_with_the_choices() -> None:
         BnbOptions(quant_type="int4")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="choose one of 32, 64"):
         BnbOptions(blocksize=48)
+
+
+@pytest.mark.parametrize("options", [BnbOptions(), BnbOptions("fp4"), BnbOptions(double_quant=True)])
+def test_feedback_lowers_the_error_on_the_inputs_it_was_given(options: BnbOptions) -> None:
+    generator = torch.Generator().manual_seed(0)
+    loud = torch.exp(torch.randn(128, generator=generator))
+    mixing = torch.randn((128, 128), generator=generator)
+    inputs = torch.randn((900, 128), generator=generator) @ mixing * loud
+    weights = {
+        "a": (torch.randn((64, 128), generator=generator) * 0.1).half(),
+        "b": (torch.randn((32, 128), generator=generator) * 0.02).half(),
+    }
+    gram = inputs.t() @ inputs / 900
+    fed_back = bnb_4bit_with_feedback(weights, gram, options)
+    variant = VARIANTS["bnb-4bit"]
+    nearest = {k: t for name, w in weights.items() for k, t in bnb_tensors(name, w, variant, options).items()}
+    assert fed_back.keys() == nearest.keys()
+
+    def error(tensors: dict[str, torch.Tensor], name: str) -> float:
+        from bitsandbytes import functional
+
+        own = {
+            key.removeprefix(f"{name}.weight."): t for key, t in tensors.items() if key.startswith(f"{name}.weight.")
+        }
+        state = functional.QuantState.from_dict(own, device=torch.device("cpu"))
+        back = functional.dequantize_4bit(tensors[f"{name}.weight"], state).float()
+        return float((inputs @ (back - weights[name].float()).t()).norm())
+
+    for name in weights:
+        assert error(fed_back, name) < 0.9 * error(nearest, name)
+        scales = [key for key in fed_back if key.startswith(f"{name}.weight.")]
+        assert all(torch.equal(fed_back[key], nearest[key]) for key in scales)
+
+
+def test_feedback_without_correlation_is_bitsandbytes_own_rounding() -> None:
+    weights = {"a": torch.randn((16, 64), generator=torch.Generator().manual_seed(0))}
+    fed_back = bnb_4bit_with_feedback(weights, torch.eye(64), BnbOptions())
+    nearest = bnb_tensors("a", weights["a"], VARIANTS["bnb-4bit"], BnbOptions())
+    assert torch.equal(fed_back["a.weight"], nearest["a.weight"])

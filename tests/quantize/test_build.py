@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import quantize
 from quantize.awq.packing import UNPACKERS
+from quantize.bnb import BnbOptions
 from quantize.build import BuildOptions
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.cli import main
@@ -36,7 +37,9 @@ def built(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -81,7 +84,9 @@ def test_both_layouts_hold_the_same_integers(built: Path) -> None:
         in_features = gemm[f"{name}.qweight"].shape[0]
         one, two = (
             UNPACKERS[layout](
-                {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}, in_features, 128
+                {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")},
+                in_features,
+                128,
             )
             for layout, tensors in (("GEMM", gemm), ("GEMV", gemv))
         )
@@ -175,12 +180,25 @@ def test_finished_checkpoints_are_kept_unless_forced(tiny_llama: Path, tmp_path:
     assert forced[0].checkpoint.content_sha256 == first[0].checkpoint.content_sha256
 
 
-def test_gptq_rounding_lowers_every_layers_error(tiny_llama: Path, built: Path, tmp_path: Path) -> None:
-    options = BuildOptions(**{**FAST.__dict__, "rounding": "gptq"})
+def test_feedback_lowers_the_errors_of_plain_rounding(tiny_llama: Path, built: Path, tmp_path: Path) -> None:
+    options = BuildOptions(**{**FAST.__dict__, "rounding": "nearest"})
     (item,) = quantize.quantize(str(tiny_llama), ["awq-gemm"], tmp_path, options=options)
-    nearest = open_checkpoint(built / "tiny-llama-AWQ-QGS128-W4-GEMM").manifest.layers
-    layers = item.checkpoint.manifest.layers
-    assert sum(layer["error"] for layer in layers) < 0.9 * sum(layer["error"] for layer in nearest)
+    nearest = item.checkpoint.manifest.layers
+    fed_back = open_checkpoint(built / "tiny-llama-AWQ-QGS128-W4-GEMM").manifest.layers
+    assert sum(layer["error"] for layer in fed_back) < 0.9 * sum(layer["error"] for layer in nearest)
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_feedback_keeps_bitsandbytes_scales(tiny_llama: Path, tmp_path: Path, double_quant: bool) -> None:
+    files = {}
+    for rounding in ("gptq", "nearest"):
+        options = BuildOptions(**{**FAST.__dict__, "rounding": rounding, "bnb": BnbOptions(double_quant=double_quant)})
+        (item,) = quantize.quantize(str(tiny_llama), ["bnb-4bit"], tmp_path / rounding, options=options)
+        files[rounding] = load_file(item.checkpoint.path / "model.safetensors")
+    assert files["gptq"].keys() == files["nearest"].keys()
+    changed = [name for name, tensor in files["gptq"].items() if not torch.equal(tensor, files["nearest"][name])]
+    assert changed
+    assert all(name.endswith("_proj.weight") for name in changed)
 
 
 PROGRAM = """
@@ -188,7 +206,7 @@ import os, sys
 import quantize
 from quantize.build import BuildOptions
 def stop(what, done, total):
-    if what == "AWQ layers" and done == int(sys.argv[3]):
+    if what == "layers" and done == int(sys.argv[3]):
         os.kill(os.getpid(), 9)
 options = BuildOptions(blocks=4, block_tokens=64, device="cpu")
 quantize.quantize(sys.argv[1], ["awq-gemm", "awq-gemv"], sys.argv[2], options=options, progress=stop)
@@ -279,9 +297,7 @@ def edited_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_an_architecture_without_a_map(
-    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_an_architecture_without_a_map(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     source = copy(tiny_llama, tmp_path / "gpt2")
@@ -294,15 +310,15 @@ def test_an_architecture_without_a_map(
     assert "mistral" in line
 
 
-def test_group_sizes_that_do_not_divide(
-    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_group_sizes_that_do_not_divide(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:
     out = ("--variant", "awq-gemm", "--out", str(tmp_path / "out"))
     assert "choose one of 128, 64, 32" in refused(capsys, str(tiny_llama), "--group-size", "48", *out)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     odd = copy(tiny_llama, tmp_path / "odd")
-    config = LlamaConfig(vocab_size=512, hidden_size=96, intermediate_size=160, num_hidden_layers=1, num_attention_heads=2)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=96, intermediate_size=160, num_hidden_layers=1, num_attention_heads=2
+    )
     LlamaForCausalLM(config).half().save_pretrained(odd)
     capsys.readouterr()
     line = refused(capsys, str(odd), "--group-size", "64", *out)

@@ -162,9 +162,7 @@ def test_json_lines_and_json_give_one_text_an_entry(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_text_file_is_one_line_that_says_where(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
+def test_a_bad_text_file_is_one_line_that_says_where(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as raised:
@@ -173,9 +171,7 @@ def test_a_bad_text_file_is_one_line_that_says_where(
 
 
 def test_a_text_that_is_nowhere_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"no such text: 'novel\.txt' is no file, not 'builtin' and not hub:NAME"
-    ):
+    with pytest.raises(UserError, match=r"no such text: 'novel\.txt' is no file, not 'builtin' and not hub:NAME"):
         text_from("novel.txt")
 
 
@@ -201,9 +197,7 @@ def test_a_hub_data_set_gives_the_asked_split_and_column(monkeypatch: pytest.Mon
         text_from("hub:org/name:train:id")
 
 
-def test_a_hub_data_set_that_cannot_be_had_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_data_set_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with quiet_libraries():
         import datasets
 
@@ -306,9 +300,7 @@ def tokenizer(tiny_llama: Path) -> Iterator[Any]:
         yield AutoTokenizer.from_pretrained(tiny_llama)
 
 
-def test_a_real_tokenizer_gives_back_the_text_whole(
-    tokenizer: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_tokenizer_gives_back_the_text_whole(tokenizer: Any, capfd: pytest.CaptureFixture[str]) -> None:
     tokenizer.model_max_length = 64  # a longer text must neither be cut nor warned of
     texts = builtin_texts("evaluation")[:3]
     blocks = token_blocks(texts, tokenizer, blocks=10**6, block_tokens=32)

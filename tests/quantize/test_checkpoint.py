@@ -251,9 +251,7 @@ def raise_bug() -> NoReturn:
     raise ZeroDivisionError("a bug")
 
 
-@pytest.mark.parametrize(
-    ("stop", "error"), [(raise_interrupt, KeyboardInterrupt), (raise_bug, ZeroDivisionError)]
-)
+@pytest.mark.parametrize(("stop", "error"), [(raise_interrupt, KeyboardInterrupt), (raise_bug, ZeroDivisionError)])
 @pytest.mark.parametrize("exists", [False, True])
 def test_nothing_half_written_stays_and_what_was_there_stays(
     tmp_path: Path, stop: Callable[[], NoReturn], error: type[BaseException], exists: bool
@@ -289,9 +287,7 @@ def test_an_interrupt_between_the_two_renames_puts_the_old_one_back(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     before = make(tmp_path / "made")
 
     def full(*arguments: Any, **options: Any) -> NoReturn:
@@ -323,9 +319,7 @@ def test_a_disk_full_in_safetensors_is_recognised_by_its_words() -> None:
 
     text = "Error while serializing: I/O error: No space left on device (os error 28)"
     assert disk_is_full(SafetensorError(text))
-    assert not disk_is_full(
-        SafetensorError("Error while serializing: I/O error: Is a directory (os error 21)")
-    )
+    assert not disk_is_full(SafetensorError("Error while serializing: I/O error: Is a directory (os error 21)"))
     assert not disk_is_full(ValueError(text))
     assert disk_is_full(OSError(errno.ENOSPC, ""))
     assert not disk_is_full(OSError(errno.EACCES, ""))

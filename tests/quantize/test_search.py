@@ -23,12 +23,13 @@ def inputs(request: pytest.FixtureRequest) -> Tensor:
     features: int = request.param
     loud = torch.exp(torch.randn(features, generator=generator) * 1.2)
     mixed = torch.randn((700, features), generator=generator) @ torch.randn((features, features), generator=generator)
-    return (mixed / features**0.5) * loud
+    loudest: Tensor = (mixed / features**0.5) * loud
+    return loudest
 
 
 def stats_of(inputs: Tensor) -> InputStats:
     accumulator = StatsAccumulator(inputs.shape[-1], torch.device("cpu"))
-    for batch in inputs.split(256):
+    for batch in torch.split(inputs, 256):
         accumulator.add(batch.unsqueeze(0))
     return accumulator.finish()
 
@@ -45,7 +46,11 @@ def autoawq() -> AwqQuantizer:
     """autoawq's quantizer with the fields that its search reads, and no model."""
     quantizer = AwqQuantizer.__new__(AwqQuantizer)
     quantizer.group_size, quantizer.zero_point, quantizer.w_bit = GROUP, True, 4
-    quantizer.duo_scaling, quantizer.n_parallel_calib_samples, quantizer.max_chunk_memory = True, None, 1 << 30
+    quantizer.duo_scaling, quantizer.n_parallel_calib_samples, quantizer.max_chunk_memory = (
+        True,
+        None,
+        1 << 30,
+    )
     return quantizer
 
 
@@ -81,11 +86,9 @@ def test_the_scales_are_those_that_autoawq_finds(inputs: Tensor) -> None:
     linear = nn.Linear(inputs.shape[1], weight.shape[0], bias=False)
     linear.weight.data = weight.clone()
     # On a CPU autoawq's search writes into the state dict it saved; a copy keeps the weights whole.
-    linear.state_dict = lambda: {"weight": weight.clone()}  # type: ignore[method-assign,misc,assignment]
+    linear.state_dict = lambda: {"weight": weight.clone()}  # type: ignore[method-assign,assignment]
     with torch.no_grad():
-        _, _, theirs = autoawq()._search_best_scale(
-            nn.Sequential(linear), prev_op=linear, layers=[linear], inp=inputs
-        )
+        _, _, theirs = autoawq()._search_best_scale(nn.Sequential(linear), prev_op=linear, layers=[linear], inp=inputs)
     ours = search_scale(weight, stats, GROUP)
     assert ours.exponent is not None
     torch.testing.assert_close(ours.scales, theirs, rtol=1e-3, atol=1e-3)

@@ -41,9 +41,7 @@ def sharded(folder: Path) -> Path:
         file = f"model-{number:05d}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 
@@ -136,9 +134,7 @@ def test_pickles_are_never_loaded(folder: Path, name: str, monkeypatch: pytest.M
 
 def test_pickles_beside_safetensors_do_not_matter(folder: Path) -> None:
     (folder / "training_args.bin").write_bytes(b"\x80\x04.")
-    assert [file.name for file in open_weights(open_source(str(folder)).folder).files] == [
-        "model.safetensors"
-    ]
+    assert [file.name for file in open_weights(open_source(str(folder)).folder).files] == ["model.safetensors"]
 
 
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
@@ -148,9 +144,7 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
 
 def test_shards_without_their_index_are_refused(sharded: Path) -> None:
     (sharded / "model.safetensors.index.json").unlink()
-    assert "has safetensors, but no model.safetensors and no model.safetensors.index.json" in refusal(
-        str(sharded)
-    )
+    assert "has safetensors, but no model.safetensors and no model.safetensors.index.json" in refusal(str(sharded))
 
 
 def test_a_revision_is_for_the_hub(folder: Path) -> None:
@@ -202,9 +196,7 @@ def header_wrong_type(data: bytes) -> bytes:
 
 
 def header_offsets_outside(data: bytes) -> bytes:
-    return with_header(
-        data, lambda header: header["model.norm.weight"].update(data_offsets=[2**40, 2**40 + 256])
-    )
+    return with_header(data, lambda header: header["model.norm.weight"].update(data_offsets=[2**40, 2**40 + 256]))
 
 
 def header_overlap(data: bytes) -> bytes:
@@ -266,9 +258,7 @@ def test_an_index_cannot_lead_out_of_its_folder(sharded: Path, file: str) -> Non
     assert "which is no file of this folder" in refusal(str(sharded))
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{}", '{"weight_map": {}}', '{"weight_map": [1]}', '{"weight_map": {"a": 1}}']
-)
+@pytest.mark.parametrize("content", ["", "{}", '{"weight_map": {}}', '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
 def test_a_damaged_index_is_refused(sharded: Path, content: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(content)
     assert "index.json is damaged" in refusal(str(sharded))
@@ -302,9 +292,7 @@ def test_weights_are_the_same_from_one_file_and_from_shards(tiny_llama: Path, sh
     assert [file.name for file in weights.files] == [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 
 
-def test_the_single_file_wins_over_an_index_as_it_does_in_transformers(
-    tiny_llama: Path, sharded: Path
-) -> None:
+def test_the_single_file_wins_over_an_index_as_it_does_in_transformers(tiny_llama: Path, sharded: Path) -> None:
     shutil.copy(tiny_llama / "model.safetensors", sharded)
     assert [file.name for file in open_weights(sharded).files] == ["model.safetensors"]
 
@@ -440,9 +428,7 @@ def test_every_hub_problem_is_the_name_of_a_real_error() -> None:
         assert any(hasattr(library, name) for library in (errors, http_client(), requests)), name
 
 
-def test_a_disk_that_fills_during_the_download_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_disk_that_fills_during_the_download_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
     def snapshot_download(repo: str, **options: Any) -> NoReturn:
@@ -488,9 +474,7 @@ def test_without_a_network_the_real_client_ends_in_one_line(
         ({"HOME": "/c", "QUANTABLE_CACHE": "", "XDG_CACHE_HOME": ""}, "/c/.cache/quantable"),
     ],
 )
-def test_where_the_cache_is(
-    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_cache_is(environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("QUANTABLE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -592,9 +576,7 @@ def test_two_that_unpack_at_once_do_not_disturb_each_other(
 
 
 @pytest.mark.slow
-def test_the_embedded_model_is_what_transformers_reads_from_the_gguf(
-    embedded: Source, embedded_cache: Path
-) -> None:
+def test_the_embedded_model_is_what_transformers_reads_from_the_gguf(embedded: Source, embedded_cache: Path) -> None:
     from gguf import GGUFReader, dequantize
 
     assert embedded.base_model == "SmolLM2-135M-Instruct"

@@ -110,9 +110,7 @@ class Builder:
 
     def failure(self, variant: str, status: str, reason: str, **fields: Any) -> Record:
         defaults = {"scenario": PUBLISHED, "round": 0, "compute_dtype": None}
-        return self.record(
-            "latency", self.subject(variant), status=status, reason=reason, **{**defaults, **fields}
-        )
+        return self.record("latency", self.subject(variant), status=status, reason=reason, **{**defaults, **fields})
 
     def rounds(
         self,
@@ -129,9 +127,7 @@ class Builder:
             for name in names if number % 2 == 0 else reversed(names):
                 factor = latency_factors[name] * (1.0 if name == "fp16" else noise[number % len(noise)])
                 records.append(
-                    self.latency(
-                        name, scenario, round=number, prefill_s=(2.0 * factor,), step_s=0.04 * factor
-                    )
+                    self.latency(name, scenario, round=number, prefill_s=(2.0 * factor,), step_s=0.04 * factor)
                 )
         return records
 

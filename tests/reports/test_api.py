@@ -68,9 +68,7 @@ def test_an_out_that_cannot_be_written(builder: "Builder", write: Write, tmp_pat
         report(write(builder.five_rows()), out=tmp_path / out)
 
 
-def test_nothing_is_written_when_the_records_are_refused(
-    builder: "Builder", write: Write, tmp_path: Path
-) -> None:
+def test_nothing_is_written_when_the_records_are_refused(builder: "Builder", write: Write, tmp_path: Path) -> None:
     out = tmp_path / "table.md"
     with pytest.raises(UserError):
         report(write([builder.latency("bnb-4bit")]), out=out)

@@ -112,9 +112,7 @@ def test_out_writes_a_file_and_says_so(
     assert out.read_text(encoding="utf-8") == report(folder)
 
 
-def test_csv_and_json_come_out_alone(
-    builder: "Builder", write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_csv_and_json_come_out_alone(builder: "Builder", write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(builder.five_rows())
     assert main([str(folder), "--format", "csv"]) == 0
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 10

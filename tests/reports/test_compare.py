@@ -50,9 +50,7 @@ def measured(builder: "Builder", order: Sequence[str], work_s: dict[str, float],
     for position, (name, samples) in enumerate(
         zip(order, slowing_machine(order, work_s, random.Random(seed)), strict=True)
     ):
-        records.append(
-            builder.latency(name, round=seen[name], prefill_s=samples, step_s=0.0, position=position)
-        )
+        records.append(builder.latency(name, round=seen[name], prefill_s=samples, step_s=0.0, position=position))
         seen[name] += 1
     return records
 

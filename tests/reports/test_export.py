@@ -80,9 +80,7 @@ def test_json_holds_every_round_interval_and_failure(builder: "Builder") -> None
     assert timing["reference"] == "Tiny-1M-FP16"
     assert rows["fp16"]["timings"][0]["ratios"] == {}
     assert rows["fp16"]["quality"]["perplexity"] == 15.0
-    assert rows["bnb-8bit"]["failures"] == [
-        {"work": "published", "status": "oom", "reason": "too big", "rounds": [3]}
-    ]
+    assert rows["bnb-8bit"]["failures"] == [{"work": "published", "status": "oom", "reason": "too big", "rounds": [3]}]
 
 
 def test_json_says_null_for_what_is_unknown(builder: "Builder") -> None:

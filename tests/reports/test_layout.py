@@ -191,9 +191,7 @@ def test_two_base_models_share_one_table(new_builder: "type[Builder]") -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_headings_only_where_there_are_several_measurements(
-    new_builder: "type[Builder]", several: bool
-) -> None:
+def test_headings_only_where_there_are_several_measurements(new_builder: "type[Builder]", several: bool) -> None:
     records = [new_builder().latency("fp16")]
     if several:
         records.append(new_builder(device="cuda", compute_dtype="float16").latency("fp16"))

@@ -54,9 +54,7 @@ def test_the_paragraph_of_a_gpu(new_builder: "type[Builder]") -> None:
     text = words([builder.latency("fp16")])
     assert "Measured on a GPU (NVIDIA H100, 85.00 GB, driver 570.1, CUDA 12.8; host Epyc 9)" in text
     assert "The reference computed in bfloat16." in text
-    assert (
-        "VRAM GB is the most that PyTorch's CUDA allocator had handed out while running `published`" in text
-    )
+    assert "VRAM GB is the most that PyTorch's CUDA allocator had handed out while running `published`" in text
     assert "in 1 round." in text
 
 
@@ -112,10 +110,7 @@ def test_pairs_measured_days_apart_are_told(builder: "Builder") -> None:
     builder.clock += timedelta(days=4)
     records.append(builder.latency("bnb-4bit"))
     [line] = warned(records)
-    assert (
-        line
-        == "BnB.4: in `published` it and its reference ran up to 4 days apart; measure both again in one go."
-    )
+    assert line == "BnB.4: in `published` it and its reference ran up to 4 days apart; measure both again in one go."
 
 
 def test_a_base_model_without_reference_is_told(new_builder: "type[Builder]") -> None:

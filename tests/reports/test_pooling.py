@@ -53,9 +53,7 @@ def test_the_fingerprint_of_a_failed_run_is_not_held_against_the_others(builder:
 
 def test_one_name_for_two_checkpoints_is_refused(builder: "Builder") -> None:
     remade = builder.latency("bnb-4bit", round=1, subject=builder.subject("bnb-4bit", content="f" * 64))
-    with pytest.raises(
-        UserError, match=r"Tiny-1M-BnB\.4 .* different checkpoints \(content_sha256 .* f{12}\)"
-    ):
+    with pytest.raises(UserError, match=r"Tiny-1M-BnB\.4 .* different checkpoints \(content_sha256 .* f{12}\)"):
         measurements([builder.latency("fp16"), builder.latency("bnb-4bit"), remade])
 
 
@@ -97,9 +95,7 @@ def test_perplexities_on_other_text_are_refused(builder: "Builder", field: str, 
 def test_two_scenarios_called_published_are_refused(builder: "Builder") -> None:
     shorter = Scenario("published", prompt_tokens=512, new_tokens=1)
     records = [builder.latency("fp16", SCENARIOS["published"]), builder.latency("fp16", shorter)]
-    with pytest.raises(
-        UserError, match=r"two scenarios called 'published' \(prompt_tokens: 1024 against 512\)"
-    ):
+    with pytest.raises(UserError, match=r"two scenarios called 'published' \(prompt_tokens: 1024 against 512\)"):
         measurements(records)
 
 

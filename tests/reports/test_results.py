@@ -102,9 +102,7 @@ def test_unknown_peaks_stay_unknown(builder: "Builder") -> None:
 
 
 def test_a_kernel_that_changed_between_rounds_is_named_with_the_other(builder: "Builder") -> None:
-    records = [
-        builder.latency("fp16", round=n, kernels=Kernels(prefill, "d")) for n, prefill in enumerate("aba")
-    ]
+    records = [builder.latency("fp16", round=n, kernels=Kernels(prefill, "d")) for n, prefill in enumerate("aba")]
     assert row(records, "fp16").timings[PUBLISHED].kernels == Kernels("a / b", "d")
 
 
