@@ -1,4 +1,4 @@
-"""The project's sessions: `nox -s table`, `nox -s tests`, `nox -s lint`, `nox -s types`."""
+"""The project's sessions: table, tests, race, lint, types; `nox -l` says what each does."""
 
 import nox
 
@@ -21,6 +21,7 @@ def table(session: nox.Session) -> None:
     install(session, "models", "embedded")
     session.run("quantize", EMBEDDED, "--variant", "all", "--out", "runs", "--device", "cpu")
     session.run("bench", "runs", "--device", "cpu", *session.posargs)
+    session.run("report", "runs")
     session.run("report", "runs", "--out", "runs/table.md")
 
 
@@ -29,6 +30,13 @@ def tests(session: nox.Session) -> None:
     """Every test; those that need a GPU skip where there is none."""
     install(session, "models", "embedded", "dev")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def race(session: nox.Session) -> None:
+    """AWQ quantizers against each other on the embedded model: half an hour or more; writes runs/race."""
+    install(session, "models", "embedded")
+    session.run("python", "-m", "bench.race", "--out", "runs/race", *session.posargs)
 
 
 @nox.session

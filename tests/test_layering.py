@@ -33,7 +33,8 @@ LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich"}
 MODEL_LOADERS = ("quantize.loading", "quantize.load")
 """The module that loads models, and its function as the package hands it out."""
 
-MAY_LOAD_MODELS = "bench.worker"
+MAY_LOAD_MODELS = ("bench.worker", "bench.contenders", "bench.judge")
+"""The worker measures; the other two are the race's contenders and their judge."""
 MODEL_CLASS = re.compile(r"AutoModel\w*|PreTrainedModel|\w+For(CausalLM|\w+Generation)|\w+LMHeadModel")
 
 Sources = Mapping[str, str]
@@ -157,7 +158,7 @@ def loads_models(sources: Sources) -> list[str]:
     """Where bench reaches for a model's loader or a transformers model class outside its worker."""
     found = []
     for module in sources:
-        if not _within(module, ("bench",)) or module == MAY_LOAD_MODELS:
+        if not _within(module, ("bench",)) or module in MAY_LOAD_MODELS:
             continue
         collector = collect(sources, module)
         for one in collector.found:

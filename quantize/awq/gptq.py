@@ -12,6 +12,9 @@ DAMPING = 0.01
 
 COLUMN_BLOCK = 128
 
+Nearest = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""(column, its values [out]) -> (the nearest codes, the values that they stand for), both [out]."""
+
 
 def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
     """The upper Cholesky factor U of (H + damping * mean(diag H) I)^-1, so that the inverse is U^T U; [in, in].
@@ -35,23 +38,25 @@ def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
         damping *= 10
 
 
-def feed_back(weight: Tensor, factor: Tensor, nearest: Callable[[int, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+def feed_back(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = DAMPING) -> Tensor:
     """Round [out, in] weights column by column, each column's error spread over the columns not yet rounded.
 
-    factor: from inverse_factor of the layer's inputs. nearest: (column, its values [out]) -> (codes, the values that
-    they stand for), both [out]. Returns the codes, uint8 [out, in].
+    gram: float32 [in, in] of the layer's inputs. The columns with the loudest inputs go first, while there are many
+    left to make up for them; what `nearest` rounds to must not depend on the order. Returns the codes, uint8 [out, in].
     """
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    factor = inverse_factor(gram[order][:, order], damping)
     # Columns as rows: every step then reads and writes contiguous memory.
-    columns = weight.float().t().contiguous()
+    columns = weight.float().t()[order]
     in_features, out_features = columns.shape
     codes = torch.empty((in_features, out_features), dtype=torch.uint8, device=weight.device)
-    pivots = factor.diagonal().tolist()
+    pivots, numbers = factor.diagonal().tolist(), order.tolist()
     for start in range(0, in_features, COLUMN_BLOCK):
         stop = min(start + COLUMN_BLOCK, in_features)
         errors = torch.empty((stop - start, out_features), dtype=torch.float32, device=weight.device)
         for column in range(start, stop):
-            code, value = nearest(column, columns[column])
-            codes[column] = code
+            code, value = nearest(numbers[column], columns[column])
+            codes[numbers[column]] = code
             error = torch.sub(columns[column], value, out=errors[column - start]).div_(pivots[column])
             columns[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
         columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
@@ -61,7 +66,7 @@ def feed_back(weight: Tensor, factor: Tensor, nearest: Callable[[int, Tensor], t
 def round_with_feedback(weight: Tensor, factor: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:
     """Quantize [out, in] weights to groupwise 4 bits with error feedback.
 
-    clip: [out, in / group_size] as in round_to_nearest. The groups' scales and zeros are fixed before the feedback
+    gram: float32 [in, in] of the layer's (scaled) inputs. clip: [out, in / group_size] as in round_to_nearest. The groups' scales and zeros are fixed before the feedback
     starts, by the clipped minimum and maximum.
     """
     grouped = weight.float().view(weight.shape[0], -1, group_size)
@@ -75,4 +80,4 @@ def round_with_feedback(weight: Tensor, factor: Tensor, group_size: int, clip: T
         code = torch.div(values, scale).round_().add_(zero).clamp_(0, LEVELS)
         return code, code.sub(zero).mul_(scale)
 
-    return Int4Weight(feed_back(weight, factor, nearest), scales.half(), zeros.to(torch.uint8))
+    return Int4Weight(feed_back(weight, gram, nearest, damping), scales.half(), zeros.to(torch.uint8))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantize.awq.architecture import Architecture, ScaleGroup, apply_scales
-from quantize.awq.gptq import inverse_factor, round_with_feedback
+from quantize.awq.gptq import round_with_feedback
 from quantize.awq.gram import InputStats, StatsAccumulator, output_error
 from quantize.awq.int4 import Int4Weight, round_to_nearest
 from quantize.awq.search import search_clip, search_scale
@@ -287,7 +287,7 @@ def _round(
     if options.search and options.clip:
         clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
     if options.rounding == "gptq":
-        quantized = round_with_feedback(rows, inverse_factor(stats.gram), options.group_size, clip)
+        quantized = round_with_feedback(rows, stats.gram, options.group_size, clip)
     else:
         quantized = round_to_nearest(rows, options.group_size, clip)
     sizes = [linears[name].out_features for name in names]

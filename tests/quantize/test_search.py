@@ -124,7 +124,7 @@ def test_clipping_lowers_the_error_as_autoawqs_does(inputs: Tensor) -> None:
 
 def test_feedback_beats_rounding_to_nearest(inputs: Tensor) -> None:
     weight, stats = weight_for(inputs), stats_of(inputs)
-    quantized = round_with_feedback(weight, inverse_factor(stats.gram), GROUP)
+    quantized = round_with_feedback(weight, stats.gram, GROUP)
     nearest = round_to_nearest(weight, GROUP)
     assert torch.equal(quantized.scales, nearest.scales)
     assert int(quantized.codes.max()) <= LEVELS
@@ -134,22 +134,24 @@ def test_feedback_beats_rounding_to_nearest(inputs: Tensor) -> None:
 
 def test_feedback_without_correlation_is_rounding_to_nearest() -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
-    factor = inverse_factor(torch.eye(64))
-    assert torch.equal(round_with_feedback(weight, factor, GROUP).codes, round_to_nearest(weight, GROUP).codes)
+    fed_back = round_with_feedback(weight, torch.eye(64), GROUP)
+    assert torch.equal(fed_back.codes, round_to_nearest(weight, GROUP).codes)
 
 
 def test_feedback_in_blocks_is_feedback_column_by_column(inputs: Tensor) -> None:
-    weight, factor = weight_for(inputs, 8), inverse_factor(stats_of(inputs).gram)
+    weight, gram = weight_for(inputs, 8), stats_of(inputs).gram
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    factor = inverse_factor(gram[order][:, order])
     nearest = round_to_nearest(weight, GROUP)
     scales = nearest.scales.float().repeat_interleave(GROUP, dim=1)
     zeros = nearest.zeros.float().repeat_interleave(GROUP, dim=1)
-    work, codes = weight.double(), torch.empty(weight.shape)
-    for column in range(weight.shape[1]):  # GPTQ's equations 2 and 3, one column after the other
-        code = (work[:, column] / scales[:, column]).round().add(zeros[:, column]).clamp(0, LEVELS)
+    work, codes = weight[:, order].double(), torch.empty(weight.shape)
+    for step, column in enumerate(order.tolist()):  # GPTQ's equations 2 and 3, one column after the other
+        code = (work[:, step] / scales[:, column]).round().add(zeros[:, column]).clamp(0, LEVELS)
         codes[:, column] = code
-        error = work[:, column] - (code - zeros[:, column]) * scales[:, column]
-        work[:, column:] -= torch.outer(error / factor[column, column], factor[column, column:].double())
-    ours = round_with_feedback(weight, factor, GROUP).codes.float()
+        error = work[:, step] - (code - zeros[:, column]) * scales[:, column]
+        work[:, step:] -= torch.outer(error / factor[step, step], factor[step, step:].double())
+    ours = round_with_feedback(weight, gram, GROUP).codes.float()
     assert float((ours == codes).float().mean()) > 0.99
 
 

@@ -1,0 +1,106 @@
+"""Random weights in a real model's shape: memory and time depend on the shape alone, and need no download."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantize.errors import UserError
+from quantize.quiet import quiet_libraries
+
+DUMMY_PREFIX = "dummy:"
+SHAPES = {"mistral-7b": "MistralConfig", "llama-2-7b": "LlamaConfig"}
+"""Shapes by name: the defaults of transformers' configuration classes are those of these models."""
+
+DUMMY_SEED = 0
+SPREAD = 0.02
+"""Standard deviation of the weights, transformers' usual initializer_range."""
+
+
+def dummy_config(spec: str) -> tuple[str, dict[str, Any]]:
+    """The model name and the config that `spec` (what follows `dummy:`) stands for: a name of SHAPES or a config.json.
+
+    Raises UserError for neither.
+    """
+    if spec in SHAPES:
+        with quiet_libraries():
+            import transformers
+
+            config: dict[str, Any] = json.loads(getattr(transformers, SHAPES[spec])().to_json_string(use_diff=False))
+        architecture = SHAPES[spec].removesuffix("Config") + "ForCausalLM"
+        return f"dummy-{spec}", {**config, "architectures": [architecture]}
+    path = Path(spec)
+    if not path.is_file():
+        raise UserError(f"dummy:{spec} is no config.json and not one of {', '.join(SHAPES)}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}): give a model's config.json") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(f"{path} does not say its model_type: give a model's config.json")
+    config.pop("quantization_config", None)
+    name = path.parent.resolve().name if path.name == "config.json" else path.stem
+    return f"dummy-{name}", config
+
+
+def write_dummy_folder(config: dict[str, Any], name: str, cache: Path) -> Path:
+    """A folder in `cache` that holds this config.json and nothing else; the same one for the same config."""
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    folder = cache / "dummy" / hashlib.sha256(text.encode()).hexdigest()[:16] / name
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    if not path.is_file():
+        partial = path.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(path)
+    return folder
+
+
+@dataclass(frozen=True)
+class DummyWeights:
+    """The tensors of a model's shape, each drawn when it is asked for: the same values for the same name and device.
+
+    Matrices are normal with standard deviation 0.02, norm weights one, biases zero; all float16.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    device: torch.device
+
+    def names(self) -> list[str]:
+        """Every tensor's name."""
+        return list(self.shapes)
+
+    def get(self, name: str) -> torch.Tensor:
+        """Draw one tensor on the device. Raises KeyError for an unknown name."""
+        shape = self.shapes[name]
+        if len(shape) < 2:
+            fill = 0.0 if name.endswith("bias") else 1.0
+            return torch.full(shape, fill, dtype=torch.float16, device=self.device)
+        seed = int.from_bytes(hashlib.sha256(f"{DUMMY_SEED} {name}".encode()).digest()[:7], "little")
+        generator = torch.Generator(self.device).manual_seed(seed)
+        drawn = torch.randn(shape, generator=generator, device=self.device)
+        return drawn.mul_(SPREAD).half()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without drawing it."""
+        return self.shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """float16 for all."""
+        return torch.float16
+
+
+def dummy_weights(model: Any, device: torch.device) -> DummyWeights:
+    """Random weights for a transformers model whose own are on the meta device; tied ones are drawn once."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    return DummyWeights(shapes, device)
+
+
+def dummy_blocks(vocabulary: int, blocks: int, block_tokens: int) -> torch.Tensor:
+    """Random token ids in place of text, int64 [blocks, block_tokens]."""
+    generator = torch.Generator().manual_seed(DUMMY_SEED)
+    return torch.randint(0, vocabulary, (blocks, block_tokens), generator=generator)

@@ -1,0 +1,16 @@
+"""The README shows what its record file says, word for word."""
+
+from pathlib import Path
+
+from reports import report
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_readme_shows_the_table_of_its_records() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, rest = readme.partition("<!-- table: ")
+    folder, _, rest = rest.partition(" -->\n")
+    shown, found, _ = rest.partition("<!-- end of table -->")
+    assert found
+    assert shown.strip() == report(ROOT / folder).strip()
