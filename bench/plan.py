@@ -42,6 +42,7 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
         download=None,
         content_sha256=checkpoint.content_sha256,
         file_weights_bytes=manifest.weights_bytes,
+        rounding=manifest.options.get("rounding"),
     )
 
 
@@ -60,6 +61,8 @@ def plan(
             for checkpoint in group if number % 2 == 0 else reversed(group):
                 runs.append(PlannedRun("latency", checkpoint, len(runs), tuple(scenarios), number))
         for checkpoint in group if quality else []:
+            if checkpoint.manifest.source.kind == "dummy":
+                continue  # random weights have no quality, and no tokenizer
             runs.append(PlannedRun("quality", checkpoint, len(runs)))
     return runs
 

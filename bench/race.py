@@ -26,7 +26,7 @@ class Entry:
     """How one contender did.
 
     seconds: of quantizing and packing, the loading of libraries not counted; peak_bytes: highest resident set size of
-    its process; perplexity, divergence: on held-out text of the calibration's kind and of another kind, divergence being
+    its process; perplexity, divergence: on held-out text of the calibration's kind and of another; divergence is
     the mean KL(reference || contender) in nats a token. reason: why there are no figures.
     """
 
@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--block-tokens", type=int, default=256)
     p.add_argument("--group-size", type=int, default=64)
     p.add_argument("--contender", action="append", help="run only these (repeatable); default: all that can run")
-    p.add_argument("--other", type=Path, help="a .txt file of another kind of text; default: the licences installed here")
+    p.add_argument(
+        "--other", type=Path, help="a .txt file of another kind of text; default: the licences installed here"
+    )
     return p
 
 
@@ -112,7 +114,9 @@ def line_of(entry: Entry, first: Entry) -> str:
         + (f" (x{entry.divergence[kind] / first.divergence[kind]:.2f})" if first.divergence else "")
         for kind in entry.divergence
     )
-    return f"{entry.contender:22} {entry.seconds:7.1f} s (x{ratio:.2f})  {(entry.peak_bytes or 0) / 1e9:.2f} GB  {quality}"
+    return (
+        f"{entry.contender:22} {entry.seconds:7.1f} s (x{ratio:.2f})  {(entry.peak_bytes or 0) / 1e9:.2f} GB  {quality}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

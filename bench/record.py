@@ -40,6 +40,7 @@ class Subject:
     download: str | None
     content_sha256: str
     file_weights_bytes: int
+    rounding: str | None = None
 
 
 @dataclass(frozen=True)

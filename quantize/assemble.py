@@ -47,6 +47,8 @@ def finish(
     *,
     seconds: Mapping[str, float],
     layers: Sequence[dict[str, Any]] = (),
+    estimate: dict[str, Any] | None = None,
+    measured: dict[str, Any] | None = None,
 ) -> Manifest:
     """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest."""
     weights_bytes = ShardWriter(folder).finish()
@@ -66,6 +68,8 @@ def finish(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,
         layers=tuple(layers),
+        estimate=estimate,
+        measured=measured,
     )
     return seal(folder, manifest)
 

@@ -1,8 +1,9 @@
 """From a source to finished checkpoints: every variant asked for, from one look at the weights."""
 
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from quantize.assemble import Recipe, finish, half, library_versions, read_config
 from quantize.awq.architecture import Architecture, group_size_for, quantized_shapes
+from quantize.awq.int4 import round_to_nearest
 from quantize.awq.journal import Journal, options_key
 from quantize.awq.packing import PACKERS
 from quantize.awq.pipeline import AwqOptions, LayerResult, Observed, Rounding
@@ -25,12 +27,14 @@ from quantize.checkpoint import (
     open_checkpoint,
     writing,
 )
+from quantize.dummy import dummy_blocks, dummy_weights
 from quantize.errors import UserError
+from quantize.estimate import Estimate, estimate, peak_bytes, resident_bytes
 from quantize.loading import torch_device
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
 from quantize.shards import PART_GLOB, ShardWriter
-from quantize.source import Source, Weights, check_finite, open_source, open_weights
+from quantize.source import Source, TensorReader, check_finite, open_source, open_weights
 from quantize.variant import GROUP_SIZES, Variant, variants_named
 
 PART_BYTES = 256 * 10**6
@@ -74,11 +78,13 @@ def quantize(
     options: BuildOptions | None = None,
     progress: Progress = silent,
     say: Say = lambda line: None,
+    dry_run: bool = False,
 ) -> list[Built]:
     """Make a checkpoint of each variant of the model `source` in the folder `out`; return them in the table's order.
 
     source: as `open_source` takes it. variants: names of VARIANTS, or "all". A finished checkpoint is kept unless
-    `options.force`. progress is told each step; say is called with each line that a user should read.
+    `options.force`. progress is told each step; say is called with each line that a user should read. dry_run: say what
+    the calibrated variants will take in memory, disk and time, and make nothing.
 
     Raises UserError for everything that the user can mend; nothing half-written is left under a checkpoint's name.
     """
@@ -91,9 +97,12 @@ def quantize(
     device = torch_device(wanted)
     with quiet_libraries():
         opened = open_source(source, revision=options.revision)
-        job = _Job(opened, open_weights(opened.folder), out, options, device, progress, say)
+        job = _Job(opened, _reader(opened, device), out, options, device, progress, say)
         built: dict[str, Built] = {}
         calibrated = [variant for variant in chosen if job.needs_calibration(variant)]
+        if dry_run:
+            job.calibrated(calibrated, dry_run=True)
+            return []
         for variant in chosen:
             if variant not in calibrated:
                 built[variant.name] = job.plain(variant)
@@ -107,7 +116,7 @@ class _Job:
     """One call of `quantize`: the opened source and what was asked for."""
 
     source: Source
-    weights: Weights
+    weights: TensorReader
     out: Path
     options: BuildOptions
     device: torch.device
@@ -116,7 +125,7 @@ class _Job:
 
     def needs_calibration(self, variant: Variant) -> bool:
         """AWQ always does, 4-bit bitsandbytes when its rounding feeds errors back."""
-        return variant.is_awq or (variant.name == "bnb-4bit" and self.options.rounding == "gptq")
+        return variant.is_searched or (variant.name == "bnb-4bit" and self.options.rounding == "gptq")
 
     def target(self, variant: Variant, group_size: int | None = None) -> Path:
         return self.out / f"{self.source.base_model}-{variant.folder_suffix(group_size)}"
@@ -135,12 +144,13 @@ class _Job:
         return torch.bfloat16 if dtypes.count(torch.bfloat16) > len(dtypes) / 2 else torch.float16
 
     def plain(self, variant: Variant) -> Built:
-        """A checkpoint whose tensors need no calibration: the reference and the bitsandbytes ones."""
-        target = self.target(variant)
+        """A checkpoint whose tensors need no calibration: the reference, plain rounding, the bitsandbytes ones."""
+        quantized = set(bnb_layers(empty_model(self.source.folder))) if variant.w_bit else set()
+        recipe = self.recipe(variant, group_size=self.group_size(quantized) if variant.is_awq else None)
+        target = self.target(variant, recipe.group_size)
         if built := self.kept(target):
             return built
         started = time.perf_counter()
-        quantized = set(bnb_layers(empty_model(self.source.folder))) if variant.w_bit else set()
         names = self.weights.names()
         with writing(target, force=self.options.force) as folder:
             writer = ShardWriter(folder)
@@ -152,16 +162,34 @@ class _Job:
                 check_finite(name, tensor)
                 layer = name.removesuffix(".weight")
                 if layer in quantized and name.endswith(".weight"):
-                    part |= bnb_tensors(layer, tensor.to(self.device), variant, self.options.bnb)
+                    part |= self.quantized_layer(layer, tensor.to(self.device), recipe)
                 else:
-                    part[name] = half(name, tensor, self.half_dtype)
+                    part[name] = half(name, tensor, recipe.dtype)
                 if sum(t.nbytes for t in part.values()) > PART_BYTES or done == len(names) - 1:
                     writer.add(parts, part)
                     part, parts = {}, parts + 1
             self.progress(variant.name, len(names), len(names))
             seconds = {"total": time.perf_counter() - started}
-            manifest = finish(folder, self.source, target.name, self.recipe(variant), seconds=seconds)
+            manifest = finish(folder, self.source, target.name, recipe, seconds=seconds)
         return Built(Checkpoint(target, manifest), kept=False)
+
+    def quantized_layer(self, name: str, weight: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+        """One linear layer's tensors, made without calibration."""
+        if recipe.group_size is None:
+            return bnb_tensors(name, weight, recipe.variant, self.options.bnb)
+        packed = PACKERS[str(recipe.variant.version)](round_to_nearest(weight, recipe.group_size))
+        return {f"{name}.{part}": tensor for part, tensor in packed.items()}
+
+    def group_size(self, layers: Iterable[str]) -> int:
+        """AWQ's group size for these linear layers, named as in the source's files."""
+        shapes = [(name, *_matrix_shape(self.weights, name)) for name in sorted(layers)]
+        return self.say_group_size(group_size_for(shapes, self.options.group_size, GROUP_SIZES))
+
+    def say_group_size(self, group_size: int) -> int:
+        """Tell the user when the usual group size does not fit this model."""
+        if self.options.group_size is None and group_size != GROUP_SIZES[0]:
+            self.say(f"group size {group_size}: {GROUP_SIZES[0]} does not divide every layer of this model")
+        return group_size
 
     def recipe(
         self,
@@ -181,7 +209,8 @@ class _Job:
                 "version": str(variant.version).lower(),
                 "modules_to_not_convert": architecture.modules_to_not_convert if architecture else None,
             }
-            options = asdict(AwqOptions(group_size or 0, rounding=self.options.rounding))
+            searched = AwqOptions(group_size or 0, rounding=self.options.rounding)
+            options = asdict(searched if variant.is_searched else AwqOptions(group_size or 0, search=False, clip=False))
             return Recipe(variant, torch.float16, quantization, group_size, calibration, options)
         if variant.w_bit is None:
             return Recipe(variant, self.half_dtype)
@@ -189,8 +218,11 @@ class _Job:
         quantization = bnb_quantization_config(variant, self.options.bnb)
         return Recipe(variant, self.half_dtype, quantization, None, calibration, options)
 
-    def calibrated(self, variants: Sequence[Variant]) -> dict[str, Built]:
+    def calibrated(self, variants: Sequence[Variant], *, dry_run: bool = False) -> dict[str, Built]:
         """The checkpoints that look at text: one pass over the model for all of them."""
+        if not variants:
+            self.say("nothing here needs calibration: it takes seconds and one tensor's memory")
+            return {}
         try:
             stream = LayerStream(self.source.folder, self.weights, self.device)
         except UserError as error:
@@ -199,29 +231,41 @@ class _Job:
             raise UserError(f"--rounding gptq needs a layer map: {error} with --rounding nearest") from None
         group_size = None
         if any(variant.is_awq for variant in variants):
-            group_size = group_size_for(quantized_shapes(stream.architecture), self.options.group_size, GROUP_SIZES)
-            if self.options.group_size is None and group_size != GROUP_SIZES[0]:
-                self.say(f"group size {group_size}: {GROUP_SIZES[0]} does not divide every layer of this model")
+            shapes = quantized_shapes(stream.architecture)
+            group_size = self.say_group_size(group_size_for(shapes, self.options.group_size, GROUP_SIZES))
         sizes = {variant: group_size if variant.is_awq else None for variant in variants}
         built = {v.name: done for v, size in sizes.items() if (done := self.kept(self.target(v, size)))}
         missing = {variant: size for variant, size in sizes.items() if variant.name not in built}
         if missing:
-            self._search(stream, missing)
+            self._search(stream, missing, dry_run=dry_run)
+        if missing and not dry_run:
             for variant, size in missing.items():
                 built[variant.name] = Built(open_checkpoint(self.target(variant, size)), kept=False)
         return built
 
-    def _search(self, stream: LayerStream, variants: Mapping[Variant, int | None]) -> None:
-        blocks = self._blocks()
-        calibration = CalibrationFacts(
-            self.options.calibration, blocks.shape[0], blocks.shape[1], blocks_sha256(blocks)
-        )
+    def _search(self, stream: LayerStream, variants: Mapping[Variant, int | None], *, dry_run: bool) -> None:
+        blocks = self._blocks(stream.model.config.get_text_config().vocab_size)
+        text = "random tokens" if self.source.facts.kind == "dummy" else self.options.calibration
+        calibration = CalibrationFacts(text, blocks.shape[0], blocks.shape[1], blocks_sha256(blocks))
         recipes = {
             variant.name: self.recipe(
                 variant, group_size=size, calibration=calibration, architecture=stream.architecture
             )
             for variant, size in variants.items()
         }
+        expected = estimate(
+            stream.model,
+            stream.architecture,
+            recipes.values(),
+            tokens=blocks.numel(),
+            out=self.out,
+            device=self.device,
+            already_bytes=resident_bytes() if self.device.type == "cpu" else 0,
+        )
+        if dry_run:
+            self.say(expected.line())
+            return
+        expected.check()
         key = options_key(
             source_sha256=self.source.facts.weights_sha256,
             config=read_config(self.source.folder),
@@ -239,7 +283,7 @@ class _Job:
         try:
             seconds = self._layers(stream, blocks, recipes, journal)
             for variant, size in variants.items():
-                self._move_parts(recipes[variant.name], self.target(variant, size), journal, seconds)
+                self._move_parts(recipes[variant.name], self.target(variant, size), journal, seconds, expected)
         except BaseException as error:
             if disk_is_full(error):
                 raise UserError(
@@ -291,16 +335,30 @@ class _Job:
             tensors |= bnb_4bit_with_feedback(weights, stats.gram, self.options.bnb)
         return tensors
 
-    def _move_parts(self, recipe: Recipe, target: Path, journal: Journal, seconds: Mapping[str, float]) -> None:
+    def _move_parts(
+        self, recipe: Recipe, target: Path, journal: Journal, seconds: Mapping[str, float], expected: Estimate
+    ) -> None:
         """Turn one variant's parts into its checkpoint."""
         with writing(target, force=self.options.force) as folder:
             for part in sorted((journal.folder / recipe.variant.name).glob(PART_GLOB)):
-                shutil.copyfile(part, folder / part.name)
+                _link(part, folder / part.name)
             layers = journal.facts if recipe.variant.is_awq else ()
-            finish(folder, self.source, target.name, recipe, seconds=seconds, layers=layers)
+            finish(
+                folder,
+                self.source,
+                target.name,
+                recipe,
+                seconds=seconds,
+                layers=layers,
+                estimate=expected.to_json(),
+                measured={"peak_bytes": peak_bytes(self.device), "seconds": round(sum(seconds.values()), 3)},
+            )
 
-    def _blocks(self) -> Tensor:
+    def _blocks(self, vocabulary: int) -> Tensor:
         from transformers import AutoTokenizer
+
+        if self.source.facts.kind == "dummy":
+            return dummy_blocks(vocabulary, self.options.blocks, self.options.block_tokens)
 
         tokenizer = AutoTokenizer.from_pretrained(self.source.folder)
         blocks = token_blocks(
@@ -312,6 +370,26 @@ class _Job:
         if blocks.shape[0] < self.options.blocks:
             self.say(f"the calibration text fills {blocks.shape[0]} of {self.options.blocks} blocks")
         return blocks
+
+
+def _reader(source: Source, device: torch.device) -> TensorReader:
+    """The source's tensors: from its files, or drawn at random in its shape."""
+    if source.facts.kind == "dummy":
+        return dummy_weights(empty_model(source.folder), device)
+    return open_weights(source.folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name: the journal keeps its own until the checkpoint is finished."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _matrix_shape(weights: TensorReader, layer: str) -> tuple[int, int]:
+    out_features, in_features = weights.shape(f"{layer}.weight")
+    return out_features, in_features
 
 
 def _packed(result: LayerResult, recipe: Recipe) -> dict[str, Tensor]:

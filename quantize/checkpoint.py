@@ -63,7 +63,8 @@ class Manifest:
 
     weights_bytes counts the tensors in the safetensors files (not their headers); seconds are wall-clock
     seconds a phase; layers holds one entry a quantized linear layer (what the search found), empty where
-    there was no search.
+    there was no search. estimate and measured: what the run was expected to take and what it took, where it was
+    estimated.
     """
 
     name: str
@@ -79,6 +80,8 @@ class Manifest:
     weights_bytes: int
     files: dict[str, FileFacts] = field(default_factory=dict)
     layers: tuple[dict[str, Any], ...] = ()
+    estimate: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
     schema_version: int = MANIFEST_SCHEMA
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--revision", help="branch, tag or commit of a hub source")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default auto)")
     p.add_argument("--force", action="store_true", help="make finished checkpoints again")
+    p.add_argument("--dry-run", action="store_true", help="only say what it takes in memory, disk and time")
     awq = p.add_argument_group("AWQ and calibration")
     awq.add_argument(
         "--group-size",
@@ -74,7 +75,15 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     )
     names = [name for value in arguments.variant or ["all"] for name in value.split(",") if name]
     with progress_bar() as progress:
-        built = quantize(arguments.source, names, arguments.out, options=options, progress=progress, say=say)
+        built = quantize(
+            arguments.source,
+            names,
+            arguments.out,
+            options=options,
+            progress=progress,
+            say=say,
+            dry_run=arguments.dry_run,
+        )
     for item in built:
         if not item.kept:
             manifest = item.checkpoint.manifest

@@ -1,5 +1,6 @@
 """Before any work: how much memory, disk and time a run will take, beside what there is."""
 
+import resource
 import shutil
 import time
 from collections.abc import Iterable
@@ -183,6 +184,13 @@ def resident_bytes() -> int:
     except ImportError:
         return 0
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most that this process has held so far: resident on a CPU, allocated on CUDA."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _existing(path: Path) -> Path:

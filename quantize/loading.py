@@ -25,6 +25,8 @@ VOCABULARY_CHUNK = 4096
 class Loaded:
     """A model ready to run (eval mode, on `device`), its tokenizer, and what its quantized layers run on.
 
+    tokenizer: None for dummy weights, which have none.
+
     compute_dtype: what the activations are; prefill_kernel and decode_kernel: the kernel of the quantized linear
     layers for a long prompt and for one token; weights_bytes: parameters and buffers, each storage counted once.
     """
@@ -59,7 +61,8 @@ def load(
         from transformers import AutoTokenizer
 
         model, prefill, decode = _LOADERS[checkpoint.variant.method](checkpoint, target, dtype, kernel)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        dummy = checkpoint.manifest.source.kind == "dummy"
+        tokenizer = None if dummy else AutoTokenizer.from_pretrained(checkpoint.path)
         model.eval()
     return Loaded(model, tokenizer, target, dtype, prefill, decode, storage_bytes(model))
 
@@ -270,6 +273,7 @@ def _keep_half_embeddings(model: Any, dtype: torch.dtype) -> None:
 _LOADERS: dict[str, Callable[[Checkpoint, torch.device, torch.dtype, str | None], tuple[Any, str, str]]] = {
     "FP16": _load_reference,
     "AWQ": _load_awq,
+    "RTN": _load_awq,
     "BnB.4": _load_bnb,
     "BnB.8": _load_bnb,
 }

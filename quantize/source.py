@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -140,6 +140,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 # Weights
+
+
+class TensorReader(Protocol):
+    """Tensors by name, each read or drawn when it is asked for."""
+
+    def names(self) -> list[str]: ...
+    def get(self, name: str) -> torch.Tensor: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
 
 
 @dataclass(frozen=True)

@@ -16,29 +16,37 @@ class Variant:
     name:     what the user types.
     method:   the table's column "Method".
     w_bit:    bits a weight, None for the half-precision reference.
-    version:  AWQ's packing layout ("GEMM" or "GEMV"), None for what is not AWQ.
+    version:  AWQ's packing layout ("GEMM" or "GEMV"), None for what is not stored so.
+    published: whether the published table has a row for it, so that `all` means it too.
     """
 
     name: str
     method: str
     w_bit: int | None = None
     version: str | None = None
+    published: bool = True
 
     def __post_init__(self) -> None:
-        if self.method == "AWQ" and (self.w_bit != 4 or self.version not in ("GEMM", "GEMV")):
-            raise ValueError(f"{self.name}: AWQ is 4-bit with version GEMM or GEMV")
-        if self.method != "AWQ" and self.version is not None:
-            raise ValueError(f"{self.name}: only AWQ has a version")
+        packed = self.method in ("AWQ", "RTN")
+        if packed and (self.w_bit != 4 or self.version not in ("GEMM", "GEMV")):
+            raise ValueError(f"{self.name}: {self.method} is 4-bit with version GEMM or GEMV")
+        if not packed and self.version is not None:
+            raise ValueError(f"{self.name}: only what is stored as AWQ has a version")
 
     @property
     def is_awq(self) -> bool:
-        """True where calibration text and a group size are needed."""
+        """True where the weights are stored in AWQ's format: groups of 4-bit codes with scales and zero points."""
+        return self.version is not None
+
+    @property
+    def is_searched(self) -> bool:
+        """True where AWQ's search over calibration text chooses scales and clips."""
         return self.method == "AWQ"
 
     def folder_suffix(self, group_size: int | None = None) -> str:
         """What the published checkpoints append to the model's name: `AWQ-QGS128-W4-GEMM`, `BnB.4`, `FP16`."""
         if self.is_awq:
-            return f"AWQ-QGS{group_size}-W{self.w_bit}-{self.version}"
+            return f"{self.method}-QGS{group_size}-W{self.w_bit}-{self.version}"
         return self.method
 
 
@@ -50,6 +58,7 @@ VARIANTS: dict[str, Variant] = {
         REFERENCE,
         Variant("awq-gemm", "AWQ", w_bit=4, version="GEMM"),
         Variant("awq-gemv", "AWQ", w_bit=4, version="GEMV"),
+        Variant("rtn", "RTN", w_bit=4, version="GEMM", published=False),
         Variant("bnb-4bit", "BnB.4", w_bit=4),
         Variant("bnb-8bit", "BnB.8", w_bit=8),
     )
@@ -58,7 +67,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def variants_named(names: Iterable[str]) -> list[Variant]:
-    """The variants of these names, without repeats, in the table's order; `all` stands for every one.
+    """The variants of these names, without repeats, in the table's order; `all` stands for every published one.
 
     Raises UserError for a name that is no variant, saying which exist.
     """
@@ -66,4 +75,6 @@ def variants_named(names: Iterable[str]) -> list[Variant]:
     unknown = [name for name in wanted if name not in VARIANTS and name != "all"]
     if unknown:
         raise UserError(f"unknown variant {unknown[0]!r}; there are: {', '.join(VARIANTS)}, or all")
-    return [variant for variant in VARIANTS.values() if "all" in wanted or variant.name in wanted]
+    return [
+        variant for variant in VARIANTS.values() if ("all" in wanted and variant.published) or variant.name in wanted
+    ]

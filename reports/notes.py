@@ -25,6 +25,7 @@ def paragraph(measurement: Measurement) -> str:
         _memory(measurement),
         _time(measurement),
         _quality(measurement),
+        _rounding(measurement),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -167,3 +168,11 @@ def _quality(measurement: Measurement) -> str:
 def _duration(seconds: float) -> str:
     hours = seconds / 3600
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+def _rounding(measurement: Measurement) -> str:
+    """Error feedback is more than what AutoAWQ and load_in_4bit do, so a reader is told which rows have it."""
+    methods = sorted({result.subject.method for result in measurement.results if result.subject.rounding == "gptq"})
+    if not methods:
+        return ""
+    return f"The 4-bit codes of {' and '.join(methods)} were chosen with GPTQ's error feedback on calibration text."

@@ -63,11 +63,13 @@ def feed_back(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = D
     return codes.t().contiguous()
 
 
-def round_with_feedback(weight: Tensor, factor: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:
+def round_with_feedback(
+    weight: Tensor, gram: Tensor, group_size: int, clip: Tensor | None = None, damping: float = DAMPING
+) -> Int4Weight:
     """Quantize [out, in] weights to groupwise 4 bits with error feedback.
 
-    gram: float32 [in, in] of the layer's (scaled) inputs. clip: [out, in / group_size] as in round_to_nearest. The groups' scales and zeros are fixed before the feedback
-    starts, by the clipped minimum and maximum.
+    gram: float32 [in, in] of the layer's (scaled) inputs. clip: [out, in / group_size] as in round_to_nearest. The
+    groups' scales and zeros are fixed before the feedback starts, by the clipped minimum and maximum.
     """
     grouped = weight.float().view(weight.shape[0], -1, group_size)
     if clip is not None:

@@ -17,7 +17,7 @@ from quantize.awq.pipeline import (
     quantize_layer,
 )
 from quantize.errors import UserError
-from quantize.source import Weights, check_finite
+from quantize.source import TensorReader, check_finite
 
 
 def empty_model(folder: Path) -> Any:
@@ -37,7 +37,7 @@ def empty_model(folder: Path) -> Any:
 class LayerStream:
     """Goes through the decoder layers of a model whose weights are in files, quantizing each."""
 
-    def __init__(self, folder: Path, weights: Weights, device: torch.device) -> None:
+    def __init__(self, folder: Path, weights: TensorReader, device: torch.device) -> None:
         self._weights = weights
         self._device = device
         self._model = empty_model(folder)
@@ -48,6 +48,11 @@ class LayerStream:
     @property
     def architecture(self) -> Architecture:
         return self._architecture
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, its weights on the meta device but for the layer at work."""
+        return self._model
 
     def quantized(
         self,

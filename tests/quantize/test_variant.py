@@ -9,7 +9,7 @@ from quantize.variant import GROUP_SIZES, REFERENCE, VARIANTS, Variant, variants
 
 
 def test_the_rows_are_those_of_the_published_table() -> None:
-    rows = [(v.name, v.method, v.w_bit, v.version) for v in VARIANTS.values()]
+    rows = [(v.name, v.method, v.w_bit, v.version) for v in VARIANTS.values() if v.published]
     assert rows == [
         ("fp16", "FP16", None, None),
         ("awq-gemm", "AWQ", 4, "GEMM"),
@@ -29,14 +29,16 @@ def test_the_rows_are_those_of_the_published_table() -> None:
         ("awq-gemv", "AWQ-QGS128-W4-GEMV"),
         ("bnb-4bit", "BnB.4"),
         ("bnb-8bit", "BnB.8"),
+        ("rtn", "RTN-QGS128-W4-GEMM"),
     ],
 )
 def test_folders_are_named_as_the_published_checkpoints_are(name: str, suffix: str) -> None:
     assert VARIANTS[name].folder_suffix(128) == suffix
 
 
-def test_only_awq_needs_calibration_text_and_a_group_size() -> None:
-    assert [name for name, variant in VARIANTS.items() if variant.is_awq] == ["awq-gemm", "awq-gemv"]
+def test_awqs_format_is_not_awqs_search() -> None:
+    assert [name for name, variant in VARIANTS.items() if variant.is_searched] == ["awq-gemm", "awq-gemv"]
+    assert [name for name, variant in VARIANTS.items() if variant.is_awq] == ["awq-gemm", "awq-gemv", "rtn"]
     assert list(GROUP_SIZES) == sorted(GROUP_SIZES, reverse=True)
 
 
@@ -61,8 +63,10 @@ def test_a_row_never_changes() -> None:
 
 def test_names_come_back_in_the_order_of_the_table_without_repeats() -> None:
     assert [v.name for v in variants_named(["bnb-8bit", "fp16", "bnb-8bit"])] == ["fp16", "bnb-8bit"]
-    assert variants_named(["all"]) == list(VARIANTS.values())
-    assert variants_named(["bnb-4bit", "all"]) == list(VARIANTS.values())
+    published = [variant for variant in VARIANTS.values() if variant.published]
+    assert variants_named(["all"]) == published
+    assert variants_named(["bnb-4bit", "all"]) == published
+    assert variants_named(["rtn", "fp16"]) == [REFERENCE, VARIANTS["rtn"]]
     assert variants_named([]) == []
 
 
@@ -70,5 +74,5 @@ def test_an_unknown_variant_is_refused_with_those_that_exist() -> None:
     with pytest.raises(UserError) as raised:
         variants_named(["fp16", "gptq"])
     assert str(raised.value) == (
-        "unknown variant 'gptq'; there are: fp16, awq-gemm, awq-gemv, bnb-4bit, bnb-8bit, or all"
+        "unknown variant 'gptq'; there are: fp16, awq-gemm, awq-gemv, rtn, bnb-4bit, bnb-8bit, or all"
     )
