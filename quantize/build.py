@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from quantize.awq.int4 import round_to_nearest
 from quantize.awq.journal import Journal, options_key
 from quantize.awq.packing import PACKERS
 from quantize.awq.pipeline import AwqOptions, LayerResult, Observed, Rounding
-from quantize.awq.stream import LayerStream, empty_model
+from quantize.awq.stream import LayerStream, batches_of, empty_model
+from quantize.awq.watch import Watch, Watched
 from quantize.bnb import BnbOptions, bnb_4bit_with_feedback, bnb_layers, bnb_quantization_config, bnb_tensors
-from quantize.calibration import blocks_sha256, text_from, token_blocks
+from quantize.calibration import blocks_sha256, builtin_texts, text_from, token_blocks
 from quantize.checkpoint import (
     MANIFEST_NAME,
     CalibrationFacts,
@@ -36,6 +38,9 @@ from quantize.quiet import quiet_libraries
 from quantize.shards import PART_GLOB, ShardWriter
 from quantize.source import Source, TensorReader, check_finite, open_source, open_weights
 from quantize.variant import GROUP_SIZES, Variant, variants_named
+
+WATCHED_BLOCKS = 4
+"""Blocks of held-out text that run along with the calibration to tell what AWQ costs."""
 
 PART_BYTES = 256 * 10**6
 Say = Callable[[str], object]
@@ -281,9 +286,13 @@ class _Job:
         elif journal.finished_layers:
             self.say(f"going on with an unfinished run at layer {journal.finished_layers + 1} of {total}")
         try:
-            seconds = self._layers(stream, blocks, recipes, journal)
+            seconds, watched = self._layers(stream, blocks, recipes, journal)
             for variant, size in variants.items():
-                self._move_parts(recipes[variant.name], self.target(variant, size), journal, seconds, expected)
+                measured = {"peak_bytes": peak_bytes(self.device), "seconds": round(sum(seconds.values()), 3)}
+                if variant.is_searched and watched:
+                    measured |= watched.to_json()
+                target = self.target(variant, size)
+                self._move_parts(recipes[variant.name], target, journal, seconds, expected, measured)
         except BaseException as error:
             if disk_is_full(error):
                 raise UserError(
@@ -297,33 +306,45 @@ class _Job:
 
     def _layers(
         self, stream: LayerStream, blocks: Tensor, recipes: Mapping[str, Recipe], journal: Journal
-    ) -> dict[str, float]:
-        """Run the pipeline from where the journal stands; return seconds a phase."""
+    ) -> tuple[dict[str, float], Watched | None]:
+        """Run the pipeline from where the journal stands; return seconds a phase, and what AWQ costs in quality."""
         total = len(stream.architecture.layers)
         writers = {name: journal.writer(name) for name in recipes}
         group_size = next((recipe.group_size for recipe in recipes.values() if recipe.group_size), None)
         options = None if group_size is None else AwqOptions(group_size, rounding=self.options.rounding)
         self.progress("layers", journal.finished_layers, total)
         packing = 0.0
+        kept = journal.hidden()
+        count = len(batches_of(blocks))
+        watch = None
+        if options is not None and self.source.facts.kind != "dummy":
+            watch = Watch(self._watched_blocks(blocks.shape[1]), kept[count:] if kept else None)
         layers = stream.quantized(
             blocks,
             options,
             start=journal.finished_layers,
-            hidden=journal.hidden(),
+            hidden=kept[:count] if kept else None,
             before=self._bnb_layer if "bnb-4bit" in recipes else None,
+            watch=watch,
         )
         for result, hidden in layers:
             started = time.perf_counter()
             for name, writer in writers.items():
                 writer.add(result.index + 1, _packed(result, recipes[name]))
-            journal.layer_done(result, hidden)
+            journal.layer_done(result, hidden + (watch.state if watch else []))
             packing += time.perf_counter() - started
             self.progress("layers", result.index + 1, total)
         started = time.perf_counter()
         outer = dict(stream.other_tensors())
         for name, writer in writers.items():
             writer.add(0, {key: half(key, tensor, recipes[name].dtype) for key, tensor in outer.items()})
-        return {**journal.seconds, "pack": packing + time.perf_counter() - started}
+        del outer
+        seconds = {**journal.seconds, "pack": packing + time.perf_counter() - started}
+        if watch is None:
+            return seconds, None
+        watched = stream.judge(watch)
+        watched.check()
+        return seconds, watched
 
     def _bnb_layer(self, seen: Observed) -> dict[str, Tensor]:
         """The bnb-4bit tensors of one decoder layer, from its weights as they came."""
@@ -336,7 +357,13 @@ class _Job:
         return tensors
 
     def _move_parts(
-        self, recipe: Recipe, target: Path, journal: Journal, seconds: Mapping[str, float], expected: Estimate
+        self,
+        recipe: Recipe,
+        target: Path,
+        journal: Journal,
+        seconds: Mapping[str, float],
+        expected: Estimate,
+        measured: dict[str, Any],
     ) -> None:
         """Turn one variant's parts into its checkpoint."""
         with writing(target, force=self.options.force) as folder:
@@ -351,8 +378,15 @@ class _Job:
                 seconds=seconds,
                 layers=layers,
                 estimate=expected.to_json(),
-                measured={"peak_bytes": peak_bytes(self.device), "seconds": round(sum(seconds.values()), 3)},
+                measured=measured,
             )
+
+    def _watched_blocks(self, block_tokens: int) -> Tensor:
+        """A little of the built-in evaluation text, which no calibration sees."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.source.folder)
+        return token_blocks(builtin_texts("evaluation"), tokenizer, blocks=WATCHED_BLOCKS, block_tokens=block_tokens)
 
     def _blocks(self, vocabulary: int) -> Tensor:
         from transformers import AutoTokenizer

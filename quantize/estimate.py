@@ -84,10 +84,7 @@ def estimate(
 
     already_bytes: what the process holds before the run begins.
     """
-    with quiet_libraries():
-        from optimum.utils import NormalizedConfigManager
-
-        normalized = NormalizedConfigManager.get_normalized_config_class(model.config.model_type)(model.config)
+    normalized = _normalized_config(model.config)
     hidden = int(normalized.hidden_size)
     layers = int(normalized.num_layers)
     linears = {name: (m.out_features, m.in_features) for name, m in architecture.linears(0).items()}
@@ -122,6 +119,17 @@ def estimate(
         free_memory_bytes=free_memory(device, already_bytes),
         free_disk_bytes=shutil.disk_usage(_existing(out)).free,
     )
+
+
+def _normalized_config(config: Any) -> Any:
+    """Layer and head counts by one name for every architecture; the usual names where optimum has no entry."""
+    with quiet_libraries():
+        from optimum.utils import NormalizedConfigManager, NormalizedTextConfig
+
+        try:
+            return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+        except KeyError:
+            return NormalizedTextConfig(config)
 
 
 def layer_operations(linears: list[tuple[int, int]], tokens: int) -> float:

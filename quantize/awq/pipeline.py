@@ -4,6 +4,7 @@ Memory holds one layer's weights, its Gram matrices and the activations between 
 model has.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from quantize.errors import UserError
 Rounding = Literal["nearest", "gptq"]
 UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
 """Linear layers whose weights are not clipped, as in autoawq: their outputs are multiplied with each other."""
+
+WORSE_THAN_PLAIN = 1.1
+"""How much larger than plain rounding's the error of a whole layer may come out: the search looks at groups of
+linear layers, and one of them may pay for the others."""
 
 BATCH_TOKENS = 4096
 """Tokens that go through a layer at a time."""
@@ -102,14 +107,18 @@ BeforeScaling = Callable[[Observed], dict[str, Tensor]]
 """What a caller does with a layer before AWQ scales move; its tensors come back in the result."""
 
 
-class _Recorder(nn.Module):
-    """Stands where a decoder layer stood; keeps what the model would have called it with."""
+StandIn = Callable[[int, Tensor, dict[str, Any]], Tensor]
+"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
 
-    def __init__(self, layer: nn.Module, calls: list[tuple[Tensor, dict[str, Any]]], *, last: bool) -> None:
+
+class _StandIn(nn.Module):
+    """Stands where a decoder layer stood and answers for it; has the layer's own attributes."""
+
+    def __init__(self, index: int, layer: nn.Module, answer: StandIn) -> None:
         super().__init__()
         object.__setattr__(self, "_layer", layer)
-        self._calls = calls
-        self._last = last
+        self._index = index
+        self._answer = answer
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -119,10 +128,21 @@ class _Recorder(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
-        self._calls.append((hidden, kwargs))
-        if self._last:
-            raise _AllRecorded
-        return hidden
+        return self._answer(self._index, hidden, kwargs)
+
+
+@contextlib.contextmanager
+def standing_in(architecture: Architecture, answer: StandIn) -> Iterator[None]:
+    """Replace every decoder layer by one that gives what `answer` says, inside the block."""
+    layers = architecture.layers
+    originals = list(layers)
+    for index, layer in enumerate(originals):
+        layers[index] = _StandIn(index, layer, answer)
+    try:
+        yield
+    finally:
+        for index, layer in enumerate(originals):
+            layers[index] = layer
 
 
 class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
@@ -135,18 +155,16 @@ def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[
 
     Only the modules before the layers must hold weights; the recorded input is right for the first layer alone.
     """
-    layers = architecture.layers
-    originals = list(layers)
     calls: list[tuple[Tensor, dict[str, Any]]] = []
-    for index, layer in enumerate(originals):
-        layers[index] = _Recorder(layer, calls, last=index == len(originals) - 1)
-    try:
+
+    def record(index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        calls.append((hidden, kwargs))
+        if index == len(architecture.layers) - 1:
+            raise _AllRecorded
+        return hidden
+
+    with standing_in(architecture, record), contextlib.suppress(_AllRecorded):
         model(input_ids=blocks, use_cache=False)
-    except _AllRecorded:
-        pass
-    finally:
-        for index, layer in enumerate(originals):
-            layers[index] = layer
     return calls
 
 
@@ -274,8 +292,19 @@ def quantize_layer(
         for name, linear in linears.items()
     )
     seconds["round"] = time.perf_counter() - started
+    _check_errors(facts, prefix)
     full = {prefix + name: weights[name] for name in linears}
     return LayerResult(index, full, seen.others(), facts, seconds, made)
+
+
+def _check_errors(facts: Sequence[LinearFacts], prefix: str) -> None:
+    """Raise UserError when the layer as a whole came out worse than plain rounding, or is not finite."""
+    error, plain = sum(linear.error for linear in facts), sum(linear.error_rtn for linear in facts)
+    if not error <= WORSE_THAN_PLAIN * plain:
+        raise UserError(
+            f"{prefix[:-1]} comes out worse than plain rounding on the calibration text (relative error {error:.3g}, "
+            f"plain {plain:.3g}): use more --blocks or other --calibration text, or the variant rtn"
+        )
 
 
 def _round(

@@ -16,6 +16,7 @@ from quantize.awq.pipeline import (
     layer_calls,
     quantize_layer,
 )
+from quantize.awq.watch import Watch, Watched
 from quantize.errors import UserError
 from quantize.source import TensorReader, check_finite
 
@@ -62,26 +63,48 @@ class LayerStream:
         start: int = 0,
         hidden: list[Tensor] | None = None,
         before: BeforeScaling | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
         """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
 
         blocks: calibration token ids, int64 [blocks, block_tokens]. hidden: the inputs of layer `start` as an earlier
         run yielded them, [batch, block_tokens, hidden] each; left out, they are computed. before: called
-        with each layer before its scales move. A layer's weights are freed when the next one is asked for.
+        with each layer before its scales move. watch: held-out text to run along, once `options` quantize something. A
+        layer's weights are freed when the next one is asked for.
         """
         self._materialise_outer()
         calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
         if hidden is None:
-            batches = torch.split(blocks, max(1, BATCH_TOKENS // blocks.shape[1]))
-            hidden = [self._record(batch)[0][0] for batch in batches]
+            hidden = [self._record(batch)[0][0] for batch in batches_of(blocks)]
         hidden = [batch.to(self._device) for batch in hidden]
+        if watch is not None:
+            watch.begin(lambda held_out: self._record(held_out)[0][0])
+            watch.to(self._device)
         self._drop_embeddings()
         for index, layer in enumerate(self._architecture.layers):
             if index < start:
                 continue
-            self._materialise(layer, f"{self._architecture.layers_name}.{index}.")
-            yield quantize_layer(self._architecture, index, hidden, calls[index], options, before), hidden
+            prefix = f"{self._architecture.layers_name}.{index}."
+            self._materialise(layer, prefix)
+            if watch is not None:
+                watch.before(layer, calls[index])
+            result = quantize_layer(self._architecture, index, hidden, calls[index], options, before)
+            if watch is not None:
+                watch.after(self._architecture.linears(index), prefix, calls[index], layer, result)
+            yield result, hidden
             layer.to("meta")
+
+    def judge(self, watch: Watch) -> Watched:
+        """What the watched text shows after the last layer."""
+        self._materialise_outer()
+        head = self._model.get_output_embeddings()
+        names = {module: name for name, module in self._model.named_modules()}
+        self._fill(head, f"{names[head]}.", recurse=False)
+        self._model.tie_weights()
+        judged = watch.judge(self._model, self._architecture)
+        self._drop_embeddings()
+        _free_weight(head)
+        return judged
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor outside the decoder layers, one after the other, by its name in the model."""
@@ -127,7 +150,7 @@ class LayerStream:
         """Free the embeddings once their outputs are there."""
         for module in self._model.modules():
             if isinstance(module, nn.Embedding):
-                module.to("meta")
+                _free_weight(module)
 
     def _materialise(self, layer: nn.Module, prefix: str) -> None:
         self._fill(layer, prefix, recurse=True)
@@ -155,3 +178,13 @@ class LayerStream:
         tensor = self._weights.get(name)
         check_finite(name, tensor)
         return tensor
+
+
+def _free_weight(module: nn.Module) -> None:
+    """Give the weight's memory back; buffers that no file holds stay."""
+    module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+
+
+def batches_of(blocks: Tensor) -> list[Tensor]:
+    """Calibration blocks in batches of about BATCH_TOKENS tokens, as they go through a layer."""
+    return list(torch.split(blocks, max(1, BATCH_TOKENS // blocks.shape[1])))
