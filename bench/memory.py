@@ -5,12 +5,11 @@ import ctypes
 import gc
 import importlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 class MemoryView(Protocol):
@@ -93,31 +92,6 @@ class CudaAllocatorView:
 def memory_view(device_type: str) -> MemoryView:
     """The view that means something on this device type ("cpu" or "cuda")."""
     return CudaAllocatorView() if device_type == "cuda" else RssView()
-
-
-def weights_bytes(model: "torch.nn.Module") -> int:
-    """Bytes of the model's parameters and buffers, and of the scales that bitsandbytes keeps beside a weight.
-
-    A storage that several tensors share (a tied embedding) counts once.
-    """
-    storages = {}
-    for tensor in _weight_tensors(model):
-        storage = tensor.untyped_storage()
-        storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
-    return sum(storages.values())
-
-
-def _weight_tensors(model: "torch.nn.Module") -> Iterator["torch.Tensor"]:
-    import torch
-
-    for tensor in (*model.parameters(), *model.buffers()):
-        yield tensor
-        state = getattr(tensor, "quant_state", None)
-        for holder in (tensor, state, getattr(state, "state2", None)):
-            for name in ("SCB", "absmax", "code", "offset"):
-                beside = getattr(holder, name, None)
-                if isinstance(beside, torch.Tensor):
-                    yield beside
 
 
 def _give_back_freed_memory() -> None:

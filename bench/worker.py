@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.clock import Clock, CudaClock, HostClock
 from bench.device import Nvml, cuda_uuid, open_nvml
-from bench.memory import MemoryView, memory_view, weights_bytes
+from bench.memory import MemoryView, memory_view
 from bench.record import Kernels, Memory, Record, Status, append_record
 from bench.request import Request
 from bench.scenario import Scenario
@@ -66,6 +66,8 @@ def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
 
 def _load(request: Request, load: Load | None) -> Bench:
     import torch
+
+    from quantize.footprint import weights_bytes
 
     if load is None:
         from quantize.loading import load as load_checkpoint

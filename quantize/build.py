@@ -17,7 +17,7 @@ from quantize.awq.int4 import round_to_nearest
 from quantize.awq.journal import Journal, options_key
 from quantize.awq.packing import PACKERS
 from quantize.awq.pipeline import AwqOptions, LayerResult, Observed, Rounding
-from quantize.awq.stream import LayerStream, batches_of, empty_model
+from quantize.awq.stream import LayerStream, batches_of, empty_model, tensor_core_products
 from quantize.awq.watch import Watch, Watched
 from quantize.bnb import BnbOptions, bnb_4bit_with_feedback, bnb_layers, bnb_quantization_config, bnb_tensors
 from quantize.calibration import blocks_sha256, builtin_texts, text_from, token_blocks
@@ -100,7 +100,7 @@ def quantize(
         raise UserError(f"{out} is a file: choose another --out")
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     device = torch_device(wanted)
-    with quiet_libraries():
+    with quiet_libraries(), tensor_core_products(device):
         opened = open_source(source, revision=options.revision)
         job = _Job(opened, _reader(opened, device), out, options, device, progress, say)
         built: dict[str, Built] = {}

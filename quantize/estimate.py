@@ -3,7 +3,7 @@
 import resource
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ def estimate(
     layers = int(normalized.num_layers)
     linears = {name: (m.out_features, m.in_features) for name, m in architecture.linears(0).items()}
     layer_weights = sum(rows * columns for rows, columns in linears.values())
-    widths = sorted({columns for _, columns in linears.values()} | {hidden})
-    widest = widths[-1]
+    inputs = _input_widths(architecture, linears)
+    widest = max(*inputs, hidden)
     largest_group = max(
         sum(linears[name][0] * linears[name][1] for name in group.linears) for group in architecture.scale_groups(0)
     )
@@ -98,7 +98,7 @@ def estimate(
     embedding = model.get_input_embeddings().weight.numel()
 
     activations = tokens * hidden
-    grams = sum(width * width for width in widths) + 3 * widest * widest
+    grams = sum(width * width for width in inputs) + 3 * widest * widest
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
     search = SEARCH_COPIES * largest_group
     in_layers = activations + layer_weights + grams + max(batch, search)
@@ -108,7 +108,7 @@ def estimate(
     bytes_of = [_weights_bytes(recipe, parameters, layers * layer_weights) for recipe in recipes]
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
 
-    operations = layers * layer_operations(list(linears.values()), tokens)
+    operations = layers * layer_operations(list(linears.values()), inputs, tokens)
     return Estimate(
         parameters=parameters,
         layers=layers,
@@ -132,19 +132,27 @@ def _normalized_config(config: Any) -> Any:
             return NormalizedTextConfig(config)
 
 
-def layer_operations(linears: list[tuple[int, int]], tokens: int) -> float:
+def _input_widths(architecture: Architecture, linears: Mapping[str, tuple[int, int]]) -> list[int]:
+    """Features of each distinct input in a decoder layer: layers that are scaled together share one."""
+    groups = [group.linears for group in architecture.scale_groups(0)]
+    grouped = {name for group in groups for name in group}
+    return [linears[group[0]][1] for group in groups] + [
+        columns for name, (_, columns) in linears.items() if name not in grouped
+    ]
+
+
+def layer_operations(linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int) -> float:
     """Floating-point operations for one decoder layer: forward, Gram matrices, scale search, feedback.
 
-    linears: (out, in) of each linear layer.
+    linears: (out, in) of each linear layer; inputs: features of each distinct input.
     """
     forward = sum(2 * tokens * rows * columns for rows, columns in linears)
-    widths = {columns for _, columns in linears}
-    gram = sum(2 * tokens * width * width * _symmetric_share(width) for width in widths)
+    gram = sum(2 * tokens * width * width * _symmetric_share(width) for width in inputs)
     search = sum(
         SEARCH_POINTS * rows * columns * (2 * columns * _symmetric_share(columns) + ELEMENTWISE_FLOPS)
         for rows, columns in linears
     )
-    feedback = sum(rows * columns * columns for rows, columns in linears) + sum(2 * width**3 for width in widths)
+    feedback = sum(rows * columns * columns for rows, columns in linears) + sum(2 * width**3 for width in inputs)
     return float(forward + gram + search + feedback)
 
 

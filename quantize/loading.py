@@ -13,6 +13,7 @@ from quantize.awq.int4 import Int4Weight
 from quantize.awq.packing import UNPACKERS
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.errors import UserError
+from quantize.footprint import weights_bytes
 from quantize.kernels import KERNELS, Kernel
 from quantize.quiet import quiet_libraries
 from quantize.source import Weights, open_weights
@@ -64,7 +65,7 @@ def load(
         dummy = checkpoint.manifest.source.kind == "dummy"
         tokenizer = None if dummy else AutoTokenizer.from_pretrained(checkpoint.path)
         model.eval()
-    return Loaded(model, tokenizer, target, dtype, prefill, decode, storage_bytes(model))
+    return Loaded(model, tokenizer, target, dtype, prefill, decode, weights_bytes(model))
 
 
 def torch_device(name: str) -> torch.device:
@@ -74,15 +75,6 @@ def torch_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no CUDA device here (torch.cuda.is_available() is False): use --device cpu")
     return torch.device(name)
-
-
-def storage_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers of a model, tied ones counted once."""
-    storages = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def _load_reference(

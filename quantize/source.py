@@ -159,7 +159,8 @@ class Weights:
     """
 
     files: tuple[Path, ...]
-    _homes: Mapping[str, Any]
+    _homes: Mapping[str, Path]
+    _facts: Mapping[str, tuple[tuple[int, ...], str]]
 
     def names(self) -> list[str]:
         """Every tensor's name."""
@@ -167,16 +168,18 @@ class Weights:
 
     def get(self, name: str) -> torch.Tensor:
         """Read one tensor, on the CPU, in the dtype of the file. Raises KeyError for an unknown name."""
-        tensor: torch.Tensor = self._homes[name].get_tensor(name)
+        # Opened anew each time: a file that stays mapped counts as this process's memory, page after page.
+        with _open_file(self._homes[name]) as file:
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        return tuple(self._homes[name].get_slice(name).get_shape())
+        return self._facts[name][0]
 
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's dtype, without reading it. Raises UserError for one that no plain model has."""
-        dtype = self._homes[name].get_slice(name).get_dtype()
+        dtype = self._facts[name][1]
         if dtype not in DTYPES:
             raise UserError(f"weight {name} is of type {dtype}: give the model in half precision")
         return DTYPES[dtype]
@@ -197,16 +200,22 @@ def open_weights(folder: Path) -> Weights:
         paths = [folder / name for name in sorted(set(index.values()))]
     else:
         raise UserError(_why_no_weights(folder))
-    handles = {path.name: _open_file(path) for path in paths}
-    held = {file: set(handle.keys()) for file, handle in handles.items()}
-    for name, file in index.items():
-        if name not in held[file]:
-            raise UserError(f"{index_path} names {name}, which {file} does not hold: download the model again")
-    homes = {name: handles[file] for file in handles for name in sorted(held[file])}
-    homes |= {name: handles[file] for name, file in index.items()}
+    facts: dict[str, tuple[tuple[int, ...], str]] = {}
+    held: dict[str, set[str]] = {}
+    for path in paths:
+        with _open_file(path) as file:
+            held[path.name] = set(file.keys())
+            for name in held[path.name]:
+                view = file.get_slice(name)
+                facts[name] = (tuple(view.get_shape()), view.get_dtype())
+    for name, file_name in index.items():
+        if name not in held[file_name]:
+            raise UserError(f"{index_path} names {name}, which {file_name} does not hold: download the model again")
+    homes = {name: folder / file_name for file_name in held for name in sorted(held[file_name])}
+    homes |= {name: folder / file_name for name, file_name in index.items()}
     if not homes:
         raise UserError(f"{paths[0]} holds no weights: download it again")
-    return Weights(tuple(paths), homes)
+    return Weights(tuple(paths), homes, facts)
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Feed the pipeline from files: the model stays on the meta device and its layers pass through memory in turn."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,9 +181,26 @@ class LayerStream:
         return tensor
 
 
+def _shape_only(module: nn.Module) -> Tensor:
+    weight = module.get_parameter("weight")
+    return torch.empty_like(weight, device="meta")
+
+
 def _free_weight(module: nn.Module) -> None:
     """Give the weight's memory back; buffers that no file holds stay."""
-    module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
+    module.register_parameter("weight", nn.Parameter(_shape_only(module), requires_grad=False))
+
+
+@contextlib.contextmanager
+def tensor_core_products(device: torch.device) -> Iterator[None]:
+    """Let CUDA multiply float32 matrices in TF32 inside the block: ten bits of mantissa choose the same scales."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def batches_of(blocks: Tensor) -> list[Tensor]:

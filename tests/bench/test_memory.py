@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.memory import CudaAllocatorView, RssView, memory_view, weights_bytes
+from bench.memory import CudaAllocatorView, RssView, memory_view
+from quantize.footprint import weights_bytes
 
 MB = 10**6
 BLOCK_BYTES = 400 * MB

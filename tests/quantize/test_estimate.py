@@ -44,9 +44,9 @@ def test_the_line_names_everything() -> None:
 
 
 def test_operations_grow_as_the_algebra_says() -> None:
-    small, wide = layer_operations([(64, 64)], 1000), layer_operations([(64, 64)], 2000)
+    small, wide = layer_operations([(64, 64)], [64], 1000), layer_operations([(64, 64)], [64], 2000)
     assert wide < 2 * small  # the search does not see the tokens
-    assert layer_operations([(64, 64)] * 2, 1000) > 1.5 * small
+    assert layer_operations([(64, 64)] * 2, [64, 64], 1000) > 1.5 * small
 
 
 def test_a_dry_run_makes_nothing(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:

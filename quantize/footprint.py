@@ -1,0 +1,29 @@
+"""How many bytes a loaded model's weights take."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, and of the scales that bitsandbytes keeps beside a weight.
+
+    A storage that several tensors share (a tied embedding) counts once.
+    """
+    storages = {}
+    for tensor in _weight_tensors(model):
+        storage = tensor.untyped_storage()
+        storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    for tensor in (*model.parameters(), *model.buffers()):
+        yield tensor
+        state = getattr(tensor, "quant_state", None)
+        for holder in (tensor, state, getattr(state, "state2", None)):
+            for name in ("SCB", "absmax", "code", "offset"):
+                beside = getattr(holder, name, None)
+                if isinstance(beside, torch.Tensor):
+                    yield beside
