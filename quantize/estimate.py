@@ -94,7 +94,8 @@ def estimate(
     largest_group = max(
         sum(linears[name][0] * linears[name][1] for name in group.linears) for group in architecture.scale_groups(0)
     )
-    parameters = sum(tensor.numel() for tensor in model.parameters())
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    parameters = sum(tensor.numel() for name, tensor in model.named_parameters() if name not in tied)
     embedding = model.get_input_embeddings().weight.numel()
 
     activations = tokens * hidden

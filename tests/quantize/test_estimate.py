@@ -1,6 +1,7 @@
 """What a run is expected to take, against what it took."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.cli import main
 from quantize.errors import UserError
 from quantize.estimate import Estimate, layer_operations
+from quantize.source import open_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +68,11 @@ def test_a_run_that_cannot_fit_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def source_shapes(folder: Path) -> list[tuple[int, ...]]:
+    weights = open_weights(folder)
+    return [weights.shape(name) for name in weights.names()]
+
+
 PROGRAM = """
 import sys, quantize
 from quantize.build import BuildOptions
@@ -80,6 +87,7 @@ def test_the_manifest_keeps_the_estimate_beside_what_was_measured(tiny_llama: Pa
     assert manifest.measured is not None
     assert manifest.estimate["layers"] == 2
     assert manifest.estimate["heads"] == 4
+    assert manifest.estimate["parameters"] == sum(map(math.prod, source_shapes(tiny_llama)))
     assert 0.7 < manifest.estimate["peak_bytes"] / manifest.measured["peak_bytes"] < 1.5
 
 
