@@ -18,8 +18,6 @@ from bench.environment import fingerprint
 from quantize.cli import guarded
 from quantize.errors import UserError
 
-KINDS = ("calibration", "other")
-
 
 @dataclass(frozen=True)
 class Entry:
