@@ -4,6 +4,7 @@ Run as `python -m bench.contenders NAME REQUEST.json`, each in a process of its 
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -127,6 +128,7 @@ def autoawq(*, repaired: bool) -> Work:
 
 def gptqmodel(request: Request) -> float:
     """gptqmodel's AWQ with its defaults, where that package is installed; it saves a folder, which we read back."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(torch.get_num_threads()))  # without it, it wants more cores
     with quiet_libraries():
         from gptqmodel import GPTQModel  # type: ignore[import-not-found]
         from gptqmodel.quantization import FORMAT, METHOD, QuantizeConfig  # type: ignore[import-not-found]
@@ -149,7 +151,7 @@ def gptqmodel(request: Request) -> float:
 CONTENDERS: dict[str, Work] = {
     "quantable, nearest": ours(AwqOptions(0)),
     "quantable, gptq": ours(AwqOptions(0, rounding="gptq")),
-    "round to nearest": ours(AwqOptions(0, search=False)),
+    "round to nearest": ours(AwqOptions(0, search=False, clip=False, refit=False)),
     "autoawq, repaired": autoawq(repaired=True),
     "autoawq, as it is": autoawq(repaired=False),
     "gptqmodel": gptqmodel,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.quality import divergences, perplexity
 from quantize.awq.packing import unpack_gemm
-from quantize.calibration import blocks_sha256, builtin_texts, text_from, token_blocks
+from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_from, token_blocks, unseen_paragraphs
 from quantize.source import open_source
 
 JUDGE_BLOCKS = 8
@@ -19,15 +19,17 @@ JUDGE_BLOCK_TOKENS = 512
 
 
 def licence_texts() -> list[str]:
-    """The licence and notice files of the installed packages, each text once: English that is no documentation."""
-    found: dict[str, None] = {}
+    """The licence files of the installed packages, each paragraph once: English that is no documentation."""
+    found: list[str] = []
+    seen: set[str] = set()
     for distribution in sorted(importlib.metadata.distributions(), key=lambda d: d.name.lower()):
         for file in sorted(distribution.files or [], key=str):
             if file.suffix in ("", ".txt", ".md", ".rst") and "licens" in file.name.lower():
                 path = Path(str(file.locate()))
                 if path.is_file():
-                    found[path.read_text(encoding="utf-8", errors="replace")] = None
-    return list(found)
+                    text = path.read_text(encoding="utf-8", errors="replace")
+                    found.append(PARAGRAPH.join(unseen_paragraphs(text, seen)))
+    return [text for text in found if text]
 
 
 @dataclass(frozen=True)

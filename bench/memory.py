@@ -1,15 +1,10 @@
 """Memory of this process and its model, in bytes; None for what cannot be told. Imports torch when used."""
 
-import contextlib
-import ctypes
 import gc
 import importlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    pass
+from typing import Protocol
 
 
 class MemoryView(Protocol):
@@ -41,8 +36,10 @@ class RssView:
         self._older_peak_bytes = 0
 
     def reset_peak(self) -> None:
+        from quantize.footprint import give_back_freed_memory
+
         gc.collect()
-        _give_back_freed_memory()
+        give_back_freed_memory()
         try:
             (self._proc / "clear_refs").write_text("5")
             self._older_peak_bytes = 0
@@ -92,12 +89,6 @@ class CudaAllocatorView:
 def memory_view(device_type: str) -> MemoryView:
     """The view that means something on this device type ("cpu" or "cuda")."""
     return CudaAllocatorView() if device_type == "cuda" else RssView()
-
-
-def _give_back_freed_memory() -> None:
-    """Have the C library return freed pages to the system: an earlier run's must not count for the next."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _psutil_rss() -> int | None:

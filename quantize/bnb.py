@@ -14,7 +14,7 @@ import torch
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 from quantize.source import check_finite
-from quantize.variant import VARIANTS, Variant
+from quantize.variant import Variant
 
 QuantType = Literal["nf4", "fp4"]
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -68,6 +68,11 @@ def _int8_tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _int4_tensors(name: str, weight: torch.Tensor, options: BnbOptions) -> dict[str, torch.Tensor]:
+    return _int4_entries(name, *_quantize_4bit(weight, options))
+
+
+def _quantize_4bit(weight: torch.Tensor, options: BnbOptions) -> tuple[torch.Tensor, Any]:
+    """bitsandbytes' own: the packed codes, two a byte, and its QuantState."""
     from bitsandbytes import functional
 
     packed, state = functional.quantize_4bit(
@@ -76,6 +81,10 @@ def _int4_tensors(name: str, weight: torch.Tensor, options: BnbOptions) -> dict[
         compress_statistics=options.double_quant,
         quant_type=options.quant_type,
     )
+    return packed, state
+
+
+def _int4_entries(name: str, packed: torch.Tensor, state: Any) -> dict[str, torch.Tensor]:
     entries = {f"{name}.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
     return {f"{name}.weight": packed, **entries}
 
@@ -111,12 +120,15 @@ def bnb_4bit_with_feedback(
     """
     from quantize.awq.gptq import feed_back
 
-    variant = VARIANTS["bnb-4bit"]
     names = list(weights)
-    plain = {name: bnb_tensors(name, weights[name], variant, options) for name in names}
+    for name in names:
+        check_finite(f"{name}.weight", weights[name])
+    with quiet_libraries():
+        quantized = {name: _quantize_4bit(weights[name], options) for name in names}
+        plain = {name: _int4_entries(name, *quantized[name]) for name in names}
     if gram.shape[0] % options.blocksize:
         return {key: tensor for tensors in plain.values() for key, tensor in tensors.items()}
-    scales = torch.cat([_block_scales(weights[name], options) for name in names]).t().contiguous()
+    scales = torch.cat([_block_scales(quantized[name][1], weights[name].shape[0]) for name in names]).t().contiguous()
     codebook = plain[names[0]][f"{names[0]}.weight.quant_map"].float()
     levels, order = codebook.sort()
     midpoints = (levels[1:] + levels[:-1]) / 2
@@ -136,20 +148,14 @@ def bnb_4bit_with_feedback(
     return entries
 
 
-def _block_scales(weight: torch.Tensor, options: BnbOptions) -> torch.Tensor:
-    """What bitsandbytes multiplies each block of a row with, as it will be read back: float32 [out, in / blocksize]."""
+def _block_scales(state: Any, rows: int) -> torch.Tensor:
+    """What bitsandbytes multiplies each block of a row with, read back: float32 [rows, in / blocksize]."""
     from bitsandbytes import functional
 
-    _, state = functional.quantize_4bit(
-        weight.contiguous(),
-        blocksize=options.blocksize,
-        compress_statistics=options.double_quant,
-        quant_type=options.quant_type,
-    )
     scales: torch.Tensor = state.absmax
     if state.nested:
         scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
-    return scales.float().view(weight.shape[0], -1).clamp(min=torch.finfo(torch.float32).tiny)
+    return scales.float().view(rows, -1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def bnb_layers(model: Any) -> list[str]:

@@ -215,7 +215,9 @@ class _Job:
                 "modules_to_not_convert": architecture.modules_to_not_convert if architecture else None,
             }
             searched = AwqOptions(group_size or 0, rounding=self.options.rounding)
-            options = asdict(searched if variant.is_searched else AwqOptions(group_size or 0, search=False, clip=False))
+            options = asdict(
+                searched if variant.is_searched else AwqOptions(group_size or 0, search=False, clip=False, refit=False)
+            )
             return Recipe(variant, torch.float16, quantization, group_size, calibration, options)
         if variant.w_bit is None:
             return Recipe(variant, self.half_dtype)
@@ -353,7 +355,7 @@ class _Job:
             weights = {
                 seen.prefix + name: seen.linears[name].weight.data.to(self.half_dtype) for name in seen.sharing(owner)
             }
-            tensors |= bnb_4bit_with_feedback(weights, stats.gram, self.options.bnb)
+            tensors |= bnb_4bit_with_feedback(weights, stats.shrunk(), self.options.bnb)
         return tensors
 
     def _move_parts(

@@ -47,7 +47,7 @@ def builtin_texts(split: Split) -> list[str]:
         texts[wanted] = [
             text
             for name in sorted(topics)
-            if split_of(name) == wanted and (text := PARAGRAPH.join(_unseen(topics[name], seen)))
+            if split_of(name) == wanted and (text := PARAGRAPH.join(unseen_paragraphs(topics[name], seen)))
         ]
     return texts[split]
 
@@ -57,8 +57,8 @@ def builtin_text(split: Split) -> str:
     return PARAGRAPH.join(builtin_texts(split))
 
 
-def _unseen(text: str, seen: set[str]) -> Iterator[str]:
-    """The paragraphs of `text` that are not in `seen`, which they join."""
+def unseen_paragraphs(text: str, seen: set[str]) -> Iterator[str]:
+    """The paragraphs of `text` that are not in `seen`, which they join; white space makes no difference."""
     for paragraph in text.split(PARAGRAPH):
         words = " ".join(paragraph.split())
         if words and words not in seen:

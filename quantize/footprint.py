@@ -1,5 +1,7 @@
-"""How many bytes a loaded model's weights take."""
+"""How many bytes a loaded model's weights take, and giving back what this process no longer needs."""
 
+import contextlib
+import ctypes
 from collections.abc import Iterator
 
 import torch
@@ -27,3 +29,9 @@ def _weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
                 beside = getattr(holder, name, None)
                 if isinstance(beside, torch.Tensor):
                     yield beside
+
+
+def give_back_freed_memory() -> None:
+    """Have the C library return freed pages to the system, where it can: kept ones count as this process's memory."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SHRINKAGE = 0.2
+"""Share of what two input features have in common that is taken for an accident of the calibration text."""
+
 COLUMN_BLOCKS = 4
 SMALLEST_BLOCKED = 512
 """A symmetric matrix in 4 by 4 blocks takes 10 products of 16; below 512 features the calls cost more."""
@@ -30,6 +33,15 @@ class InputStats:
     def scaled(self, scales: Tensor) -> "InputStats":
         """The statistics of inputs divided by `scales` [in]: what the layer sees once AWQ scales are applied."""
         return InputStats(self.gram / torch.outer(scales, scales), self.abs_mean / scales, self.tokens)
+
+    def shrunk(self, share: float = SHRINKAGE) -> Tensor:
+        """The Gram matrix with its off-diagonal entries lessened by `share` (Ledoit and Wolf, 2004); [in, in].
+
+        What compensates errors trusts the correlations of the calibration text; other text has others.
+        """
+        gram = self.gram * (1 - share)
+        gram.diagonal().copy_(self.gram.diagonal())
+        return gram
 
 
 def column_blocks(features: int) -> list[tuple[int, int]]:

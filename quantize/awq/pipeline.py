@@ -17,6 +17,7 @@ from quantize.awq.architecture import Architecture, ScaleGroup, apply_scales
 from quantize.awq.gptq import round_with_feedback
 from quantize.awq.gram import InputStats, StatsAccumulator, output_error
 from quantize.awq.int4 import Int4Weight, round_to_nearest
+from quantize.awq.refit import refit_scales
 from quantize.awq.search import search_clip, search_scale
 from quantize.errors import UserError
 
@@ -37,13 +38,15 @@ class AwqOptions:
     """How to search and round.
 
     search: False rounds the weights as they are. clip: search the clipping of each group's range.
-    rounding: "nearest", or "gptq" for error feedback inside the ranges that the search chose.
+    rounding: "nearest", or "gptq" for error feedback inside the ranges that the search chose. refit: fit the scales to
+    the codes afterwards.
     """
 
     group_size: int
     search: bool = True
     clip: bool = True
     rounding: Rounding = "nearest"
+    refit: bool = True
 
 
 @dataclass(frozen=True)
@@ -315,10 +318,13 @@ def _round(
     clip = None
     if options.search and options.clip:
         clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
+    gram = stats.shrunk()
     if options.rounding == "gptq":
-        quantized = round_with_feedback(rows, stats.gram, options.group_size, clip)
+        quantized = round_with_feedback(rows, gram, options.group_size, clip)
     else:
         quantized = round_to_nearest(rows, options.group_size, clip)
+    if options.refit:
+        quantized = refit_scales(quantized, rows, gram)
     sizes = [linears[name].out_features for name in names]
     parts = zip(
         torch.split(quantized.codes, sizes),

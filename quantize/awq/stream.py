@@ -19,6 +19,7 @@ from quantize.awq.pipeline import (
 )
 from quantize.awq.watch import Watch, Watched
 from quantize.errors import UserError
+from quantize.footprint import give_back_freed_memory
 from quantize.source import TensorReader, check_finite
 
 
@@ -94,6 +95,7 @@ class LayerStream:
                 watch.after(self._architecture.linears(index), prefix, calls[index], layer, result)
             yield result, hidden
             layer.to("meta")
+            give_back_freed_memory()
 
     def judge(self, watch: Watch) -> Watched:
         """What the watched text shows after the last layer."""

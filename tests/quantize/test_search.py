@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from quantize.awq.gptq import inverse_factor, round_with_feedback
 from quantize.awq.gram import InputStats, StatsAccumulator, column_blocks, output_error
 from quantize.awq.int4 import LEVELS, round_to_nearest, rounded
+from quantize.awq.refit import refit_scales
 from quantize.awq.search import SCALE_GRID, grid_scales, relative_magnitude, search_clip, search_scale
 from quantize.quiet import quiet_libraries
 
@@ -161,3 +162,32 @@ def test_the_factor_survives_a_singular_matrix_and_silent_features() -> None:
     factor = inverse_factor(tokens.t() @ tokens / 5)
     assert torch.isfinite(factor).all()
     assert torch.equal(factor, factor.triu())
+
+
+def test_refitting_the_scales_never_raises_the_error(inputs: Tensor) -> None:
+    weight, gram = weight_for(inputs, 32), stats_of(inputs).gram
+    for quantized in (round_to_nearest(weight, GROUP), round_with_feedback(weight, gram, GROUP)):
+        fitted = refit_scales(quantized, weight, gram)
+        assert torch.equal(fitted.codes, quantized.codes)
+        assert torch.equal(fitted.zeros, quantized.zeros)
+        before, after = (float(output_error(one.dequantize() - weight, gram)) for one in (quantized, fitted))
+        assert after < 0.999 * before
+
+
+def test_a_refitted_scale_is_the_least_squares_one() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(4, GROUP), torch.randn(200, GROUP)
+    quantized = round_to_nearest(weight, GROUP)
+    fitted = refit_scales(quantized, weight, x.t() @ x)
+    codes = quantized.codes.double() - quantized.zeros.double()
+    for row in range(4):
+        against = (x.double() @ codes[row])[:, None]
+        best = torch.linalg.lstsq(against, (x.double() @ weight[row].double())[:, None]).solution
+        assert float(fitted.scales[row, 0]) == pytest.approx(float(best), rel=1e-3)
+
+
+def test_shrinking_lessens_what_features_share_and_keeps_their_loudness(inputs: Tensor) -> None:
+    stats = stats_of(inputs)
+    shrunk = stats.shrunk(0.25)
+    assert torch.equal(shrunk.diagonal(), stats.gram.diagonal())
+    torch.testing.assert_close(shrunk - shrunk.diagonal().diag(), 0.75 * (stats.gram - stats.gram.diagonal().diag()))
