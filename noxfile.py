@@ -1,4 +1,6 @@
-"""The project's sessions: table, tests, race, lint, types; `nox -l` says what each does."""
+"""The project's sessions; `nox -l` says what each does."""
+
+import pathlib
 
 import nox
 
@@ -7,6 +9,16 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "tests"]
 
 EMBEDDED = "smollm2-135m"
+
+
+GPTQMODEL = (
+    "gptqmodel==7.7.0", "defuser==0.0.28", "device-smi==0.5.7", "dill", "logbar==0.4.15", "pillow", "pypcre==0.6.4",
+    "threadpoolctl", "tokenicer==0.0.14", "torchao==0.18.0",
+)  # fmt: skip
+"""gptqmodel and what it imports."""
+
+OPTIMUM_BENCHMARK = ("torch==2.13.0", "transformers==4.57.6", "optimum-benchmark==0.6.0", "datasets==5.0.1")
+"""optimum-benchmark and the last libraries that it runs with."""
 
 
 def install(session: nox.Session, *extras: str) -> None:
@@ -34,9 +46,38 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def race(session: nox.Session) -> None:
-    """AWQ quantizers against each other on the embedded model: half an hour or more; writes runs/race."""
+    """AWQ quantizers against each other on the embedded model: an hour or more; writes runs/race.
+
+    gptqmodel asks for a newer torch than is tested here, so it comes without its dependencies, and where it does not
+    install, the race says so and goes on.
+    """
     install(session, "models", "embedded")
+    session.install("--no-deps", *GPTQMODEL, success_codes=[0, 1])
     session.run("python", "-m", "bench.race", "--out", "runs/race", *session.posargs)
+
+
+@nox.session
+def overhead(session: nox.Session) -> None:
+    """Our decode loop against a bare `generate`, in one process; writes runs/overhead.jsonl."""
+    install(session, "models", "embedded")
+    session.run("quantize", EMBEDDED, "--variant", "fp16", "--out", "runs")
+    reference = "runs/SmolLM2-135M-Instruct-FP16"
+    session.run("python", "-m", "bench.overhead", reference, "--out", "runs/overhead.jsonl", *session.posargs)
+
+
+@nox.session
+def side_by_side(session: nox.Session) -> None:
+    """Our bench against optimum-benchmark, which gets an environment of its own; writes runs/side_by_side."""
+    install(session, "models", "embedded")
+    session.run("quantize", EMBEDDED, "--variant", "fp16", "--out", "runs")
+    theirs = pathlib.Path(session.create_tmp()) / "optimum-benchmark"
+    if not theirs.exists():
+        session.run("python", "-m", "venv", str(theirs))
+    python = str(theirs / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", *OPTIMUM_BENCHMARK, external=True)
+    reference = "runs/SmolLM2-135M-Instruct-FP16"
+    command = ["python", "-m", "bench.side_by_side", "--theirs", python, "--model", reference]
+    session.run(*command, "--out", "runs/side_by_side", *session.posargs)
 
 
 @nox.session

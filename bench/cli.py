@@ -16,7 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bench.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, RECORDS_NAME, Outcome, bench
+from bench.compare import comparison_lines
+from bench.enough import Enough, Rounds
+from bench.record import read_records
+from bench.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, RECORDS_NAME, BenchOptions, Outcome, bench
 from bench.scenario import SCENARIOS, Scenario, scenario_named
 from quantize.cli import guarded
 from quantize.errors import UserError
@@ -30,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
         prog="bench",
         description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference.",
     )
-    cli.add_argument("directory", metavar="DIR", type=Path, help="where `quantize --out` put the checkpoints")
+    cli.add_argument(
+        "directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints"
+    )
     cli.add_argument(
         "--scenario",
         metavar="NAME",
@@ -40,7 +45,26 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
     cli.add_argument("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")
     cli.add_argument("--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)")
-    cli.add_argument("--rounds", type=int, default=3, help="processes for each checkpoint (default %(default)s)")
+    cli.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="processes for each checkpoint (default %(default)s); more follow while the ratios are noisy",
+    )
+    cli.add_argument(
+        "--noise",
+        metavar="SHARE",
+        type=float,
+        default=Rounds.noise,
+        help="enough when every ratio's 95%% interval is no wider than this to either side (default %(default)g)",
+    )
+    cli.add_argument(
+        "--max-time",
+        metavar="S",
+        type=float,
+        default=Rounds.max_time_s,
+        help="no further round that would end later than this after the start (default %(default)g)",
+    )
     cli.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
     cli.add_argument(
         "--dtype",
@@ -54,9 +78,37 @@ def parser() -> argparse.ArgumentParser:
         help="seconds for one process (default %(default)g)",
     )  # fmt: skip
     cli.add_argument("--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)")
-    cli.add_argument("--no-quality", action="store_true", help="no perplexity")
+    cli.add_argument("--no-quality", action="store_true", help="no perplexity, no divergence")
+    cli.add_argument(
+        "--quality-data",
+        metavar="FILE",
+        help="judge on this text (.txt, .json, .jsonl or hub:NAME) in place of the built-in one",
+    )
+    cli.add_argument(
+        "--tasks",
+        metavar="NAMES",
+        type=lambda text: tuple(filter(None, text.split(","))),
+        default=(),
+        help="lm-eval tasks, comma-separated; `medical` stands for those of the model card",
+    )
+    cli.add_argument("--task-folder", metavar="DIR", type=Path, help="holds lm-eval task files of your own")
+    cli.add_argument("--task-limit", metavar="N", type=int, help="questions of each task (default: all)")
+    cli.add_argument(
+        "--compare",
+        metavar=("A.jsonl", "B.jsonl"),
+        nargs=2,
+        type=Path,
+        help="compare two record files of the same checkpoints, and measure nothing",
+    )
     cli.add_argument("--fresh", action="store_true", help="set an existing records file aside and measure everything")
     return cli
+
+
+STOPPED: dict[Enough, str] = {
+    "noise": "every ratio is known well enough (--noise)",
+    "time": "the time is used up (--max-time); more would narrow the intervals",
+    "rounds": "as many as are ever made",
+}
 
 
 def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
@@ -82,6 +134,7 @@ def summary(outcome: Outcome, directory: Path) -> list[str]:
     total = len(outcome.records)
     already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+    lines.append(f"{outcome.rounds} rounds: {STOPPED[outcome.stopped]}")
     noun = "record" if total == 1 else "records"
     lines.append(f"{total} {noun}{already}{failed}: {outcome.path}")
     table = directory if outcome.path == directory / RECORDS_NAME else outcome.path
@@ -91,21 +144,28 @@ def summary(outcome: Outcome, directory: Path) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line says. Raises UserError, also at the end if the reference has no figures."""
-    scenarios = scenarios_from(arguments)
+    if arguments.compare:
+        for line in comparison_lines(*map(read_records, arguments.compare)):
+            print(line)
+        return
+    if arguments.directory is None:
+        raise UserError("name the folder of the checkpoints: bench DIR")
+    options = BenchOptions(
+        scenarios=tuple(scenarios_from(arguments)),
+        rounds=Rounds(least=arguments.rounds, noise=arguments.noise, max_time_s=arguments.max_time),
+        device=arguments.device,
+        dtype=arguments.dtype,
+        timeout_s=arguments.timeout,
+        threads=arguments.threads,
+        quality=not arguments.no_quality,
+        quality_data=arguments.quality_data,
+        tasks=arguments.tasks,
+        task_folder=arguments.task_folder,
+        task_limit=arguments.task_limit,
+        fresh=arguments.fresh,
+    )
     with one_line_bar() as progress:
-        outcome = bench(
-            arguments.directory,
-            scenarios=scenarios,
-            rounds=arguments.rounds,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            records=arguments.records,
-            timeout_s=arguments.timeout,
-            threads=arguments.threads,
-            quality=not arguments.no_quality,
-            fresh=arguments.fresh,
-            progress=progress,
-        )
+        outcome = bench(arguments.directory, options, records=arguments.records, progress=progress)
     for line in summary(outcome, arguments.directory):
         print(line)
     if not outcome.usable:

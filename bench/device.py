@@ -37,6 +37,40 @@ class DeviceState:
         return asdict(self)
 
 
+@dataclass
+class Seen:
+    """What was seen of a GPU between the passes of a run: the extremes, None where NVML told nothing."""
+
+    looks: int = 0
+    lowest_sm_clock_mhz: int | None = None
+    highest_sm_clock_mhz: int | None = None
+    highest_temperature_c: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    other_processes: int | None = None
+
+    def look(self, nvml: "Nvml | None") -> None:
+        """Look once more; without a GPU nothing happens."""
+        if nvml is None:
+            return
+        state = nvml.state()
+        self.looks += 1
+        self.lowest_sm_clock_mhz = _extreme(min, self.lowest_sm_clock_mhz, state.sm_clock_mhz)
+        self.highest_sm_clock_mhz = _extreme(max, self.highest_sm_clock_mhz, state.sm_clock_mhz)
+        self.highest_temperature_c = _extreme(max, self.highest_temperature_c, state.temperature_c)
+        self.other_processes = _extreme(max, self.other_processes, state.other_processes)
+        if state.throttle_reasons is not None:
+            known = self.throttle_reasons or ()
+            self.throttle_reasons = tuple(dict.fromkeys((*known, *state.throttle_reasons)))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _extreme(which: Callable[..., int], known: int | None, new: int | None) -> int | None:
+    values = [value for value in (known, new) if value is not None]
+    return which(values) if values else None
+
+
 @dataclass(frozen=True)
 class DeviceFacts:
     """What does not change while a process runs: the card's name, memory in bytes, driver version."""

@@ -8,14 +8,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench.plan import PlannedRun
 from bench.record import Record, Status, read_records
-from bench.request import Request
+from bench.request import QualityRequest, Request, TaskRequest
+from bench.steady import Rule
+from quantize.checkpoint import Checkpoint
 
 Executor = Callable[[PlannedRun], list[Record]]
 """Carries out one run and returns a record for every scenario in it, whatever happens."""
@@ -26,13 +28,27 @@ NO_MEMORY_WORDS = ("std::bad_alloc", "can't allocate memory", "Cannot allocate m
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of one `bench` share. compute_dtypes: by base model; timeout_s: for one process."""
+    """What all runs of one `bench` share. compute_dtypes: by base model; timeout_s: for one process.
+
+    rule: of every latency measurement. quality: what to judge on; expectations: where what the references expect is
+    kept, by base model. plan: goes into every record.
+    """
 
     device: str
     compute_dtypes: Mapping[str, str]
     environment: dict[str, Any]
     timeout_s: float
     threads: int | None = None
+    rule: Rule = field(default_factory=Rule)
+    quality: QualityRequest = field(default_factory=QualityRequest)
+    tasks: TaskRequest | None = None
+    expectations: Mapping[str, Path] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+
+    def quality_of(self, checkpoint: Checkpoint) -> QualityRequest:
+        """What to judge this checkpoint on, and where its reference's expectations are or go."""
+        path = self.expectations.get(checkpoint.manifest.base_model)
+        return self.quality if path is None else replace(self.quality, expectations=str(path.resolve()))
 
 
 @dataclass(frozen=True)
@@ -60,23 +76,21 @@ class WorkerExecutor:
             )
             records = read_records(result_path) if result_path.is_file() else []
         wall_s = time.perf_counter() - start
-        measured = {record.scenario for record in records}
-        unmeasured = [scenario for scenario in run.scenarios or (None,) if scenario not in measured]
+        measured = {(record.kind, record.scenario) for record in records}
+        unmeasured = [work for work in request.works if work not in measured]
         if unmeasured:
             status, reason = ended.verdict()
             reason = reason.replace(f"{run.checkpoint.path.resolve().parent}{os.sep}", "")
             records += [
-                request.record(status, started_at=started_at, wall_s=wall_s, scenario=scenario, reason=reason)
-                for scenario in unmeasured
+                request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason) for work in unmeasured
             ]
         if self.log is not None and any(record.status != "ok" for record in records):
-            _append_text(self.log, f"--- {request.subject.name}, {run.kind}, {started_at}\n{ended.output}\n")
+            _append_text(self.log, f"--- {request.subject.name}, {started_at}\n{ended.output}\n")
         return records
 
     def _request(self, run: PlannedRun) -> Request:
         settings = self.settings
         return Request(
-            kind=run.kind,
             checkpoint=str(run.checkpoint.path.resolve()),
             subject=run.subject,
             device=settings.device,
@@ -86,6 +100,11 @@ class WorkerExecutor:
             round=run.round,
             position=run.position,
             threads=settings.threads,
+            rule=settings.rule,
+            quality=settings.quality_of(run.checkpoint) if run.quality else None,
+            tasks=replace(settings.tasks, names=run.tasks) if run.tasks and settings.tasks else None,
+            is_reference=run.is_reference,
+            plan=settings.plan,
             parent_pid=os.getpid(),
         )
 

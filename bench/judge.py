@@ -74,7 +74,7 @@ class Judge:
 
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         put_layers(model, load_file(layers), group_size)
-        perplexities = {kind: perplexity(model, text).perplexity for kind, text in self.texts.items()}
+        perplexities = {kind: perplexity(model, text) for kind, text in self.texts.items()}
         means = {kind: float(divergences(self.reference, model, text).mean()) for kind, text in self.texts.items()}
         return perplexities, means
 

@@ -21,6 +21,9 @@ class MemoryView(Protocol):
     def peak_bytes(self) -> int | None:
         """The most that was held since `reset_peak`."""
 
+    def reserved_peak_bytes(self) -> int | None:
+        """The most that an allocator took from the device, None where there is no such thing."""
+
 
 class RssView:
     """Resident set size of the process, from Linux's /proc; elsewhere psutil gives the current size alone.
@@ -54,6 +57,9 @@ class RssView:
         peak = self._status("VmHWM")
         return None if peak is None or peak <= self._older_peak_bytes else peak
 
+    def reserved_peak_bytes(self) -> int | None:
+        return None
+
     def _status(self, field: str) -> int | None:
         try:
             text = (self._proc / "status").read_text()
@@ -84,6 +90,11 @@ class CudaAllocatorView:
         import torch
 
         return torch.cuda.max_memory_allocated()
+
+    def reserved_peak_bytes(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_reserved()
 
 
 def memory_view(device_type: str) -> MemoryView:

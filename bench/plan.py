@@ -1,26 +1,42 @@
 """What to run, in which order, and what of it is still missing. Pure functions; imports no torch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.record import Kind, Record, Subject
 from bench.scenario import Scenario
 from quantize.checkpoint import Checkpoint
+from quantize.variant import REFERENCE
+
+Work = tuple[Kind, Scenario | None]
+QUALITY: Work = ("quality", None)
+TASKS: Work = ("tasks", None)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One process: a checkpoint with all scenarios of one round, or its quality (no scenarios, no round).
+    """One process: a checkpoint with all scenarios of one round, then its quality and its tasks where asked for.
 
     position counts the runs of the whole plan from 0, so that a figure can be held against the time it was
-    taken.
+    taken. tasks: names of lm-eval.
     """
 
-    kind: Kind
     checkpoint: Checkpoint
     position: int
     scenarios: tuple[Scenario, ...] = ()
     round: int | None = None
+    quality: bool = False
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """What it leaves records of, in order."""
+        works: list[Work] = [("latency", scenario) for scenario in self.scenarios]
+        return (*works, *([QUALITY] if self.quality else []), *([TASKS] if self.tasks else []))
+
+    @property
+    def is_reference(self) -> bool:
+        return self.checkpoint.variant == REFERENCE
 
     @property
     def subject(self) -> Subject:
@@ -47,23 +63,39 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
 
 
 def plan(
-    checkpoints: Sequence[Checkpoint], scenarios: Sequence[Scenario], rounds: int, *, quality: bool = True
+    checkpoints: Sequence[Checkpoint],
+    scenarios: Sequence[Scenario],
+    rounds: Iterable[int],
+    *,
+    quality: bool = True,
+    tasks: Sequence[str] = (),
 ) -> list[PlannedRun]:
-    """Every run, in order: base model by base model, first the latency rounds and then one quality run each.
+    """Every run of these rounds, in order: base model by base model, round by round.
 
     The rounds of A, B, C go A B C, C B A, A B C: a machine that drifts treats all alike, which A A A, B B B
-    does not.
+    does not. The first round's processes measure the quality too, and the tasks, after their latencies; the reference
+    comes first there, since the others are held against it.
     """
     runs: list[PlannedRun] = []
     for base_model in dict.fromkeys(checkpoint.manifest.base_model for checkpoint in checkpoints):
-        group = [checkpoint for checkpoint in checkpoints if checkpoint.manifest.base_model == base_model]
-        for number in range(rounds):
+        group = sorted(
+            (checkpoint for checkpoint in checkpoints if checkpoint.manifest.base_model == base_model),
+            key=lambda checkpoint: checkpoint.variant != REFERENCE,
+        )
+        for number in rounds:
             for checkpoint in group if number % 2 == 0 else reversed(group):
-                runs.append(PlannedRun("latency", checkpoint, len(runs), tuple(scenarios), number))
-        for checkpoint in group if quality else []:
-            if checkpoint.manifest.source.kind == "dummy":
-                continue  # random weights have no quality, and no tokenizer
-            runs.append(PlannedRun("quality", checkpoint, len(runs)))
+                # Random weights have no quality, and no tokenizer.
+                judged = number == 0 and checkpoint.manifest.source.kind != "dummy"
+                runs.append(
+                    PlannedRun(
+                        checkpoint,
+                        len(runs),
+                        tuple(scenarios),
+                        number,
+                        quality=judged and quality,
+                        tasks=tuple(tasks) if judged else (),
+                    )
+                )
     return runs
 
 
@@ -73,31 +105,51 @@ RunKey = tuple[Kind, str, str, Scenario | None, int | None, str, str | None]
 def missing(
     runs: Iterable[PlannedRun], records: Iterable[Record], *, device: str, compute_dtypes: Mapping[str, str]
 ) -> list[PlannedRun]:
-    """What of the plan no ok record covers: runs without the scenarios that are done, in the plan's order.
+    """What of the plan no ok record covers: runs without the work that is done, in the plan's order.
 
     A record covers the same folder name with the same contents, scenario, round, device and compute dtype. A
     run that failed before is tried again. compute_dtypes: by base model.
     """
-    done = {key_of(record) for record in records if record.status == "ok"}
+    done: dict[RunKey, Record] = {key_of(record): record for record in records if record.status == "ok"}
     left = []
     for run in runs:
         dtype = compute_dtypes[run.checkpoint.manifest.base_model]
-        if run.kind == "quality":
-            if _key(run, None, device, dtype) not in done:
-                left.append(run)
-            continue
-        scenarios = tuple(one for one in run.scenarios if _key(run, one, device, dtype) not in done)
-        if scenarios:
-            left.append(replace(run, scenarios=scenarios))
+        open_works = [work for work in run.works if not _covers(done.get(_key(run, work, device, dtype)), run)]
+        if open_works:
+            scenarios = tuple(one for one in run.scenarios if ("latency", one) in open_works)
+            tasks = run.tasks if TASKS in open_works else ()
+            left.append(replace(run, scenarios=scenarios, quality=QUALITY in open_works, tasks=tasks))
     return left
 
 
-def planned_keys(runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Mapping[str, str]) -> set[RunKey]:
-    """The keys of the records that this plan leads to, one a scenario."""
-    return {
-        _key(run, scenario, device, compute_dtypes[run.checkpoint.manifest.base_model])
+def _covers(record: Record | None, run: PlannedRun) -> bool:
+    if record is None or record.tasks is None:
+        return record is not None
+    return set(run.tasks) <= {score.name for score in record.tasks}
+
+
+def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept: Collection[str]) -> list[PlannedRun]:
+    """`left`, and the reference's quality before it where others will be held against what it expects.
+
+    kept: the base models whose reference's expectations are on disk still.
+    """
+    needed = {run.checkpoint.manifest.base_model for run in left if run.quality and not run.is_reference} - {
+        run.checkpoint.manifest.base_model for run in left if run.quality and run.is_reference
+    }
+    again = [
+        replace(run, scenarios=(), tasks=(), round=None)
         for run in runs
-        for scenario in run.scenarios or (None,)
+        if run.is_reference and run.quality and run.checkpoint.manifest.base_model in needed - set(kept)
+    ]
+    return [*again, *left]
+
+
+def planned_keys(runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Mapping[str, str]) -> set[RunKey]:
+    """The keys of the records that this plan leads to."""
+    return {
+        _key(run, work, device, compute_dtypes[run.checkpoint.manifest.base_model])
+        for run in runs
+        for work in run.works
     }
 
 
@@ -114,6 +166,7 @@ def key_of(record: Record) -> RunKey:
     )
 
 
-def _key(run: PlannedRun, scenario: Scenario | None, device: str, dtype: str) -> RunKey:
-    subject = run.subject
-    return (run.kind, subject.name, subject.content_sha256, scenario, run.round, device, dtype)
+def _key(run: PlannedRun, work: Work, device: str, dtype: str) -> RunKey:
+    subject, (kind, scenario) = run.subject, work
+    number = run.round if kind == "latency" else None
+    return (kind, subject.name, subject.content_sha256, scenario, number, device, dtype)

@@ -14,12 +14,13 @@ from typing import Any, Literal, get_args
 from bench.scenario import Scenario
 from quantize.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BEGINNING = '{"kind":'
 """How the line of every record begins."""
 
-Kind = Literal["latency", "quality"]
+Kind = Literal["latency", "quality", "tasks"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error"]
+Stopped = Literal["noise", "time"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class Latency:
     prefill_s: seconds of each repetition's prompt pass, the first new token included.
     decode_s:  for each repetition, the seconds of each decode step (a list of `decode_steps` entries).
     warmup_s:  seconds of each warm-up repetition at the measured shape, not counted in the figures.
+    steady:    whether the warm-up became steady before its passes ran out (bench.steady); None in old records.
+    stopped:   why no more repetitions were timed, "noise" (low enough) or "time"; None in old records.
     """
 
     prefill_s: tuple[float, ...]
     decode_s: tuple[tuple[float, ...], ...]
     warmup_s: tuple[float, ...]
+    steady: bool | None = None
+    stopped: Stopped | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ class Memory:
     load_peak_bytes:  highest while loading.
     run_peak_bytes:   highest while running the scenario.
     nvml_process_bytes, nvml_device_bytes: NVML's view of this process and of the whole device after the run.
+    kv_cache_bytes:   keys and values held when the scenario's last token was made.
+    kv_cache_formula_bytes: 2 * layers * key-value heads * head size * tokens * batch * bytes of a value.
+    reserved_peak_bytes: the most that CUDA's allocator had taken from the device, cached blocks included.
     """
 
     weights_bytes: int
@@ -84,26 +92,74 @@ class Memory:
     run_peak_bytes: int | None
     nvml_process_bytes: int | None = None
     nvml_device_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    kv_cache_formula_bytes: int | None = None
+    reserved_peak_bytes: int | None = None
+
+    @property
+    def activations_bytes(self) -> int | None:
+        """What the run held at its peak beside the model and the cache: activations, logits, work space."""
+        if self.run_peak_bytes is None or self.baseline_bytes is None or self.kv_cache_bytes is None:
+            return None
+        return max(0, self.run_peak_bytes - self.baseline_bytes - self.kv_cache_bytes)
+
+    @property
+    def rest_bytes(self) -> int | None:
+        """What was held after loading beside the weights: the interpreter, the libraries, the allocator's slack."""
+        return None if self.baseline_bytes is None else max(0, self.baseline_bytes - self.weights_bytes)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far the next-token distributions are from the reference's, in nats: KL(reference || model).
+
+    mean, median, p99: over the predicted tokens; flips: the share of tokens whose likeliest choice is another one.
+    """
+
+    mean: float
+    median: float
+    p99: float
+    flips: float
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Perplexity = exp(mean negative log-likelihood per predicted token) on held-out text."""
+    """Perplexity = exp(mean negative log-likelihood per predicted token) on held-out text.
+
+    divergence: from the reference, None for the reference itself and where it left nothing to compare with.
+    noise_floor: of the reference alone: its divergence from itself when the same sums are done in another order.
+    """
 
     perplexity: float
     tokens: int
     text: str
     text_sha256: str
+    divergence: Divergence | None = None
+    noise_floor: Divergence | None = None
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What lm-eval says of one task: its main metric over `samples` questions with `shots` examples before each."""
+
+    name: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    samples: int | None = None
+    shots: int | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run of one checkpoint: a latency run (one scenario, one round) or a quality run.
+    """One run of one checkpoint: a latency run (one scenario, one round), a quality run, or tasks.
 
     `status` is "ok" exactly when the figures of its kind are there; otherwise `reason` says in one line why
     not. `environment` is the fingerprint of the machine and the libraries; `position` counts the runs of one
-    plan; `device_state` holds NVML's looks at the GPU "before" and "after" the run
-    (bench.device.DeviceState).
+    plan; `device_state` holds NVML's looks at the GPU "before" and "after" the run (bench.device.DeviceState) and
+    what was seen "between" its passes (bench.device.Seen). prompt_sha256: of the prompt's token ids. quantization:
+    what the loaded model says of its own quantization (bitsandbytes' threshold and type among it). plan: the rules of
+    the bench (bench.enough.Rounds) and of one measurement (bench.steady.Rule) that it was taken under.
     """
 
     kind: Kind
@@ -123,6 +179,10 @@ class Record:
     memory: Memory | None = None
     quality: Quality | None = None
     device_state: dict[str, Any] | None = None
+    prompt_sha256: str | None = None
+    plan: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+    tasks: tuple[TaskScore, ...] | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:
@@ -130,7 +190,7 @@ class Record:
             raise ValueError(f"record of kind {self.kind!r}, status {self.status!r}")
         if (self.status == "ok") == (self.reason is not None):
             raise ValueError("a record has a reason exactly when its status is not ok")
-        figures = self.latency if self.kind == "latency" else self.quality
+        figures = {"latency": self.latency, "quality": self.quality, "tasks": self.tasks}[self.kind]
         if self.status == "ok" and figures is None:
             raise ValueError(f"an ok {self.kind} record has {self.kind} figures")
         if self.kind == "latency" and self.scenario is None:
@@ -142,21 +202,14 @@ class Record:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Record":
-        """The record that `to_json_line` wrote. Raises UserError for an unknown schema version."""
-        version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"record of schema version {version!r}, this quantable reads version {SCHEMA_VERSION}: "
-                "use the quantable that wrote it, or measure again"
-            )
+        """The record that `to_json_line` wrote, brought up to date. Raises UserError for an unknown schema version."""
+        fields = migrated(data)
         nested: dict[str, Any] = {
             "subject": Subject,
             "scenario": Scenario,
             "kernels": Kernels,
             "memory": Memory,
-            "quality": Quality,
         }
-        fields = dict(data)
         for name, cls in nested.items():
             if fields.get(name) is not None:
                 fields[name] = cls(**fields[name])
@@ -166,8 +219,40 @@ class Record:
                 tuple(raw["prefill_s"]),
                 tuple(tuple(steps) for steps in raw["decode_s"]),
                 tuple(raw["warmup_s"]),
+                raw.get("steady"),
+                raw.get("stopped"),
             )
+        if fields.get("quality") is not None:
+            raw = dict(fields["quality"])
+            for name in ("divergence", "noise_floor"):
+                raw[name] = Divergence(**raw[name]) if raw.get(name) else None
+            fields["quality"] = Quality(**raw)
+        if fields.get("tasks") is not None:
+            fields["tasks"] = tuple(TaskScore(**score) for score in fields["tasks"])
         return Record(**fields)
+
+
+def _from_version_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 added fields alone, which are unknown in older records."""
+    return {**data, "schema_version": 2}
+
+
+MIGRATIONS = {1: _from_version_1}
+"""By the version they start from; each leads to the next."""
+
+
+def migrated(data: dict[str, Any]) -> dict[str, Any]:
+    """A record's JSON in today's schema. Raises UserError for a version that nothing here leads from."""
+    version = data.get("schema_version")
+    while isinstance(version, int) and version in MIGRATIONS:
+        data = MIGRATIONS[version](data)
+        version = data["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"record of schema version {version!r}, this quantable reads versions up to {SCHEMA_VERSION}: "
+            "use the quantable that wrote it, or measure again"
+        )
+    return dict(data)
 
 
 def append_record(path: Path, record: Record) -> None:

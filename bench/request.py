@@ -1,24 +1,49 @@
 """What a worker process is asked to do: a JSON file. Imports no torch."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from bench.record import Kind, Record, Status, Subject
 from bench.scenario import Scenario
+from bench.steady import Rule
+
+BUILTIN_LABEL = "builtin evaluation"
+
+
+@dataclass(frozen=True)
+class QualityRequest:
+    """What to judge on: `blocks` blocks of `block_tokens` tokens of a text.
+
+    data: a text as `quantize.calibration.text_from` reads it, None for the built-in evaluation text; label: how
+    records call it. expectations: where the reference's are, or go.
+    """
+
+    expectations: str | None = None
+    data: str | None = None
+    label: str = BUILTIN_LABEL
+    blocks: int = 12
+    block_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class TaskRequest:
+    """Which tasks of lm-eval to run. folder: holds task files of the user's own; limit: questions of each task."""
+
+    names: tuple[str, ...]
+    folder: str | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """One process's work: load one checkpoint, then measure each scenario in turn, or its quality.
+    """One process's work: load one checkpoint, then measure each scenario in turn, its quality, its tasks.
 
-    repetitions: timed passes a scenario, None for the rule of `repetitions_for`; warmups: passes before them.
-    parent_pid: the worker ends when this process does; None to run on its own.
-    `environment` and `subject` go into every record as they are.
+    rule: when a scenario is warm, and when it has enough. parent_pid: the worker ends when this process does; None to
+    run on its own. `environment` and `subject` go into every record as they are.
     """
 
-    kind: Kind
     checkpoint: str
     subject: Subject
     device: str
@@ -28,36 +53,40 @@ class Request:
     round: int | None = None
     position: int | None = None
     threads: int | None = None
-    repetitions: int | None = None
-    warmups: int = 1
-    quality_blocks: int = 12
-    quality_block_tokens: int = 512
+    rule: Rule = field(default_factory=Rule)
+    quality: QualityRequest | None = None
+    tasks: TaskRequest | None = None
+    is_reference: bool = False
+    plan: dict[str, Any] | None = None
     parent_pid: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"request of kind {self.kind!r}")
-        if (self.kind == "latency") != bool(self.scenarios):
-            raise ValueError("a latency request has scenarios and a quality request has none")
+        if not self.works:
+            raise ValueError("a request without work")
 
-    def repetitions_for(self, scenario: Scenario) -> int:
-        """Timed passes: a scenario with decode steps has many samples in one pass, a bare prefill has one."""
-        if self.repetitions is not None:
-            return self.repetitions
-        return 1 if scenario.decode_steps else 2
+    @property
+    def works(self) -> tuple[tuple[Kind, Scenario | None], ...]:
+        """What records it leads to: (kind, scenario), in order."""
+        works: list[tuple[Kind, Scenario | None]] = [("latency", scenario) for scenario in self.scenarios]
+        if self.quality:
+            works.append(("quality", None))
+        if self.tasks:
+            works.append(("tasks", None))
+        return tuple(works)
 
     def record(
         self,
         status: Status,
+        work: tuple[Kind, Scenario | None],
         *,
         started_at: str,
         wall_s: float,
-        scenario: Scenario | None = None,
         **figures: Any,
     ) -> Record:
-        """A record of this request's run; `figures` are Record's own fields."""
+        """A record of one of this request's works; `figures` are Record's own fields."""
+        kind, scenario = work
         return Record(
-            kind=self.kind,
+            kind=kind,
             status=status,
             subject=self.subject,
             device=self.device,
@@ -65,9 +94,10 @@ class Request:
             environment=self.environment,
             wall_s=wall_s,
             scenario=scenario,
-            round=self.round,
+            round=self.round if kind == "latency" else None,
             position=self.position,
             compute_dtype=self.compute_dtype,
+            plan={**(self.plan or {}), "rule": asdict(self.rule)},
             **figures,
         )
 
@@ -81,4 +111,9 @@ class Request:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["subject"] = Subject(**fields["subject"])
         fields["scenarios"] = tuple(Scenario.from_json(scenario) for scenario in fields["scenarios"])
+        fields["rule"] = Rule(**fields["rule"])
+        if fields["quality"]:
+            fields["quality"] = QualityRequest(**fields["quality"])
+        if fields["tasks"]:
+            fields["tasks"] = TaskRequest(**{**fields["tasks"], "names": tuple(fields["tasks"]["names"])})
         return Request(**fields)

@@ -1,16 +1,22 @@
 """`bench`: measure every checkpoint of a folder against its reference, and keep a record of each run."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.enough import Enough, Rounds
 from bench.environment import differences
 from bench.executor import Executor, Settings, WorkerExecutor
-from bench.plan import PlannedRun, key_of, missing, plan, planned_keys
+from bench.plan import PlannedRun, RunKey, key_of, missing, plan, planned_keys, with_references
 from bench.probe import Machine, probe
 from bench.record import Record, append_record, read_records
+from bench.request import QualityRequest, TaskRequest
 from bench.scenario import SCENARIOS, Scenario
+from bench.steady import Rule
 from quantize.checkpoint import Checkpoint, find_checkpoints, verify
 from quantize.errors import UserError
 from quantize.progress import Progress, silent
@@ -26,12 +32,15 @@ DEFAULT_TIMEOUT_S = 3600.0
 class Outcome:
     """What a `bench` leaves: the records of its plan, the last one of each run, older runs' included.
 
-    path: the records file; measured: how many of the records are new.
+    path: the records file; measured: how many of the records are new; rounds: how many there are, and `stopped` why no
+    more (bench.enough).
     """
 
     path: Path
     records: tuple[Record, ...]
     measured: int
+    rounds: int
+    stopped: Enough
 
     @property
     def failed(self) -> tuple[Record, ...]:
@@ -51,80 +60,196 @@ class Outcome:
         return wanted == measured
 
 
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure, and how; every default is what the table is made with.
+
+    scenarios:    None for `published` and `chat`.
+    rounds, rule: how many processes for each checkpoint, each measuring all scenarios; when one of them has enough.
+    device:       "cpu", "cuda", or "auto": the GPU where there is one.
+    dtype:        compute dtype of all runs. None: on a GPU the reference's half dtype, on a CPU float32, or
+                  bfloat16 where that is clearly faster.
+    timeout_s:    for one process. threads: CPU threads of each process, None for torch's choice.
+    quality:      measure perplexity and divergence too; quality_data: on this text (a file, or hub:NAME) in place of
+                  the built-in one.
+    tasks:        names of lm-eval tasks or of our groups; task_folder: task files of the user's own; task_limit:
+                  questions of each.
+    fresh:        set an existing records file aside and measure everything.
+    """
+
+    scenarios: tuple[Scenario, ...] | None = None
+    rounds: Rounds = field(default_factory=Rounds)
+    rule: Rule = field(default_factory=Rule)
+    device: str = "auto"
+    dtype: str | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    threads: int | None = None
+    quality: bool = True
+    quality_data: str | None = None
+    tasks: tuple[str, ...] = ()
+    task_folder: Path | None = None
+    task_limit: int | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0:
+            raise UserError("--timeout must be above 0 seconds")
+        if self.threads is not None and self.threads < 1:
+            raise UserError("--threads must be at least 1")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"unknown dtype {self.dtype!r}; there are: {', '.join(DTYPES)}")
+        if self.device not in DEVICES:
+            raise UserError(f"unknown device {self.device!r}; there are: {', '.join(DEVICES)}")
+
+
 def bench(
     directory: Path | str,
+    options: BenchOptions | None = None,
     *,
-    scenarios: Sequence[Scenario] | None = None,
-    rounds: int = 3,
-    device: str = "auto",
-    dtype: str | None = None,
     records: Path | str | None = None,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-    threads: int | None = None,
-    quality: bool = True,
-    fresh: bool = False,
     progress: Progress = silent,
     probe_machine: Callable[[str, int | None], Machine] = probe,
     executor_for: Callable[[Settings, Path], Executor] | None = None,
+    now: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Measure every finished checkpoint in `directory` and append one record a run to the records file.
+    """Measure every finished checkpoint in `directory` and append the records of each run to the records file.
 
-    scenarios:  None for `published` and `chat`.
-    rounds:     processes for each checkpoint, each measuring all scenarios.
-    device:     "cpu", "cuda", or "auto": the GPU where there is one.
-    dtype:      compute dtype of all runs. None: on a GPU the reference's half dtype, on a CPU float32, or
-                bfloat16 where that is clearly faster.
     records:    the file, None for records.jsonl in the folder. What it has an ok record of is not run again.
-    timeout_s:  for one process. threads: CPU threads of each process, None for torch's choice.
-    quality:    measure perplexity too. fresh: set an existing records file aside and measure everything.
     progress:   told the run that begins, how many are done, and of how many.
-    probe_machine, executor_for: replaced in tests.
+    probe_machine, executor_for, now: replaced in tests.
 
     Raises UserError before anything runs: no checkpoints, no reference, damaged files, no CUDA, a records
     file from another machine. A run that fails is a record and no exception; KeyboardInterrupt loses no
     finished run.
     """
-    _check_arguments(rounds, timeout_s, threads, dtype, device)
+    options = options or BenchOptions()
+    began = now()
+    quality = quality_request(options.quality_data)
+    tasks = expand_tasks(options)
     folder = Path(directory)
     checkpoints = find_checkpoints(folder)
     check_references(checkpoints, folder)
     path = Path(records) if records is not None else folder / RECORDS_NAME
-    if fresh:
+    if options.fresh:
         set_aside(path)
     old = read_records(path) if path.exists() else []
 
     progress("looking at the machine", 0, 0)
-    machine = probe_machine(device, threads)
+    machine = probe_machine(options.device, options.threads)
     _check_same(path, old, machine, checkpoints)
-    dtypes = compute_dtypes(checkpoints, machine, dtype, old)
-    runs = plan(checkpoints, list(scenarios or SCENARIOS.values()), rounds, quality=quality)
-    left = missing(runs, old, device=machine.device, compute_dtypes=dtypes)
-    for checkpoint in {run.checkpoint.path: run.checkpoint for run in left}.values():
-        progress(f"checking the files of {checkpoint.path.name}", 0, 0)
-        verify(checkpoint)
+    if options.quality:
+        _check_same_text(path, old, quality)
+    dtypes = compute_dtypes(checkpoints, machine, options.dtype, old)
+    settings = Settings(
+        machine.device,
+        dtypes,
+        machine.environment,
+        options.timeout_s,
+        options.threads,
+        rule=options.rule,
+        quality=quality,
+        tasks=TaskRequest(tasks, _text(options.task_folder), options.task_limit) if tasks else None,
+        expectations=expectation_paths(path, checkpoints, dtypes, quality.label) if options.quality else {},
+        plan={"rounds": options.rounds.to_json()},
+    )
+    series = _Series(path, list(old), settings, (executor_for or _worker_executor)(settings, path), progress)
+    done, verified = 0, set[Path]()
+    round_s = 0.0
+    while (stopped := options.rounds.enough(done, series.records, now() - began, round_s)) is None:
+        numbers = range(options.rounds.least) if done == 0 else [done]
+        runs = plan(
+            checkpoints, list(options.scenarios or SCENARIOS.values()), numbers, quality=options.quality, tasks=tasks
+        )
+        round_began = now()
+        series.carry_out(runs, verified)
+        done = max(numbers) + 1
+        round_s = (now() - round_began) / len(numbers)
+    shutil.rmtree(_expectations_folder(path), ignore_errors=True)
+    return Outcome(path, series.latest(), series.measured, done, stopped)
 
-    settings = Settings(machine.device, dtypes, machine.environment, timeout_s, threads)
-    executor = (executor_for or _worker_executor)(settings, path)
-    new = _carry_out(left, executor, path, progress)
-    wanted = planned_keys(runs, device=machine.device, compute_dtypes=dtypes)
-    latest = {key_of(record): record for record in [*old, *new] if key_of(record) in wanted}
-    return Outcome(path, tuple(latest.values()), len(new))
+
+@dataclass
+class _Series:
+    """The runs of one bench, as they are carried out; `records` are all that the file holds."""
+
+    path: Path
+    records: list[Record]
+    settings: Settings
+    executor: Executor
+    progress: Progress
+    measured: int = 0
+    wanted: set[RunKey] = field(default_factory=set)
+
+    def carry_out(self, runs: Sequence[PlannedRun], verified: set[Path]) -> None:
+        """Run what of these has no ok record yet, each record written as its run ends."""
+        device, dtypes = self.settings.device, self.settings.compute_dtypes
+        self.wanted |= planned_keys(runs, device=device, compute_dtypes=dtypes)
+        left = missing(runs, self.records, device=device, compute_dtypes=dtypes)
+        kept = {model for model, path in self.settings.expectations.items() if path.is_file()}
+        left = with_references(left, runs, kept)
+        for checkpoint in {run.checkpoint.path: run.checkpoint for run in left}.values():
+            if checkpoint.path not in verified:
+                self.progress(f"checking the files of {checkpoint.path.name}", 0, 0)
+                verify(checkpoint)
+                verified.add(checkpoint.path)
+        for number, run in enumerate(left):
+            work = "quality" if run.round is None else f"round {run.round + 1}"
+            self.progress(f"{run.subject.name}, {work}", number, len(left))
+            for record in self.executor(run):
+                append_record(self.path, record)
+                self.records.append(record)
+                self.measured += 1
+
+    def latest(self) -> tuple[Record, ...]:
+        """The last record of each work that was wanted."""
+        return tuple({key_of(record): record for record in self.records if key_of(record) in self.wanted}.values())
+
+
+def quality_request(data: str | None) -> QualityRequest:
+    """What to judge on. Raises UserError for a text that cannot be read."""
+    if data is None:
+        return QualityRequest()
+    from quantize.calibration import HUB_PREFIX, PARAGRAPH, text_from
+
+    text = PARAGRAPH.join(text_from(data))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    name = data if data.startswith(HUB_PREFIX) else Path(data).name
+    return QualityRequest(data=data if name == data else str(Path(data).resolve()), label=f"{name}, sha256 {digest}")
+
+
+def expand_tasks(options: BenchOptions) -> tuple[str, ...]:
+    """The names of the tasks asked for, groups taken apart; none where none were."""
+    if not options.tasks:
+        return ()
+    from bench.tasks import expand
+
+    return expand(options.tasks)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
+
+
+def _expectations_folder(path: Path) -> Path:
+    return path.with_suffix(".expectations")
+
+
+def expectation_paths(
+    path: Path, checkpoints: Iterable[Checkpoint], dtypes: Mapping[str, str], label: str
+) -> dict[str, Path]:
+    """Where each reference's expectations are kept while the bench lasts: another file for other contents or text."""
+    found: dict[str, Path] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.variant == REFERENCE:
+            model = checkpoint.manifest.base_model
+            key = f"{checkpoint.content_sha256} {dtypes[model]} {label}"
+            name = f"{model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+            found.setdefault(model, _expectations_folder(path) / name)
+    return found
 
 
 def _worker_executor(settings: Settings, path: Path) -> Executor:
     return WorkerExecutor(settings, log=path.with_suffix(".log"))
-
-
-def _carry_out(runs: Sequence[PlannedRun], executor: Executor, path: Path, progress: Progress) -> list[Record]:
-    done: list[Record] = []
-    for number, run in enumerate(runs):
-        work = "perplexity" if run.round is None else f"round {run.round + 1}"
-        progress(f"{run.subject.name}, {work}", number, len(runs))
-        records = executor(run)
-        for record in records:
-            append_record(path, record)
-        done += records
-    return done
 
 
 def check_references(checkpoints: Sequence[Checkpoint], folder: Path) -> None:
@@ -194,14 +319,11 @@ def _check_same(path: Path, old: Sequence[Record], machine: Machine, checkpoints
             )
 
 
-def _check_arguments(rounds: int, timeout_s: float, threads: int | None, dtype: str | None, device: str) -> None:
-    if rounds < 1:
-        raise UserError("--rounds must be at least 1")
-    if timeout_s <= 0:
-        raise UserError("--timeout must be above 0 seconds")
-    if threads is not None and threads < 1:
-        raise UserError("--threads must be at least 1")
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-    if device not in DEVICES:
-        raise UserError(f"unknown device {device!r}; there are: {', '.join(DEVICES)}")
+def _check_same_text(path: Path, old: Sequence[Record], quality: QualityRequest) -> None:
+    """Perplexities on two texts do not stand in one table."""
+    for record in old:
+        if record.quality is not None and record.quality.text != quality.label:
+            raise UserError(
+                f"{path} holds perplexities on another text ({record.quality.text}, now {quality.label}): use --fresh "
+                "to begin again, or --records for another file"
+            )

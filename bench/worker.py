@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.clock import Clock, CudaClock, HostClock
-from bench.device import Nvml, cuda_uuid, open_nvml
+from bench.device import Nvml, Seen, cuda_uuid, open_nvml
 from bench.memory import MemoryView, memory_view
-from bench.record import Kernels, Memory, Record, Status, append_record
+from bench.record import Kernels, Kind, Memory, Record, Status, append_record
 from bench.request import Request
 from bench.scenario import Scenario
 from quantize.errors import UserError
@@ -29,6 +29,7 @@ REASON_CHARACTERS = 300
 NO_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
 
 Load = Callable[..., Any]
+Work = tuple[Kind, Scenario | None]
 Emit = Callable[[Record], None]
 
 
@@ -46,22 +47,21 @@ class Bench:
 
 
 def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
-    """Load the checkpoint and emit one record a scenario (or one of quality), failures included.
+    """Load the checkpoint and emit one record a scenario, one of quality, one of tasks, failures included.
 
-    load: replaces quantize.load in tests. A failure to load is a record for every scenario asked for.
+    load: replaces quantize.load in tests. A failure to load is a record for everything asked for.
     """
-    asked: tuple[Scenario | None, ...] = request.scenarios or (None,)
     started_at, start = _now(), time.perf_counter()
     try:
         bench = _load(request, load)
     except Exception as error:
         status, reason = failure(error, request.checkpoint)
         wall_s = time.perf_counter() - start
-        for scenario in asked:
-            emit(request.record(status, started_at=started_at, wall_s=wall_s, scenario=scenario, reason=reason))
+        for asked in request.works:
+            emit(request.record(status, asked, started_at=started_at, wall_s=wall_s, reason=reason))
         return
-    for scenario in asked:
-        emit(_measured(request, bench, scenario))
+    for asked in request.works:
+        emit(_measured(request, bench, asked))
 
 
 def _load(request: Request, load: Load | None) -> Bench:
@@ -92,20 +92,31 @@ def _load(request: Request, load: Load | None) -> Bench:
     )
 
 
-def _measured(request: Request, bench: Bench, scenario: Scenario | None) -> Record:
-    """The record of one scenario, or of quality where there is none."""
+def _measured(request: Request, bench: Bench, asked: Work) -> Record:
+    """The record of one scenario, of quality, or of tasks."""
     started_at, start = _now(), time.perf_counter()
+    kind, scenario = asked
     figures: dict[str, Any] = {
         "kernels": Kernels(bench.loaded.prefill_kernel, bench.loaded.decode_kernel),
+        "quantization": quantization_of(bench.loaded.model),
     }
+    seen = Seen()
     before = bench.nvml.state() if bench.nvml else None
     bench.view.reset_peak()
     status: Status = "ok"
+    cache: dict[str, int | None] = {}
     try:
-        if scenario is None:
+        if scenario is not None:
+            measured = _latency(request, bench, scenario, seen)
+            figures |= {"latency": measured.latency, "prompt_sha256": measured.prompt_sha256}
+            cache = {
+                "kv_cache_bytes": measured.kv_cache_bytes,
+                "kv_cache_formula_bytes": measured.kv_cache_formula_bytes,
+            }
+        elif kind == "quality":
             figures["quality"] = _quality(request, bench)
         else:
-            figures["latency"] = _latency(request, bench, scenario)
+            figures["tasks"] = _tasks(request, bench)
         run_peak_bytes = bench.view.peak_bytes()
         after = bench.nvml.state() if bench.nvml else None
         figures["memory"] = Memory(
@@ -116,34 +127,69 @@ def _measured(request: Request, bench: Bench, scenario: Scenario | None) -> Reco
             run_peak_bytes=run_peak_bytes,
             nvml_process_bytes=after.process_bytes if after else None,
             nvml_device_bytes=after.device_bytes if after else None,
+            reserved_peak_bytes=bench.view.reserved_peak_bytes(),
+            **cache,
         )
         if before and after:
-            figures["device_state"] = {"before": before.to_json(), "after": after.to_json()}
+            figures["device_state"] = {
+                "before": before.to_json(),
+                "between": seen.to_json(),
+                "after": after.to_json(),
+            }
     except Exception as error:
         status, figures["reason"] = failure(error, request.checkpoint)
     wall_s = time.perf_counter() - start
-    return request.record(status, started_at=started_at, wall_s=wall_s, scenario=scenario, **figures)
+    return request.record(status, asked, started_at=started_at, wall_s=wall_s, **figures)
 
 
-def _latency(request: Request, bench: Bench, scenario: Scenario) -> Any:
+def quantization_of(model: Any) -> dict[str, Any] | None:
+    """What the loaded model says of its quantization: plain values alone, None for a model that is not quantized."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return None
+    values = dict(config) if isinstance(config, dict) else config.to_dict()
+    return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | None)}
+
+
+def _latency(request: Request, bench: Bench, scenario: Scenario, seen: Seen) -> Any:
+    import torch
+
     from bench.latency import measure_latency
 
     return measure_latency(
         bench.loaded.model,
         scenario,
         bench.clock,
-        repetitions=request.repetitions_for(scenario),
-        warmups=request.warmups,
+        request.rule,
+        compute_dtype=getattr(torch, request.compute_dtype),
+        between=lambda: seen.look(bench.nvml),
     )
 
 
 def _quality(request: Request, bench: Bench) -> Any:
-    from bench.quality import evaluation_blocks, perplexity
+    from bench.expectations import Expectations
+    from bench.quality import evaluation_blocks, quality, reference_quality
 
+    asked = request.quality
+    assert asked is not None
+    model = bench.loaded.model
     blocks = evaluation_blocks(
-        bench.loaded.tokenizer, blocks=request.quality_blocks, block_tokens=request.quality_block_tokens
+        bench.loaded.tokenizer, blocks=asked.blocks, block_tokens=asked.block_tokens, data=asked.data
     )
-    return perplexity(bench.loaded.model, blocks)
+    kept = Expectations(Path(asked.expectations)) if asked.expectations else None
+    if kept is not None and request.is_reference:
+        return reference_quality(model, blocks, kept, text=asked.label)
+    there = kept if kept is not None and kept.path.is_file() else None
+    return quality(model, blocks, text=asked.label, expected=there)
+
+
+def _tasks(request: Request, bench: Bench) -> Any:
+    from bench.tasks import evaluate
+
+    asked = request.tasks
+    assert asked is not None
+    folder = None if asked.folder is None else Path(asked.folder)
+    return evaluate(bench.loaded.model, bench.loaded.tokenizer, asked.names, folder=folder, limit=asked.limit)
 
 
 def failure(error: Exception, checkpoint: str) -> tuple[Status, str]:

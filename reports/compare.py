@@ -1,19 +1,14 @@
 """From records to comparisons: each checkpoint against the reference of its base model, round by round."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, get_args
 
+from bench.phase import PHASES, Phase, phase_s
+from bench.ratio import Ratio, ratio_of
 from bench.record import Record
 from bench.scenario import Scenario
-from quantize.errors import UserError
-from reports.ratio import Ratio, ratio_of
-
-Phase = Literal["total", "prefill", "decode"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(frozen=True)
@@ -66,34 +61,6 @@ def compare(scenario: Scenario, variant: Sequence[Record], reference: Sequence[R
         first=sum(_order(other) <= _order(one) for one, other in pairs),
         apart_s=None if None in apart else max(value for value in apart if value is not None),
     )
-
-
-def phase_s(record: Record, phase: Phase) -> float | None:
-    """Seconds of one run in this phase, None when it has no sample of it.
-
-    total: median over repetitions of prefill plus all decode steps; prefill: median over repetitions;
-    decode: median over all decode steps of all repetitions, that is seconds a token (of each prompt in the
-    batch).
-    Raises UserError for a time that is not above 0.
-    """
-    if record.latency is None:
-        return None
-    prefill, decode = record.latency.prefill_s, record.latency.decode_s
-    steps = decode or ((),) * len(prefill)
-    samples: dict[Phase, list[float]] = {
-        "total": [first + math.fsum(rest) for first, rest in zip(prefill, steps, strict=False)],
-        "prefill": list(prefill),
-        "decode": [step for repetition in decode for step in repetition],
-    }
-    if not samples[phase]:
-        return None
-    seconds = statistics.median(samples[phase])
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise UserError(
-            f"a record of {record.subject.name} holds a {phase} time of {seconds} s, no measurement: "
-            "remove that line and measure again"
-        )
-    return seconds
 
 
 def started(record: Record) -> datetime | None:

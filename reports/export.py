@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bench.phase import PHASES, Phase
+from bench.ratio import Ratio
 from bench.scenario import Scenario
-from reports.compare import PHASES, Phase
-from reports.ratio import Ratio
 from reports.results import Failure, Measurement, Result, Timing
 
 EXPORT_VERSION = 1
@@ -75,7 +75,35 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         "decode_kernel": timing.kernels.decode if timing and timing.kernels else None,
         "perplexity": result.quality.perplexity if result.quality else None,
         "perplexity_ratio": result.perplexity_ratio,
+        **_flat_divergence(result),
+        **_flat_memory(timing),
+        "energy_j": timing.energy_j if timing else None,
+        "unsteady_rounds": timing.unsteady if timing else None,
+        "outliers": timing.outliers[0] if timing else None,
+        "samples": timing.outliers[1] if timing else None,
     }
+
+
+def _flat_divergence(result: Result) -> dict[str, Any]:
+    divergence = result.quality.divergence if result.quality else None
+    fields = ("mean", "median", "p99")
+    told: dict[str, Any] = {f"kl_{name}": getattr(divergence, name) if divergence else None for name in fields}
+    return told | {"flips": divergence.flips if divergence else None}
+
+
+def _flat_memory(timing: Timing | None) -> dict[str, Any]:
+    memory = timing.memory if timing else None
+    fields = (
+        "kv_cache_bytes",
+        "kv_cache_formula_bytes",
+        "activations_bytes",
+        "rest_bytes",
+        "baseline_bytes",
+        "reserved_peak_bytes",
+        "nvml_process_bytes",
+        "nvml_device_bytes",
+    )
+    return {name: getattr(memory, name) if memory else None for name in fields}
 
 
 def _status(timing: Timing | None, failure: Failure | None) -> str | None:
@@ -127,6 +155,7 @@ def _row(result: Result) -> dict[str, Any]:
         "quality": asdict(result.quality) if result.quality else None,
         "perplexity_ratio": result.perplexity_ratio,
         "timings": [_timing(timing) for timing in result.timings.values()],
+        "tasks": [asdict(score) for score in result.tasks],
         "failures": [asdict(failure) for failure in result.failures],
     }
 
@@ -140,6 +169,13 @@ def _timing(timing: Timing) -> dict[str, Any]:
         "prefill_tokens_per_s": timing.prefill_tokens_per_s,
         "decode_tokens_per_s": timing.decode_tokens_per_s,
         "run_peak_bytes": timing.run_peak_bytes,
+        "memory": _flat_memory(timing),
+        "energy_j": timing.energy_j,
+        "unsteady_rounds": timing.unsteady,
+        "outliers": timing.outliers[0],
+        "samples": timing.outliers[1],
+        "throttled": list(timing.throttled),
+        "other_processes": timing.neighbours,
         "kernels": asdict(timing.kernels) if timing.kernels else None,
         "reference": comparison.reference if comparison else None,
         "apart_s": comparison.apart_s if comparison else None,

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from bench.record import Subject
+from bench.phase import Phase
+from bench.ratio import Ratio
+from bench.record import Divergence, Subject
 from bench.scenario import Scenario
 from quantize.variant import REFERENCE
-from reports.compare import Phase
 from reports.notes import paragraph, warnings
-from reports.ratio import Ratio
 from reports.results import Failure, Measurement, Result, Timing
 from reports.table import Block, Bullets, Cell, Column, Heading, Page, Paragraph, Table
 
@@ -36,7 +36,14 @@ def _blocks(measurement: Measurement) -> list[Block]:
         speed = speed_table(measurement, scenario, labels)
         if speed.rows:
             blocks += [Paragraph(f"Speed in the scenario `{scenario.name}` ({shape_text(scenario)}):"), speed]
-    blocks += [Paragraph("Size and quality:"), quality_table(measurement, labels)]
+    for scenario in measurement.scenarios:
+        memory = memory_table(measurement, scenario, labels)
+        if memory.rows:
+            blocks += [Paragraph(f"Memory in the scenario `{scenario.name}`, by what it is for:"), memory]
+    blocks += [Paragraph("Quality:"), quality_table(measurement, labels)]
+    tasks = task_table(measurement, labels)
+    if tasks.rows:
+        blocks += [Paragraph("Tasks (lm-eval):"), tasks]
     failures = failure_table(measurement, labels)
     if failures.rows:
         blocks += [Paragraph("Runs that did not end well:"), failures]
@@ -168,25 +175,75 @@ def _speed_row(phase: Phase, result: Result, timing: Timing, label: str) -> tupl
 
 
 def quality_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:
-    """Bytes of the weights, the peak while loading, and perplexity."""
+    """Perplexity, and how far the next-token distributions are from the reference's."""
     columns = (
         Column("Row"),
-        Column("Weights GB", "gigabytes"),
-        Column("Load peak GB", "gigabytes"),
         Column("Perplexity", "perplexity"),
         Column("to reference", "ratio"),
+        Column("KLD mean", "nats", missing=""),
+        Column("median", "nats", missing=""),
+        Column("99%", "nats", missing=""),
+        Column("Flips", "share", missing=""),
     )
     rows = [
         (
             labels[result.subject],
-            result.weights_bytes,
-            result.load_peak_bytes,
             result.quality.perplexity if result.quality else None,
             1.0 if result.is_reference and result.quality else result.perplexity_ratio,
+            *_divergence_cells(result.quality.divergence if result.quality else None),
         )
         for result in measurement.results
     ]
-    return Table(columns, tuple(rows))
+    floors = [
+        (f"{labels[result.subject]} against itself", None, None, *_divergence_cells(result.quality.noise_floor))
+        for result in measurement.results
+        if result.quality and result.quality.noise_floor
+    ]
+    return Table(columns, (*rows, *floors))
+
+
+def _divergence_cells(divergence: Divergence | None) -> tuple[Cell, ...]:
+    if divergence is None:
+        return (None, None, None, None)
+    return (divergence.mean, divergence.median, divergence.p99, divergence.flips)
+
+
+def memory_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
+    """What the bytes of one scenario's peak are for; the process's and the device's view where NVML told."""
+    memories = {
+        result.subject: timing.memory
+        for result in measurement.results
+        if (timing := result.timing(scenario)) is not None and timing.memory is not None
+    }
+    columns = [
+        ("Weights", "weights_bytes"),
+        ("KV cache", "kv_cache_bytes"),
+        ("Activations", "activations_bytes"),
+        ("Rest", "rest_bytes"),
+        ("Run peak", "run_peak_bytes"),
+        ("Load peak", "load_peak_bytes"),
+        ("Reserved", "reserved_peak_bytes"),
+        ("Process (NVML)", "nvml_process_bytes"),
+        ("Device (NVML)", "nvml_device_bytes"),
+    ]
+    told = [
+        (title, field)
+        for title, field in columns
+        if any(getattr(memory, field) is not None for memory in memories.values())
+    ]
+    rows = [(labels[subject], *(getattr(memory, field) for _, field in told)) for subject, memory in memories.items()]
+    return Table((Column("Row"), *(Column(f"{title} GB", "gigabytes") for title, _ in told)), tuple(rows))
+
+
+def task_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:
+    """One row a checkpoint, one column a task of lm-eval."""
+    names = list(dict.fromkeys(score.name for result in measurement.results for score in result.tasks))
+    rows = []
+    for result in measurement.results:
+        scores = {score.name: score for score in result.tasks}
+        if scores:
+            rows.append((labels[result.subject], *(scores[n].value if n in scores else None for n in names)))
+    return Table((Column("Row"), *(Column(name, "share") for name in names)), tuple(rows))
 
 
 def failure_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:

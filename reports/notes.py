@@ -2,14 +2,17 @@
 
 from datetime import UTC, datetime
 
+from bench.ratio import CONFIDENCE, EQUIVALENCE
 from bench.record import Quality, Subject
 from bench.scenario import Scenario
-from reports.ratio import CONFIDENCE, EQUIVALENCE
-from reports.results import HEADLINE, Measurement, Result
+from reports.results import HEADLINE, OUTLIER_MADS, Measurement, Result, Timing
 from reports.table import gigabytes_text, ratio_text
 
 BROKEN_PERPLEXITY_RATIO = 2.0
 """From here on a checkpoint is called broken: quantization that works costs some percent."""
+
+OUTLIER_SHARE = 0.05
+"""From this share of outlying samples on, a reader is told what to do; fewer are only counted."""
 
 STALE_S = 3600.0
 """Paired runs further apart than this were not measured in one go."""
@@ -23,6 +26,7 @@ def paragraph(measurement: Measurement) -> str:
         _dtype(measurement),
         *(_scenario(scenario) for scenario in measurement.scenarios),
         _memory(measurement),
+        _outliers(measurement),
         _time(measurement),
         _quality(measurement),
         _rounding(measurement),
@@ -48,6 +52,7 @@ def _result_warnings(result: Result) -> list[str]:
         times = ratio_text(result.perplexity_ratio)
         found.append(f"this checkpoint is broken: its perplexity is {times} the reference's.")
     for timing in result.timings.values():
+        found += _stability_warnings(timing)
         comparison = timing.comparison
         if comparison is None:
             continue
@@ -62,6 +67,31 @@ def _result_warnings(result: Result) -> list[str]:
                 f"in `{name}` it and its reference ran up to {_duration(comparison.apart_s)} apart; "
                 "measure both again in one go."
             )
+    return found
+
+
+def _stability_warnings(timing: Timing) -> list[str]:
+    """What made the figures of one scenario unsteady, and what to do about it."""
+    name, found = timing.scenario.name, []
+    if timing.unsteady:
+        found.append(
+            f"in `{name}` the warm-up never became steady in {timing.unsteady} of {timing.rounds} rounds: close other "
+            "programs and measure again."
+        )
+    far, samples = timing.outliers
+    if far > OUTLIER_SHARE * samples:
+        found.append(
+            f"in `{name}` {far} of {samples} samples lie far from the rest (none is dropped): something else ran; "
+            "close it and measure again, or raise --rounds."
+        )
+    if timing.throttled:
+        found.append(
+            f"in `{name}` the GPU's clocks were held down ({', '.join(timing.throttled)}): let it cool, or lower the "
+            "load, and measure again."
+        )
+    if timing.neighbours:
+        programs = _plural(timing.neighbours, "{} other program")
+        found.append(f"in `{name}` {programs} used the GPU: stop what runs there and measure again.")
     return found
 
 
@@ -162,7 +192,25 @@ def _quality(measurement: Measurement) -> str:
         for result in measurement.results
         if result.quality
     )
-    return " ".join(f"Perplexity is over {text.tokens} tokens of held-out text ({text.text})." for text in texts)
+    words = [f"Perplexity is over {text.tokens} tokens of held-out text ({text.text})." for text in texts]
+    if any(result.quality and result.quality.divergence for result in measurement.results):
+        words.append(
+            "KLD is the divergence KL(reference || row) of the next-token distributions on the same text, in nats a "
+            "token; flips are the tokens whose likeliest choice is another. The reference against itself, its sums "
+            "done in another order, is the noise floor."
+        )
+    return " ".join(words)
+
+
+def _outliers(measurement: Measurement) -> str:
+    counts = [timing.outliers for result in measurement.results for timing in result.timings.values()]
+    far, samples = sum(count for count, _ in counts), sum(count for _, count in counts)
+    if not far:
+        return ""
+    return (
+        f"{far} of {samples} samples lie more than {OUTLIER_MADS:g} scaled median absolute deviations from their run's "
+        "median; none is dropped, medians are taken."
+    )
 
 
 def _duration(seconds: float) -> str:

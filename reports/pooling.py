@@ -43,6 +43,12 @@ def check_alike(records: Sequence[Record]) -> None:
         found = differences(good[0].environment, record.environment)
         if found:
             _refuse(good[0], record, found[0])
+    prompts: dict[tuple[str, Scenario | None], Record] = {}
+    for record in good:
+        if record.prompt_sha256 is not None:
+            first = prompts.setdefault((record.subject.base_model, record.scenario), record)
+            if first.prompt_sha256 != record.prompt_sha256:
+                _refuse(first, record, f"prompt_sha256: {first.prompt_sha256} against {record.prompt_sha256}")
     memory = [(record, record.memory) for record in good if record.memory is not None]
     for record, figures in memory[1:]:
         if figures.source != memory[0][1].source:

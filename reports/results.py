@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from bench.record import Kernels, Quality, Record, Status, Subject, latency_records
+from bench.phase import PHASES, Phase, phase_s
+from bench.record import Kernels, Memory, Quality, Record, Status, Subject, TaskScore, latency_records
 from bench.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
-from reports.compare import PHASES, Comparison, Phase, compare, phase_s, started
+from reports.compare import Comparison, compare, started
 from reports.pooling import check_alike, check_subjects, refuse_compute_dtype, refuse_scenarios
+
+OUTLIER_MADS = 5.0
+"""A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
 
 HEADLINE = SCENARIOS["published"].name
 """The scenario behind the column Time."""
@@ -34,7 +38,9 @@ class Timing:
     rounds:         how many ended well.
     seconds:        median over rounds of each phase; "decode" is seconds a step.
     kernels:        what ran the linear layers, None where no run told.
-    run_peak_bytes: highest over the rounds.
+    run_peak_bytes: highest over the rounds. memory: of the run with that peak.
+    unsteady:       in how many rounds the warm-up never became steady. outliers: how many samples lie far from the
+    median of their run, of how many (`outliers_of`).
     comparison:     against the reference; None for the reference itself and where there is nothing to
     compare with.
     """
@@ -45,6 +51,12 @@ class Timing:
     kernels: Kernels | None
     run_peak_bytes: int | None
     comparison: Comparison | None
+    memory: Memory | None = None
+    unsteady: int = 0
+    outliers: tuple[int, int] = (0, 0)
+    energy_j: float | None = None
+    throttled: tuple[str, ...] = ()
+    neighbours: int = 0
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -75,6 +87,7 @@ class Result:
     quality: Quality | None
     perplexity_ratio: float | None
     timings: dict[Scenario, Timing]
+    tasks: tuple[TaskScore, ...]
     failures: tuple[Failure, ...]
 
     def timing(self, scenario: Scenario | None) -> Timing | None:
@@ -211,6 +224,7 @@ def _result(subject: Subject, references: dict[str, Subject], records: Sequence[
         quality=quality,
         perplexity_ratio=quality.perplexity / reference_quality.perplexity if quality and reference_quality else None,
         timings={scenario: _timing(scenario, good, latency_records(others)) for scenario in scenarios},
+        tasks=next((record.tasks for record in reversed(own) if record.status == "ok" and record.tasks), ()),
         failures=_failures(own),
     )
 
@@ -223,7 +237,8 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
         rounds = [value for run in runs if (value := phase_s(run, phase)) is not None]
         if rounds:
             seconds[phase] = statistics.median(rounds)
-    peaks = [run.memory.run_peak_bytes for run in runs if run.memory and run.memory.run_peak_bytes is not None]
+    memories = [run.memory for run in runs if run.memory]
+    peaks = [memory.run_peak_bytes for memory in memories if memory.run_peak_bytes is not None]
     return Timing(
         scenario=scenario,
         rounds=len(runs),
@@ -231,7 +246,54 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
         kernels=_kernels(runs),
         run_peak_bytes=max(peaks, default=None),
         comparison=compare(scenario, runs, [record for record in reference if record.scenario == scenario]),
+        memory=max(memories, key=lambda memory: memory.run_peak_bytes or 0, default=None),
+        unsteady=sum(run.latency is not None and run.latency.steady is False for run in runs),
+        outliers=_outliers(runs),
+        energy_j=_median([spent for run in runs if (spent := energy_of(run)) is not None]),
+        throttled=tuple(dict.fromkeys(reason for run in runs for reason in _throttled(run))),
+        neighbours=max((_neighbours(run) for run in runs), default=0),
     )
+
+
+def outliers_of(samples: Sequence[float]) -> int:
+    """How many lie further from the median than OUTLIER_MADS median absolute deviations and a tenth of the median."""
+    if len(samples) < 3:
+        return 0
+    middle = statistics.median(samples)
+    deviation = statistics.median(abs(sample - middle) for sample in samples)
+    bound = max(OUTLIER_MADS * 1.4826 * deviation, 0.1 * middle)
+    return sum(abs(sample - middle) > bound for sample in samples)
+
+
+def _outliers(runs: Iterable[Record]) -> tuple[int, int]:
+    series = [
+        samples
+        for run in runs
+        if run.latency
+        for samples in (run.latency.prefill_s, tuple(step for steps in run.latency.decode_s for step in steps))
+    ]
+    return sum(map(outliers_of, series)), sum(map(len, series))
+
+
+def energy_of(run: Record) -> float | None:
+    """Joules that the GPU took while the run's passes ran, its warm-up included; None where nothing told."""
+    state = run.device_state or {}
+    before, after = ((state.get(when) or {}).get("energy_j") for when in ("before", "after"))
+    return None if before is None or after is None else float(after - before)
+
+
+def _throttled(run: Record) -> tuple[str, ...]:
+    looks = [(run.device_state or {}).get(when) or {} for when in ("before", "between", "after")]
+    return tuple(reason for look in looks for reason in look.get("throttle_reasons") or ())
+
+
+def _neighbours(run: Record) -> int:
+    looks = [(run.device_state or {}).get(when) or {} for when in ("before", "between", "after")]
+    return max((look.get("other_processes") or 0 for look in looks), default=0)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def _kernels(runs: Sequence[Record]) -> Kernels | None:

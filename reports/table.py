@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["text", "count", "gigabytes", "ratio", "range", "per_second", "perplexity"]
+Kind = Literal["text", "count", "gigabytes", "ratio", "range", "per_second", "perplexity", "nats", "share"]
 Cell = str | int | float | tuple[float, float] | None
 Align = Literal["left", "right", "center"]
 
@@ -22,6 +22,8 @@ class Column:
     range:      two ratios, low and high: 1.38 to 1.45.
     per_second: three digits: 24.8, 1.52, from 100 on 1,318.
     perplexity: 14.93; from 1000 on 222,316.
+    nats:       0.0628; below a ten-thousandth 3e-05.
+    share:      a share of one, in percent: 12.4%.
 
     A cell that holds a string is shown as it is in any column ("oom", "2 rounds"). None is shown as
     `missing`: a dash for what is unknown, nothing for what does not apply.
@@ -111,6 +113,16 @@ def perplexity_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
+def nats_text(value: float) -> str:
+    """0.0628; below a ten-thousandth 3e-05."""
+    return f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
+
+
+def share_text(value: float) -> str:
+    """12.4%"""
+    return f"{value:.1%}"
+
+
 FORMATS: dict[Kind, Callable[[Any], str]] = {
     "text": str,
     "count": str,
@@ -119,6 +131,8 @@ FORMATS: dict[Kind, Callable[[Any], str]] = {
     "range": range_text,
     "per_second": per_second_text,
     "perplexity": perplexity_text,
+    "nats": nats_text,
+    "share": share_text,
 }
 
 ALIGNMENTS: dict[Kind, Align] = {
@@ -129,4 +143,6 @@ ALIGNMENTS: dict[Kind, Align] = {
     "range": "right",
     "per_second": "right",
     "perplexity": "right",
+    "nats": "right",
+    "share": "right",
 }

@@ -33,8 +33,8 @@ LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich"}
 MODEL_LOADERS = ("quantize.loading", "quantize.load")
 """The module that loads models, and its function as the package hands it out."""
 
-MAY_LOAD_MODELS = ("bench.worker", "bench.contenders", "bench.judge")
-"""The worker measures; the other two are the race's contenders and their judge."""
+MAY_LOAD_MODELS = ("bench.worker", "bench.contenders", "bench.judge", "bench.overhead", "bench.side_by_side")
+"""The worker measures; the others are the race's contenders, their judge, and the races against others."""
 MODEL_CLASS = re.compile(r"AutoModel\w*|PreTrainedModel|\w+For(CausalLM|\w+Generation)|\w+LMHeadModel")
 
 Sources = Mapping[str, str]

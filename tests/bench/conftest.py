@@ -7,7 +7,7 @@ import pytest
 
 from bench.plan import PlannedRun, subject_of
 from bench.probe import Machine
-from bench.record import Latency, Quality, Record
+from bench.record import Latency, Quality, Record, TaskScore
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 
 ENVIRONMENT = {
@@ -71,7 +71,7 @@ def records_of() -> MakeRecords:
         ok = status == "ok"
         return [
             Record(
-                kind=run.kind,
+                kind=kind,
                 status=status,  # type: ignore[arg-type]
                 reason=reason,
                 subject=subject_of(run.checkpoint),
@@ -80,13 +80,14 @@ def records_of() -> MakeRecords:
                 environment=dict(ENVIRONMENT),
                 wall_s=1.0,
                 scenario=scenario,
-                round=run.round,
+                round=run.round if kind == "latency" else None,
                 position=run.position,
                 compute_dtype=dtype,
                 latency=Latency((1.0,), ((0.1,),), (1.5,)) if ok and scenario else None,
-                quality=Quality(15.0, 100, "text", "0" * 64) if ok and not scenario else None,
+                tasks=(TaskScore("anatomy", "acc", 0.5),) if ok and kind == "tasks" else None,
+                quality=Quality(15.0, 100, "builtin evaluation", "0" * 64) if ok and kind == "quality" else None,
             )
-            for scenario in run.scenarios or (None,)
+            for kind, scenario in run.works
         ]
 
     return make

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from bench.cli import main, parser, scenarios_from
+from bench.enough import Rounds
 from bench.executor import Executor, Settings
 from bench.plan import PlannedRun
 from bench.probe import Machine
@@ -59,10 +61,14 @@ def test_it_ends_with_where_the_records_are_and_how_to_make_the_table(
 ) -> None:
     assert main([str(folder)]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines() == [f"14 records: {folder / 'records.jsonl'}", f"the table: report {folder}"]
+    assert out.splitlines() == [
+        "3 rounds: every ratio is known well enough (--noise)",
+        f"14 records: {folder / 'records.jsonl'}",
+        f"the table: report {folder}",
+    ]
     assert err == ""
     assert main([str(folder)]) == 0
-    assert capsys.readouterr().out.startswith("14 records (14 of them measured before): ")
+    assert "\n14 records (14 of them measured before): " in capsys.readouterr().out
 
 
 def test_failed_rows_are_counted_with_their_reason_and_are_no_failure_of_the_command(
@@ -72,6 +78,7 @@ def test_failed_rows_are_counted_with_their_reason_and_are_no_failure_of_the_com
     assert main([str(folder), "--rounds", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "B: oom: no memory left (3 runs)",
+        "1 rounds: as many as are ever made",
         f"6 records, 3 failed: {folder / 'records.jsonl'}",
         f"the table: report {folder}",
     ]
@@ -97,7 +104,7 @@ def test_ctrl_c_is_one_line_and_keeps_what_is_finished(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "error: interrupted; what is finished is kept, run the same bench again to go on\n"
-    assert [record.subject.name for record in read_records(folder / "records.jsonl")] == ["A", "A"]
+    assert [record.subject.name for record in read_records(folder / "records.jsonl")] == ["A", "A", "A"]
 
 
 def test_the_options_reach_the_bench(folder: Path, tmp_path: Path) -> None:
@@ -111,6 +118,8 @@ def test_the_options_reach_the_bench(folder: Path, tmp_path: Path) -> None:
         "2",
         "--rounds",
         "1",
+        "--max-time",
+        "0",
         "--dtype",
         "float32",
         "--no-quality",
@@ -220,4 +229,29 @@ def test_python_m_bench_is_the_command(tmp_path: Path) -> None:
 
 def test_user_errors_only(folder: Path) -> None:
     with pytest.raises(UserError):
-        bench(folder, rounds=0)
+        Rounds(least=0)
+
+
+def test_two_record_files_are_compared(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "before.jsonl", tmp_path / "after.jsonl"]
+    for file in files:
+        assert main([str(folder), "--records", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["--compare", *map(str, files)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "A, chat, decode: x1.00 (1.00 to 1.00), same within noise" in lines
+    assert "what the machine did in between is in it" in lines[-1]
+    changed = [
+        replace(record, environment={**record.environment, "cpu": "Model 2"}) for record in read_records(files[1])
+    ]
+    files[1].write_text("".join(record.to_json_line() + "\n" for record in changed))
+    assert fails(capsys, "--compare", *files) == (
+        "the two files were not measured alike (cpu: Model 1 against Model 2): compare runs of one machine"
+    )
+    changed = [replace(record, compute_dtype="bfloat16") for record in read_records(files[0])]
+    files[1].write_text("".join(record.to_json_line() + "\n" for record in changed))
+    assert "(compute_dtype: float32 against bfloat16)" in fails(capsys, "--compare", *files)
+
+
+def test_no_folder_and_nothing_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fails(capsys) == "name the folder of the checkpoints: bench DIR"

@@ -27,7 +27,7 @@ print("chatter of a library")
 def succeed(scenario):
     latency = Latency((1.0,), ((),), ())
     append_record(
-        result, request.record("ok", started_at="2026", wall_s=1.0, scenario=scenario, latency=latency)
+        result, request.record("ok", ("latency", scenario), started_at="2026", wall_s=1.0, latency=latency)
     )
 """
 DIES = SUCCEEDS + "succeed(request.scenarios[0])\n"
@@ -40,7 +40,7 @@ def settings() -> Settings:
 
 @pytest.fixture
 def run(make_checkpoint: Make) -> PlannedRun:
-    return plan([make_checkpoint("fp16")], BOTH, 2, quality=False)[1]
+    return plan([make_checkpoint("fp16")], BOTH, range(2), quality=False)[1]
 
 
 def executor(settings: Settings, script: str, log: Path | None = None) -> WorkerExecutor:
@@ -86,7 +86,7 @@ def test_a_worker_that_takes_too_long_is_killed(settings: Settings, run: Planned
 
 
 def test_a_quality_run_that_dies_is_one_record(settings: Settings, run: PlannedRun) -> None:
-    quality = PlannedRun("quality", run.checkpoint, 4)
+    quality = PlannedRun(run.checkpoint, 4, quality=True)
     [record] = executor(settings, "import os; os.kill(os.getpid(), 9)")(quality)
     assert (record.kind, record.status, record.scenario, record.round) == ("quality", "oom", None, None)
 

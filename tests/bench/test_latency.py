@@ -6,12 +6,21 @@ import pytest
 import torch
 
 from bench.clock import FakeClock, HostClock
-from bench.latency import WARMUP_DECODE_STEPS, greedy_pass, measure_latency, prompt_ids
+from bench.latency import (
+    WARMUP_DECODE_STEPS,
+    greedy_pass,
+    kv_cache_formula_bytes,
+    measure_latency,
+    prompt_ids,
+    token_sha256,
+)
 from bench.record import Latency
 from bench.scenario import Scenario
+from bench.steady import Rule
 from quantize.errors import UserError
 
 CPU = torch.device("cpu")
+TWICE = Rule(min_passes=2, max_time_s=100.0)
 CHAT = Scenario("chat", prompt_tokens=12, new_tokens=15)
 
 
@@ -19,6 +28,7 @@ class FakeModel:
     """A model whose prompt pass takes 2 s and whose n-th decode step takes n/10 s, on a fake clock."""
 
     device = CPU
+    dtype = torch.float32
 
     def __init__(self, clock: FakeClock, positions: int | None = None) -> None:
         self.clock = clock
@@ -51,25 +61,33 @@ class FakeModel:
 
 def test_prefill_and_every_decode_step_are_timed_apart() -> None:
     clock = FakeClock()
-    latency = measure_latency(FakeModel(clock), CHAT, clock, repetitions=2, warmups=1)
+    latency = measure_latency(FakeModel(clock), CHAT, clock, TWICE).latency
     steps = pytest.approx([n / 10 for n in range(1, 15)])
     assert latency.prefill_s == pytest.approx((2.0, 2.0))
     assert [list(one) for one in latency.decode_s] == [steps, steps]
-    assert latency.warmup_s == pytest.approx((2.0 + sum(n / 10 for n in range(1, WARMUP_DECODE_STEPS + 1)),))
+    warm = 2.0 + sum(n / 10 for n in range(1, WARMUP_DECODE_STEPS + 1))
+    assert latency.warmup_s == pytest.approx((warm, warm))
+    assert (latency.steady, latency.stopped) == (True, "noise")
 
 
 def test_a_bare_prefill_has_no_decode_steps() -> None:
     clock = FakeClock()
     scenario = Scenario("published", prompt_tokens=12, new_tokens=1)
-    latency = measure_latency(FakeModel(clock), scenario, clock, repetitions=3, warmups=2)
-    assert latency == Latency((2.0, 2.0, 2.0), ((), (), ()), (2.0, 2.0))
+    latency = measure_latency(FakeModel(clock), scenario, clock, TWICE).latency
+    assert latency == Latency((2.0, 2.0), ((), ()), (2.0, 2.0), steady=True, stopped="noise")
 
 
 def test_the_warm_up_has_the_measured_shape() -> None:
     clock = FakeClock()
     model = FakeModel(clock)
-    measure_latency(model, Scenario("x", 12, 3, batch=4), clock, repetitions=1, warmups=1)
+    looks: list[int] = []
+    rule = Rule(steady_passes=1, max_warmups=1, max_time_s=0.0)
+    found = measure_latency(
+        model, Scenario("x", 12, 3, batch=4), clock, rule, between=lambda: looks.append(len(model.prompts))
+    )
     warm, measured = model.prompts
+    assert looks == [1]
+    assert found.prompt_sha256 == token_sha256(measured)
     assert warm.shape == (4, 12)
     assert torch.equal(warm, measured)
 
@@ -87,8 +105,8 @@ def test_the_prompt_is_the_seeds_and_covers_the_vocabulary() -> None:
 def test_more_positions_than_the_model_has() -> None:
     clock = FakeClock()
     with pytest.raises(UserError, match=r"needs 26 positions, the model has 25: use a smaller --prompt or --new"):
-        measure_latency(FakeModel(clock, positions=25), CHAT, clock, repetitions=1, warmups=0)
-    assert measure_latency(FakeModel(clock, positions=26), CHAT, clock, repetitions=1, warmups=0).prefill_s
+        measure_latency(FakeModel(clock, positions=25), CHAT, clock, TWICE)
+    assert measure_latency(FakeModel(clock, positions=26), CHAT, clock, TWICE).latency.prefill_s
 
 
 def test_the_loop_decodes_what_generate_decodes(tiny_llama: Path) -> None:
@@ -113,5 +131,6 @@ def test_the_loop_decodes_what_generate_decodes(tiny_llama: Path) -> None:
     assert [ids.shape[1] for ids in seen] == [20] + [1] * 8
     assert torch.equal(torch.cat(seen, dim=1), expected[:, :-1])
     assert len(timed.decode_s) == 8
+    assert timed.kv_cache_bytes == kv_cache_formula_bytes(model.config, Scenario("x", 20, 9, batch=2), torch.float32)
     assert timed.prefill_s > 0
     assert min(timed.decode_s) > 0

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from bench.plan import plan
-from bench.record import Kernels, Memory, Record, append_record, latency_records, read_records
+from bench.record import (
+    Divergence,
+    Kernels,
+    Memory,
+    Quality,
+    Record,
+    TaskScore,
+    append_record,
+    latency_records,
+    read_records,
+)
 from bench.scenario import SCENARIOS
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
@@ -19,8 +29,8 @@ MakeRecords = Callable[..., list[Record]]
 @pytest.fixture
 def three(make_checkpoint: Make, records_of: MakeRecords) -> list[Record]:
     """An ok latency record with everything in it, one that failed, and a quality record."""
-    runs = plan([make_checkpoint("awq-gemm")], [SCENARIOS["chat"]], 2)
-    full, failed, quality = (records_of(run)[0] for run in runs)
+    runs = plan([make_checkpoint("awq-gemm")], [SCENARIOS["chat"]], range(2))
+    full, quality, failed = (record for run in runs for record in records_of(run))
     return [
         replace(
             full,
@@ -29,7 +39,11 @@ def three(make_checkpoint: Make, records_of: MakeRecords) -> list[Record]:
             device_state={"before": {"energy_j": 1.5}, "after": None},
         ),
         replace(failed, status="oom", reason="no memory", latency=None),
-        quality,
+        replace(
+            quality,
+            quality=Quality(15.0, 9, "text", "0", Divergence(0.1, 0.05, 0.9, 0.12), Divergence(1e-6, 0.0, 1e-5, 0.0)),
+            tasks=(TaskScore("anatomy", "acc", 0.5, 0.01, 10, 3),),
+        ),
     ]
 
 
@@ -64,12 +78,12 @@ def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path: Path, three: lis
     assert read_records(path) == three[:2]
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 3, None, "1"])
 def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record], version: object) -> None:
     data = json.loads(three[0].to_json_line()) | {"schema_version": version}
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
-    with pytest.raises(UserError, match=r"schema version .* this quantable reads version 1"):
+    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 2"):
         read_records(path)
 
 
@@ -107,3 +121,19 @@ def test_contradictions_are_rejected(three: list[Record], changed: dict[str, Any
 def test_not_a_number_is_never_written(three: list[Record]) -> None:
     with pytest.raises(ValueError, match="JSON"):
         replace(three[0], wall_s=float("nan")).to_json_line()
+
+
+def test_records_of_version_1_are_read_with_what_they_lack_unknown() -> None:
+    path = Path(__file__).parent / "records-version-1.jsonl"
+    assert '"schema_version":1' in path.read_text()
+    records = read_records(path)
+    assert [record.kind for record in records] == ["latency", "quality"]
+    assert {record.schema_version for record in records} == {2}
+    latency, quality = records
+    assert latency.latency is not None
+    assert (latency.latency.steady, latency.prompt_sha256) == (None, None)
+    assert latency.memory is not None
+    assert (latency.memory.kv_cache_bytes, latency.memory.activations_bytes) == (None, None)
+    assert latency.memory.rest_bytes == latency.memory.baseline_bytes - latency.memory.weights_bytes  # type: ignore[operator]
+    assert quality.quality is not None
+    assert quality.quality.divergence is None

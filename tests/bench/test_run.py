@@ -5,18 +5,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.clock import FakeClock
+from bench.enough import Rounds, widest_interval
 from bench.executor import Executor, Settings
 from bench.plan import PlannedRun
 from bench.probe import Machine
-from bench.record import Record, read_records
-from bench.run import Outcome, bench, compute_dtypes, half_dtype, set_aside
+from bench.record import Latency, Record, read_records
+from bench.run import BenchOptions, Outcome, bench, compute_dtypes, half_dtype, set_aside
 from bench.scenario import SCENARIOS, Scenario
+from bench.steady import Rule
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, seal
 from quantize.errors import UserError
 
@@ -72,16 +74,23 @@ def folder(make_checkpoint: Make) -> Path:
 
 @pytest.fixture
 def measure(folder: Path, executor: FakeExecutor, machine: Machine) -> Callable[..., Outcome]:
-    """`bench` of the five with the fake executor on a fake machine."""
-    return partial(bench, folder, probe_machine=lambda device, threads: machine, executor_for=executor.for_settings)
+    """`bench` of the five with the fake executor on a fake machine; `rounds` are exactly so many."""
+
+    def run(*, rounds: int = 3, **arguments: Any) -> Outcome:
+        own = {name: arguments.pop(name) for name in ("records", "progress", "probe_machine") if name in arguments}
+        options = BenchOptions(**{"rounds": Rounds(least=rounds, most=rounds)} | arguments)
+        defaults = {"probe_machine": lambda device, threads: machine, "executor_for": executor.for_settings}
+        return bench(folder, options, **(defaults | own))  # type: ignore[arg-type]
+
+    return run
 
 
 def test_a_bench_measures_all_in_order_and_keeps_every_record(
     measure: Callable[..., Outcome], executor: FakeExecutor, folder: Path
 ) -> None:
     outcome = measure()
-    assert executor.order == "ABCDEEDCBAABCDEABCDE"
-    assert {run.scenarios for run in executor.ran[:15]} == {BOTH}
+    assert executor.order == "ABCDEEDCBAABCDE"
+    assert {run.scenarios for run in executor.ran} == {BOTH}
     assert outcome.path == folder / "records.jsonl"
     assert read_records(outcome.path) == list(outcome.records)
     assert (len(outcome.records), outcome.measured, outcome.failed, outcome.usable) == (35, 35, (), True)
@@ -91,7 +100,16 @@ def test_all_runs_share_device_dtype_threads_and_timeout(
     measure: Callable[..., Outcome], executor: FakeExecutor, machine: Machine
 ) -> None:
     measure(rounds=1, threads=3, timeout_s=7.0)
-    assert executor.settings == Settings("cpu", {"Tiny": "float32"}, machine.environment, 7.0, 3)
+    settings = executor.settings
+    assert settings is not None
+    assert (settings.device, settings.compute_dtypes, settings.timeout_s, settings.threads) == (
+        "cpu",
+        {"Tiny": "float32"},
+        7.0,
+        3,
+    )
+    assert settings.environment == machine.environment
+    assert settings.plan == {"rounds": {"least": 1, "most": 1, "noise": 0.05, "max_time_s": 300.0}}
     measure(rounds=1, dtype="bfloat16")
     assert executor.settings is not None
     assert executor.settings.compute_dtypes == {"Tiny": "bfloat16"}
@@ -101,8 +119,8 @@ def test_records_elsewhere_scenarios_and_no_quality(
     measure: Callable[..., Outcome], executor: FakeExecutor, tmp_path: Path
 ) -> None:
     own = Scenario("own", 10, 2)
-    outcome = measure(scenarios=[own], rounds=1, quality=False, records=tmp_path / "elsewhere" / "r.jsonl")
-    assert [(run.kind, run.scenarios) for run in executor.ran] == [("latency", (own,))] * 5
+    outcome = measure(scenarios=(own,), rounds=1, quality=False, records=tmp_path / "elsewhere" / "r.jsonl")
+    assert [run.works for run in executor.ran] == [(("latency", own),)] * 5
     assert len(read_records(tmp_path / "elsewhere" / "r.jsonl")) == outcome.measured == 5
 
 
@@ -120,18 +138,21 @@ def test_an_interrupted_bench_goes_on_where_it_was(
     executor.interrupt_at = 7
     with pytest.raises(KeyboardInterrupt):
         measure()
-    assert len(read_records(folder / "records.jsonl")) == 7 * 2
+    assert len(read_records(folder / "records.jsonl")) == 5 * 3 + 2 * 2
     executor.interrupt_at = None
     outcome = measure()
-    assert executor.order == "ABCDEEDCBAABCDEABCDE"
-    assert (len(outcome.records), outcome.measured) == (35, 35 - 14)
+    assert executor.order == "ABCDEEDCBAABCDE"
+    assert (len(outcome.records), outcome.measured) == (35, 35 - 19)
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from bench import bench
+from bench.clock import FakeClock
+from bench.enough import Rounds, widest_interval
 from bench.probe import Machine
+from bench.run import BenchOptions
 from bench.executor import WorkerExecutor
 
 def executor_for(settings, path):
@@ -147,7 +168,8 @@ def executor_for(settings, path):
     return run
 
 machine = Machine("cpu", __import__("json").loads(sys.argv[3]), "float32")
-bench(sys.argv[1], rounds=2, probe_machine=lambda device, threads: machine, executor_for=executor_for)
+options = BenchOptions(rounds=Rounds(least=2, most=2))
+bench(sys.argv[1], options, probe_machine=lambda device, threads: machine, executor_for=executor_for)
 """
 WORKER = """
 import sys
@@ -156,11 +178,11 @@ from bench.record import Latency, Quality, append_record
 from bench.request import Request
 
 request = Request.read(Path(sys.argv[1]))
-for scenario in request.scenarios or (None,):
-    figures = (
-        {"latency": Latency((1.0,), ((),), ())} if scenario else {"quality": Quality(2.0, 1, "text", "0")}
-    )
-    record = request.record("ok", started_at="2026", wall_s=1.0, scenario=scenario, **figures)
+for work in request.works:
+    latency = work[0] == "latency"
+    quality = Quality(2.0, 1, "builtin evaluation", "0")
+    figures = {"latency": Latency((1.0,), ((),), ())} if latency else {"quality": quality}
+    record = request.record("ok", work, started_at="2026", wall_s=1.0, **figures)
     append_record(Path(sys.argv[2]), record)
 """
 
@@ -172,9 +194,9 @@ def test_kill_9_loses_no_finished_record(
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = read_records(folder / "records.jsonl")
-    assert [record.subject.name for record in before] == list("AABBCCDDEEEE")
+    assert [record.subject.name for record in before] == list("AAABBBCCCDDDEEEEE")
     outcome = measure(rounds=2)
-    assert executor.order == "DCBAABCDE"
+    assert executor.order == "DCBA"
     after = read_records(folder / "records.jsonl")
     assert after[: len(before)] == before
     assert len(after) == len(outcome.records) == 25
@@ -185,7 +207,7 @@ def test_a_run_that_fails_is_a_record_and_the_rest_go_on(
 ) -> None:
     executor.failing = {"C": "oom", "D": "timeout"}
     outcome = measure(rounds=2)
-    assert executor.order == "ABCDEEDCBAABCDE"
+    assert executor.order == "ABCDEEDCBA"
     assert [record.status for record in outcome.records if record.subject.name == "C"] == ["oom"] * 5
     assert len(outcome.failed) == 10
     assert outcome.usable
@@ -199,10 +221,10 @@ def test_what_failed_is_measured_again_and_the_later_record_counts(
     executor.failing = {}
     executor.ran.clear()
     outcome = measure(rounds=1)
-    assert executor.order == "CC"
+    assert executor.order == "AC"  # what the reference expects is needed again
     assert outcome.failed == ()
     assert len(outcome.records) == 15
-    assert len(read_records(folder / "records.jsonl")) == 18
+    assert len(read_records(folder / "records.jsonl")) == 19
 
 
 @pytest.mark.parametrize(("failing", "usable"), [("A", False), ("ABCDE", False), ("BCDE", True)])
@@ -219,7 +241,7 @@ def test_fresh_sets_the_old_records_aside(
     first = measure(rounds=1)
     executor.ran.clear()
     assert measure(rounds=1, fresh=True).measured == 15
-    assert executor.order == "ABCDEABCDE"
+    assert executor.order == "ABCDE"
     assert read_records(folder / "records.1.jsonl") == list(first.records)
 
 
@@ -237,8 +259,8 @@ def test_progress_is_told_each_step(measure: Callable[..., Outcome]) -> None:
     told: list[Any] = []
     measure(rounds=1, progress=lambda *step: told.append(step))
     assert told[:2] == [("looking at the machine", 0, 0), ("checking the files of A", 0, 0)]
-    assert told[6:8] == [("A, round 1", 0, 10), ("B, round 1", 1, 10)]
-    assert told[-1] == ("E, perplexity", 9, 10)
+    assert told[6:8] == [("A, round 1", 0, 5), ("B, round 1", 1, 5)]
+    assert told[-1] == ("E, round 1", 4, 5)
 
 
 # What the user gets to mend
@@ -320,6 +342,58 @@ def test_arguments_out_of_range(measure: Callable[..., Outcome], argument: dict[
         measure(**argument)
 
 
+def test_perplexities_on_two_texts_are_not_mixed(measure: Callable[..., Outcome], tmp_path: Path) -> None:
+    measure(rounds=1)
+    (tmp_path / "own.txt").write_text("some text of my own")
+    with pytest.raises(UserError, match=r"on another text \(builtin evaluation, now own.txt, sha256 "):
+        measure(rounds=1, quality_data=str(tmp_path / "own.txt"))
+    with pytest.raises(UserError, match="no such text"):
+        measure(rounds=1, quality_data=str(tmp_path / "none.txt"))
+
+
+def test_rounds_go_on_while_ratios_are_noisy_and_there_is_time(
+    folder: Path, machine: Machine, records_of: MakeRecords
+) -> None:
+    """A clock that stands still but for the runs; B takes 1.3 and 1.1 times A's time in turn, then always 1.2."""
+    clock = FakeClock()
+    rounds_run: list[int | None] = []
+
+    def executor_for(settings: Settings, path: Path) -> Executor:
+        def run(planned: PlannedRun) -> list[Record]:
+            clock.advance(1.0)
+            rounds_run.append(planned.round)
+            noisy = planned.round is not None and planned.round < 4
+            factor = (1.2 + (0.1 if (planned.round or 0) % 2 else -0.1)) if noisy else 1.2
+            seconds = 1.0 if planned.is_reference else factor
+            return [
+                replace(record, latency=Latency((seconds,), ((),), ())) if record.latency else record
+                for record in records_of(planned)
+            ]
+
+        return run
+
+    def measured(rounds: Rounds, name: str) -> Outcome:
+        rounds_run.clear()
+        return bench(
+            folder,
+            BenchOptions(rounds=rounds, quality=False, scenarios=BOTH[:1]),
+            records=folder.parent / name,
+            probe_machine=lambda device, threads: machine,
+            executor_for=executor_for,
+            now=clock.mark,
+        )
+
+    until_known = measured(Rounds(least=3, most=50, noise=0.1, max_time_s=1e6), "known.jsonl")
+    assert until_known.stopped == "noise"
+    assert 5 < until_known.rounds < 50
+    assert (widest_interval(until_known.records) or 1.0) <= 0.1
+    out_of_time = measured(Rounds(least=3, most=50, noise=0.001, max_time_s=27.0), "time.jsonl")
+    assert (out_of_time.stopped, out_of_time.rounds) == ("time", 5)
+    assert len(rounds_run) == 25
+    at_most = measured(Rounds(least=3, most=4, noise=0.001, max_time_s=1e6), "most.jsonl")
+    assert (at_most.stopped, at_most.rounds) == ("rounds", 4)
+
+
 # The compute dtype
 
 
@@ -329,7 +403,7 @@ def test_on_a_cpu_the_dtype_is_the_probes_or_that_of_the_records_begun(
     from bench.plan import plan
 
     checkpoint = make_checkpoint("fp16")
-    begun = records_of(plan([checkpoint], BOTH, 1)[0])
+    begun = records_of(plan([checkpoint], BOTH, range(1))[0])
     fast = replace(machine, cpu_dtype="bfloat16")
     assert compute_dtypes([checkpoint], fast, None, []) == {"Tiny": "bfloat16"}
     assert compute_dtypes([checkpoint], fast, None, begun) == {"Tiny": "float32"}
@@ -378,7 +452,10 @@ def seal_reference(source: Path, folder: Path, weights_bytes: int) -> None:
 def test_a_real_bench_of_a_tiny_model(tmp_path: Path, tiny_llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "models"
     seal_reference(tiny_llama, folder / "tiny-llama-FP16", 1000)
-    outcome = bench(folder, scenarios=[Scenario("own", 32, 5)], rounds=1, device="cpu", threads=1, dtype="float32")
+    options = BenchOptions(
+        scenarios=(Scenario("own", 32, 5),), rounds=Rounds(least=1, most=1), device="cpu", threads=1, dtype="float32"
+    )
+    outcome = bench(folder, options)
     assert [(record.kind, record.status, record.reason) for record in outcome.records] == [
         ("latency", "ok", None),
         ("quality", "ok", None),
@@ -386,10 +463,18 @@ def test_a_real_bench_of_a_tiny_model(tmp_path: Path, tiny_llama: Path, capfd: p
     latency, quality = outcome.records
     assert latency.latency is not None
     assert quality.quality is not None
-    assert len(latency.latency.prefill_s) == 1
+    assert len(latency.latency.prefill_s) == len(latency.latency.decode_s) >= 2
     assert len(latency.latency.decode_s[0]) == 4
+    assert latency.latency.stopped in ("noise", "time")
+    assert latency.memory is not None
+    assert latency.memory.kv_cache_bytes == latency.memory.kv_cache_formula_bytes == 2 * 2 * 2 * 32 * 36 * 4
+    assert latency.prompt_sha256 is not None
+    assert latency.plan is not None
+    assert latency.plan["rule"]["noise"] == Rule().noise
     assert quality.quality.tokens == 12 * 511
     assert 200 < quality.quality.perplexity < 2000  # a random model over 512 tokens
+    assert quality.quality.noise_floor is not None
+    assert 0 <= quality.quality.noise_floor.mean < 1e-4
     assert latency.environment["torch_threads"] == 1
     assert latency.environment["libraries"]["transformers"]
     assert latency.kernels is not None
@@ -397,6 +482,7 @@ def test_a_real_bench_of_a_tiny_model(tmp_path: Path, tiny_llama: Path, capfd: p
     assert read_records(outcome.path) == list(outcome.records)
     assert capfd.readouterr() == ("", "")
     assert str(tmp_path) not in outcome.path.read_text()
+    assert sorted(path.name for path in folder.iterdir()) == ["records.jsonl", "tiny-llama-FP16"]
 
 
 def test_importing_bench_imports_no_torch() -> None:

@@ -12,8 +12,9 @@ import torch
 
 from bench.plan import subject_of
 from bench.record import Kernels, Record, read_records
-from bench.request import Request
+from bench.request import QualityRequest, Request
 from bench.scenario import Scenario
+from bench.steady import Rule
 from bench.worker import REASON_CHARACTERS, failure, main, work
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
@@ -25,15 +26,14 @@ PREFILL = Scenario("prefill", prompt_tokens=16, new_tokens=1)
 
 def request_for(checkpoint: Checkpoint, *scenarios: Scenario, **changed: Any) -> Request:
     fields: dict[str, Any] = {
-        "kind": "latency" if scenarios else "quality",
         "checkpoint": str(checkpoint.path),
         "subject": subject_of(checkpoint),
         "device": "cpu",
         "compute_dtype": "float32",
         "environment": {"cpu": "Model 1"},
         "scenarios": scenarios,
-        "quality_blocks": 2,
-        "quality_block_tokens": 64,
+        "quality": None if scenarios else QualityRequest(blocks=2, block_tokens=64),
+        "rule": Rule(max_time_s=0.0),
     }
     return Request(**(fields | changed))
 
@@ -71,10 +71,11 @@ def test_every_scenario_becomes_a_record_with_all_its_samples(
     assert (prefill.scenario, short.scenario) == (PREFILL, SHORT)
     assert prefill.latency is not None
     assert short.latency is not None
-    assert [len(prefill.latency.prefill_s), len(short.latency.prefill_s)] == [2, 1]
-    assert [len(steps) for steps in prefill.latency.decode_s] == [0, 0]
+    assert [len(prefill.latency.prefill_s), len(short.latency.prefill_s)] == [1, 1]
+    assert [len(steps) for steps in prefill.latency.decode_s] == [0]
     assert [len(steps) for steps in short.latency.decode_s] == [3]
-    assert len(short.latency.warmup_s) == 1
+    assert 2 <= len(short.latency.warmup_s) <= Rule().max_warmups
+    assert short.latency.stopped == "time"
     assert short.kernels == Kernels("dense", "int4")
     assert (short.round, short.position, short.compute_dtype) == (2, 9, "float32")
 
@@ -100,6 +101,37 @@ def test_quality_is_a_record_of_its_own(make_checkpoint: Make, load_tiny: Callab
     assert record.quality is not None
     assert record.quality.tokens == 2 * 63
     assert 100 < record.quality.perplexity < 2000  # a random model over 512 tokens
+
+
+def test_others_are_held_against_what_the_reference_expects(
+    make_checkpoint: Make, load_tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    asked = QualityRequest(expectations=str(tmp_path / "e" / "reference.npy"), blocks=3, block_tokens=64)
+    variant = request_for(make_checkpoint("bnb-4bit"), quality=asked)
+    [alone] = records_from(variant, load_tiny)
+    assert alone.quality is not None
+    assert alone.quality.divergence is None
+    [reference] = records_from(request_for(make_checkpoint("fp16"), quality=asked, is_reference=True), load_tiny)
+    assert reference.quality is not None
+    assert reference.quality.noise_floor is not None
+    assert reference.quality.noise_floor.mean < 1e-5
+    assert reference.quality.perplexity == pytest.approx(alone.quality.perplexity)
+
+    def load_changed(path: str, **arguments: Any) -> Any:
+        loaded = load_tiny(path, **arguments)
+        torch.manual_seed(0)
+        head = loaded.model.lm_head.weight.data
+        head.add_(torch.randn_like(head), alpha=0.05)
+        return loaded
+
+    [same], [changed] = records_from(variant, load_tiny), records_from(variant, load_changed)
+    assert same.quality is not None
+    assert changed.quality is not None
+    assert same.quality.divergence is not None
+    assert changed.quality.divergence is not None
+    assert same.quality.divergence.mean < 1e-5 < 0.01 < changed.quality.divergence.mean
+    assert same.quality.divergence.flips == 0 < changed.quality.divergence.flips
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["reference.npy"]
 
 
 def test_a_broken_model_is_an_error_in_words(make_checkpoint: Make, load_tiny: Callable[..., Any]) -> None:

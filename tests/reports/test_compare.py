@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bench.phase import phase_s
 from bench.record import Latency, Record
 from bench.scenario import SCENARIOS
 from quantize.errors import UserError
-from reports.compare import Comparison, compare, phase_s
+from reports.compare import Comparison, compare
 
 if TYPE_CHECKING:
     from tests.reports.conftest import Builder

@@ -4,9 +4,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.record import Record
+from bench.record import Divergence, Memory, Quality, Record, TaskScore
 from bench.scenario import SCENARIOS, Scenario
-from reports.layout import failure_table, page, published_table, quality_table, row_labels, speed_table
+from reports.layout import (
+    failure_table,
+    memory_table,
+    page,
+    published_table,
+    quality_table,
+    row_labels,
+    speed_table,
+    task_table,
+)
 from reports.markdown import markdown
 from reports.results import Measurement, measurements
 from reports.table import UNKNOWN, Bullets, Heading, Table
@@ -127,14 +136,50 @@ def test_a_bare_prefill_has_no_decode_rows(builder: "Builder") -> None:
     assert column(speed_table(found, PUBLISHED, row_labels(found)), "Phase") == ["prefill"] * 2
 
 
-def test_size_and_quality(builder: "Builder") -> None:
-    records = [builder.latency("fp16"), builder.quality("fp16", 15.0)]
-    records += [builder.latency("awq-gemm"), builder.quality("awq-gemm", 16.5)]
+def test_quality_is_perplexity_divergence_and_the_noise_floor(builder: "Builder") -> None:
+    floor = Quality(15.0, 4096, "pydoc topics", "t" * 64, noise_floor=Divergence(2e-5, 0.0, 0.0004, 0.001))
+    judged = Quality(16.5, 4096, "pydoc topics", "t" * 64, divergence=Divergence(0.0628, 0.03, 0.61, 0.124))
+    records = [builder.latency("fp16"), builder.quality("fp16", 15.0, quality=floor)]
+    records += [builder.latency("awq-gemm"), builder.quality("awq-gemm", 16.5, quality=judged)]
     found = only(records)
-    assert quality_table(found, row_labels(found)).texts() == [
-        ["FP16/BF16", "0.500", "0.900", "15.00", "x1.00"],
-        ["AWQ GEMM, group 64", "0.500", "0.900", "16.50", "x1.10"],
+    table = quality_table(found, row_labels(found))
+    assert table.titles == ["Row", "Perplexity", "to reference", "KLD mean", "median", "99%", "Flips"]
+    assert table.texts() == [
+        ["FP16/BF16", "15.00", "x1.00", "", "", "", ""],
+        ["AWQ GEMM, group 64", "16.50", "x1.10", "0.0628", "0.0300", "0.6100", "12.4%"],
+        ["FP16/BF16 against itself", "—", "—", "2e-05", "0.0000", "0.0004", "0.1%"],
     ]
+
+
+def test_memory_by_role_has_the_columns_that_something_told(builder: "Builder") -> None:
+    memory = Memory(
+        weights_bytes=500_000_000,
+        source="RSS",
+        baseline_bytes=700_000_000,
+        load_peak_bytes=900_000_000,
+        run_peak_bytes=1_500_000_000,
+        kv_cache_bytes=100_000_000,
+    )
+    found = only([builder.latency("fp16", memory=memory), builder.latency("awq-gemm")])
+    table = memory_table(found, PUBLISHED, row_labels(found))
+    assert table.titles == [
+        "Row", "Weights GB", "KV cache GB", "Activations GB", "Rest GB", "Run peak GB", "Load peak GB",
+    ]  # fmt: skip
+    assert table.texts() == [
+        ["FP16/BF16", "0.500", "0.100", "0.700", "0.200", "1.50", "0.900"],
+        ["AWQ GEMM, group 64", "0.500", "—", "—", "0.100", "1.50", "0.900"],
+    ]
+
+
+def test_task_scores_are_shares(builder: "Builder") -> None:
+    scores = (TaskScore("anatomy", "acc", 0.5), TaskScore("medqa", "acc", 0.25))
+    records = [builder.latency("fp16"), builder.latency("awq-gemm")]
+    records += [builder.record("tasks", builder.subject("fp16"), tasks=scores)]
+    records += [builder.record("tasks", builder.subject("awq-gemm"), tasks=scores[:1])]
+    found = only(records)
+    table = task_table(found, row_labels(found))
+    assert table.titles == ["Row", "anatomy", "medqa"]
+    assert table.texts() == [["FP16/BF16", "50.0%", "25.0%"], ["AWQ GEMM, group 64", "50.0%", "—"]]
 
 
 def test_a_failed_checkpoint_is_a_row_with_status_and_reason(builder: "Builder") -> None:

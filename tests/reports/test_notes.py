@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from bench.record import Record
+from bench.record import Latency, Record
 from bench.scenario import SCENARIOS
 from reports.layout import row_labels
 from reports.notes import paragraph, warnings
@@ -116,3 +116,45 @@ def test_pairs_measured_days_apart_are_told(builder: "Builder") -> None:
 def test_a_base_model_without_reference_is_told(new_builder: "type[Builder]") -> None:
     records = [new_builder().latency("fp16"), new_builder("Huge-9T").latency("bnb-4bit")]
     assert warned(records) == ("Huge-9T: no reference was measured, so its rows have no ratios.",)
+
+
+def test_a_warm_up_that_never_became_steady_is_said(builder: "Builder") -> None:
+    unsteady = Latency((2.0, 2.0, 2.0), ((), (), ()), (9.0, 5.0), steady=False, stopped="time")
+    records = [builder.latency("fp16", round=0), builder.latency("awq-gemm", round=0, latency=unsteady)]
+    [line] = [line for line in warned(records) if "steady" in line]
+    assert line.startswith("AWQ GEMM, group 64: in `published` the warm-up never became steady in 1 of 1 rounds: close")
+
+
+def test_outliers_are_counted_told_and_not_dropped(builder: "Builder") -> None:
+    records = [
+        builder.latency("fp16", prefill_s=(2.0,) * 8),
+        builder.latency("awq-gemm", prefill_s=(2.0, 2.01, 1.99, 2.0, 2.02, 1.98, 2.0, 9.0)),
+    ]
+    assert "1 of 16 samples lie more than 5 scaled median absolute deviations" in words(records)
+    assert any(
+        "in `published` 1 of 8 samples lie far from the rest (none is dropped)" in line for line in warned(records)
+    )
+    [found] = measurements(records)
+    assert found.results[1].timings[SCENARIOS["published"]].outliers == (1, 8)
+
+
+def test_a_throttled_gpu_and_its_neighbours_are_said(new_builder: "type[Builder]") -> None:
+    builder = new_builder(device="cuda", compute_dtype="float16")
+    state = {
+        "before": {"energy_j": 100.0, "throttle_reasons": [], "other_processes": 0},
+        "between": {"throttle_reasons": ["power cap"], "other_processes": 2},
+        "after": {"energy_j": 350.0, "throttle_reasons": []},
+    }
+    records = [builder.latency("fp16"), builder.latency("awq-gemm", device_state=state)]
+    lines = warned(records)
+    assert any("the GPU's clocks were held down (power cap): let it cool" in line for line in lines)
+    assert any("2 other programs used the GPU: stop what runs there" in line for line in lines)
+    [found] = measurements(records)
+    assert [result.timings[SCENARIOS["published"]].energy_j for result in found.results] == [None, 250.0]
+
+
+def test_a_broken_checkpoint_is_called_that(builder: "Builder") -> None:
+    records = [builder.latency("fp16"), builder.quality("fp16", 15.0), builder.quality("awq-gemm", 222_316.0)]
+    assert "AWQ GEMM, group 64: this checkpoint is broken: its perplexity is x14,821 the reference's." in warned(
+        records
+    )

@@ -8,6 +8,7 @@ import pytest
 from bench.record import Quality
 from bench.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
+from reports.pooling import check_alike
 from reports.results import measurements
 
 if TYPE_CHECKING:
@@ -118,3 +119,9 @@ def test_every_refusal_is_one_line(builder: "Builder") -> None:
         measurements(records)
     assert "\n" not in str(caught.value)
     assert "bench --fresh" in str(caught.value)
+
+
+def test_other_prompts_are_refused(builder: "Builder") -> None:
+    records = [builder.latency("fp16", prompt_sha256="a"), builder.latency("bnb-4bit", prompt_sha256="b")]
+    with pytest.raises(UserError, match=r"prompt_sha256: a against b"):
+        check_alike(records)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from reports.ratio import EQUIVALENCE, INTERVAL_MIN_ROUNDS, ratio_of, student_quantile, verdict_of
+from bench.ratio import EQUIVALENCE, INTERVAL_MIN_ROUNDS, ratio_of, student_quantile, verdict_of
 
 
 def test_a_ratio_keeps_each_round_and_its_spread() -> None:

@@ -1,0 +1,89 @@
+"""The race of AWQ quantizers, on a tiny random model: every contender really runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench.contenders import CONTENDERS
+from bench.judge import licence_texts
+from bench.race import Entry, line_of, main, parser, race
+from quantize.errors import UserError
+
+OURS = ["quantable, nearest", "quantable, gptq", "round to nearest"]
+
+
+def run(source: Path, out: Path, *contenders: str) -> list[Entry]:
+    names = [word for name in contenders for word in ("--contender", name)]
+    options = ["--source", str(source), "--out", str(out), "--blocks", "4", "--block-tokens", "64"]
+    return race(parser().parse_args([*options, *names]))
+
+
+def test_each_contender_is_timed_judged_and_recorded(
+    tiny_llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = [*OURS, "autoawq, repaired"]
+    entries = run(tiny_llama, tmp_path, *names)
+    assert [(entry.contender, entry.reason) for entry in entries] == [(name, None) for name in names]
+    lines = [json.loads(line) for line in (tmp_path / "race.jsonl").read_text().splitlines()]
+    assert [line["contender"] for line in lines] == names
+    for line in lines:
+        assert line["seconds"] > 0
+        assert line["peak_bytes"] > 10**8
+        assert set(line["perplexity"]) == set(line["divergence"]) == {"calibration", "other"}
+        assert all(0 < value < 0.1 for value in line["divergence"].values())  # a random model is hard to lose
+        assert line["blocks"] == [4, 64]
+        assert line["environment"]["libraries"]["autoawq"]
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 4
+    assert err == ""
+
+
+def test_the_repaired_autoawq_chooses_almost_what_our_nearest_does(tiny_llama: Path, tmp_path: Path) -> None:
+    run(tiny_llama, tmp_path, "quantable, nearest", "autoawq, repaired")
+    ours = load_file(tmp_path / "quantable-nearest.safetensors")
+    theirs = load_file(tmp_path / "autoawq-repaired.safetensors")
+    packed = [name for name in ours if name.endswith((".qweight", ".qzeros", ".scales"))]
+    assert len(packed) == 2 * 7 * 3
+    assert {name: ours[name].shape for name in packed} == {name: theirs[name].shape for name in packed}
+    name = "model.layers.0.self_attn.v_proj.scales"
+    torch.testing.assert_close(ours[name], theirs[name], rtol=0.5, atol=0.01)
+
+
+def test_a_contender_that_cannot_run_is_a_line_with_its_reason(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "shadow"))
+    (tmp_path / "shadow").mkdir()
+    (tmp_path / "shadow" / "gptqmodel.py").write_text("raise ImportError('not installed here')")
+    [entry] = run(tiny_llama, tmp_path, "gptqmodel")
+    assert entry.seconds is None
+    assert "not installed here" in str(entry.reason)
+    assert line_of(entry, entry).startswith("gptqmodel              could not run: ")
+    assert json.loads((tmp_path / "race.jsonl").read_text())["reason"] == entry.reason
+
+
+def test_an_unknown_contender_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path), "--contender", "nobody"]) == 2
+    known = ", ".join(CONTENDERS)
+    assert capsys.readouterr().err == f"error: unknown contender 'nobody'; there are: {known}\n"
+
+
+def test_ratios_are_to_the_first_contender() -> None:
+    first = Entry("a", 2.0, 10**9, {"calibration": 10.0}, {"calibration": 0.1})
+    second = Entry("b", 5.0, 2 * 10**9, {"calibration": 11.0}, {"calibration": 0.07})
+    assert "5.0 s (x2.50)  2.00 GB  calibration: ppl   11.000 KLD 0.0700 (x0.70)" in line_of(second, first)
+
+
+def test_the_other_kind_of_text_is_every_licence_paragraph_once() -> None:
+    texts = licence_texts()
+    paragraphs = [" ".join(part.split()) for text in texts for part in text.split("\n\n") if part.strip()]
+    assert len(paragraphs) > 100
+    assert len(paragraphs) == len(set(paragraphs))
+
+
+def test_a_bad_source_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder here"):
+        run(tmp_path / "none", tmp_path / "out", "round to nearest")
