@@ -40,7 +40,7 @@ def table(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test; those that need a GPU skip where there is none."""
-    install(session, "models", "embedded", "dev")
+    install(session, "models", "embedded", "lm-eval", "dev")
     session.run("pytest", *session.posargs)
 
 

@@ -134,7 +134,7 @@ def summary(outcome: Outcome, directory: Path) -> list[str]:
     total = len(outcome.records)
     already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    lines.append(f"{outcome.rounds} rounds: {STOPPED[outcome.stopped]}")
+    lines.append(f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}")
     noun = "record" if total == 1 else "records"
     lines.append(f"{total} {noun}{already}{failed}: {outcome.path}")
     table = directory if outcome.path == directory / RECORDS_NAME else outcome.path

@@ -185,6 +185,8 @@ def quality_table(measurement: Measurement, labels: dict[Subject, str]) -> Table
         Column("99%", "nats", missing=""),
         Column("Flips", "share", missing=""),
     )
+    judged = [result.quality for result in measurement.results if result.quality]
+    told = len(columns) if any(one.divergence or one.noise_floor for one in judged) else 3
     rows = [
         (
             labels[result.subject],
@@ -199,7 +201,7 @@ def quality_table(measurement: Measurement, labels: dict[Subject, str]) -> Table
         for result in measurement.results
         if result.quality and result.quality.noise_floor
     ]
-    return Table(columns, (*rows, *floors))
+    return Table(columns[:told], tuple(row[:told] for row in (*rows, *floors)))
 
 
 def _divergence_cells(divergence: Divergence | None) -> tuple[Cell, ...]:

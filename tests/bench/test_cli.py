@@ -78,7 +78,7 @@ def test_failed_rows_are_counted_with_their_reason_and_are_no_failure_of_the_com
     assert main([str(folder), "--rounds", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "B: oom: no memory left (3 runs)",
-        "1 rounds: as many as are ever made",
+        "1 round: as many as are ever made",
         f"6 records, 3 failed: {folder / 'records.jsonl'}",
         f"the table: report {folder}",
     ]
