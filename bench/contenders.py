@@ -5,7 +5,6 @@ Run as `python -m bench.contenders NAME REQUEST.json`, each in a process of its 
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from quantize.awq.packing import pack_gemm
 from quantize.awq.pipeline import AwqOptions
+from quantize.footprint import peak_resident_bytes
 from quantize.quiet import quiet_libraries
 
 Work = Callable[["Request"], float]
@@ -164,8 +164,7 @@ def main(arguments: list[str]) -> int:
     name, path = arguments
     request = Request(**json.loads(Path(path).read_text()))
     seconds = CONTENDERS[name](request)
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    facts = {"seconds": seconds, "peak_bytes": peak_bytes, "libraries": {"torch": torch.__version__}}
+    facts = {"seconds": seconds, "peak_bytes": peak_resident_bytes(), "libraries": {"torch": torch.__version__}}
     Path(request.out).with_suffix(".json").write_text(json.dumps(facts))
     return 0
 

@@ -6,17 +6,23 @@ ours, and writes them to race.jsonl.
 
 import argparse
 import json
+import math
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.environment import fingerprint
 from quantize.cli import guarded
 from quantize.errors import UserError
+
+YARDSTICK = "autoawq, repaired"
+"""Whom the table's ratios are to."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line of the race."""
     p = argparse.ArgumentParser(prog="race", description=__doc__)
     p.add_argument("--source", default="smollm2-135m")
-    p.add_argument("--out", type=Path, required=True, help="folder for the results")
+    p.add_argument("--out", type=Path, default=Path("runs/race"), help="folder for the results (default %(default)s)")
+    p.add_argument("--table", type=Path, metavar="FILE", help="print the table of a record file, and race nobody")
     p.add_argument("--blocks", type=int, default=48)
     p.add_argument("--block-tokens", type=int, default=256)
     p.add_argument("--group-size", type=int, default=64)
@@ -117,9 +124,66 @@ def line_of(entry: Entry, first: Entry) -> str:
     )
 
 
+def markdown_table(path: Path) -> str:
+    """The table of a race's record file: medians of what ran several times, ratios to the repaired autoawq.
+
+    Raises UserError for a file that no race wrote.
+    """
+    entries = read_entries(path)
+    yardstick = entries.get(YARDSTICK, [])
+    kinds = list(next((one.divergence for found in entries.values() for one in found if one.divergence), {}))
+    titles = ["Quantizer", "Seconds", "to AutoAWQ", "Peak RSS GB"]
+    titles += [title for kind in kinds for title in (f"Perplexity ({kind})", f"KLD ({kind})", "to AutoAWQ")]
+    rows = []
+    for name, found in entries.items():
+        good = [one for one in found if one.reason is None]
+        if not good:
+            rows.append([name, f"did not run: {found[-1].reason}", *[""] * (len(titles) - 2)])
+            continue
+        row = [name, f"{_median(good, lambda one: one.seconds):.0f}", _times(good, yardstick, lambda one: one.seconds)]
+        peak = _median(good, lambda one: one.peak_bytes)
+        row.append("—" if math.isnan(peak) else f"{peak / 1e9:.2f}")
+        for kind in kinds:
+            row.append(f"{_median(good, lambda one, kind=kind: (one.perplexity or {}).get(kind)):,.2f}")
+            divergence = partial(_divergence, kind)
+            row += [f"{_median(good, divergence):.3f}", _times(good, yardstick, divergence)]
+        rows.append(row)
+    aligned = [":--", *["--:"] * (len(titles) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, aligned, *rows)) + "\n"
+
+
+def read_entries(path: Path) -> dict[str, list[Entry]]:
+    """The entries of a race's record file by contender, in the order first run."""
+    entries: dict[str, list[Entry]] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            data = json.loads(line)
+            entry = Entry(**{field: data[field] for field in Entry.__dataclass_fields__})
+            entries.setdefault(entry.contender, []).append(entry)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is no record file of a race ({error}): run the race first") from None
+    return entries
+
+
+def _divergence(kind: str, entry: Entry) -> float | None:
+    return (entry.divergence or {}).get(kind)
+
+
+def _median(entries: Sequence[Entry], value: Callable[[Entry], float | None]) -> float:
+    told = [found for entry in entries if (found := value(entry)) is not None]
+    return statistics.median(told) if told else float("nan")
+
+
+def _times(entries: Sequence[Entry], yardstick: Sequence[Entry], value: Callable[[Entry], float | None]) -> str:
+    return f"x{_median(entries, value) / _median(yardstick, value):.2f}" if yardstick else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the race; return its exit code."""
-    return guarded("race", lambda: race(parser().parse_args(argv)))
+    arguments = parser().parse_args(argv)
+    if arguments.table is not None:
+        return guarded("race", lambda: print(markdown_table(arguments.table), end=""))
+    return guarded("race", lambda: race(arguments))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Rule:
     min_passes: int = 3
     min_time_s: float = 1.0
     noise: float = 0.03
-    max_time_s: float = 4.0
+    max_time_s: float = 3.0
 
     def __post_init__(self) -> None:
         if min(self.steady_passes, self.min_passes) < 1 or self.max_warmups < self.steady_passes:

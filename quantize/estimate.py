@@ -1,6 +1,5 @@
 """Before any work: how much memory, disk and time a run will take, beside what there is."""
 
-import resource
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from quantize.awq.architecture import Architecture
 from quantize.awq.gram import column_blocks
 from quantize.awq.pipeline import BATCH_TOKENS
 from quantize.errors import UserError
+from quantize.footprint import peak_resident_bytes
 from quantize.quiet import quiet_libraries
 
 FLOAT_BYTES = 4
@@ -207,7 +207,7 @@ def peak_bytes(device: torch.device) -> int | None:
     """The most that this process has held so far: resident on a CPU, allocated on CUDA."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()
 
 
 def _existing(path: Path) -> Path:

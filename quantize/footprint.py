@@ -2,7 +2,10 @@
 
 import contextlib
 import ctypes
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,6 +32,25 @@ def _weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
                 beside = getattr(holder, name, None)
                 if isinstance(beside, torch.Tensor):
                     yield beside
+
+
+def peak_resident_bytes() -> int | None:
+    """The largest resident set size of this process so far; None where the system does not tell.
+
+    Linux's own count in /proc comes first: `getrusage` passes the size of the process that started this one on to it.
+    """
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def give_back_freed_memory() -> None:

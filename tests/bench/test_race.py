@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from bench.contenders import CONTENDERS
 from bench.judge import licence_texts
-from bench.race import Entry, line_of, main, parser, race
+from bench.race import Entry, append_entry, line_of, main, parser, race
 from quantize.errors import UserError
 
 OURS = ["quantable, nearest", "quantable, gptq", "round to nearest"]
@@ -87,3 +87,22 @@ def test_the_other_kind_of_text_is_every_licence_paragraph_once() -> None:
 def test_a_bad_source_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder here"):
         run(tmp_path / "none", tmp_path / "out", "round to nearest")
+
+
+def test_the_table_has_medians_and_ratios_to_autoawq(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "race.jsonl"
+    for entry in (
+        Entry("ours", 40.0, 10**9, {"a": 14.0}, {"a": 0.06}),
+        Entry("ours", 50.0, 10**9, {"a": 14.0}, {"a": 0.06}),
+        Entry("autoawq, repaired", 900.0, 2 * 10**9, {"a": 15.0}, {"a": 0.12}),
+        Entry("other", reason="not there"),
+    ):
+        append_entry(path, entry, {})
+    assert main(["--table", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| ours | 45 | x0.05 | 1.00 | 14.00 | 0.060 | x0.50 |",
+        "| autoawq, repaired | 900 | x1.00 | 2.00 | 15.00 | 0.120 | x1.00 |",
+        "| other | did not run: not there |  |  |  |  |  |",
+    ]
+    assert main(["--table", str(tmp_path / "none.jsonl")]) == 2
+    assert "run the race first" in capsys.readouterr().err
