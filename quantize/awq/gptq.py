@@ -19,6 +19,7 @@ Nearest = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
     """The upper Cholesky factor U of (H + damping * mean(diag H) I)^-1, so that the inverse is U^T U; [in, in].
 
+    With H = V V^T for an upper V, which is the lower factor of H read backwards, U is the inverse of V.
     Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
     then ten times the damping: the Gram matrix of few tokens is close to singular.
     """
@@ -29,12 +30,12 @@ def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
             dead = diagonal <= 0
             diagonal.add_(damping * float(diagonal.mean()))
             diagonal[dead] = 1
-            lower, failed = torch.linalg.cholesky_ex(damped)
+            backwards, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
             if not bool(failed):
-                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-                if not bool(failed) and bool(torch.isfinite(upper).all()):
-                    factor: Tensor = upper.float()
-                    return factor
+                identity = torch.eye(len(damped), dtype=dtype, device=damped.device)
+                upper = torch.linalg.solve_triangular(backwards.flip(0, 1), identity, upper=True)
+                if bool(torch.isfinite(upper).all()):
+                    return upper.float()
         damping *= 10
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quantize.awq.architecture import Architecture, ScaleGroup, apply_scales
 from quantize.awq.gptq import round_with_feedback
-from quantize.awq.gram import InputStats, StatsAccumulator, output_error
+from quantize.awq.gram import InputStats, StatsAccumulator, multiplies_bfloat16, output_error
 from quantize.awq.int4 import Int4Weight, round_to_nearest
 from quantize.awq.refit import refit_scales
 from quantize.awq.search import search_clip, search_scale
@@ -210,17 +210,9 @@ def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]
     Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
     """
     for batch in hidden:
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=has_bfloat16(batch.device)):
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=multiplies_bfloat16(batch.device)):
             output = layer(batch, **kwargs)
         yield output[0] if isinstance(output, tuple) else output
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware; told by its kind, so that reruns agree."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @torch.no_grad()
@@ -237,7 +229,7 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
     for position, output in enumerate(run_layer(layer, hidden, kwargs)):
         hidden[position] = output
     owners, stats = observer.finish()
-    if not all(bool(torch.isfinite(batch).all()) for batch in hidden):
+    if not all(bool(torch.isfinite(batch.sum())) for batch in hidden):  # NaN and Inf stay in a sum
         raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
     return Observed(layer, prefix, linears, owners, stats)
 

@@ -28,6 +28,12 @@ def inputs(request: pytest.FixtureRequest) -> Tensor:
     return loudest
 
 
+@pytest.fixture
+def single(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in float32, whatever this CPU is good at."""
+    monkeypatch.setattr("quantize.awq.gram.multiplies_bfloat16", lambda device: False)
+
+
 def stats_of(inputs: Tensor) -> InputStats:
     accumulator = StatsAccumulator(inputs.shape[-1], torch.device("cpu"))
     for batch in torch.split(inputs, 256):
@@ -55,6 +61,7 @@ def autoawq() -> AwqQuantizer:
     return quantizer
 
 
+@pytest.mark.usefixtures("single")
 def test_gram_and_magnitudes_are_those_of_all_tokens(inputs: Tensor) -> None:
     stats = stats_of(inputs)
     assert stats.tokens == inputs.shape[0]
@@ -62,6 +69,7 @@ def test_gram_and_magnitudes_are_those_of_all_tokens(inputs: Tensor) -> None:
     torch.testing.assert_close(stats.abs_mean, inputs.abs().mean(dim=0))
 
 
+@pytest.mark.usefixtures("single")
 def test_the_error_on_grams_is_the_error_over_tokens(inputs: Tensor) -> None:
     difference = torch.randn(40, inputs.shape[1]) * 0.01
     assert float(output_error(difference, stats_of(inputs).gram)) == pytest.approx(
@@ -75,6 +83,7 @@ def test_blocks_cover_every_column_once() -> None:
         assert columns == list(range(features))
 
 
+@pytest.mark.usefixtures("single")
 def test_scaled_statistics_are_those_of_scaled_inputs(inputs: Tensor) -> None:
     scales = torch.rand(inputs.shape[1]) + 0.5
     torch.testing.assert_close(
@@ -191,3 +200,17 @@ def test_shrinking_lessens_what_features_share_and_keeps_their_loudness(inputs: 
     shrunk = stats.shrunk(0.25)
     assert torch.equal(shrunk.diagonal(), stats.gram.diagonal())
     torch.testing.assert_close(shrunk - shrunk.diagonal().diag(), 0.75 * (stats.gram - stats.gram.diagonal().diag()))
+
+
+def test_products_in_bfloat16_change_little(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    weight = weight_for(inputs)
+    for half in (False, True):
+        monkeypatch.setattr("quantize.awq.gram.multiplies_bfloat16", lambda device, half=half: half)
+        stats = stats_of(inputs)
+        found[half] = (stats, search_scale(weight, stats, GROUP))
+    (exact, exact_choice), (rounded_stats, rounded_choice) = found[False], found[True]
+    loudness = torch.outer(exact.gram.diagonal().sqrt(), exact.gram.diagonal().sqrt())
+    assert float(((rounded_stats.gram - exact.gram).abs() / loudness).max()) < 2**-8
+    assert rounded_choice.loss == pytest.approx(exact_choice.loss, rel=1e-3)
+    assert rounded_choice.exponent == exact_choice.exponent
