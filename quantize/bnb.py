@@ -133,13 +133,14 @@ def bnb_4bit_with_feedback(
     levels, order = codebook.sort()
     midpoints = (levels[1:] + levels[:-1]) / 2
 
-    def nearest(column: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest(column: int, values: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
         scale = scales[column // options.blocksize]
         rank = torch.bucketize(values / scale, midpoints)
-        return order[rank], levels[rank].mul_(scale)
+        torch.addcmul(values, levels[rank], scale, value=-1, out=error)
+        return order[rank]
 
     rows = torch.cat([weights[name].float() for name in names])
-    codes = feed_back(rows, gram, nearest)
+    codes = feed_back(rows, gram, nearest).view(torch.uint8)
     entries: dict[str, torch.Tensor] = {}
     for name, own in zip(names, torch.split(codes, [weights[name].shape[0] for name in names]), strict=True):
         pairs = own.view(-1, 2)

@@ -12,8 +12,8 @@ DAMPING = 0.05
 
 COLUMN_BLOCK = 128
 
-Nearest = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""(column, its values [out]) -> (the nearest codes, the values that they stand for), both [out]."""
+Nearest = Callable[[int, Tensor, Tensor], Tensor]
+"""(column, its values [out], where the errors go [out]) -> the nearest codes [out]. Errors: before less after."""
 
 
 def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
@@ -43,24 +43,24 @@ def feed_back(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = D
     """Round [out, in] weights column by column, each column's error spread over the columns not yet rounded.
 
     gram: float32 [in, in] of the layer's inputs. The columns with the loudest inputs go first, while there are many
-    left to make up for them; what `nearest` rounds to must not depend on the order. Returns the codes, uint8 [out, in].
+    left to make up for them; what `nearest` rounds to must not depend on the order. Returns the codes, int8 [out, in].
     """
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     factor = inverse_factor(gram[order][:, order], damping)
     # Columns as rows: every step then reads and writes contiguous memory.
     columns = weight.float().t()[order]
     in_features, out_features = columns.shape
-    codes = torch.empty((in_features, out_features), dtype=torch.uint8, device=weight.device)
-    pivots, numbers = factor.diagonal().tolist(), order.tolist()
+    codes = torch.empty((in_features, out_features), dtype=torch.int8, device=weight.device)
+    numbers = order.tolist()
+    spread = factor / factor.diagonal().unsqueeze(1)  # an error over its pivot, times the pivot's row
     for start in range(0, in_features, COLUMN_BLOCK):
         stop = min(start + COLUMN_BLOCK, in_features)
         errors = torch.empty((stop - start, out_features), dtype=torch.float32, device=weight.device)
         for column in range(start, stop):
-            code, value = nearest(numbers[column], columns[column])
-            codes[numbers[column]] = code
-            error = torch.sub(columns[column], value, out=errors[column - start]).div_(pivots[column])
-            columns[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
-        columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+            error = errors[column - start]
+            codes[numbers[column]] = nearest(numbers[column], columns[column], error)
+            columns[column + 1 : stop].addr_(spread[column, column + 1 : stop], error, alpha=-1)
+        columns[stop:].addmm_(spread[start:stop, stop:].t(), errors, alpha=-1)
     return codes.t().contiguous()
 
 
@@ -76,11 +76,15 @@ def round_with_feedback(
     if clip is not None:
         grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
     scales, zeros = minmax_range(grouped)
-    scale_rows, zero_rows = scales.t().contiguous(), zeros.t().contiguous()
+    scale_rows, lowest = scales.t().contiguous(), -zeros.t().contiguous()
+    highest = lowest + LEVELS
 
-    def nearest(column: int, values: Tensor) -> tuple[Tensor, Tensor]:
-        scale, zero = scale_rows[column // group_size], zero_rows[column // group_size]
-        code = torch.div(values, scale).round_().add_(zero).clamp_(0, LEVELS)
-        return code, code.sub(zero).mul_(scale)
+    def nearest(column: int, values: Tensor, error: Tensor) -> Tensor:
+        group = column // group_size
+        code = torch.div(values, scale_rows[group]).round_().clamp_(lowest[group], highest[group])
+        torch.addcmul(values, code, scale_rows[group], value=-1, out=error)
+        return code
 
-    return Int4Weight(feed_back(weight, gram, nearest, damping), scales.half(), zeros.to(torch.uint8))
+    offsets = feed_back(weight, gram, nearest, damping).view(grouped.shape)
+    codes = offsets.add_(zeros.to(torch.int8).unsqueeze(-1)).view(torch.uint8).view(weight.shape)
+    return Int4Weight(codes, scales.half(), zeros.to(torch.uint8))

@@ -14,6 +14,8 @@ CLIP_STEPS = 10
 """autoawq's grids: 20 scale exponents; clipping to 1, 0.95, ... 0.55 of a group's largest magnitude."""
 
 COARSE_STEP = 2
+SAMPLED_ROWS = 512
+"""From this many rows on, every second one is enough to find the neighbourhood of the best scale."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +53,24 @@ def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleCho
     """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4).
 
     weight: float32 [out, in], all layers that share the input one above the other; stats: of that input. Every
-    second point of the grid is tried, then the neighbours of the best. No scaling is one of the candidates, so the
-    choice is never worse than it.
+    second point of the grid is tried on every second row, then the best and its neighbours on all. No scaling is one
+    of the candidates, so the choice is never worse than it.
     """
     magnitude = relative_magnitude(weight, group_size)
-    losses: dict[int | None, float] = {}
 
-    def try_step(step: int | None) -> None:
+    def loss_of(step: int | None, rows: Tensor) -> float:
         scales = None if step is None else grid_scales(stats.abs_mean, magnitude, step)
-        scaled = weight if scales is None else weight * scales
-        difference = rounded(scaled.view(weight.shape[0], -1, group_size)).view(weight.shape)
+        scaled = rows if scales is None else rows * scales
+        difference = rounded(scaled.view(rows.shape[0], -1, group_size)).view(rows.shape)
         if scales is not None:
             difference.div_(scales)
-        losses[step] = float(output_error(difference.sub_(weight), stats.gram))
+        return float(output_error(difference.sub_(rows), stats.gram))
 
-    try_step(None)
-    for step in range(0, SCALE_GRID, COARSE_STEP):
-        try_step(step)
-    best = min((step for step in losses if step is not None), key=lambda step: losses[step])
-    for step in (best - 1, best + 1):
-        if 0 <= step < SCALE_GRID:
-            try_step(step)
+    sample = weight[::2].contiguous() if weight.shape[0] >= SAMPLED_ROWS else weight
+    coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, COARSE_STEP)}
+    best = min(coarse, key=lambda step: coarse[step])
+    near = [step for step in (best - 1, best, best + 1) if 0 <= step < SCALE_GRID]
+    losses: dict[int | None, float] = {step: loss_of(step, weight) for step in (None, *near)}
     chosen = min(losses, key=lambda step: losses[step])
     if chosen is None:
         return ScaleChoice(torch.ones_like(stats.abs_mean), None, losses[None], losses[None])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from bench.race import markdown_table
 from reports import report
 
 ROOT = Path(__file__).parents[2]
