@@ -262,9 +262,10 @@ def quantize_layer(
 
     started = time.perf_counter()
     exponents: dict[str, float | None] = {}
-    signals = {name: output_error(linear.weight.data, stats[owners[name]].gram) for name, linear in linears.items()}
     plain_errors = {
-        name: _noise(round_to_nearest(linear.weight.data, options.group_size), linear, stats[owners[name]])
+        name: relative_error(
+            round_to_nearest(linear.weight.data, options.group_size), linear.weight.data, stats[owners[name]]
+        )
         for name, linear in linears.items()
     }
     if options.search:
@@ -279,8 +280,8 @@ def quantize_layer(
     facts = tuple(
         LinearFacts(
             prefix + name,
-            relative(_noise(weights[name], linear, stats[owners[name]]), signals[name]),
-            relative(plain_errors[name], signals[name]),
+            relative_error(weights[name], linear.weight.data, stats[owners[name]]),
+            plain_errors[name],
             exponents.get(name),
         )
         for name, linear in linears.items()
@@ -333,14 +334,11 @@ def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tens
     return search_clip(weight, stats, group_size)
 
 
-def _noise(quantized: Int4Weight, linear: nn.Linear, stats: InputStats) -> Tensor:
-    """tr(D H D^T) with D the change of the weight. A scalar."""
-    return output_error(quantized.dequantize().sub_(linear.weight.data), stats.gram)
-
-
-def relative(noise: Tensor, signal: Tensor) -> float:
-    """tr(D H D^T) / tr(W H W^T): noise over signal at the layer's output. AWQ scales leave the signal as it was."""
-    return float(noise / signal.clamp(min=torch.finfo(torch.float32).tiny))
+def relative_error(quantized: Int4Weight, weight: Tensor, stats: InputStats) -> float:
+    """tr(D H D^T) / tr(W H W^T) with D the change of the weight: noise over signal at the layer's output."""
+    noise = output_error(quantized.dequantize().sub_(weight), stats.gram)
+    signal = output_error(weight, stats.gram).clamp(min=torch.finfo(torch.float32).tiny)
+    return float(noise / signal)
 
 
 def _scale(seen: Observed, group: ScaleGroup, options: AwqOptions) -> dict[str, float | None]:
