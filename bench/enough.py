@@ -59,11 +59,15 @@ def widest_interval(records: Sequence[Record]) -> float | None:
     Infinite where one has too few rounds for an interval; None where there is no ratio at all.
     """
     seconds: dict[tuple[Any, ...], dict[int | None, float]] = {}
+    references: dict[str, str] = {}
     for record in latency_records(records):
         spent = phase_s(record, "total")
+        subject = record.subject
+        if subject.variant == REFERENCE.name:
+            references.setdefault(subject.base_model, subject.name)
         if spent is not None:
-            subject = record.subject
-            key = (subject.base_model, record.scenario, subject.variant == REFERENCE.name, subject.name)
+            is_reference = references.get(subject.base_model) == subject.name
+            key = (subject.base_model, record.scenario, is_reference, subject.name)
             seconds.setdefault(key, {})[record.round] = spent
     widths = []
     for (model, scenario, is_reference, _), own in seconds.items():

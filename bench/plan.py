@@ -18,7 +18,7 @@ class PlannedRun:
     """One process: a checkpoint with all scenarios of one round, then its quality and its tasks where asked for.
 
     position counts the runs of the whole plan from 0, so that a figure can be held against the time it was
-    taken. tasks: names of lm-eval.
+    taken. tasks: names of lm-eval. is_reference: of several half-precision checkpoints the first alone.
     """
 
     checkpoint: Checkpoint
@@ -27,16 +27,13 @@ class PlannedRun:
     round: int | None = None
     quality: bool = False
     tasks: tuple[str, ...] = ()
+    is_reference: bool = False
 
     @property
     def works(self) -> tuple[Work, ...]:
         """What it leaves records of, in order."""
         works: list[Work] = [("latency", scenario) for scenario in self.scenarios]
         return (*works, *([QUALITY] if self.quality else []), *([TASKS] if self.tasks else []))
-
-    @property
-    def is_reference(self) -> bool:
-        return self.checkpoint.variant == REFERENCE
 
     @property
     def subject(self) -> Subject:
@@ -94,6 +91,7 @@ def plan(
                         number,
                         quality=judged and quality,
                         tasks=tuple(tasks) if judged else (),
+                        is_reference=checkpoint is group[0] and checkpoint.variant == REFERENCE,
                     )
                 )
     return runs

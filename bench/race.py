@@ -175,7 +175,7 @@ def _median(entries: Sequence[Entry], value: Callable[[Entry], float | None]) ->
 
 
 def _times(entries: Sequence[Entry], yardstick: Sequence[Entry], value: Callable[[Entry], float | None]) -> str:
-    return f"x{_median(entries, value) / _median(yardstick, value):.2f}" if yardstick else ""
+    return f"x{_median(entries, value) / _median(yardstick, value):.3g}" if yardstick else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

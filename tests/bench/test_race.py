@@ -100,8 +100,8 @@ def test_the_table_has_medians_and_ratios_to_autoawq(tmp_path: Path, capsys: pyt
         append_entry(path, entry, {})
     assert main(["--table", str(path)]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| ours | 45 | x0.05 | 1.00 | 14.00 | 0.060 | x0.50 |",
-        "| autoawq, repaired | 900 | x1.00 | 2.00 | 15.00 | 0.120 | x1.00 |",
+        "| ours | 45 | x0.05 | 1.00 | 14.00 | 0.060 | x0.5 |",
+        "| autoawq, repaired | 900 | x1 | 2.00 | 15.00 | 0.120 | x1 |",
         "| other | did not run: not there |  |  |  |  |  |",
     ]
     assert main(["--table", str(tmp_path / "none.jsonl")]) == 2
