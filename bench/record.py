@@ -20,7 +20,7 @@ BEGINNING = '{"kind":'
 
 Kind = Literal["latency", "quality", "tasks"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error"]
-Stopped = Literal["noise", "time"]
+Stopped = Literal["noise", "time", "passes"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Latency:
     decode_s:  for each repetition, the seconds of each decode step (a list of `decode_steps` entries).
     warmup_s:  seconds of each warm-up repetition at the measured shape, not counted in the figures.
     steady:    whether the warm-up became steady before its passes ran out (bench.steady); None in old records.
-    stopped:   why no more repetitions were timed, "noise" (low enough) or "time"; None in old records.
+    stopped:   why no more repetitions were timed, "noise" (low enough), "time" or "passes"; None in old records.
     """
 
     prefill_s: tuple[float, ...]

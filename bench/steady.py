@@ -18,7 +18,7 @@ class Rule:
     Warm-up:  passes at the measured shape until the last `steady_passes` lie within `steady_spread` of one another
               (largest over smallest, less one), at most `max_warmups`.
     Enough:   at least `min_passes` and `min_time_s` of timed passes, and a standard error of their mean of at most
-              `noise` of it; or `max_time_s` of them, whatever the noise.
+              `noise` of it; or `max_time_s` or `max_passes` of them, whatever the noise.
     """
 
     steady_passes: int = 2
@@ -28,6 +28,7 @@ class Rule:
     min_time_s: float = 1.0
     noise: float = 0.03
     max_time_s: float = 3.0
+    max_passes: int = 200
 
     def __post_init__(self) -> None:
         if min(self.steady_passes, self.min_passes) < 1 or self.max_warmups < self.steady_passes:
@@ -62,6 +63,8 @@ def stop_reason(seconds: Sequence[float], rule: Rule) -> Stopped | None:
     spent = math.fsum(seconds)
     if spent >= rule.max_time_s and seconds:
         return "time"
+    if len(seconds) >= rule.max_passes:
+        return "passes"
     enough = len(seconds) >= rule.min_passes and spent >= rule.min_time_s
     return "noise" if enough and relative_error(seconds) <= rule.noise else None
 

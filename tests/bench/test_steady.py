@@ -81,6 +81,11 @@ def test_what_never_settles_stops_at_the_time_limit(series: Iterator[float]) -> 
     assert 50.0 <= sum(passes) < 60.0
 
 
+def test_very_short_passes_end_somewhere() -> None:
+    passes, stopped = repeat(passes_of(itertools.repeat(1e-6)), float, Rule())
+    assert (len(passes), stopped) == (Rule().max_passes, "passes")
+
+
 def test_one_long_pass_is_enough_when_the_time_is_used_up() -> None:
     assert stop_reason([], Rule(max_time_s=0.0)) is None
     assert stop_reason([7.0], Rule(max_time_s=5.0)) == "time"
