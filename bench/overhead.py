@@ -41,13 +41,12 @@ def race(arguments: argparse.Namespace) -> Ratio:
     dtype = getattr(torch, arguments.dtype)
     with quiet_libraries():
         model = load(arguments.checkpoint, device=arguments.device, compute_dtype=dtype).model
-        turns = {"ours": lambda: ours(model, scenario), "generate": lambda: generate(model, scenario)}
-        for turn in turns.values():
-            turn()
-        seconds: dict[str, list[float]] = {name: [] for name in turns}
+        for work in TURNS.values():
+            work(model, scenario)
+        seconds: dict[str, list[float]] = {name: [] for name in TURNS}
         for number in range(arguments.rounds):
-            for name in turns if number % 2 == 0 else reversed(turns):
-                seconds[name].append(turns[name]())
+            for name in TURNS if number % 2 == 0 else reversed(TURNS):
+                seconds[name].append(TURNS[name](model, scenario))
     ratio = ratio_of(seconds["ours"], seconds["generate"])
     line: dict[str, Any] = {
         "schema_version": 1,
@@ -103,6 +102,9 @@ def generate(model: Any, scenario: Scenario) -> float:
         return time.perf_counter() - start
 
     return (seconds(scenario.new_tokens) - seconds(1)) / scenario.decode_steps
+
+
+TURNS = {"ours": ours, "generate": generate}
 
 
 def report(arguments: argparse.Namespace) -> None:

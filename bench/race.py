@@ -144,7 +144,7 @@ def markdown_table(path: Path) -> str:
         peak = _median(good, lambda one: one.peak_bytes)
         row.append("—" if math.isnan(peak) else f"{peak / 1e9:.2f}")
         for kind in kinds:
-            row.append(f"{_median(good, lambda one, kind=kind: (one.perplexity or {}).get(kind)):,.2f}")
+            row.append(f"{_median(good, partial(_perplexity, kind)):,.2f}")
             divergence = partial(_divergence, kind)
             row += [f"{_median(good, divergence):.3f}", _times(good, yardstick, divergence)]
         rows.append(row)
@@ -167,6 +167,10 @@ def read_entries(path: Path) -> dict[str, list[Entry]]:
 
 def _divergence(kind: str, entry: Entry) -> float | None:
     return (entry.divergence or {}).get(kind)
+
+
+def _perplexity(kind: str, entry: Entry) -> float | None:
+    return (entry.perplexity or {}).get(kind)
 
 
 def _median(entries: Sequence[Entry], value: Callable[[Entry], float | None]) -> float:

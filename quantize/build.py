@@ -53,7 +53,7 @@ class BuildOptions:
     group_size: AWQ's, None for the largest that divides every layer. calibration: a text as `text_from` reads it,
     of which `blocks` blocks of `block_tokens` tokens are used. rounding: of the 4-bit variants, "gptq" (error feedback
     on the calibration text) or "nearest". device: "cpu", "cuda" or "auto" (CUDA where there is some). force: make
-    finished checkpoints again.
+    finished checkpoints again. spill: keep the activations between two layers in files beside the output.
     """
 
     group_size: int | None = None
@@ -65,6 +65,7 @@ class BuildOptions:
     revision: str | None = None
     device: str = "auto"
     force: bool = False
+    spill: bool = False
 
 
 @dataclass(frozen=True)
@@ -328,6 +329,7 @@ class _Job:
             hidden=kept[:count] if kept else None,
             before=self._bnb_layer if "bnb-4bit" in recipes else None,
             watch=watch,
+            spill=journal.folder / "activations" if self.options.spill else None,
         )
         for result, hidden in layers:
             started = time.perf_counter()

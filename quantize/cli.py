@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default auto)")
     p.add_argument("--force", action="store_true", help="make finished checkpoints again")
     p.add_argument("--dry-run", action="store_true", help="only say what it takes in memory, disk and time")
+    p.add_argument("--spill", action="store_true", help="keep activations in files beside the output, not in memory")
     awq = p.add_argument_group("AWQ and calibration")
     awq.add_argument(
         "--group-size",
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         revision=arguments.revision,
         device=arguments.device,
         force=arguments.force,
+        spill=arguments.spill,
     )
     names = [name for value in arguments.variant or ["all"] for name in value.split(",") if name]
     with progress_bar() as progress:

@@ -35,7 +35,8 @@ def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
                 identity = torch.eye(len(damped), dtype=dtype, device=damped.device)
                 upper = torch.linalg.solve_triangular(backwards.flip(0, 1), identity, upper=True)
                 if bool(torch.isfinite(upper).all()):
-                    return upper.float()
+                    factor: Tensor = upper.float()
+                    return factor
         damping *= 10
 
 

@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -209,10 +210,23 @@ def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]
 
     Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
     """
-    for batch in hidden:
+    weights = next(layer.parameters())
+    for kept in hidden:
+        batch = kept.to(weights.device)
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=multiplies_bfloat16(batch.device)):
             output = layer(batch, **kwargs)
         yield output[0] if isinstance(output, tuple) else output
+
+
+def spilled(batch: Tensor, path: Path) -> Tensor:
+    """A float32 copy of this batch that lives in a file: the system may drop its pages when memory is short."""
+    kept = torch.from_file(str(path), shared=True, size=batch.numel(), dtype=torch.float32).view(batch.shape)
+    return kept.copy_(batch)
+
+
+def is_spilled(batch: Tensor) -> bool:
+    """Whether `spilled` made it."""
+    return batch.untyped_storage().filename is not None
 
 
 @torch.no_grad()
@@ -227,7 +241,10 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
     linears = architecture.linears(index)
     observer = _InputObserver(linears)
     for position, output in enumerate(run_layer(layer, hidden, kwargs)):
-        hidden[position] = output
+        if is_spilled(hidden[position]):
+            hidden[position].copy_(output)
+        else:
+            hidden[position] = output
     owners, stats = observer.finish()
     if not all(bool(torch.isfinite(batch.sum())) for batch in hidden):  # NaN and Inf stay in a sum
         raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")

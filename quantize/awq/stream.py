@@ -16,6 +16,7 @@ from quantize.awq.pipeline import (
     LayerResult,
     layer_calls,
     quantize_layer,
+    spilled,
 )
 from quantize.awq.watch import Watch, Watched
 from quantize.errors import UserError
@@ -66,19 +67,24 @@ class LayerStream:
         hidden: list[Tensor] | None = None,
         before: BeforeScaling | None = None,
         watch: Watch | None = None,
+        spill: Path | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
         """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
 
         blocks: calibration token ids, int64 [blocks, block_tokens]. hidden: the inputs of layer `start` as an earlier
         run yielded them, [batch, block_tokens, hidden] each; left out, they are computed. before: called
-        with each layer before its scales move. watch: held-out text to run along, once `options` quantize something. A
-        layer's weights are freed when the next one is asked for.
+        with each layer before its scales move. watch: held-out text to run along, once `options` quantize something.
+        spill: a folder for files that hold the inputs in place of memory. A layer's weights are freed when the next one
+        is asked for.
         """
         self._materialise_outer()
         calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
-        if hidden is None:
-            hidden = [self._record(batch)[0][0] for batch in batches_of(blocks)]
-        hidden = [batch.to(self._device) for batch in hidden]
+        inputs = iter(hidden) if hidden is not None else (self._record(one)[0][0] for one in batches_of(blocks))
+        if spill is None:
+            hidden = [batch.to(self._device) for batch in inputs]
+        else:
+            spill.mkdir(parents=True, exist_ok=True)
+            hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
         if watch is not None:
             watch.begin(lambda held_out: self._record(held_out)[0][0])
             watch.to(self._device)

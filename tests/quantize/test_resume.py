@@ -4,12 +4,15 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import quantize
+from quantize.awq.pipeline import is_spilled
 from quantize.build import BuildOptions
 from quantize.checkpoint import find_checkpoints, verify
 
@@ -84,3 +87,23 @@ def test_killed_at_ten_random_moments_the_files_are_those_of_the_unbroken_run(
         assert hashes(out) == expected, f"killed after {seconds} s"
         assert sorted(path.name for path in out.iterdir()) == sorted(expected)
     assert resumed >= 3  # else no moment fell into the layers, and the test shows nothing
+
+
+def test_activations_in_files_give_the_same_files(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize.quantize(str(tiny_llama), VARIANTS, tmp_path / "memory", options=OPTIONS)
+    seen: list[bool] = []
+
+    def note(*arguments: Any) -> bool:
+        seen.append(is_spilled(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr("quantize.awq.pipeline.is_spilled", note)
+    quantize.quantize(str(tiny_llama), VARIANTS, tmp_path / "files", options=replace(OPTIONS, spill=True))
+    assert seen
+    assert all(seen)
+    assert hashes(tmp_path / "memory") == hashes(tmp_path / "files")
+    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == sorted(
+        path.name for path in (tmp_path / "memory").iterdir()
+    )
