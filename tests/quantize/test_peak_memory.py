@@ -43,7 +43,7 @@ def peak_bytes(folder: Path, layers: int) -> int:
 def test_twice_the_layers_need_little_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path / "cache"))
     shallow = peak_bytes(tmp_path / "shallow", 4)
-    # The C library's free lists make a peak differ from run to run; what a layer leaves behind would be in each of them.
+    # The C library's free lists make peaks differ between runs; what a layer leaves behind would be in each.
     deep = min(peak_bytes(tmp_path / f"deep-{attempt}", 8) for attempt in range(2))
     assert deep < 1.15 * shallow
     weights_bytes = 2 * 4 * (4 * 1024 * 1024 + 3 * 1024 * 2816)
