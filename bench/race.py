@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def race(arguments: argparse.Namespace) -> list[Entry]:
-    """Run every contender in turn, then judge them all on the same text."""
-    from bench.contenders import CONTENDERS, Request
+    """Run the contenders in turn, ours between the others, each judged on the same text."""
+    from bench.contenders import CONTENDERS, OURS, Request
     from quantize.quiet import quiet_libraries
 
     names = arguments.contender or list(CONTENDERS)
@@ -73,8 +73,8 @@ def race(arguments: argparse.Namespace) -> list[Entry]:
 
         judge = Judge.prepare(arguments.source, arguments.blocks, arguments.block_tokens, arguments.other)
         blocks = judge.save_blocks(arguments.out / "blocks.safetensors")
-    entries = []
-    for name in names:
+    entries: list[Entry] = []
+    for name in turns(names, OURS):
         stem = arguments.out / name.replace(", ", "-").replace(" ", "-")
         request = Request(str(judge.folder), str(blocks), f"{stem}.safetensors", arguments.group_size)
         entry = run_contender(name, asdict(request), stem)
@@ -86,6 +86,16 @@ def race(arguments: argparse.Namespace) -> list[Entry]:
         append_entry(arguments.out / "race.jsonl", entry, judge.facts())
         print(line_of(entry, entries[0]), flush=True)
     return entries
+
+
+def turns(names: Sequence[str], ours: Container[str]) -> list[str]:
+    """Who runs when: ours first and again after each of the others, which take long enough for the machine to change.
+
+    The table takes the medians.
+    """
+    own = [name for name in names if name in ours]
+    others = [[name, *own] for name in names if name not in ours]
+    return own + [name for turn in others for name in turn]
 
 
 def run_contender(name: str, request: dict[str, Any], stem: Path) -> Entry:

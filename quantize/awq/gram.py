@@ -5,6 +5,7 @@ norm is tr(D H D^T) with H = X^T X. So H is all that a search over D needs, howe
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,6 +33,12 @@ class InputStats:
     abs_mean: Tensor
     tokens: int
 
+    @cached_property
+    def metric(self) -> Tensor:
+        """The Gram matrix in the dtype that errors are multiplied in: bfloat16 where the CPU has it, else float32."""
+        half = self.gram.device.type == "cpu" and multiplies_bfloat16(self.gram.device)
+        return self.gram.bfloat16() if half else self.gram
+
     def scaled(self, scales: Tensor) -> "InputStats":
         """The statistics of inputs divided by `scales` [in]: what the layer sees once AWQ scales are applied."""
         return InputStats(self.gram / torch.outer(scales, scales), self.abs_mean / scales, self.tokens)
@@ -53,16 +60,16 @@ def column_blocks(features: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, features)) for start in range(0, features, size)]
 
 
-def output_error(difference: Tensor, gram: Tensor) -> Tensor:
+def output_error(difference: Tensor, metric: Tensor) -> Tensor:
     """tr(D H D^T), for D [out, in] and H [in, in]: the mean squared norm of the change of the output. A scalar.
 
-    H is symmetric, so each pair of column blocks is multiplied once and counted twice. Where the CPU multiplies in
-    bfloat16, the products are rounded to it and added up in float32: their errors average out to about 1e-5 of the sum.
+    difference: float32; metric: H, multiplied in its own dtype (InputStats.metric). H is symmetric, so each pair of
+    column blocks is multiplied once and counted twice. Products in bfloat16 are added up in float32: their errors
+    average out to about 1e-5 of the sum.
     """
-    half = multiplies_bfloat16(gram.device) and gram.device.type == "cpu"
-    factors, metric = (difference.bfloat16(), gram.bfloat16()) if half else (difference, gram)
-    total = gram.new_zeros(())
-    for start, stop in column_blocks(gram.shape[0]):
+    factors = difference.to(metric.dtype)
+    total = difference.new_zeros(())
+    for start, stop in column_blocks(metric.shape[0]):
         product = factors[:, start:stop] @ metric[start:stop, start:stop]
         if start:
             product.addmm_(factors[:, :start], metric[:start, start:stop], alpha=2)
@@ -93,7 +100,7 @@ class StatsAccumulator:
 
     def add(self, inputs: Tensor) -> None:
         """inputs: [..., in], every leading position a token."""
-        x = inputs.reshape(-1, inputs.shape[-1]).float()
+        x = inputs.reshape(-1, inputs.shape[-1])
         self._tokens += x.shape[0]
         if self._half:
             for part in torch.split(x.bfloat16(), HALF_TOKENS):
@@ -101,6 +108,7 @@ class StatsAccumulator:
                 for start, stop in column_blocks(x.shape[1]):
                     self._gram[:stop, start:stop] += part[:, :stop].t() @ part[:, start:stop]
             return
+        x = x.float()
         self._abs_sum += torch.linalg.vector_norm(x, ord=1, dim=0)
         for start, stop in column_blocks(x.shape[1]):
             self._gram[:stop, start:stop].addmm_(x[:, :stop].t(), x[:, start:stop])

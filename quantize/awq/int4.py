@@ -69,8 +69,8 @@ def round_to_codes(grouped: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
 def rounded(grouped: Tensor) -> Tensor:
     """The groups as rounding to nearest would give them back: quantized and dequantized, same shape and dtype."""
     scales, zeros = minmax_range(grouped)
-    codes = round_to_codes(grouped, scales, zeros)
-    return codes.sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
+    steps = (grouped / scales.unsqueeze(-1)).round_()
+    return steps.clamp_(-zeros.unsqueeze(-1), LEVELS - zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
 
 
 def round_to_nearest(weight: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:

@@ -353,8 +353,8 @@ def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tens
 
 def relative_error(quantized: Int4Weight, weight: Tensor, stats: InputStats) -> float:
     """tr(D H D^T) / tr(W H W^T) with D the change of the weight: noise over signal at the layer's output."""
-    noise = output_error(quantized.dequantize().sub_(weight), stats.gram)
-    signal = output_error(weight, stats.gram).clamp(min=torch.finfo(torch.float32).tiny)
+    noise = output_error(quantized.dequantize().sub_(weight), stats.metric)
+    signal = output_error(weight, stats.metric).clamp(min=torch.finfo(torch.float32).tiny)
     return float(noise / signal)
 
 

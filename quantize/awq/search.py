@@ -64,7 +64,7 @@ def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleCho
         difference = rounded(scaled.view(rows.shape[0], -1, group_size)).view(rows.shape)
         if scales is not None:
             difference.div_(scales)
-        return float(output_error(difference.sub_(rows), stats.gram))
+        return float(output_error(difference.sub_(rows), stats.metric))
 
     sample = weight[::2].contiguous() if weight.shape[0] >= SAMPLED_ROWS else weight
     coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, COARSE_STEP)}

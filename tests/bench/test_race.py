@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from bench.contenders import CONTENDERS
 from bench.judge import licence_texts
-from bench.race import Entry, append_entry, line_of, main, parser, race
+from bench.race import Entry, append_entry, line_of, main, parser, race, turns
 from quantize.errors import UserError
 
 OURS = ["quantable, nearest", "quantable, gptq", "round to nearest"]
@@ -26,9 +26,10 @@ def test_each_contender_is_timed_judged_and_recorded(
 ) -> None:
     names = [*OURS, "autoawq, repaired"]
     entries = run(tiny_llama, tmp_path, *names)
-    assert [(entry.contender, entry.reason) for entry in entries] == [(name, None) for name in names]
+    expected = [*names, *OURS]  # ours once more after the other
+    assert [(entry.contender, entry.reason) for entry in entries] == [(name, None) for name in expected]
     lines = [json.loads(line) for line in (tmp_path / "race.jsonl").read_text().splitlines()]
-    assert [line["contender"] for line in lines] == names
+    assert [line["contender"] for line in lines] == expected
     for line in lines:
         assert line["seconds"] > 0
         assert line["peak_bytes"] > 10**8
@@ -37,8 +38,13 @@ def test_each_contender_is_timed_judged_and_recorded(
         assert line["blocks"] == [4, 64]
         assert line["environment"]["libraries"]["autoawq"]
     out, err = capfd.readouterr()
-    assert len(out.splitlines()) == 4
+    assert len(out.splitlines()) == 7
     assert err == ""
+
+
+def test_ours_run_again_after_each_of_the_others() -> None:
+    assert turns(["a", "x", "b", "y"], {"a", "b"}) == ["a", "b", "x", "a", "b", "y", "a", "b"]
+    assert turns(["x", "y"], {"a"}) == ["x", "y"]
 
 
 def test_the_repaired_autoawq_chooses_almost_what_our_nearest_does(tiny_llama: Path, tmp_path: Path) -> None:
