@@ -133,11 +133,11 @@ def bnb_4bit_with_feedback(
     levels, order = codebook.sort()
     midpoints = (levels[1:] + levels[:-1]) / 2
 
-    def nearest(column: int, values: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    def nearest(column: int, values: torch.Tensor, code: torch.Tensor, error: torch.Tensor) -> None:
         scale = scales[column // options.blocksize]
         rank = torch.bucketize(values / scale, midpoints)
         torch.addcmul(values, levels[rank], scale, value=-1, out=error)
-        return order[rank]
+        code.copy_(order[rank])
 
     rows = torch.cat([weights[name].float() for name in names])
     codes = feed_back(rows, gram, nearest).view(torch.uint8)

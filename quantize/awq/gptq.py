@@ -1,6 +1,6 @@
 """Rounding that compensates: GPTQ's error feedback (arXiv 2210.17323) inside fixed group ranges."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,9 +11,12 @@ DAMPING = 0.05
 """Share of the mean diagonal added to the Gram matrix; the paper adds 0.01."""
 
 COLUMN_BLOCK = 128
+SMALLEST_BLOCK = 16
+"""A block of columns is halved down to this size: small products between the halves in place of many outer ones."""
 
-Nearest = Callable[[int, Tensor, Tensor], Tensor]
-"""(column, its values [out], where the errors go [out]) -> the nearest codes [out]. Errors: before less after."""
+Nearest = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Called with a column's number, its values [out], and where to write the nearest codes [out], whole numbers, and the
+errors [out], which are the values before less after."""
 
 
 def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
@@ -50,19 +53,32 @@ def feed_back(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = D
     factor = inverse_factor(gram[order][:, order], damping)
     # Columns as rows: every step then reads and writes contiguous memory.
     columns = weight.float().t()[order]
-    in_features, out_features = columns.shape
-    codes = torch.empty((in_features, out_features), dtype=torch.int8, device=weight.device)
+    codes = torch.empty(columns.shape, dtype=torch.int8, device=weight.device)
     numbers = order.tolist()
     spread = factor / factor.diagonal().unsqueeze(1)  # an error over its pivot, times the pivot's row
-    for start in range(0, in_features, COLUMN_BLOCK):
-        stop = min(start + COLUMN_BLOCK, in_features)
-        errors = torch.empty((stop - start, out_features), dtype=torch.float32, device=weight.device)
-        for column in range(start, stop):
-            error = errors[column - start]
-            codes[numbers[column]] = nearest(numbers[column], columns[column], error)
-            columns[column + 1 : stop].addr_(spread[column, column + 1 : stop], error, alpha=-1)
+    for start in range(0, len(columns), COLUMN_BLOCK):
+        stop = min(start + COLUMN_BLOCK, len(columns))
+        errors, found = torch.empty_like(columns[start:stop]), torch.empty_like(columns[start:stop])
+        _feed_block(columns[start:stop], spread[start:stop, start:stop], numbers[start:stop], nearest, found, errors)
+        codes[order[start:stop]] = found.to(torch.int8)
         columns[stop:].addmm_(spread[start:stop, stop:].t(), errors, alpha=-1)
     return codes.t().contiguous()
+
+
+def _feed_block(
+    columns: Tensor, spread: Tensor, numbers: Sequence[int], nearest: Nearest, codes: Tensor, errors: Tensor
+) -> None:
+    """Round a block of columns [n, out], whose errors reach each other by spread [n, n]: one half, then the other."""
+    if len(columns) > SMALLEST_BLOCK:
+        half = len(columns) // 2
+        _feed_block(columns[:half], spread[:half, :half], numbers[:half], nearest, codes[:half], errors[:half])
+        columns[half:].addmm_(spread[:half, half:].t(), errors[:half], alpha=-1)
+        _feed_block(columns[half:], spread[half:, half:], numbers[half:], nearest, codes[half:], errors[half:])
+        return
+    rows = zip(numbers, columns.unbind(0), codes.unbind(0), errors.unbind(0), spread.unbind(0), strict=True)
+    for place, (number, values, code, error, reach) in enumerate(rows, start=1):
+        nearest(number, values, code, error)
+        columns[place:].addr_(reach[place:], error, alpha=-1)
 
 
 def round_with_feedback(
@@ -77,14 +93,13 @@ def round_with_feedback(
     if clip is not None:
         grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
     scales, zeros = minmax_range(grouped)
-    scale_rows, lowest = scales.t().contiguous(), -zeros.t().contiguous()
-    highest = lowest + LEVELS
+    lowest = -zeros.t().contiguous()
+    ranges = list(zip(scales.t().contiguous().unbind(0), lowest.unbind(0), (lowest + LEVELS).unbind(0), strict=True))
 
-    def nearest(column: int, values: Tensor, error: Tensor) -> Tensor:
-        group = column // group_size
-        code = torch.div(values, scale_rows[group]).round_().clamp_(lowest[group], highest[group])
-        torch.addcmul(values, code, scale_rows[group], value=-1, out=error)
-        return code
+    def nearest(column: int, values: Tensor, code: Tensor, error: Tensor) -> None:
+        scale, low, high = ranges[column // group_size]
+        torch.div(values, scale, out=code).round_().clamp_(low, high)
+        torch.addcmul(values, code, scale, value=-1, out=error)
 
     offsets = feed_back(weight, gram, nearest, damping).view(grouped.shape)
     codes = offsets.add_(zeros.to(torch.int8).unsqueeze(-1)).view(torch.uint8).view(weight.shape)

@@ -63,17 +63,25 @@ def column_blocks(features: int) -> list[tuple[int, int]]:
 def output_error(difference: Tensor, metric: Tensor) -> Tensor:
     """tr(D H D^T), for D [out, in] and H [in, in]: the mean squared norm of the change of the output. A scalar.
 
+    The arguments are those of `row_errors`, whose sum it is.
+    """
+    return row_errors(difference, metric).sum()
+
+
+def row_errors(difference: Tensor, metric: Tensor) -> Tensor:
+    """d H d^T of every row d of D [out, in]: the mean square of the change of each output feature; [out].
+
     difference: float32; metric: H, multiplied in its own dtype (InputStats.metric). H is symmetric, so each pair of
     column blocks is multiplied once and counted twice. Products in bfloat16 are added up in float32: their errors
-    average out to about 1e-5 of the sum.
+    average out to about 1e-5 of the sum of all rows.
     """
     factors = difference.to(metric.dtype)
-    total = difference.new_zeros(())
+    total = difference.new_zeros(len(difference))
     for start, stop in column_blocks(metric.shape[0]):
         product = factors[:, start:stop] @ metric[start:stop, start:stop]
         if start:
             product.addmm_(factors[:, :start], metric[:start, start:stop], alpha=2)
-        total += torch.sum(difference[:, start:stop] * product)
+        total += torch.sum(difference[:, start:stop] * product, dim=1)
     return total
 
 

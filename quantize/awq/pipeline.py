@@ -278,16 +278,7 @@ def quantize_layer(
         return LayerResult(index, {}, {}, (), seconds, made)
 
     started = time.perf_counter()
-    exponents: dict[str, float | None] = {}
-    plain_errors = {
-        name: relative_error(
-            round_to_nearest(linear.weight.data, options.group_size), linear.weight.data, stats[owners[name]]
-        )
-        for name, linear in linears.items()
-    }
-    if options.search:
-        for group in architecture.scale_groups(index):
-            exponents |= _scale(seen, group, options)
+    scaled = _scale_layer(seen, architecture.scale_groups(index) if options.search else [], options)
     seconds["scale"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -297,9 +288,9 @@ def quantize_layer(
     facts = tuple(
         LinearFacts(
             prefix + name,
-            relative_error(weights[name], linear.weight.data, stats[owners[name]]),
-            plain_errors[name],
-            exponents.get(name),
+            _noise(weights[name], linear, stats[owners[name]]) / scaled.outputs[name],
+            scaled.plain_errors[name],
+            scaled.exponents.get(name),
         )
         for name, linear in linears.items()
     )
@@ -351,19 +342,63 @@ def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tens
     return search_clip(weight, stats, group_size)
 
 
-def relative_error(quantized: Int4Weight, weight: Tensor, stats: InputStats) -> float:
-    """tr(D H D^T) / tr(W H W^T) with D the change of the weight: noise over signal at the layer's output."""
-    noise = output_error(quantized.dequantize().sub_(weight), stats.metric)
-    signal = output_error(weight, stats.metric).clamp(min=torch.finfo(torch.float32).tiny)
-    return float(noise / signal)
+def _output_square(weight: Tensor, stats: InputStats) -> float:
+    """tr(W H W^T), the mean squared norm of the layer's output; never zero."""
+    return max(float(output_error(weight, stats.metric)), torch.finfo(torch.float32).tiny)
 
 
-def _scale(seen: Observed, group: ScaleGroup, options: AwqOptions) -> dict[str, float | None]:
-    """Search one group's scales, apply them to the layer and to the statistics; return the exponents by name."""
+def _noise(quantized: Int4Weight, linear: nn.Linear, stats: InputStats) -> float:
+    """tr(D H D^T) with D the change of the weight: the mean squared norm of the change of the layer's output."""
+    return float(output_error(quantized.dequantize().sub_(linear.weight.data), stats.metric))
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A layer after its scales have moved, by name of the linear.
+
+    exponents: of the grid; plain_errors: relative errors of plain rounding of the weights as they came; outputs: the
+    mean squared norms of the outputs now.
+    """
+
+    exponents: dict[str, float | None]
+    plain_errors: dict[str, float]
+    outputs: dict[str, float]
+
+
+def _scale_layer(seen: Observed, groups: Sequence[ScaleGroup], options: AwqOptions) -> _Scaled:
+    """Search and apply the scales of one group after the other; moving them leaves every layer's output as it was."""
+
+    def output_of(name: str) -> float:
+        return _output_square(seen.linears[name].weight.data, seen.stats[seen.owners[name]])
+
+    outputs = {name: output_of(name) for name in seen.linears}
+    searched = {name for group in groups for name in group.linears}
+    noises: dict[str, float] = {}
+    for name, linear in seen.linears.items():
+        if name not in searched:
+            plain = round_to_nearest(linear.weight.data, options.group_size)
+            noises[name] = _noise(plain, linear, seen.stats[seen.owners[name]])
+    errors = {name: noise / outputs[name] for name, noise in noises.items()}
+    exponents: dict[str, float | None] = {}
+    for group in groups:
+        exponent, group_noises = _scale(seen, group, options)
+        exponents |= dict.fromkeys(group.linears, exponent)
+        errors |= {name: noise / outputs[name] for name, noise in group_noises.items()}
+        if group.previous in seen.linears:  # the scales are in its output now
+            outputs[group.previous] = output_of(group.previous)
+    return _Scaled(exponents, errors, outputs)
+
+
+def _scale(seen: Observed, group: ScaleGroup, options: AwqOptions) -> tuple[float | None, dict[str, float]]:
+    """Search one group's scales, apply them to the layer and to the statistics.
+
+    Returns the exponent, and by name the noise that plain rounding would have made.
+    """
     owner = seen.owners[group.linears[0]]
-    rows = torch.cat([seen.linears[name].weight.data for name in group.linears])
-    choice = search_scale(rows, seen.stats[owner], options.group_size)
+    linears = [seen.linears[name] for name in group.linears]
+    choice = search_scale(torch.cat([linear.weight.data for linear in linears]), seen.stats[owner], options.group_size)
     if choice.exponent is not None:
         apply_scales(seen.layer, group, choice.scales)
         seen.stats[owner] = seen.stats[owner].scaled(choice.scales)
-    return dict.fromkeys(group.linears, choice.exponent)
+    rows = torch.split(choice.unscaled_rows, [linear.out_features for linear in linears])
+    return choice.exponent, {name: float(own.sum()) for name, own in zip(group.linears, rows, strict=True)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.awq.gram import InputStats, output_error
+from quantize.awq.gram import InputStats, row_errors
 from quantize.awq.int4 import rounded
 
 SCALE_GRID = 20
@@ -22,13 +22,19 @@ SAMPLED_ROWS = 512
 class ScaleChoice:
     """The per-input-feature scales [in] that the search chose, and its loss beside that of no scaling at all.
 
-    exponent: the grid point in [0, 1) that gave them, None where not scaling won; losses are tr(D H D^T).
+    exponent: the grid point in [0, 1) that gave them, None where not scaling won; losses are tr(D H D^T), the unscaled
+    one for each row, [out].
     """
 
     scales: Tensor
     exponent: float | None
     loss: float
-    loss_unscaled: float
+    unscaled_rows: Tensor
+
+    @property
+    def loss_unscaled(self) -> float:
+        """The loss of plain rounding."""
+        return float(self.unscaled_rows.sum())
 
 
 def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
@@ -58,24 +64,27 @@ def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleCho
     """
     magnitude = relative_magnitude(weight, group_size)
 
-    def loss_of(step: int | None, rows: Tensor) -> float:
-        scales = None if step is None else grid_scales(stats.abs_mean, magnitude, step)
+    def losses_of(scales: Tensor | None, rows: Tensor) -> Tensor:
         scaled = rows if scales is None else rows * scales
         difference = rounded(scaled.view(rows.shape[0], -1, group_size)).view(rows.shape)
         if scales is not None:
             difference.div_(scales)
-        return float(output_error(difference.sub_(rows), stats.metric))
+        return row_errors(difference.sub_(rows), stats.metric)
+
+    def loss_of(step: int, rows: Tensor) -> float:
+        return float(losses_of(grid_scales(stats.abs_mean, magnitude, step), rows).sum())
 
     sample = weight[::2].contiguous() if weight.shape[0] >= SAMPLED_ROWS else weight
     coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, COARSE_STEP)}
     best = min(coarse, key=lambda step: coarse[step])
     near = [step for step in (best - 1, best, best + 1) if 0 <= step < SCALE_GRID]
-    losses: dict[int | None, float] = {step: loss_of(step, weight) for step in (None, *near)}
+    unscaled = losses_of(None, weight)
+    losses = {step: loss_of(step, weight) for step in near}
     chosen = min(losses, key=lambda step: losses[step])
-    if chosen is None:
-        return ScaleChoice(torch.ones_like(stats.abs_mean), None, losses[None], losses[None])
+    if not losses[chosen] < float(unscaled.sum()):
+        return ScaleChoice(torch.ones_like(stats.abs_mean), None, float(unscaled.sum()), unscaled)
     scales = grid_scales(stats.abs_mean, magnitude, chosen)
-    return ScaleChoice(scales, chosen / SCALE_GRID, losses[chosen], losses[None])
+    return ScaleChoice(scales, chosen / SCALE_GRID, losses[chosen], unscaled)
 
 
 def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
