@@ -14,11 +14,16 @@ from quantize.awq.packing import UNPACKERS
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.errors import UserError
 from quantize.footprint import weights_bytes
-from quantize.kernels import KERNELS, Kernel
+from quantize.kernels import Kernel
+from quantize.kernels.choice import Shape, choose_kernel
+from quantize.kernels.gate import check_layer
 from quantize.quiet import quiet_libraries
-from quantize.source import Weights, open_weights
+from quantize.source import TensorReader, Weights, cache_folder, open_weights
 
 PREFILL_TOKENS = 1024
+ReadInt4 = Callable[[str], tuple[Int4Weight, Tensor | None]]
+"""A linear layer's name -> its 4-bit weight and its bias."""
+
 VOCABULARY_CHUNK = 4096
 
 
@@ -51,9 +56,10 @@ def load(
     """Load a checkpoint that `quantize` made, on "cpu" or "cuda".
 
     compute_dtype: of the activations, and of the weights where they are not quantized and on CUDA or in the
-    reference; default float32 on a CPU and float16 on CUDA. kernel: the name of one of KERNELS for AWQ checkpoints,
-    default the first that can run every layer here. Raises UserError for a folder that is no checkpoint, for CUDA
-    where there is none, and for a kernel that cannot run here.
+    reference; default float32 on a CPU and float16 on CUDA. kernel: of AWQ checkpoints, the name of one of KERNELS,
+    "native" for what the layout is named after, or "auto", the default: the fastest by a short probe, whose outcome is
+    kept in the cache folder. Raises UserError for a folder that is no checkpoint, for CUDA where there is none, and
+    for a kernel that cannot run here; KernelFault for one that gives wrong results.
     """
     checkpoint = open_checkpoint(Path(path))
     target = torch_device(device)
@@ -131,55 +137,64 @@ def _load_awq(
     if group_size is None or not quantized:
         raise UserError(f"{checkpoint.path} holds no AWQ layers: make it again with `quantize --force`")
     read = _int4_reader(weights, checkpoint, model, group_size)
-    chosen = _choose_kernel(kernel, [read(name)[0] for name in _one_a_shape(weights, quantized)], device, dtype)
-    for name in quantized:
-        weight, bias = read(name)
-        model.set_submodule(name, chosen.prepare(weight, bias, device, dtype))
-    _load_rest(model, weights, quantized, device, dtype)
+    version = str(checkpoint.variant.version)
+    chosen = place_int4_layers(model, quantized, read, version=version, kernel=kernel, device=device, dtype=dtype)
+    fill_rest(model, weights, quantized, device, dtype)
     return model, chosen.describe(PREFILL_TOKENS, dtype), chosen.describe(1, dtype)
 
 
-def _int4_reader(
-    weights: Weights, checkpoint: Checkpoint, model: nn.Module, group_size: int
-) -> Callable[[str], tuple[Int4Weight, Tensor | None]]:
+def place_int4_layers(
+    model: nn.Module,
+    names: Sequence[str],
+    read: ReadInt4,
+    *,
+    version: str,
+    kernel: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Kernel:
+    """Put a 4-bit layer in the place of each of these linear layers; return the kernel that runs them.
+
+    read: a layer's name -> its weight and bias; version: its layout; kernel: as `load` takes it. One layer of each
+    shape is held against its dequantized weights: raises KernelFault for a kernel that gives wrong results.
+    """
+    by_shape: dict[tuple[int, int], list[str]] = {}
+    for name in names:
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise UserError(f"{name} is no linear layer of this architecture: make the checkpoint again")
+        by_shape.setdefault((linear.out_features, linear.in_features), []).append(name)
+    shapes = [Shape(read(found[0])[0], len(found)) for found in by_shape.values()]
+    chosen = choose_kernel(kernel, shapes, version, device, dtype, cache=cache_folder() / "kernels.json")
+    for shape in shapes:
+        check_layer(chosen, chosen.prepare(shape.weight, None, device, dtype), shape.weight, device, dtype)
+    del shapes
+    for name in names:
+        weight, bias = read(name)
+        model.set_submodule(name, chosen.prepare(weight, bias, device, dtype))
+    return chosen
+
+
+def _int4_reader(weights: Weights, checkpoint: Checkpoint, model: nn.Module, group_size: int) -> ReadInt4:
     unpack = UNPACKERS[checkpoint.variant.version or ""]
     names = set(weights.names())
+    widths = {name: module.in_features for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
     def read(name: str) -> tuple[Int4Weight, Tensor | None]:
         tensors = {part: weights.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")}
-        linear = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise UserError(f"{checkpoint.path}: {name} is no linear layer of this architecture")
         bias = weights.get(f"{name}.bias") if f"{name}.bias" in names else None
-        return unpack(tensors, linear.in_features, group_size), bias
+        return unpack(tensors, widths[name], group_size), bias
 
     return read
 
 
-def _one_a_shape(weights: Weights, quantized: Sequence[str]) -> list[str]:
-    """One layer's name for each distinct weight shape."""
-    return list({tuple(weights.shape(f"{name}.qweight")): name for name in quantized}.values())
-
-
-def _choose_kernel(
-    wanted: str | None, shapes: Sequence[Int4Weight], device: torch.device, dtype: torch.dtype
-) -> Kernel:
-    """The kernel asked for, or the first that can run every distinct layer."""
-    if wanted is not None and wanted not in KERNELS:
-        raise UserError(f"unknown kernel {wanted!r}; there are: {', '.join(KERNELS)}")
-    reasons = []
-    for kernel in KERNELS.values() if wanted is None else [KERNELS[wanted]]:
-        reason = next((why for weight in shapes if (why := kernel.why_not(weight, device, dtype))), None)
-        if reason is None:
-            return kernel
-        reasons.append(f"{kernel.name}: {reason}")
-    raise UserError(f"no kernel can run this checkpoint on {device} ({'; '.join(reasons)})")
-
-
-def _load_rest(
-    model: Any, weights: Weights, quantized: Sequence[str], device: torch.device, dtype: torch.dtype
+def fill_rest(
+    model: Any, weights: TensorReader, quantized: Sequence[str], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision."""
+    """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision.
+
+    quantized: the linear layers that are placed already. Raises UserError when a tensor is missing.
+    """
     done = tuple(f"{name}." for name in quantized)
     for name in weights.names():
         if name.startswith(done):

@@ -1,12 +1,33 @@
 """Runtime kernels for 4-bit weights, one file each, and the choice between them."""
 
 from quantize.kernels.autoawq_gemm import AUTOAWQ_GEMM
+from quantize.kernels.autoawq_gemv import AUTOAWQ_GEMV
 from quantize.kernels.base import Int4Linear, Kernel
 from quantize.kernels.dequantize import DEQUANTIZE
+from quantize.kernels.gptqmodel import GPTQMODEL
 from quantize.kernels.torch_cpu import TORCH_CPU
 from quantize.kernels.torch_cuda import TORCH_CUDA
+from quantize.kernels.triton_words import TRITON, TRITON_GEMV
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (TORCH_CPU, AUTOAWQ_GEMM, TORCH_CUDA, DEQUANTIZE)}
-"""Every kernel by name, in the order in which they are tried."""
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel
+    for kernel in (
+        TORCH_CPU,
+        TRITON,
+        TORCH_CUDA,
+        AUTOAWQ_GEMM,
+        AUTOAWQ_GEMV,
+        TRITON_GEMV,
+        *GPTQMODEL,
+        DEQUANTIZE,
+    )
+}
+"""Every kernel by name."""
 
-__all__ = ["KERNELS", "Int4Linear", "Kernel"]
+NATIVE: dict[str, tuple[str, ...]] = {
+    "GEMM": ("autoawq-gemm",),
+    "GEMV": ("autoawq-gemv", "triton-gemv"),
+}
+"""Layout -> the kernels that its name stood for, the first that can run is meant."""
+
+__all__ = ["KERNELS", "NATIVE", "Int4Linear", "Kernel"]

@@ -60,4 +60,10 @@ def _describe(tokens: int, dtype: torch.dtype) -> str:
     return f"autoawq {implementation} GEMM (float16)"
 
 
-AUTOAWQ_GEMM = Kernel(name="autoawq-gemm", why_not=_why_not, prepare=AutoawqGemmLinear, describe=_describe)
+AUTOAWQ_GEMM = Kernel(
+    name="autoawq-gemm",
+    why_not=_why_not,
+    prepare=AutoawqGemmLinear,
+    describe=_describe,
+    arithmetic=lambda tokens, dtype: torch.float16,
+)

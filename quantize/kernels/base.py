@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from quantize.awq.int4 import Int4Weight
+
+Style = Literal["GEMM", "GEMV"]
+"""GEMM: tiles of several tokens and output features at a time. GEMV: every token reads all weights on its own."""
 
 
 class Int4Linear(nn.Module):
@@ -42,12 +46,16 @@ class Kernel:
     why_not:   (weight, device, compute dtype) -> None when it can run this layer there, else the reason.
     prepare:   (weight, bias, device, compute dtype) -> the layer ready to run.
     describe:  (tokens, compute dtype) -> what really runs for that many tokens, as records and tables name it.
+    arithmetic: (tokens, compute dtype) -> the dtype that is multiplied in.
+    style:     how it treats several tokens.
     """
 
     name: str
     why_not: Callable[[Int4Weight, torch.device, torch.dtype], str | None]
     prepare: Callable[[Int4Weight, Tensor | None, torch.device, torch.dtype], Int4Linear]
     describe: Callable[[int, torch.dtype], str]
+    arithmetic: Callable[[int, torch.dtype], torch.dtype] = lambda tokens, dtype: dtype
+    style: Style = "GEMM"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

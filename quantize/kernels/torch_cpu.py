@@ -94,4 +94,10 @@ def _describe(tokens: int, dtype: torch.dtype) -> str:
     return f"dequantize + matmul ({dtype_name(dtype)})"
 
 
-TORCH_CPU = Kernel(name="torch-cpu", why_not=_why_not, prepare=TorchCpuLinear, describe=_describe)
+TORCH_CPU = Kernel(
+    name="torch-cpu",
+    why_not=_why_not,
+    prepare=TorchCpuLinear,
+    describe=_describe,
+    arithmetic=lambda tokens, dtype: INT4_DTYPE if tokens < LONG_PROMPT_TOKENS else dtype,
+)

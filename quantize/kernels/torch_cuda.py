@@ -45,4 +45,5 @@ TORCH_CUDA = Kernel(
     why_not=_why_not,
     prepare=TorchCudaLinear,
     describe=lambda tokens, dtype: "torch int4 (bfloat16)",
+    arithmetic=lambda tokens, dtype: torch.bfloat16,
 )

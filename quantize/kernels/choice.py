@@ -1,0 +1,208 @@
+"""Which kernel runs a checkpoint: the one asked for, the one its layout is named after, or the fastest here."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantize.awq.int4 import Int4Weight
+from quantize.errors import UserError
+from quantize.kernels import KERNELS, NATIVE, Kernel
+from quantize.kernels.base import Int4Linear
+from quantize.kernels.gate import KernelFault, check_layer
+
+AUTO = "auto"
+NATIVE_NAME = "native"
+
+PROBED_TOKENS = (1, 512)
+"""Decode and prefill, as the probe sees them."""
+
+PROBE_SAMPLES = 7
+FLUSHED_BYTES = 256 * 10**6
+"""Written before each timed call on a GPU, so that its cache holds no weights, as in a real model's turn."""
+
+DECIDING_LIBRARIES = ("torch", "triton", "autoawq", "autoawq-kernels", "gptqmodel")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One distinct weight shape of a checkpoint: an example, and how many layers have it."""
+
+    weight: Int4Weight
+    count: int
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Seconds that all layers take on one kernel: decode for one token, prefill for a prompt of 512."""
+
+    decode_s: float
+    prefill_s: float
+
+
+Stopwatch = Callable[[Int4Linear, torch.Tensor], float]
+"""(layer, input) -> seconds of one call."""
+
+
+def choose_kernel(
+    wanted: str | None,
+    shapes: Sequence[Shape],
+    version: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    cache: Path | None = None,
+) -> Kernel:
+    """The kernel for a checkpoint whose layers have these shapes.
+
+    wanted: a name of KERNELS; "native", what the layout `version` is named after (NATIVE); None or "auto", the fastest
+    by a short measured probe. cache: a JSON file that keeps what a probe found on this machine with these libraries.
+    Raises UserError for an unknown name and where none of those meant can run every shape.
+    """
+    if wanted in (None, AUTO):
+        names = [name for name in KERNELS if _why_not(KERNELS[name], shapes, device, dtype) is None]
+        return KERNELS[_fastest(names, shapes, device, dtype, cache)]
+    if wanted == NATIVE_NAME:
+        names = list(NATIVE[version])
+    elif wanted in KERNELS:
+        names = [str(wanted)]
+    else:
+        raise UserError(f"unknown kernel {wanted!r}; there are: {AUTO}, {NATIVE_NAME}, {', '.join(KERNELS)}")
+    reasons = {name: _why_not(KERNELS[name], shapes, device, dtype) for name in names}
+    found = next((KERNELS[name] for name, reason in reasons.items() if reason is None), None)
+    if found is None:
+        words = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise UserError(f"the kernel asked for cannot run this checkpoint on {device} ({words}): use --kernel auto")
+    return found
+
+
+def _why_not(kernel: Kernel, shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernel cannot run some of the shapes; None when it can run all."""
+    return next((why for shape in shapes if (why := kernel.why_not(shape.weight, device, dtype))), None)
+
+
+def _fastest(
+    names: Sequence[str], shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype, cache: Path | None
+) -> str:
+    """The name of the fastest of these kernels, from the cache or from a probe."""
+    if len(names) == 1:
+        return names[0]
+    key = cache_key(names, shapes, device, dtype)
+    known = _read(cache).get(key, {}).get("kernel") if cache else None
+    if known in names:
+        return str(known)
+    seconds = {name: found for name in names if (found := probe(KERNELS[name], shapes, device, dtype)) is not None}
+    if not seconds:
+        raise KernelFault(f"no kernel gives right results here (tried {', '.join(names)})")
+    chosen = best(seconds)
+    if cache:
+        facts = {name: [found.decode_s, found.prefill_s] for name, found in seconds.items()}
+        _write(cache, key, {"kernel": chosen, "seconds": facts})
+    return chosen
+
+
+def best(seconds: dict[str, Probed]) -> str:
+    """The kernel that loses least over both phases: the smallest product of its slowdowns against each phase's fastest.
+
+    One kernel serves both, since two would hold the weights twice; each of ours has its own way with long prompts.
+    """
+    decode = min(one.decode_s for one in seconds.values())
+    prefill = min(one.prefill_s for one in seconds.values())
+    return min(seconds, key=lambda name: seconds[name].decode_s / decode * (seconds[name].prefill_s / prefill))
+
+
+@torch.no_grad()
+def probe(
+    kernel: Kernel,
+    shapes: Sequence[Shape],
+    device: torch.device,
+    dtype: torch.dtype,
+    stopwatch: Stopwatch | None = None,
+) -> Probed | None:
+    """How long all layers take on this kernel, one of each shape timed; None for one that fails or is wrong."""
+    timed = stopwatch or stopwatch_for(device)
+    totals = dict.fromkeys(PROBED_TOKENS, 0.0)
+    for shape in shapes:
+        try:
+            layer = kernel.prepare(shape.weight, None, device, dtype)
+            check_layer(kernel, layer, shape.weight, device, dtype)
+        except Exception:  # whatever keeps a candidate from running well: others are there, and asked for by
+            return None  # name it says what is wrong
+        for tokens in PROBED_TOKENS:
+            x = torch.randn((tokens, layer.in_features), generator=torch.Generator().manual_seed(0))
+            given = x.to(device, dtype)
+            timed(layer, given)
+            samples = [timed(layer, given) for _ in range(PROBE_SAMPLES)]
+            totals[tokens] += shape.count * statistics.median(samples)
+    return Probed(*(totals[tokens] for tokens in PROBED_TOKENS))
+
+
+def stopwatch_for(device: torch.device) -> Stopwatch:
+    """Times one call: by the GPU's own events, its cache flushed before, or by the host's clock."""
+    if device.type != "cuda":
+
+        def host(layer: Int4Linear, x: torch.Tensor) -> float:
+            started = time.perf_counter()
+            layer(x)
+            return time.perf_counter() - started
+
+        return host
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
+
+    def gpu(layer: Int4Linear, x: torch.Tensor) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        flushed.zero_()
+        begin.record()
+        layer(x)
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+    return gpu
+
+
+def cache_key(names: Sequence[str], shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype) -> str:
+    """What a probe's outcome depends on, as a hash: the device, the libraries, the candidates, the shapes."""
+    on_cuda = device.type == "cuda"
+    facts = {
+        "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
+        "threads": None if on_cuda else torch.get_num_threads(),
+        "libraries": {name: _version(name) for name in DECIDING_LIBRARIES},
+        "kernels": list(names),
+        "shapes": sorted([*shape.weight.codes.shape, shape.weight.group_size, shape.count] for shape in shapes),
+        "dtype": str(dtype),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, key: str, facts: dict[str, Any]) -> None:
+    """Add one entry; a cache that cannot be written is done without."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps({**_read(path), key: facts}, indent=1), encoding="utf-8")
+        partial.replace(path)

@@ -1,0 +1,108 @@
+"""gptqmodel's kernels for AWQ weights (Marlin, Machete and its plain one), where that package is installed."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantize.awq.int4 import Int4Weight
+from quantize.awq.packing import pack_gemm
+from quantize.kernels.base import Int4Linear, Kernel, dtype_name
+from quantize.quiet import quiet_libraries
+
+CLASSES = {
+    "gptqmodel-marlin": ("marlin_awq", "AwqMarlinLinear", "Marlin"),
+    "gptqmodel-machete": ("machete_awq", "AwqMacheteLinear", "Machete"),
+    "gptqmodel-torch": ("torch_awq", "AwqTorchLinear", "dequantize + matmul"),
+}
+"""Kernel name -> module under gptqmodel.nn_modules.qlinear, class, and what tables call it."""
+
+
+class GptqmodelLinear(Int4Linear):
+    """One of gptqmodel's own layers, filled with our tensors in the GEMM layout, which it repacks for itself."""
+
+    def __init__(
+        self, name: str, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(weight, None if bias is None else bias.to(device, dtype))
+        self.dtype = half_of(dtype)
+        with quiet_libraries():
+            inner = _class_of(name)(**_arguments(weight, self.dtype), register_buffers=True)
+            for part, tensor in pack_gemm(weight).items():
+                kept = getattr(inner, part)
+                kept.data = tensor.to(kept.dtype)
+            inner = inner.to(device)
+            inner.post_init()
+        self.inner = inner.eval()
+
+    def matmul(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x.to(self.dtype))
+        return out.to(x.dtype)
+
+
+def half_of(dtype: torch.dtype) -> torch.dtype:
+    """The half dtype that these layers compute in: bfloat16 stays, everything else is float16."""
+    return dtype if dtype == torch.bfloat16 else torch.float16
+
+
+def _class_of(name: str) -> Any:
+    module, class_name, _ = CLASSES[name]
+    return getattr(importlib.import_module(f"gptqmodel.nn_modules.qlinear.{module}"), class_name)
+
+
+def _arguments(weight: Int4Weight, dtype: torch.dtype) -> dict[str, Any]:
+    out_features, in_features = weight.codes.shape
+    return {
+        "bits": 4,
+        "group_size": weight.group_size,
+        "desc_act": False,
+        "sym": False,
+        "in_features": in_features,
+        "out_features": out_features,
+        "bias": False,
+        "dtype": dtype,
+    }
+
+
+def _why_not(name: str, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+    if importlib.util.find_spec("gptqmodel") is None:
+        return "needs the package gptqmodel"
+    out_features, in_features = weight.codes.shape
+    try:
+        with quiet_libraries():
+            chosen = _class_of(name)
+            chosen.validate_device(device)
+            fits, problem = chosen.validate(
+                bits=4,
+                group_size=weight.group_size,
+                desc_act=False,
+                sym=False,
+                in_features=in_features,
+                out_features=out_features,
+                pack_dtype=torch.int32,
+            )
+    except Exception as error:  # whatever another package's import or compiler raises, this kernel cannot run
+        fits, problem = False, error
+    words = str(problem).strip().splitlines() or ["no reason given"]
+    return None if fits else f"gptqmodel says: {words[0][:120]}"
+
+
+def _kernel(name: str) -> Kernel:
+    described = CLASSES[name][2]
+    prepare: Callable[[Int4Weight, Tensor | None, torch.device, torch.dtype], Int4Linear] = partial(
+        GptqmodelLinear, name
+    )
+    return Kernel(
+        name=name,
+        why_not=partial(_why_not, name),
+        prepare=prepare,
+        describe=lambda tokens, dtype: f"gptqmodel {described} ({dtype_name(half_of(dtype))})",
+        arithmetic=lambda tokens, dtype: half_of(dtype),
+    )
+
+
+GPTQMODEL = tuple(_kernel(name) for name in CLASSES)
