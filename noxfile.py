@@ -40,7 +40,7 @@ def table(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test; those that need a GPU skip where there is none."""
-    install(session, "models", "embedded", "lm-eval", "dev")
+    install(session, "models", "embedded", "lm-eval", "plots", "dev")
     session.run("pytest", *session.posargs)
 
 
@@ -80,6 +80,16 @@ def side_by_side(session: nox.Session) -> None:
     session.run(*command, "--out", "runs/side_by_side", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """The published table at its own scale, random weights, and the tests that need a GPU; writes runs/biomistral.
+
+    It uses the Python that runs nox, which has torch with CUDA there. Options after -- go to the bench.
+    """
+    session.run("python3", "-m", "bench", "--suite", "biomistral", "--dummy", "--device", "cuda", *session.posargs)
+    session.run("python3", "-m", "pytest", "-m", "gpu")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """ruff: style and formatting."""
@@ -91,5 +101,5 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict, over source, noxfile and tests."""
-    install(session, "models", "embedded", "dev")
+    install(session, "models", "embedded", "plots", "dev")
     session.run("mypy", "--explicit-package-bases", "quantize", "bench", "reports", "tests", "noxfile.py")

@@ -4,6 +4,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,11 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bench.campaign import Campaign, run_campaign
 from bench.compare import comparison_lines
 from bench.enough import Enough, Rounds
 from bench.record import read_records
 from bench.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, RECORDS_NAME, BenchOptions, Outcome, bench
 from bench.scenario import SCENARIOS, Scenario, scenario_named
+from bench.steady import Rule
+from bench.suite import suite_named
 from quantize.cli import guarded
 from quantize.errors import UserError
 from quantize.progress import Progress as ShowProgress
@@ -31,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     known = ", ".join(SCENARIOS)
     cli = argparse.ArgumentParser(
         prog="bench",
-        description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference.",
+        description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference, or a "
+        "whole table with --suite.",
     )
     cli.add_argument(
         "directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints"
@@ -48,22 +53,19 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--rounds",
         type=int,
-        default=3,
-        help="processes for each checkpoint (default %(default)s); more follow while the ratios are noisy",
+        help=f"processes for each checkpoint (default {Rounds.least}); more follow while the ratios are noisy",
     )
     cli.add_argument(
         "--noise",
         metavar="SHARE",
         type=float,
-        default=Rounds.noise,
-        help="enough when every ratio's 95%% interval is no wider than this to either side (default %(default)g)",
+        help=f"enough when every ratio's 95%% interval is no wider than this to either side (default {Rounds.noise:g})",
     )
     cli.add_argument(
         "--max-time",
         metavar="S",
         type=float,
-        default=Rounds.max_time_s,
-        help="no further round that would end later than this after the start (default %(default)g)",
+        help=f"no further round that would end later than this after the start (default {Rounds.max_time_s:g})",
     )
     cli.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
     cli.add_argument(
@@ -71,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
         choices=DTYPES,
         help="compute dtype of all runs (default: float32 on a CPU, or bfloat16 where it is clearly faster; "
         "the reference's half dtype on a GPU)",
+    )
+    cli.add_argument(
+        "--kernel",
+        metavar="NAME",
+        help="what AWQ layers run on: auto (the default), native (what the layout is named after) or a kernel's name",
     )
     cli.add_argument("--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})")
     cli.add_argument(
@@ -101,6 +108,21 @@ def parser() -> argparse.ArgumentParser:
         help="compare two record files of the same checkpoints, and measure nothing",
     )
     cli.add_argument("--fresh", action="store_true", help="set an existing records file aside and measure everything")
+    suite = cli.add_argument_group("a whole table")
+    suite.add_argument("--suite", metavar="NAME", help="biomistral, or a .toml file: its rows in place of DIR")
+    suite.add_argument("--out", metavar="DIR", type=Path, help="where all of it goes (default: runs/NAME)")
+    suite.add_argument(
+        "--dummy", action="store_true", help="random weights in the suite's shape: no checkpoints needed"
+    )
+    suite.add_argument(
+        "--shape", metavar="PATH", help="a config.json whose shape --dummy takes in place of the suite's"
+    )
+    suite.add_argument(
+        "--crossover-time",
+        metavar="S",
+        type=float,
+        help="seconds for the crossover of the kernels (default: the suite's; 0: leave it out)",
+    )
     return cli
 
 
@@ -129,6 +151,12 @@ def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
 
 def summary(outcome: Outcome, directory: Path) -> list[str]:
     """The lines to end with: what failed and why, where the records are, and how to make the table."""
+    table = directory if outcome.path == directory / RECORDS_NAME else outcome.path
+    return [*outcome_lines(outcome), f"the table: report {table}"]
+
+
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """What failed and why, how many rounds there were, and where the records are."""
     reasons = Counter(f"{record.subject.name}: {record.status}: {record.reason}" for record in outcome.failed)
     lines = [f"{reason}" + (f" ({count} runs)" if count > 1 else "") for reason, count in reasons.items()]
     total = len(outcome.records)
@@ -137,9 +165,10 @@ def summary(outcome: Outcome, directory: Path) -> list[str]:
     lines.append(f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}")
     noun = "record" if total == 1 else "records"
     lines.append(f"{total} {noun}{already}{failed}: {outcome.path}")
-    table = directory if outcome.path == directory / RECORDS_NAME else outcome.path
-    lines.append(f"the table: report {table}")
     return lines
+
+
+NO_REFERENCE = "the reference has no figures, so that nothing can be compared with it: see its reason above"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -148,13 +177,69 @@ def run(arguments: argparse.Namespace) -> None:
         for line in comparison_lines(*map(read_records, arguments.compare)):
             print(line)
         return
+    if arguments.suite is not None:
+        run_suite(arguments)
+        return
+    for name in SUITE_ONLY:
+        given = getattr(arguments, name)
+        if given is not None and given is not False:
+            raise UserError(f"--{name.replace('_', '-')} is of a whole table: name it with --suite, or leave it out")
     if arguments.directory is None:
         raise UserError("name the folder of the checkpoints: bench DIR")
-    options = BenchOptions(
-        scenarios=tuple(scenarios_from(arguments)),
-        rounds=Rounds(least=arguments.rounds, noise=arguments.noise, max_time_s=arguments.max_time),
+    options = options_from(arguments, tuple(scenarios_from(arguments)), Rounds(), Rule())
+    with one_line_bar() as progress:
+        outcome = bench(arguments.directory, options, records=arguments.records, progress=progress)
+    for line in summary(outcome, arguments.directory):
+        print(line)
+    if not outcome.usable:
+        raise UserError(NO_REFERENCE)
+
+
+SUITE_ONLY = ("out", "dummy", "shape", "crossover_time")
+"""Options that mean something with --suite alone."""
+
+NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
+"""What the suite says itself, or --out."""
+
+
+def run_suite(arguments: argparse.Namespace) -> None:
+    """Measure a whole table and write its pages. Raises UserError, also at the end if the reference has no figures."""
+    suite = suite_named(arguments.suite)
+    for name in NOT_WITH_SUITE:
+        if getattr(arguments, name) is not None:
+            shown = "DIR" if name == "directory" else f"--{name}"
+            raise UserError(f"{shown} does not go with --suite, which says what to measure: leave one of the two out")
+    campaign = Campaign(
+        suite,
+        arguments.out or Path("runs") / Path(arguments.suite).stem,
+        dummy=arguments.dummy,
+        shape=arguments.shape,
+        scenarios=tuple(arguments.scenario or ()),
+        crossover_s=arguments.crossover_time,
+    )
+    with one_line_bar() as progress:
+        ran = run_campaign(campaign, options_from(arguments, None, suite.rounds, suite.rule), progress)
+    for line in outcome_lines(ran.outcome):
+        print(line)
+    if not ran.outcome.usable:
+        raise UserError(NO_REFERENCE)
+    for problem in ran.problems:
+        print(problem)
+    print(f"wrote {', '.join(path.name for path in ran.written)} beside them" if ran.written else "wrote no pages")
+
+
+def options_from(
+    arguments: argparse.Namespace, scenarios: tuple[Scenario, ...] | None, rounds: Rounds, rule: Rule
+) -> BenchOptions:
+    """What the command line says, over these rules. Raises UserError for what is out of range."""
+    asked = {"least": arguments.rounds, "noise": arguments.noise, "max_time_s": arguments.max_time}
+    return BenchOptions(
+        scenarios=scenarios,
+        rounds=replace(rounds, **{name: value for name, value in asked.items() if value is not None}),
+        rule=rule,
         device=arguments.device,
         dtype=arguments.dtype,
+        kernel=arguments.kernel,
         timeout_s=arguments.timeout,
         threads=arguments.threads,
         quality=not arguments.no_quality,
@@ -164,12 +249,6 @@ def run(arguments: argparse.Namespace) -> None:
         task_limit=arguments.task_limit,
         fresh=arguments.fresh,
     )
-    with one_line_bar() as progress:
-        outcome = bench(arguments.directory, options, records=arguments.records, progress=progress)
-    for line in summary(outcome, arguments.directory):
-        print(line)
-    if not outcome.usable:
-        raise UserError("the reference has no figures, so that nothing can be compared with it: see its reason above")
 
 
 @contextmanager

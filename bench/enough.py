@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from bench.phase import phase_s
 from bench.ratio import ratio_of
-from bench.record import Record, latency_records
+from bench.record import Record, family_of, latency_records, may_be_reference
 from quantize.errors import UserError
-from quantize.variant import REFERENCE
 
 Enough = Literal["noise", "time", "rounds"]
 
@@ -62,16 +61,16 @@ def widest_interval(records: Sequence[Record]) -> float | None:
     references: dict[str, str] = {}
     for record in latency_records(records):
         spent = phase_s(record, "total")
-        subject = record.subject
-        if subject.variant == REFERENCE.name:
-            references.setdefault(subject.base_model, subject.name)
+        subject, family = record.subject, family_of(record.subject)
+        if may_be_reference(subject):
+            references.setdefault(family, subject.name)
         if spent is not None:
-            is_reference = references.get(subject.base_model) == subject.name
-            key = (subject.base_model, record.scenario, is_reference, subject.name)
+            is_reference = references.get(family) == subject.name
+            key = (family, record.scenario, is_reference, subject.name)
             seconds.setdefault(key, {})[record.round] = spent
     widths = []
-    for (model, scenario, is_reference, _), own in seconds.items():
-        reference = next((other for key, other in seconds.items() if key[:3] == (model, scenario, True)), None)
+    for (family, scenario, is_reference, _), own in seconds.items():
+        reference = next((other for key, other in seconds.items() if key[:3] == (family, scenario, True)), None)
         if is_reference or reference is None:
             continue
         both = sorted(number for number in own.keys() & reference.keys() if number is not None)

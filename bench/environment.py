@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.clock import Clock, CudaClock, HostClock
 from bench.device import DeviceFacts, cuda_uuid, open_nvml
 
 LIBRARIES = (
@@ -21,6 +22,9 @@ LIBRARIES = (
 
 DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda", "libraries")
 """The fields that change figures: records that differ in one of them are not measured alike."""
+
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
+"""How much `copy_probe` copies at once: far more than any cache holds."""
 
 FAST_BFLOAT16_RATIO = 0.8
 """bfloat16 counts as fast where its matrix product takes at most this share of float32's time."""
@@ -118,6 +122,29 @@ def _gpu_facts() -> DeviceFacts:
     nvml = open_nvml(cuda_uuid())
     driver = nvml.facts().driver if nvml else None
     return DeviceFacts(properties.name, properties.total_memory, driver)
+
+
+def copy_probe(device_type: str, repeats: int = 11) -> float | None:
+    """Bytes a second, read and written together, of a plain copy on the device: the median of some, after a warm-up.
+
+    What memory gives, next to which the bytes that a decode step reads are held (COPY_BYTES are copied). None on a GPU
+    that has no room for the two buffers.
+    """
+    import torch
+
+    size = COPY_BYTES[device_type]
+    if device_type == "cuda" and torch.cuda.mem_get_info()[0] < 3 * size:
+        return None
+    clock: Clock[Any] = CudaClock() if device_type == "cuda" else HostClock()
+    source = torch.ones(size // 4, dtype=torch.float32, device=device_type)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    clock.settle()
+    marks = [clock.mark()]
+    for _ in range(repeats):
+        target.copy_(source)
+        marks.append(clock.mark())
+    return 2 * size / statistics.median(clock.intervals_s(marks))
 
 
 def matmul_probe(repeats: int = 5) -> dict[str, float]:

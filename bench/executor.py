@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.plan import PlannedRun
-from bench.record import Record, Status, read_records
+from bench.record import Record, Status, Subject, read_records
 from bench.request import QualityRequest, Request, TaskRequest
 from bench.steady import Rule
-from quantize.checkpoint import Checkpoint
 
 Executor = Callable[[PlannedRun], list[Record]]
 """Carries out one run and returns a record for every scenario in it, whatever happens."""
@@ -28,7 +27,7 @@ NO_MEMORY_WORDS = ("std::bad_alloc", "can't allocate memory", "Cannot allocate m
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of one `bench` share. compute_dtypes: by base model; timeout_s: for one process.
+    """What all runs of one `bench` share. compute_dtypes: by family; timeout_s: for one process.
 
     rule: of every latency measurement. quality: what to judge on; expectations: where what the references expect is
     kept, by base model. plan: goes into every record.
@@ -45,9 +44,9 @@ class Settings:
     expectations: Mapping[str, Path] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
 
-    def quality_of(self, checkpoint: Checkpoint) -> QualityRequest:
-        """What to judge this checkpoint on, and where its reference's expectations are or go."""
-        path = self.expectations.get(checkpoint.manifest.base_model)
+    def quality_of(self, subject: Subject) -> QualityRequest:
+        """What to judge this one on, and where its reference's expectations are or go."""
+        path = self.expectations.get(subject.base_model)
         return self.quality if path is None else replace(self.quality, expectations=str(path.resolve()))
 
 
@@ -80,7 +79,8 @@ class WorkerExecutor:
         unmeasured = [work for work in request.works if work not in measured]
         if unmeasured:
             status, reason = ended.verdict()
-            reason = reason.replace(f"{run.checkpoint.path.resolve().parent}{os.sep}", "")
+            if request.checkpoint is not None:
+                reason = reason.replace(f"{Path(request.checkpoint).parent}{os.sep}", "")
             records += [
                 request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason) for work in unmeasured
             ]
@@ -89,19 +89,20 @@ class WorkerExecutor:
         return records
 
     def _request(self, run: PlannedRun) -> Request:
-        settings = self.settings
+        settings, checkpoint = self.settings, run.candidate.checkpoint
         return Request(
-            checkpoint=str(run.checkpoint.path.resolve()),
+            checkpoint=None if checkpoint is None else str(checkpoint.path.resolve()),
+            dummy=run.candidate.dummy,
             subject=run.subject,
             device=settings.device,
-            compute_dtype=settings.compute_dtypes[run.checkpoint.manifest.base_model],
+            compute_dtype=settings.compute_dtypes[run.family],
             environment=settings.environment,
             scenarios=run.scenarios,
             round=run.round,
             position=run.position,
             threads=settings.threads,
             rule=settings.rule,
-            quality=settings.quality_of(run.checkpoint) if run.quality else None,
+            quality=settings.quality_of(run.subject) if run.quality else None,
             tasks=replace(settings.tasks, names=run.tasks) if run.tasks and settings.tasks else None,
             is_reference=run.is_reference,
             plan=settings.plan,

@@ -1,14 +1,16 @@
-"""One prompt pass and the decode steps after it, each timed apart, on a loaded model."""
+"""Prompts and the decode steps after each, timed apart, on a loaded model."""
 
 import hashlib
-import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.clock import Clock
+from bench.decode import Decoder, EagerDecoder
 from bench.record import Latency
 from bench.scenario import Scenario
 from bench.steady import Rule, repeat, warm_up
@@ -20,14 +22,16 @@ WARMUP_DECODE_STEPS = 8
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of one prompt pass (the first new token included) and of each decode step after it.
+    """Seconds of a prompt (the first new token included), or of several, and of each decode step after each of them.
 
-    kv_cache_bytes: what the cache held at its end, None where that cannot be told.
+    kv_cache_bytes: what the cache held at its end, the most of several prompts, None where that cannot be told.
+    prefill_by_length_s: the seconds of each prompt.
     """
 
     prefill_s: float
     decode_s: tuple[float, ...]
     kv_cache_bytes: int | None = None
+    prefill_by_length_s: tuple[float, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -37,7 +41,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Measured:
-    """What timing one scenario gives: the samples, the cache's bytes (held, and by the formula), the prompt's hash."""
+    """What timing one scenario gives: the samples, the cache's bytes (held, and by the formula), the prompts' hash."""
 
     latency: Latency
     kv_cache_bytes: int | None
@@ -45,33 +49,51 @@ class Measured:
     prompt_sha256: str
 
 
-def prompt_ids(scenario: Scenario, vocabulary: int, device: torch.device) -> torch.Tensor:
-    """The scenario's prompt: int64 [batch, prompt_tokens], drawn evenly from the vocabulary by its seed."""
+Timed = Callable[[Tensor, int], Pass]
+"""(prompt, decode steps) -> one timed pass of them."""
+
+
+def prompt_ids(scenario: Scenario, vocabulary: int, device: torch.device) -> Tensor:
+    """The scenario's first prompt: int64 [batch, tokens], drawn evenly from the vocabulary by its seed."""
+    return prompts_of(scenario, vocabulary, device)[0]
+
+
+def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Every prompt of the scenario, drawn one after the other by its seed: int64 [batch, tokens] each."""
     generator = torch.Generator().manual_seed(scenario.seed)
-    shape = (scenario.batch, scenario.prompt_tokens)
-    return torch.randint(0, vocabulary, shape, generator=generator).to(device)
+    shapes = [(scenario.batch, length) for length in scenario.prompt_lengths]
+    return tuple(torch.randint(0, vocabulary, shape, generator=generator).to(device) for shape in shapes)
 
 
 @torch.no_grad()
-def greedy_pass(model: Any, prompt: torch.Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
-    """Run the prompt, then `decode_steps` tokens one by one, always taking the likeliest, and time each.
-
-    The loop does what `model.generate` does for greedy search without a stop token, and no more. Only the
-    last position's logits are computed for the prompt where the model can do that.
-    """
-    last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
-    last_logits = {"logits_to_keep": 1} if last_only else {}
+def timed_pass(decoder: Decoder, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
+    """Run the prompt, then `decode_steps` tokens one by one, and time each."""
     clock.settle()
     marks = [clock.mark()]
-    output = model(input_ids=prompt, use_cache=True, **last_logits)
-    token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+    decoder.prefill(prompt)
     marks.append(clock.mark())
     for _ in range(decode_steps):
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-        token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
+        decoder.step()
         marks.append(clock.mark())
     prefill_s, *decode_s = clock.intervals_s(marks)
-    return Pass(prefill_s, tuple(decode_s), kv_cache_bytes(output.past_key_values))
+    return Pass(prefill_s, tuple(decode_s), decoder.cache_bytes(), (prefill_s,))
+
+
+def greedy_pass(model: Any, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
+    """A timed pass that does what `model.generate` does for greedy search without a stop token, and no more."""
+    return timed_pass(EagerDecoder(model), prompt, decode_steps, clock)
+
+
+def pass_over(prompts: Sequence[Tensor], decode_steps: int, timed: Timed) -> Pass:
+    """All prompts one after the other, as one pass: their prefills summed up, their decode steps in one series."""
+    parts = [timed(prompt, decode_steps) for prompt in prompts]
+    held = [part.kv_cache_bytes for part in parts if part.kv_cache_bytes is not None]
+    return Pass(
+        prefill_s=math.fsum(part.prefill_s for part in parts),
+        decode_s=tuple(step for part in parts for step in part.decode_s),
+        kv_cache_bytes=max(held, default=None),
+        prefill_by_length_s=tuple(part.prefill_s for part in parts),
+    )
 
 
 def measure_latency(
@@ -85,59 +107,76 @@ def measure_latency(
 ) -> Measured:
     """Warm up at the scenario's shape until steady, then time it until the rule has enough; every sample is kept.
 
-    A warm-up is the whole prompt pass and the first few decode steps. compute_dtype: of keys and values, None for the
-    model's own. between: called before each timed pass, outside
-    of what is timed. Raises UserError when the model has fewer positions than the scenario needs.
+    A warm-up is a whole pass but for all decode steps after the first few. compute_dtype: of keys and values, None for
+    the model's own. between: called before each timed pass, outside of what is timed.
+
+    Raises UserError when the model has fewer positions than the scenario needs, and in mode "graph" for a model that
+    cannot decode so; RuntimeError where that mode's logits are not those of eager decoding (bench.graph).
     """
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    needed = scenario.prompt_tokens + scenario.decode_steps
+    positions, needed = getattr(config, "max_position_embeddings", None), scenario.positions
     if positions is not None and needed > positions:
         raise UserError(f"needs {needed} positions, the model has {positions}: use a smaller --prompt or --new")
-    prompt = prompt_ids(scenario, config.vocab_size, model.device)
+    prompts = prompts_of(scenario, config.vocab_size, model.device)
+    dtype = compute_dtype or model.dtype
+    timed, decode_mode = timed_by_mode(model, scenario, prompts, clock, dtype)
     warmup_steps = min(scenario.decode_steps, WARMUP_DECODE_STEPS)
     cache_bytes: int | None = None
 
-    def timed() -> Pass:
+    def one_pass() -> Pass:
         nonlocal cache_bytes
         between()
-        one = greedy_pass(model, prompt, scenario.decode_steps, clock)
+        one = pass_over(prompts, scenario.decode_steps, timed)
         cache_bytes = one.kv_cache_bytes
         return one
 
-    warmup_s, steady = warm_up(lambda: greedy_pass(model, prompt, warmup_steps, clock).seconds, rule)
-    passes, stopped = repeat(timed, lambda one: one.seconds, rule)
+    warmup_s, steady = warm_up(lambda: pass_over(prompts, warmup_steps, timed).seconds, rule)
+    passes, stopped = repeat(one_pass, lambda one: one.seconds, rule)
     latency = Latency(
         prefill_s=tuple(one.prefill_s for one in passes),
         decode_s=tuple(one.decode_s for one in passes),
         warmup_s=warmup_s,
         steady=steady,
         stopped=stopped,
+        prefill_by_length_s=tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else (),
+        decode_mode=decode_mode if scenario.decode_steps else None,
     )
-    formula_bytes = kv_cache_formula_bytes(config, scenario, compute_dtype or model.dtype)
-    return Measured(latency, cache_bytes, formula_bytes, token_sha256(prompt))
+    return Measured(latency, cache_bytes, kv_cache_formula_bytes(config, scenario, dtype), tokens_sha256(prompts))
 
 
-def token_sha256(tokens: torch.Tensor) -> str:
+def timed_by_mode(
+    model: Any, scenario: Scenario, prompts: Sequence[Tensor], clock: Clock[Any], dtype: torch.dtype
+) -> tuple[Timed, str]:
+    """How to time one prompt of the scenario in its mode, and the name of how the decode steps really run.
+
+    Mode "graph" sets itself up here, once for all prompts, and is held against eager decoding.
+    """
+    if scenario.mode == "eager":
+        return lambda prompt, steps: greedy_pass(model, prompt, steps, clock), EagerDecoder.name
+    from bench.graph import StaticDecoder, check_against_eager
+
+    decoder = StaticDecoder(model, batch=scenario.batch, positions=scenario.positions)
+    check_against_eager(decoder, model, prompts[0], scenario.decode_steps, dtype)
+    return lambda prompt, steps: timed_pass(decoder, prompt, steps, clock), decoder.name
+
+
+def tokens_sha256(prompts: Sequence[Tensor]) -> str:
+    """Hex SHA-256 of the token ids of one prompt or several."""
+    if len(prompts) == 1:
+        return token_sha256(prompts[0])
+    return hashlib.sha256(str([prompt.tolist() for prompt in prompts]).encode()).hexdigest()
+
+
+def token_sha256(tokens: Tensor) -> str:
     """Hex SHA-256 of token ids."""
     return hashlib.sha256(str(tokens.tolist()).encode()).hexdigest()
-
-
-def kv_cache_bytes(cache: Any) -> int | None:
-    """Bytes of the keys and values that a transformers cache holds; None for a cache of another make."""
-    tensors = [
-        tensor
-        for layer in getattr(cache, "layers", [])
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if isinstance(tensor, torch.Tensor)
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) if tensors else None
 
 
 def kv_cache_formula_bytes(config: Any, scenario: Scenario, dtype: torch.dtype) -> int | None:
     """2 (keys and values) * layers * key-value heads * head size * tokens * batch * bytes of a value.
 
-    The last new token is never fed back, so it has no entry. None where config.json does not name the parts.
+    Tokens are those of the longest prompt and of what is fed back after it: the last new token never is, so it has no
+    entry. None where config.json does not name the parts.
     """
     heads = getattr(config, "num_attention_heads", None)
     layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
@@ -145,5 +184,4 @@ def kv_cache_formula_bytes(config: Any, scenario: Scenario, dtype: torch.dtype) 
         return None
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_size = getattr(config, "head_dim", None) or hidden // heads
-    tokens = scenario.prompt_tokens + scenario.decode_steps
-    return int(2 * layers * kv_heads * head_size * tokens * scenario.batch * dtype.itemsize)
+    return int(2 * layers * kv_heads * head_size * scenario.positions * scenario.batch * dtype.itemsize)

@@ -3,10 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.record import Kind, Record, Subject
+from bench.candidate import Candidate
+from bench.record import Kind, Record, Subject, family_of, may_be_reference
 from bench.scenario import Scenario
-from quantize.checkpoint import Checkpoint
-from quantize.variant import REFERENCE
 
 Work = tuple[Kind, Scenario | None]
 QUALITY: Work = ("quality", None)
@@ -15,13 +14,13 @@ TASKS: Work = ("tasks", None)
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One process: a checkpoint with all scenarios of one round, then its quality and its tasks where asked for.
+    """One process: a candidate with all scenarios of one round, then its quality and its tasks where asked for.
 
     position counts the runs of the whole plan from 0, so that a figure can be held against the time it was
     taken. tasks: names of lm-eval. is_reference: of several half-precision checkpoints the first alone.
     """
 
-    checkpoint: Checkpoint
+    candidate: Candidate
     position: int
     scenarios: tuple[Scenario, ...] = ()
     round: int | None = None
@@ -37,61 +36,47 @@ class PlannedRun:
 
     @property
     def subject(self) -> Subject:
-        """The checkpoint as its records name it."""
-        return subject_of(self.checkpoint)
+        """The candidate as its records name it."""
+        return self.candidate.subject
 
-
-def subject_of(checkpoint: Checkpoint) -> Subject:
-    """How records name a checkpoint: by its folder, since two folders of one `bench` never share a name."""
-    manifest, variant = checkpoint.manifest, checkpoint.variant
-    return Subject(
-        name=checkpoint.path.name,
-        base_model=manifest.base_model,
-        variant=variant.name,
-        method=variant.method,
-        q_group_size=manifest.q_group_size,
-        w_bit=variant.w_bit,
-        version=variant.version,
-        download=None,
-        content_sha256=checkpoint.content_sha256,
-        file_weights_bytes=manifest.weights_bytes,
-        rounding=manifest.options.get("rounding"),
-    )
+    @property
+    def family(self) -> str:
+        """The base model whose reference it is compared with."""
+        return family_of(self.subject)
 
 
 def plan(
-    checkpoints: Sequence[Checkpoint],
+    candidates: Sequence[Candidate],
     scenarios: Sequence[Scenario],
     rounds: Iterable[int],
     *,
     quality: bool = True,
     tasks: Sequence[str] = (),
 ) -> list[PlannedRun]:
-    """Every run of these rounds, in order: base model by base model, round by round.
+    """Every run of these rounds, in order: family by family (bench.record.family_of), round by round.
 
     The rounds of A, B, C go A B C, C B A, A B C: a machine that drifts treats all alike, which A A A, B B B
     does not. The first round's processes measure the quality too, and the tasks, after their latencies; the reference
     comes first there, since the others are held against it.
     """
     runs: list[PlannedRun] = []
-    for base_model in dict.fromkeys(checkpoint.manifest.base_model for checkpoint in checkpoints):
+    for family in dict.fromkeys(family_of(candidate.subject) for candidate in candidates):
         group = sorted(
-            (checkpoint for checkpoint in checkpoints if checkpoint.manifest.base_model == base_model),
-            key=lambda checkpoint: checkpoint.variant != REFERENCE,
+            (candidate for candidate in candidates if family_of(candidate.subject) == family),
+            key=lambda candidate: not may_be_reference(candidate.subject),
         )
         for number in rounds:
-            for checkpoint in group if number % 2 == 0 else reversed(group):
-                # Random weights have no quality, and no tokenizer.
-                judged = number == 0 and checkpoint.manifest.source.kind != "dummy"
+            for candidate in group if number % 2 == 0 else reversed(group):
+                judged = number == 0 and candidate.has_text
                 runs.append(
                     PlannedRun(
-                        checkpoint,
+                        candidate,
                         len(runs),
                         tuple(scenarios),
                         number,
                         quality=judged and quality,
                         tasks=tuple(tasks) if judged else (),
-                        is_reference=checkpoint is group[0] and checkpoint.variant == REFERENCE,
+                        is_reference=candidate is group[0] and may_be_reference(candidate.subject),
                     )
                 )
     return runs
@@ -106,12 +91,12 @@ def missing(
     """What of the plan no ok record covers: runs without the work that is done, in the plan's order.
 
     A record covers the same folder name with the same contents, scenario, round, device and compute dtype. A
-    run that failed before is tried again. compute_dtypes: by base model.
+    run that failed before is tried again. compute_dtypes: by family.
     """
     done: dict[RunKey, Record] = {key_of(record): record for record in records if record.status == "ok"}
     left = []
     for run in runs:
-        dtype = compute_dtypes[run.checkpoint.manifest.base_model]
+        dtype = compute_dtypes[run.family]
         open_works = [work for work in run.works if not _covers(done.get(_key(run, work, device, dtype)), run)]
         if open_works:
             scenarios = tuple(one for one in run.scenarios if ("latency", one) in open_works)
@@ -129,26 +114,23 @@ def _covers(record: Record | None, run: PlannedRun) -> bool:
 def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept: Collection[str]) -> list[PlannedRun]:
     """`left`, and the reference's quality before it where others will be held against what it expects.
 
-    kept: the base models whose reference's expectations are on disk still.
+    Quality is a matter of the base model, not of the family: what another model expects says nothing of a
+    quantization. kept: the base models whose reference's expectations are on disk still.
     """
-    needed = {run.checkpoint.manifest.base_model for run in left if run.quality and not run.is_reference} - {
-        run.checkpoint.manifest.base_model for run in left if run.quality and run.is_reference
+    needed = {run.subject.base_model for run in left if run.quality and not run.is_reference} - {
+        run.subject.base_model for run in left if run.quality and run.is_reference
     }
     again = [
         replace(run, scenarios=(), tasks=(), round=None)
         for run in runs
-        if run.is_reference and run.quality and run.checkpoint.manifest.base_model in needed - set(kept)
+        if run.is_reference and run.quality and run.subject.base_model in needed - set(kept)
     ]
     return [*again, *left]
 
 
 def planned_keys(runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Mapping[str, str]) -> set[RunKey]:
     """The keys of the records that this plan leads to."""
-    return {
-        _key(run, work, device, compute_dtypes[run.checkpoint.manifest.base_model])
-        for run in runs
-        for work in run.works
-    }
+    return {_key(run, work, device, compute_dtypes[run.family]) for run in runs for work in run.works}
 
 
 def key_of(record: Record) -> RunKey:

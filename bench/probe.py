@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.environment import cpu_compute_dtype, fingerprint, matmul_probe
+from bench.environment import copy_probe, cpu_compute_dtype, fingerprint, matmul_probe
 from bench.executor import run_process, worker_environment
 from quantize.errors import UserError
 
@@ -67,7 +67,7 @@ def look(device: str) -> dict[str, Any]:
     environment = fingerprint(chosen)
     seconds = matmul_probe() if chosen == "cpu" else None
     cpu_dtype = cpu_compute_dtype(seconds) if seconds else None
-    environment.update(matmul_probe_s=seconds, cpu_dtype=cpu_dtype)
+    environment.update(matmul_probe_s=seconds, cpu_dtype=cpu_dtype, copy_bytes_per_s=copy_probe(chosen))
     return asdict(Machine(chosen, environment, cpu_dtype))
 
 

@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 
 from bench.scenario import Scenario
 from quantize.errors import UserError
+from quantize.variant import REFERENCE
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BEGINNING = '{"kind":'
 """How the line of every record begins."""
 
@@ -25,10 +26,12 @@ Stopped = Literal["noise", "time", "passes"]
 
 @dataclass(frozen=True)
 class Subject:
-    """The checkpoint that was measured, as its row in the table names it.
+    """What was measured, as its row in the table names it.
 
-    `content_sha256` is the hash over the manifest's file hashes: the same name with other contents is another
-    subject. `weights_bytes` counts every tensor in the checkpoint's safetensors files.
+    content_sha256: over the manifest's file hashes; the same name with other contents is another subject.
+    file_weights_bytes: every tensor in the checkpoint's safetensors files, None where there are none. family: the base
+    model that its reference is of, None for its own. kernel: what the user chose for the quantized layers ("native" or
+    a kernel's name), None for what is fastest. dummy: the shape of weights that were random and never on disk.
     """
 
     name: str
@@ -40,8 +43,21 @@ class Subject:
     version: str | None
     download: str | None
     content_sha256: str
-    file_weights_bytes: int
+    file_weights_bytes: int | None
     rounding: str | None = None
+    family: str | None = None
+    kernel: str | None = None
+    dummy: str | None = None
+
+
+def family_of(subject: Subject) -> str:
+    """The base model whose reference this subject is compared with: rows of one family share one reference."""
+    return subject.family or subject.base_model
+
+
+def may_be_reference(subject: Subject) -> bool:
+    """Whether its family can be compared with it: half precision, of the base model that the family is named after."""
+    return subject.variant == REFERENCE.name and subject.base_model == family_of(subject)
 
 
 @dataclass(frozen=True)
@@ -56,11 +72,14 @@ class Kernels:
 class Latency:
     """Raw samples, in the order taken; nothing is dropped.
 
-    prefill_s: seconds of each repetition's prompt pass, the first new token included.
-    decode_s:  for each repetition, the seconds of each decode step (a list of `decode_steps` entries).
+    prefill_s: seconds of each repetition's prompt pass, the first new token included; over several prompts their sum.
+    decode_s:  for each repetition, the seconds of each decode step: `decode_steps` of them for each of its prompts.
     warmup_s:  seconds of each warm-up repetition at the measured shape, not counted in the figures.
     steady:    whether the warm-up became steady before its passes ran out (bench.steady); None in old records.
     stopped:   why no more repetitions were timed, "noise" (low enough), "time" or "passes"; None in old records.
+    prefill_by_length_s: for each repetition, the seconds of each of the scenario's `lengths`; empty where it has none.
+    decode_mode: how the decode steps really ran, "eager", "CUDA graph" or "static cache" (the same without a graph);
+    None where there are none, and in old records, which were all eager.
     """
 
     prefill_s: tuple[float, ...]
@@ -68,6 +87,8 @@ class Latency:
     warmup_s: tuple[float, ...]
     steady: bool | None = None
     stopped: Stopped | None = None
+    prefill_by_length_s: tuple[tuple[float, ...], ...] = ()
+    decode_mode: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +101,11 @@ class Memory:
     load_peak_bytes:  highest while loading.
     run_peak_bytes:   highest while running the scenario.
     nvml_process_bytes, nvml_device_bytes: NVML's view of this process and of the whole device after the run.
-    kv_cache_bytes:   keys and values held when the scenario's last token was made.
+    kv_cache_bytes:   keys and values held when the scenario's last token was made; a static cache holds all its slots.
     kv_cache_formula_bytes: 2 * layers * key-value heads * head size * tokens * batch * bytes of a value.
     reserved_peak_bytes: the most that CUDA's allocator had taken from the device, cached blocks included.
+    decode_bytes:     what a decode step must read at least: every weight and buffer once but for the input embedding,
+    of which it takes one row, unless the output head is tied to it; keys and values are not in it.
     """
 
     weights_bytes: int
@@ -95,6 +118,7 @@ class Memory:
     kv_cache_bytes: int | None = None
     kv_cache_formula_bytes: int | None = None
     reserved_peak_bytes: int | None = None
+    decode_bytes: int | None = None
 
     @property
     def activations_bytes(self) -> int | None:
@@ -206,22 +230,16 @@ class Record:
         fields = migrated(data)
         nested: dict[str, Any] = {
             "subject": Subject,
-            "scenario": Scenario,
             "kernels": Kernels,
             "memory": Memory,
         }
         for name, cls in nested.items():
             if fields.get(name) is not None:
                 fields[name] = cls(**fields[name])
+        if fields.get("scenario") is not None:
+            fields["scenario"] = Scenario.from_json(fields["scenario"])
         if fields.get("latency") is not None:
-            raw = fields["latency"]
-            fields["latency"] = Latency(
-                tuple(raw["prefill_s"]),
-                tuple(tuple(steps) for steps in raw["decode_s"]),
-                tuple(raw["warmup_s"]),
-                raw.get("steady"),
-                raw.get("stopped"),
-            )
+            fields["latency"] = _latency(fields["latency"])
         if fields.get("quality") is not None:
             raw = dict(fields["quality"])
             for name in ("divergence", "noise_floor"):
@@ -232,12 +250,23 @@ class Record:
         return Record(**fields)
 
 
+def _latency(data: dict[str, Any]) -> Latency:
+    series = {name: tuple(data[name]) for name in ("prefill_s", "warmup_s")}
+    nested = {"decode_s": data["decode_s"], "prefill_by_length_s": data.get("prefill_by_length_s", ())}
+    return Latency(**{**data, **series, **{name: tuple(map(tuple, values)) for name, values in nested.items()}})
+
+
 def _from_version_1(data: dict[str, Any]) -> dict[str, Any]:
     """Version 2 added fields alone, which are unknown in older records."""
     return {**data, "schema_version": 2}
 
 
-MIGRATIONS = {1: _from_version_1}
+def _from_version_2(data: dict[str, Any]) -> dict[str, Any]:
+    """So did version 3: a subject's family and kernel, prompt lengths, decode modes, the bytes a step reads."""
+    return {**data, "schema_version": 3}
+
+
+MIGRATIONS = {1: _from_version_1, 2: _from_version_2}
 """By the version they start from; each leads to the next."""
 
 

@@ -37,14 +37,27 @@ class TaskRequest:
 
 
 @dataclass(frozen=True)
+class Dummy:
+    """Random weights to draw in place of a checkpoint.
+
+    spec: of the shape, as `quantize.dummy.dummy_config` reads it. group_size: of AWQ variants, None for the others.
+    """
+
+    spec: str
+    variant: str
+    group_size: int | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One process's work: load one checkpoint, then measure each scenario in turn, its quality, its tasks.
 
-    rule: when a scenario is warm, and when it has enough. parent_pid: the worker ends when this process does; None to
-    run on its own. `environment` and `subject` go into every record as they are.
+    checkpoint: its folder, None where `dummy` says what to draw instead. rule: when a scenario is warm, and when it has
+    enough. parent_pid: the worker ends when this process does; None to run on its own. `environment` and `subject` go
+    into every record as they are.
     """
 
-    checkpoint: str
+    checkpoint: str | None
     subject: Subject
     device: str
     compute_dtype: str
@@ -59,10 +72,18 @@ class Request:
     is_reference: bool = False
     plan: dict[str, Any] | None = None
     parent_pid: int | None = None
+    dummy: Dummy | None = None
 
     def __post_init__(self) -> None:
         if not self.works:
             raise ValueError("a request without work")
+        if (self.checkpoint is None) == (self.dummy is None):
+            raise ValueError("a request has a checkpoint or random weights, one of the two")
+
+    @property
+    def kernel(self) -> str | None:
+        """What the quantized layers shall run on: "native", a kernel's name, or None for what is fastest."""
+        return self.subject.kernel
 
     @property
     def works(self) -> tuple[tuple[Kind, Scenario | None], ...]:
@@ -112,6 +133,8 @@ class Request:
         fields["subject"] = Subject(**fields["subject"])
         fields["scenarios"] = tuple(Scenario.from_json(scenario) for scenario in fields["scenarios"])
         fields["rule"] = Rule(**fields["rule"])
+        if fields["dummy"]:
+            fields["dummy"] = Dummy(**fields["dummy"])
         if fields["quality"]:
             fields["quality"] = QualityRequest(**fields["quality"])
         if fields["tasks"]:

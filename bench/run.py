@@ -1,23 +1,23 @@
 """`bench`: measure every checkpoint of a folder against its reference, and keep a record of each run."""
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.candidate import Candidate, candidate_of
 from bench.enough import Enough, Rounds
 from bench.environment import differences
 from bench.executor import Executor, Settings, WorkerExecutor
 from bench.plan import PlannedRun, RunKey, key_of, missing, plan, planned_keys, with_references
 from bench.probe import Machine, probe
-from bench.record import Record, append_record, read_records
+from bench.record import Record, append_record, family_of, may_be_reference, read_records
 from bench.request import QualityRequest, TaskRequest
 from bench.scenario import SCENARIOS, Scenario
 from bench.steady import Rule
-from quantize.checkpoint import Checkpoint, find_checkpoints, verify
+from quantize.checkpoint import find_checkpoints, verify
 from quantize.errors import UserError
 from quantize.progress import Progress, silent
 from quantize.variant import REFERENCE
@@ -49,13 +49,13 @@ class Outcome:
 
     @property
     def usable(self) -> bool:
-        """Whether each base model's reference has figures in every scenario: else there is no ratio."""
+        """Whether each family's reference has figures in every scenario: else there is no ratio."""
         latency = [record for record in self.records if record.kind == "latency"]
-        wanted = {(record.subject.base_model, record.scenario) for record in latency}
+        wanted = {(family_of(record.subject), record.scenario) for record in latency}
         measured = {
-            (record.subject.base_model, record.scenario)
+            (family_of(record.subject), record.scenario)
             for record in latency
-            if record.status == "ok" and record.subject.variant == REFERENCE.name
+            if record.status == "ok" and may_be_reference(record.subject)
         }
         return wanted == measured
 
@@ -69,6 +69,8 @@ class BenchOptions:
     device:       "cpu", "cuda", or "auto": the GPU where there is one.
     dtype:        compute dtype of all runs. None: on a GPU the reference's half dtype, on a CPU float32, or
                   bfloat16 where that is clearly faster.
+    kernel:       of the AWQ layers: "native" or a kernel's name, None or "auto" for what is fastest. A row measured on
+                  a kernel of the user's choice stands beside the same row without.
     timeout_s:    for one process. threads: CPU threads of each process, None for torch's choice.
     quality:      measure perplexity and divergence too; quality_data: on this text (a file, or hub:NAME) in place of
                   the built-in one.
@@ -82,6 +84,7 @@ class BenchOptions:
     rule: Rule = field(default_factory=Rule)
     device: str = "auto"
     dtype: str | None = None
+    kernel: str | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     threads: int | None = None
     quality: bool = True
@@ -123,23 +126,45 @@ def bench(
     finished run.
     """
     options = options or BenchOptions()
+    folder = Path(directory)
+    candidates = [candidate_of(checkpoint, kernel=options.kernel) for checkpoint in find_checkpoints(folder)]
+    check_references(candidates, folder)
+    path = Path(records) if records is not None else folder / RECORDS_NAME
+    return measure(
+        candidates,
+        path,
+        options,
+        progress=progress,
+        probe_machine=probe_machine,
+        executor_for=executor_for,
+        now=now,
+    )
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    path: Path,
+    options: BenchOptions,
+    *,
+    progress: Progress = silent,
+    probe_machine: Callable[[str, int | None], Machine] = probe,
+    executor_for: Callable[[Settings, Path], Executor] | None = None,
+    now: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Measure these candidates, each family's reference among them, into the records file `path`: see `bench`."""
     began = now()
     quality = quality_request(options.quality_data)
     tasks = expand_tasks(options)
-    folder = Path(directory)
-    checkpoints = find_checkpoints(folder)
-    check_references(checkpoints, folder)
-    path = Path(records) if records is not None else folder / RECORDS_NAME
     if options.fresh:
         set_aside(path)
     old = read_records(path) if path.exists() else []
 
     progress("looking at the machine", 0, 0)
     machine = probe_machine(options.device, options.threads)
-    _check_same(path, old, machine, checkpoints)
+    _check_same(path, old, machine, candidates)
     if options.quality:
         _check_same_text(path, old, quality)
-    dtypes = compute_dtypes(checkpoints, machine, options.dtype, old)
+    dtypes = compute_dtypes(candidates, machine, options.dtype, old)
     settings = Settings(
         machine.device,
         dtypes,
@@ -149,7 +174,7 @@ def bench(
         rule=options.rule,
         quality=quality,
         tasks=TaskRequest(tasks, _text(options.task_folder), options.task_limit) if tasks else None,
-        expectations=expectation_paths(path, checkpoints, dtypes, quality.label) if options.quality else {},
+        expectations=expectation_paths(path, candidates, dtypes, quality.label) if options.quality else {},
         plan={"rounds": options.rounds.to_json()},
     )
     series = _Series(path, list(old), settings, (executor_for or _worker_executor)(settings, path), progress)
@@ -157,9 +182,8 @@ def bench(
     round_s = 0.0
     while (stopped := options.rounds.enough(done, series.records, now() - began, round_s)) is None:
         numbers = range(options.rounds.least) if done == 0 else [done]
-        runs = plan(
-            checkpoints, list(options.scenarios or SCENARIOS.values()), numbers, quality=options.quality, tasks=tasks
-        )
+        scenarios = list(options.scenarios or SCENARIOS.values())
+        runs = plan(candidates, scenarios, numbers, quality=options.quality, tasks=tasks)
         round_began = now()
         series.carry_out(runs, verified)
         done = max(numbers) + 1
@@ -187,7 +211,7 @@ class _Series:
         left = missing(runs, self.records, device=device, compute_dtypes=dtypes)
         kept = {model for model, path in self.settings.expectations.items() if path.is_file()}
         left = with_references(left, runs, kept)
-        for checkpoint in {run.checkpoint.path: run.checkpoint for run in left}.values():
+        for checkpoint in filter(None, (run.candidate.checkpoint for run in left)):
             if checkpoint.path not in verified:
                 self.progress(f"checking the files of {checkpoint.path.name}", 0, 0)
                 verify(checkpoint)
@@ -235,16 +259,15 @@ def _expectations_folder(path: Path) -> Path:
 
 
 def expectation_paths(
-    path: Path, checkpoints: Iterable[Checkpoint], dtypes: Mapping[str, str], label: str
+    path: Path, candidates: Iterable[Candidate], dtypes: Mapping[str, str], label: str
 ) -> dict[str, Path]:
     """Where each reference's expectations are kept while the bench lasts: another file for other contents or text."""
     found: dict[str, Path] = {}
-    for checkpoint in checkpoints:
-        if checkpoint.variant == REFERENCE:
-            model = checkpoint.manifest.base_model
-            key = f"{checkpoint.content_sha256} {dtypes[model]} {label}"
-            name = f"{model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
-            found.setdefault(model, _expectations_folder(path) / name)
+    for subject in (candidate.subject for candidate in candidates):
+        if may_be_reference(subject):
+            key = f"{subject.content_sha256} {dtypes[family_of(subject)]} {label}"
+            name = f"{subject.base_model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+            found.setdefault(subject.base_model, _expectations_folder(path) / name)
     return found
 
 
@@ -252,42 +275,33 @@ def _worker_executor(settings: Settings, path: Path) -> Executor:
     return WorkerExecutor(settings, log=path.with_suffix(".log"))
 
 
-def check_references(checkpoints: Sequence[Checkpoint], folder: Path) -> None:
-    """Raises UserError for a base model without its reference, with the command that makes one."""
-    with_reference = {one.manifest.base_model for one in checkpoints if one.variant == REFERENCE}
-    for checkpoint in checkpoints:
-        if checkpoint.manifest.base_model not in with_reference:
+def check_references(candidates: Sequence[Candidate], folder: Path) -> None:
+    """Raises UserError for a checkpoint whose family has no reference, with the command that makes one."""
+    with_reference = {family_of(one.subject) for one in candidates if may_be_reference(one.subject)}
+    for candidate in candidates:
+        checkpoint, family = candidate.checkpoint, family_of(candidate.subject)
+        if checkpoint is not None and family not in with_reference:
             raise UserError(
-                f"{folder} holds no reference of {checkpoint.manifest.base_model}: make it with "
+                f"{folder} holds no reference of {family}: make it with "
                 f"`quantize {checkpoint.manifest.source.id} --variant {REFERENCE.name} --out {folder}`"
             )
 
 
 def compute_dtypes(
-    checkpoints: Iterable[Checkpoint], machine: Machine, dtype: str | None, old: Sequence[Record]
+    candidates: Iterable[Candidate], machine: Machine, dtype: str | None, old: Sequence[Record]
 ) -> dict[str, str]:
-    """The compute dtype of each base model's runs, quantized or not: one, so that the rows compare.
+    """The compute dtype of each family's runs, quantized or not: one, so that the rows compare.
 
     On a CPU it is what the probe found, or what it had found when the records were begun; on a GPU the
     reference's own half dtype.
     """
     found = {}
     begun = [record.environment.get("cpu_dtype") for record in old if record.device == machine.device]
-    for checkpoint in checkpoints:
-        if checkpoint.variant == REFERENCE:
+    for candidate in candidates:
+        if may_be_reference(candidate.subject):
             chosen = next((one for one in begun if one), None) or machine.cpu_dtype
-            found[checkpoint.manifest.base_model] = dtype or chosen or half_dtype(checkpoint)
+            found[family_of(candidate.subject)] = dtype or chosen or candidate.half_dtype
     return found
-
-
-def half_dtype(checkpoint: Checkpoint) -> str:
-    """bfloat16 where the checkpoint's config.json says so, else float16."""
-    try:
-        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
-    named = config.get("dtype") or config.get("torch_dtype")
-    return "bfloat16" if named == "bfloat16" else "float16"
 
 
 def set_aside(path: Path) -> Path | None:
@@ -301,15 +315,14 @@ def set_aside(path: Path) -> Path | None:
     return aside
 
 
-def _check_same(path: Path, old: Sequence[Record], machine: Machine, checkpoints: Iterable[Checkpoint]) -> None:
+def _check_same(path: Path, old: Sequence[Record], machine: Machine, candidates: Iterable[Candidate]) -> None:
     """Figures of two machines, other libraries or a checkpoint's earlier contents are not mixed."""
-    contents = {checkpoint.path.name: checkpoint.content_sha256 for checkpoint in checkpoints}
+    contents = {candidate.subject.name: candidate.subject.content_sha256 for candidate in candidates}
     for record in old:
         name = record.subject.name
         if contents.get(name, record.subject.content_sha256) != record.subject.content_sha256:
             raise UserError(
-                f"{name} is not the checkpoint that {path} has records of: use --fresh to begin again, or "
-                "--records for another file"
+                f"{name} is not what {path} has records of: use --fresh to begin again, or --records for another file"
             )
         differing = differences(record.environment, machine.environment) if record.device == machine.device else []
         if differing:

@@ -1,4 +1,4 @@
-"""One process, one checkpoint: load it, measure it, write records. The only file of bench that loads a model.
+"""One process, one model: load it, measure it, write records. The only file of bench that measures a row.
 
 python -m bench.worker REQUEST.json RESULT.jsonl
 """
@@ -44,10 +44,11 @@ class Bench:
     weights_bytes: int
     baseline_bytes: int | None
     load_peak_bytes: int | None
+    decode_bytes: int | None
 
 
 def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
-    """Load the checkpoint and emit one record a scenario, one of quality, one of tasks, failures included.
+    """Load the model and emit one record a scenario, one of quality, one of tasks, failures included.
 
     load: replaces quantize.load in tests. A failure to load is a record for everything asked for.
     """
@@ -67,18 +68,14 @@ def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
 def _load(request: Request, load: Load | None) -> Bench:
     import torch
 
-    from quantize.footprint import weights_bytes
+    from quantize.footprint import decode_bytes, weights_bytes
 
-    if load is None:
-        from quantize.loading import load as load_checkpoint
-
-        load = load_checkpoint
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     on_cuda = torch.device(request.device).type == "cuda"
     view = memory_view("cuda" if on_cuda else "cpu")
     view.reset_peak()
-    loaded = load(request.checkpoint, device=request.device, compute_dtype=getattr(torch, request.compute_dtype))
+    loaded = _loaded(request, getattr(torch, request.compute_dtype), load)
     load_peak_bytes = view.peak_bytes()
     view.reset_peak()
     return Bench(
@@ -89,7 +86,24 @@ def _load(request: Request, load: Load | None) -> Bench:
         weights_bytes=weights_bytes(loaded.model),
         baseline_bytes=view.current_bytes(),
         load_peak_bytes=load_peak_bytes,
+        decode_bytes=decode_bytes(loaded.model),
     )
+
+
+def _loaded(request: Request, dtype: Any, load: Load | None) -> Any:
+    """The model that the request names: a checkpoint, or random weights drawn here."""
+    how: dict[str, Any] = {"device": request.device, "compute_dtype": dtype, "kernel": request.kernel}
+    if request.dummy is not None:
+        from quantize.dummy_model import load_dummy
+
+        asked = request.dummy
+        return load_dummy(asked.spec, asked.variant, group_size=asked.group_size, **how)
+    assert request.checkpoint is not None
+    if load is None:
+        from quantize.loading import load as load_checkpoint
+
+        load = load_checkpoint
+    return load(request.checkpoint, **how)
 
 
 def _measured(request: Request, bench: Bench, asked: Work) -> Record:
@@ -128,6 +142,7 @@ def _measured(request: Request, bench: Bench, asked: Work) -> Record:
             nvml_process_bytes=after.process_bytes if after else None,
             nvml_device_bytes=after.device_bytes if after else None,
             reserved_peak_bytes=bench.view.reserved_peak_bytes(),
+            decode_bytes=bench.decode_bytes,
             **cache,
         )
         if before and after:
@@ -192,7 +207,7 @@ def _tasks(request: Request, bench: Bench) -> Any:
     return evaluate(bench.loaded.model, bench.loaded.tokenizer, asked.names, folder=folder, limit=asked.limit)
 
 
-def failure(error: Exception, checkpoint: str) -> tuple[Status, str]:
+def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
     """The status and the one-line reason of a run that raised this, without the checkpoint's folder.
 
     On a CPU torch has no error type for a failed allocation, so that its words decide.
@@ -200,7 +215,9 @@ def failure(error: Exception, checkpoint: str) -> tuple[Status, str]:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not isinstance(error, UserError):
         traceback.print_exception(error)
-    text = (lines[0] if lines else "no message").replace(f"{Path(checkpoint).parent}{os.sep}", "")
+    text = lines[0] if lines else "no message"
+    if checkpoint is not None:
+        text = text.replace(f"{Path(checkpoint).parent}{os.sep}", "")
     if isinstance(error, UserError):
         return "unsupported", text[:REASON_CHARACTERS]
     no_memory = (

@@ -3,11 +3,13 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from quantize.errors import UserError
 from quantize.progress import progress_bar
+from quantize.suite import Job, jobs_of, suite_rows
 from quantize.variant import GROUP_SIZES, VARIANTS
 
 
@@ -18,7 +20,14 @@ def parser() -> argparse.ArgumentParser:
         description="Make 4-bit and 8-bit checkpoints of a causal language model, and the half-precision reference.",
         epilog="example: quantize smollm2-135m --variant all --out runs",
     )
-    p.add_argument("source", help="org/name on the hub, a local folder, or smollm2-135m (the embedded model)")
+    p.add_argument(
+        "source", nargs="?", help="org/name on the hub, a local folder, or smollm2-135m (the embedded model)"
+    )
+    p.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="biomistral, or a .toml file: make every checkpoint of that table, in place of source",
+    )
     p.add_argument(
         "--variant",
         action="append",
@@ -58,39 +67,61 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+NOT_WITH_SUITE = ("source", "variant", "revision", "group_size")
+"""What the suite says itself."""
+
+
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Do what the parsed command line asks for."""
+    """Do what the parsed command line asks for. Raises UserError for what the user can mend."""
+    jobs = jobs_from(arguments)
     from quantize.bnb import BnbOptions
     from quantize.build import BuildOptions, quantize
 
     options = BuildOptions(
-        group_size=arguments.group_size,
         calibration=arguments.calibration,
         blocks=arguments.blocks,
         block_tokens=arguments.block_tokens,
         rounding=arguments.rounding,
         bnb=BnbOptions(arguments.bnb_type, arguments.double_quant),
-        revision=arguments.revision,
         device=arguments.device,
         force=arguments.force,
         spill=arguments.spill,
     )
-    names = [name for value in arguments.variant or ["all"] for name in value.split(",") if name]
-    with progress_bar() as progress:
-        built = quantize(
-            arguments.source,
-            names,
-            arguments.out,
-            options=options,
-            progress=progress,
-            say=say,
-            dry_run=arguments.dry_run,
-        )
-    for item in built:
-        if not item.kept:
+    for job in jobs:
+        with progress_bar() as progress:
+            built = quantize(
+                job.source,
+                job.variants,
+                arguments.out,
+                options=replace(options, group_size=job.group_size, revision=job.revision),
+                progress=progress,
+                say=say,
+                dry_run=arguments.dry_run,
+            )
+        for item in built:
             manifest = item.checkpoint.manifest
-            seconds = sum(manifest.seconds.values())
-            say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
+            if job.base_model not in (None, manifest.base_model):
+                raise UserError(
+                    f"{job.source} makes checkpoints of {manifest.base_model}, the suite calls it {job.base_model}: "
+                    f"write base_model = {manifest.base_model!r} there"
+                )
+            if not item.kept:
+                seconds = sum(manifest.seconds.values())
+                say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
+
+
+def jobs_from(arguments: argparse.Namespace) -> list[Job]:
+    """What to make: the suite's checkpoints, or variants of the one source. Raises UserError for both, or none."""
+    if arguments.suite is not None:
+        for name in NOT_WITH_SUITE:
+            if getattr(arguments, name) is not None:
+                shown = name if name == "source" else f"--{name.replace('_', '-')}"
+                raise UserError(f"{shown} does not go with --suite, which says what to make: leave one of the two out")
+        return jobs_of(suite_rows(arguments.suite))
+    if arguments.source is None:
+        raise UserError("name the model to quantize: quantize SOURCE --out DIR")
+    names = tuple(name for value in arguments.variant or ["all"] for name in value.split(",") if name)
+    return [Job(None, arguments.source, arguments.revision, arguments.group_size, names)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,8 +4,9 @@ import contextlib
 import ctypes
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,15 +17,35 @@ def weights_bytes(model: nn.Module) -> int:
 
     A storage that several tensors share (a tied embedding) counts once.
     """
+    return _storage_bytes(_weight_tensors((*model.parameters(), *model.buffers())))
+
+
+def decode_bytes(model: Any) -> int | None:
+    """Bytes of weights and buffers that a decode step must read at least, each storage once.
+
+    That is all of them but the input embedding, of which a step takes one row, unless something else holds the same
+    storage (an output head tied to it). None for a model that does not name its input embedding.
+    """
+    if not hasattr(model, "get_input_embeddings"):
+        return None
+    embedding = model.get_input_embeddings()
+    passed_over = set() if embedding is None else set(embedding.modules())
+    read = [module for module in model.modules() if module not in passed_over]
+    own = (tensor for module in read for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+    return _storage_bytes(_weight_tensors(own))
+
+
+def _storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     storages = {}
-    for tensor in _weight_tensors(model):
+    for tensor in tensors:
         storage = tensor.untyped_storage()
         storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
     return sum(storages.values())
 
 
-def _weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    for tensor in (*model.parameters(), *model.buffers()):
+def _weight_tensors(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """These, and what bitsandbytes keeps beside them."""
+    for tensor in tensors:
         yield tensor
         state = getattr(tensor, "quant_state", None)
         for holder in (tensor, state, getattr(state, "state2", None)):

@@ -6,47 +6,68 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from bench.crossover_record import CROSSOVER_NAME, read_crossover
 from bench.record import Record, read_records
 from bench.run import RECORDS_NAME
 from quantize.errors import UserError
+from reports.crossover import crossover_file, crossover_page
 from reports.export import csv_text, json_text
 from reports.layout import page
 from reports.markdown import markdown
+from reports.plots import crossover_plots
 from reports.results import Measurement, measurements
 from reports.table import Page
+from reports.versus_published import versus_page
 
 Format = Literal["md", "csv", "json"]
 
 
-def _markdown_text(found: Sequence[Measurement]) -> str:
-    return markdown(page(found))
+EXPORTS: dict[Format, Callable[[Sequence[Measurement]], str]] = {"csv": csv_text, "json": json_text}
+FORMATS: tuple[Format, ...] = ("md", *EXPORTS)
 
 
-FORMATS: dict[Format, Callable[[Sequence[Measurement]], str]] = {
-    "md": _markdown_text,
-    "csv": csv_text,
-    "json": json_text,
-}
-
-
-def report(source: Path | str, *, format: Format = "md", out: Path | str | None = None) -> str:
+def report(source: Path | str, *, format: Format = "md", out: Path | str | None = None, published: bool = False) -> str:
     """The report on a folder that `bench` measured, or on one record file, as text; also written to `out`.
 
     format: "md", the tables as markdown; "csv", one flat row a checkpoint and scenario; "json", everything.
+    published: the published table beside ours instead, as markdown alone.
     Raises UserError when there are no records, none of a reference, or records that may not stand in one
     table.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
-    text = FORMATS[format](measurements(load_records(source)))
+    if published and format != "md":
+        raise UserError("the published table beside ours is markdown: leave --format out")
+    if format == "md":
+        text = markdown(report_page(source, published=published))
+    else:
+        text = EXPORTS[format](measurements(load_records(source)))
     if out is not None:
         write_whole(Path(out), text)
     return text
 
 
-def report_page(source: Path | str) -> Page:
-    """The report as blocks, for a terminal. Raises UserError as `report` does."""
-    return page(measurements(load_records(source)))
+def report_page(source: Path | str, *, published: bool = False) -> Page:
+    """The report as blocks, for a terminal; the crossover's at its end. Raises UserError as `report` does."""
+    path = Path(source)
+    if published:
+        return versus_page(measurements(load_records(path)))
+    crossover = crossover_file(path)
+    blocks = crossover_page(read_crossover(crossover)) if crossover else ()
+    if crossover and (path == crossover or not (path / RECORDS_NAME).exists()):
+        return blocks
+    return (*page(measurements(load_records(path))), *blocks)
+
+
+def draw_plots(source: Path | str) -> list[Path]:
+    """Draw the crossover of this folder, or of this record file, as PNG and SVG beside its record.
+
+    Raises UserError where there is none, and as `crossover_plot` does.
+    """
+    record = crossover_file(Path(source))
+    if record is None:
+        raise UserError(f"no {CROSSOVER_NAME} in {source}: run `python -m bench.crossover --out {source}` first")
+    return crossover_plots(read_crossover(record), record.parent)
 
 
 def load_records(source: Path | str) -> list[Record]:

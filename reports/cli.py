@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.run import RECORDS_NAME
 from quantize.errors import UserError
-from reports.api import FORMATS, report, report_page
+from reports.api import FORMATS, draw_plots, report, report_page
 
 USER_ERROR = 2
 
@@ -21,10 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal without the dash shows a question mark
     try:
         if options.out is None and options.format == "md" and sys.stdout.isatty():
-            _show(options.source)
+            _show(options.source, published=options.published)
         else:
-            text = report(options.source, format=options.format, out=options.out)
+            text = report(options.source, format=options.format, out=options.out, published=options.published)
             print(f"wrote {options.out}" if options.out else text, end="\n" if options.out else "", flush=True)
+        if options.plots:
+            print(*(f"wrote {path}" for path in draw_plots(options.source)), sep="\n", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -33,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _show(source: Path) -> None:
+def _show(source: Path, *, published: bool) -> None:
     from rich.console import Console
 
     from reports.markdown import print_page
 
-    print_page(report_page(source), Console())
+    print_page(report_page(source, published=published), Console())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,4 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         default="md",
         help="md: the tables (default); csv: one flat row a checkpoint and scenario; json: everything",
     )
+    parser.add_argument(
+        "--published", action="store_true", help="the published table and the measured one side by side"
+    )
+    parser.add_argument("--plots", action="store_true", help="draw the crossover, PNG and SVG, beside its record")
     return parser

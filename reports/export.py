@@ -58,6 +58,8 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         "prompt_tokens": scenario.prompt_tokens if scenario else None,
         "new_tokens": scenario.new_tokens if scenario else None,
         "batch": scenario.batch if scenario else None,
+        "mode": scenario.mode if scenario else None,
+        "prompt_lengths": " ".join(map(str, scenario.prompt_lengths)) if scenario else None,
         "status": _status(timing, failure),
         "reason": failure.reason if failure else None,
         "rounds": timing.rounds if timing else None,
@@ -73,6 +75,7 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         "decode_tokens_per_s": timing.decode_tokens_per_s if timing else None,
         "prefill_kernel": timing.kernels.prefill if timing and timing.kernels else None,
         "decode_kernel": timing.kernels.decode if timing and timing.kernels else None,
+        **_flat_decode(measurement, timing),
         "perplexity": result.quality.perplexity if result.quality else None,
         "perplexity_ratio": result.perplexity_ratio,
         **_flat_divergence(result),
@@ -81,6 +84,15 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         "unsteady_rounds": timing.unsteady if timing else None,
         "outliers": timing.outliers[0] if timing else None,
         "samples": timing.outliers[1] if timing else None,
+    }
+
+
+def _flat_decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
+    return {
+        "decode_mode": timing.decode_mode if timing else None,
+        "decode_bytes": timing.memory.decode_bytes if timing and timing.memory else None,
+        "decode_bytes_per_s": timing.decode_bytes_per_s if timing else None,
+        "decode_copy_share": measurement.copy_share(timing) if timing else None,
     }
 
 
@@ -141,11 +153,11 @@ def _measurement(measurement: Measurement) -> dict[str, Any]:
         "first_start": first.isoformat() if first else None,
         "last_start": last.isoformat() if last else None,
         "scenarios": [asdict(scenario) for scenario in measurement.scenarios],
-        "rows": [_row(result) for result in measurement.results],
+        "rows": [_row(measurement, result) for result in measurement.results],
     }
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _row(measurement: Measurement, result: Result) -> dict[str, Any]:
     return {
         "subject": asdict(result.subject),
         "is_reference": result.is_reference,
@@ -154,13 +166,13 @@ def _row(result: Result) -> dict[str, Any]:
         "load_peak_bytes": result.load_peak_bytes,
         "quality": asdict(result.quality) if result.quality else None,
         "perplexity_ratio": result.perplexity_ratio,
-        "timings": [_timing(timing) for timing in result.timings.values()],
+        "timings": [_timing(measurement, timing) for timing in result.timings.values()],
         "tasks": [asdict(score) for score in result.tasks],
         "failures": [asdict(failure) for failure in result.failures],
     }
 
 
-def _timing(timing: Timing) -> dict[str, Any]:
+def _timing(measurement: Measurement, timing: Timing) -> dict[str, Any]:
     comparison = timing.comparison
     return {
         "scenario": asdict(timing.scenario),
@@ -168,6 +180,8 @@ def _timing(timing: Timing) -> dict[str, Any]:
         "seconds": timing.seconds,
         "prefill_tokens_per_s": timing.prefill_tokens_per_s,
         "decode_tokens_per_s": timing.decode_tokens_per_s,
+        **_flat_decode(measurement, timing),
+        "prefill_by_length_s": list(timing.prefill_by_length_s),
         "run_peak_bytes": timing.run_peak_bytes,
         "memory": _flat_memory(timing),
         "energy_j": timing.energy_j,

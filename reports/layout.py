@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from bench.phase import Phase
 from bench.ratio import Ratio
-from bench.record import Divergence, Subject
+from bench.record import Divergence, Subject, family_of
 from bench.scenario import Scenario
 from quantize.variant import REFERENCE
-from reports.notes import paragraph, warnings
+from reports.notes import paragraph, prompts_text, warnings
 from reports.results import Failure, Measurement, Result, Timing
 from reports.table import Block, Bullets, Cell, Column, Heading, Page, Paragraph, Table
 
@@ -36,11 +36,15 @@ def _blocks(measurement: Measurement) -> list[Block]:
         speed = speed_table(measurement, scenario, labels)
         if speed.rows:
             blocks += [Paragraph(f"Speed in the scenario `{scenario.name}` ({shape_text(scenario)}):"), speed]
+        lengths = length_table(measurement, scenario, labels)
+        if lengths.rows:
+            blocks += [Paragraph(f"Prefill time in `{scenario.name}` by tokens of the prompt:"), lengths]
     for scenario in measurement.scenarios:
         memory = memory_table(measurement, scenario, labels)
         if memory.rows:
             blocks += [Paragraph(f"Memory in the scenario `{scenario.name}`, by what it is for:"), memory]
-    blocks += [Paragraph("Quality:"), quality_table(measurement, labels)]
+    if not all(result.subject.dummy for result in measurement.results):  # random weights have no quality
+        blocks += [Paragraph("Quality:"), quality_table(measurement, labels)]
     tasks = task_table(measurement, labels)
     if tasks.rows:
         blocks += [Paragraph("Tasks (lm-eval):"), tasks]
@@ -79,7 +83,7 @@ def _published_row(measurement: Measurement, result: Result) -> tuple[Cell, ...]
         subject.w_bit,
         subject.version,
         run_peak_bytes(measurement, result),
-        _time(measurement, result),
+        time_cell(measurement, result),
         subject.download or subject.name,
     )
 
@@ -109,7 +113,7 @@ def memory_is_ram(measurement: Measurement) -> bool:
     return measurement.memory == "RSS"
 
 
-def _time(measurement: Measurement, result: Result) -> Cell:
+def time_cell(measurement: Measurement, result: Result) -> Cell:
     """The ratio of total latency in `published`; the status where that failed."""
     headline = measurement.headline
     timing = result.timing(headline)
@@ -132,7 +136,10 @@ def _ratio(timing: Timing, phase: Phase) -> Ratio | None:
 
 
 def speed_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
-    """One row for each phase and checkpoint, a phase's rows together so that they compare at a glance."""
+    """One row for each phase and checkpoint, a phase's rows together so that they compare at a glance.
+
+    GB/s is of what a decode step reads, and has a column where a record tells it.
+    """
     columns = (
         Column("Phase"),
         Column("Row"),
@@ -141,27 +148,28 @@ def speed_table(measurement: Measurement, scenario: Scenario, labels: dict[Subje
         Column("Spread", "range", missing=""),
         Column("Verdict", missing=""),
         Column("Tokens/s", "per_second"),
+        Column("GB/s", "gigabytes", missing=""),
+        Column("of copy", "share", missing=""),
         Column("Kernel"),
     )
     phases = [phase for phase in SPEED_PHASES if scenario.decode_steps or phase == "prefill"]
     rows = [
-        _speed_row(phase, result, timing, labels[result.subject])
+        _speed_row(phase, measurement, result, timing, labels[result.subject])
         for phase in phases
         for result in measurement.results
         if (timing := result.timing(scenario)) is not None
     ]
-    return Table(columns, tuple(rows))
+    optional = ("GB/s", "of copy")
+    kept = [n for n, column in enumerate(columns) if column.title not in optional or any(row[n] for row in rows)]
+    return Table(tuple(columns[n] for n in kept), tuple(tuple(row[n] for n in kept) for row in rows))
 
 
-def _speed_row(phase: Phase, result: Result, timing: Timing, label: str) -> tuple[Cell, ...]:
+def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing, label: str) -> tuple[Cell, ...]:
     ratio = _ratio(timing, phase)
     interval: Cell = None
     if ratio is not None:
         interval = ratio.interval or f"{len(ratio.rounds)} round{'s' if len(ratio.rounds) > 1 else ''}"
     prefill = phase == "prefill"
-    kernel = None
-    if timing.kernels is not None:
-        kernel = timing.kernels.prefill if prefill else timing.kernels.decode
     return (
         phase,
         label,
@@ -170,8 +178,38 @@ def _speed_row(phase: Phase, result: Result, timing: Timing, label: str) -> tupl
         ratio.spread if ratio else None,
         ratio.verdict if ratio else None,
         timing.prefill_tokens_per_s if prefill else timing.decode_tokens_per_s,
-        kernel,
+        None if prefill else timing.decode_bytes_per_s,
+        None if prefill else measurement.copy_share(timing),
+        _kernel_text(phase, timing),
     )
+
+
+def _kernel_text(phase: Phase, timing: Timing) -> str | None:
+    """What ran; of decode steps in mode "graph" also how they ran."""
+    if phase == "prefill":
+        return timing.kernels.prefill if timing.kernels else None
+    mode = timing.decode_mode if timing.scenario.mode == "graph" else None
+    return ", ".join(words for words in (timing.kernels and timing.kernels.decode, mode) if words) or None
+
+
+def length_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
+    """Prefill at each prompt length of a scenario that has several, relative to the reference at that length."""
+    seconds = {
+        result.subject: timing.prefill_by_length_s
+        for result in measurement.results
+        if (timing := result.timing(scenario)) is not None and timing.prefill_by_length_s
+    }
+    references = {
+        family_of(result.subject): seconds[result.subject]
+        for result in measurement.results
+        if result.is_reference and result.subject in seconds
+    }
+    rows: list[tuple[Cell, ...]] = [
+        (labels[subject], *(ours / theirs for ours, theirs in zip(own, references[family_of(subject)], strict=True)))
+        for subject, own in seconds.items()
+        if family_of(subject) in references
+    ]
+    return Table((Column("Row"), *(Column(f"{length:,}", "ratio") for length in scenario.lengths)), tuple(rows))
 
 
 def quality_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:
@@ -280,9 +318,11 @@ def _label(result: Result, *, with_model: bool) -> str:
     words = [subject.base_model] if with_model else []
     words += [method] if subject.version is None else [method, subject.version]
     group = "" if subject.q_group_size is None else f", group {subject.q_group_size}"
-    return " ".join(words) + group
+    kernel = "" if subject.kernel is None else f", {subject.kernel} kernel"
+    return " ".join(words) + group + kernel
 
 
 def shape_text(scenario: Scenario) -> str:
-    """1024 prompt tokens, 1 new, batch 1"""
-    return f"{scenario.prompt_tokens} prompt tokens, {scenario.new_tokens} new, batch {scenario.batch}"
+    """1024 prompt tokens, 1 new, batch 1; or 12 prompts of 183 to 1,402 tokens, 1 new, batch 1."""
+    mode = "" if scenario.mode == "eager" else f", {scenario.mode} decode"
+    return f"{prompts_text(scenario)}, {scenario.new_tokens} new, batch {scenario.batch}{mode}"

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from bench.ratio import CONFIDENCE, EQUIVALENCE
-from bench.record import Quality, Subject
+from bench.record import Quality, Subject, family_of
 from bench.scenario import Scenario
 from reports.results import HEADLINE, OUTLIER_MADS, Measurement, Result, Timing
 from reports.table import gigabytes_text, ratio_text
@@ -21,13 +21,16 @@ STALE_S = 3600.0
 def paragraph(measurement: Measurement) -> str:
     """What was measured, where, when and how, and what the columns mean; from the records alone."""
     sentences = [
-        f"Measured on {_machine(measurement)}{_dates(measurement)}{_rounds(measurement)}.",
+        f"Measured on {machine_text(measurement)}{_dates(measurement)}{_rounds(measurement)}.",
+        dummy_text(measurement),
         _versions(measurement),
         _dtype(measurement),
         *(_scenario(scenario) for scenario in measurement.scenarios),
+        _modes(measurement),
         _memory(measurement),
         _outliers(measurement),
         _time(measurement),
+        _bandwidth(measurement),
         _quality(measurement),
         _rounding(measurement),
     ]
@@ -37,9 +40,10 @@ def paragraph(measurement: Measurement) -> str:
 def warnings(measurement: Measurement, labels: dict[Subject, str]) -> tuple[str, ...]:
     """One line for each thing that makes a row less than it seems."""
     found: list[str] = []
-    references = {result.subject.base_model for result in measurement.results if result.is_reference}
-    missing = [model for model in measurement.base_models if model not in references]
-    found += [f"{model}: no reference was measured, so its rows have no ratios." for model in missing]
+    references = {family_of(result.subject) for result in measurement.results if result.is_reference}
+    families = dict.fromkeys(family_of(result.subject) for result in measurement.results)
+    missing = [family for family in families if family not in references]
+    found += [f"{family}: no reference was measured, so its rows have no ratios." for family in missing]
     for result in measurement.results:
         label = labels[result.subject]
         found += [f"{label}: {words}" for words in _result_warnings(result)]
@@ -95,7 +99,16 @@ def _stability_warnings(timing: Timing) -> list[str]:
     return found
 
 
-def _machine(measurement: Measurement) -> str:
+def dummy_text(measurement: Measurement) -> str:
+    """Which weights were random, and in what shape; empty where none were."""
+    shapes = dict.fromkeys(result.subject.dummy for result in measurement.results if result.subject.dummy)
+    if not shapes:
+        return ""
+    return f"The weights are random, in the shape {' and '.join(map(str, shapes))}: time and memory depend on it alone."
+
+
+def machine_text(measurement: Measurement) -> str:
+    """The processor, and with it the GPU where that was measured."""
     facts = measurement.environment
     cpu = str(facts.get("cpu") or "unknown processor")
     if not measurement.device.startswith("cuda"):
@@ -157,7 +170,53 @@ def _dtype(measurement: Measurement) -> str:
 
 def _scenario(scenario: Scenario) -> str:
     new = _plural(scenario.new_tokens, "{} new token")
-    return f"`{scenario.name}`: {scenario.prompt_tokens} prompt tokens, then {new}, batch {scenario.batch}."
+    each = " each, the prompts one after the other" if scenario.lengths else ""
+    return f"`{scenario.name}`: {prompts_text(scenario)}, then {new}{each}, batch {scenario.batch}."
+
+
+def prompts_text(scenario: Scenario) -> str:
+    """1024 prompt tokens; or 12 prompts of 183 to 1,402 tokens."""
+    if not scenario.lengths:
+        return f"{scenario.prompt_tokens} prompt tokens"
+    low, high = min(scenario.lengths), max(scenario.lengths)
+    return f"{_plural(len(scenario.lengths), '{} prompt')} of {low:,} to {high:,} tokens"
+
+
+def _modes(measurement: Measurement) -> str:
+    """How tokens were decoded, where some were not decoded by calling the model for each of them."""
+    decoding = [scenario for scenario in measurement.scenarios if scenario.decode_steps]
+    graph, eager = ([scenario for scenario in decoding if scenario.mode == mode] for mode in ("graph", "eager"))
+    if not graph:
+        return ""
+    timings = [result.timing(scenario) for result in measurement.results for scenario in graph]
+    replayed = any("CUDA graph" in (timing.decode_mode or "") for timing in timings if timing)
+    how = (
+        "one step is recorded as a CUDA graph, its RMS norms in one kernel each, and replayed"
+        if replayed
+        else "step by step, without a CUDA graph"
+    )
+    words = [f"In {_names(graph)} tokens are decoded on a static cache: {how}."]
+    if eager and replayed:
+        words.append(
+            f"In {_names(eager)} decoding is eager: Python launches the kernels of every step, and where that takes "
+            "longer than they do, it is what was measured."
+        )
+    return " ".join(words)
+
+
+def _names(scenarios: list[Scenario]) -> str:
+    return " and ".join(f"`{scenario.name}`" for scenario in scenarios)
+
+
+def _bandwidth(measurement: Measurement) -> str:
+    timings = [timing for result in measurement.results for timing in result.timings.values()]
+    if not any(timing.decode_bytes_per_s for timing in timings):
+        return ""
+    copied = measurement.environment.get("copy_bytes_per_s")
+    copy = f"; a plain copy moves {gigabytes_text(copied)} GB/s here, read and written together" if copied else ""
+    return (
+        f"GB/s are the weights that a decode step must read at least, over its time, keys and values not counted{copy}."
+    )
 
 
 def _memory(measurement: Measurement) -> str:

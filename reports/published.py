@@ -7,8 +7,7 @@ from dataclasses import dataclass
 class PublishedRow:
     """One row as published: None where the card leaves a cell empty.
 
-    vram_gb: GB of GPU memory; time: latency relative to the FP16/BF16 row; download: the checkpoint's name
-    on the
+    vram_gb: GB of GPU memory; time: latency relative to the FP16/BF16 row; download: the checkpoint's name on the
     Hugging Face hub under "BioMistral/".
     """
 
@@ -37,3 +36,6 @@ BIOMISTRAL_7B: tuple[PublishedRow, ...] = (
     _awq("BioMistral-7B-SLERP", "GEMM", 1.41),
 )
 """All eight rows, in the card's order. One GPU, batch 1, 3-shot medical questions, one new token."""
+
+SHAPE = "32 layers, hidden size 4096"
+"""Of all four base models, in the words of bench.suite.shape_words."""

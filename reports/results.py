@@ -7,7 +7,19 @@ from datetime import datetime
 from typing import Any
 
 from bench.phase import PHASES, Phase, phase_s
-from bench.record import Kernels, Memory, Quality, Record, Status, Subject, TaskScore, latency_records
+from bench.record import (
+    Kernels,
+    Latency,
+    Memory,
+    Quality,
+    Record,
+    Status,
+    Subject,
+    TaskScore,
+    family_of,
+    latency_records,
+    may_be_reference,
+)
 from bench.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
@@ -41,6 +53,8 @@ class Timing:
     run_peak_bytes: highest over the rounds. memory: of the run with that peak.
     unsteady:       in how many rounds the warm-up never became steady. outliers: how many samples lie far from the
     median of their run, of how many (`outliers_of`).
+    decode_mode:    how the decode steps ran (bench.record.Latency), None where no record tells.
+    prefill_by_length_s: median over all passes of all rounds, for each of the scenario's prompt lengths.
     comparison:     against the reference; None for the reference itself and where there is nothing to
     compare with.
     """
@@ -57,12 +71,14 @@ class Timing:
     energy_j: float | None = None
     throttled: tuple[str, ...] = ()
     neighbours: int = 0
+    decode_mode: str | None = None
+    prefill_by_length_s: tuple[float, ...] = ()
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
-        """Prompt tokens a second, over the whole batch."""
+        """Prompt tokens a second, over the whole batch and all prompt lengths."""
         seconds = self.seconds.get("prefill")
-        return self.scenario.batch * self.scenario.prompt_tokens / seconds if seconds else None
+        return self.scenario.pass_prompt_tokens / seconds if seconds else None
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -70,13 +86,19 @@ class Timing:
         seconds = self.seconds.get("decode")
         return self.scenario.batch / seconds if seconds else None
 
+    @property
+    def decode_bytes_per_s(self) -> float | None:
+        """Weights read a second while decoding: what a step must read at least (bench.record.Memory) over its time."""
+        seconds, read = self.seconds.get("decode"), self.memory.decode_bytes if self.memory else None
+        return read / seconds if seconds and read else None
+
 
 @dataclass(frozen=True)
 class Result:
     """One row: a checkpoint on one device. Unknown is None.
 
     load_peak_bytes: highest over all loads. perplexity_ratio: over the reference's perplexity on the same
-    text.
+    text, None where the reference is of another base model: it would say nothing of the quantization.
     """
 
     subject: Subject
@@ -116,6 +138,11 @@ class Measurement:
         """The scenario `published`, None when it was not run."""
         return next((scenario for scenario in self.scenarios if scenario.name == HEADLINE), None)
 
+    def copy_share(self, timing: Timing) -> float | None:
+        """The bytes a second that decoding reads, as a share of what a plain copy on the device moves."""
+        copied, read = self.environment.get("copy_bytes_per_s"), timing.decode_bytes_per_s
+        return read / copied if copied and read else None
+
     @property
     def compute_dtypes(self) -> tuple[str, ...]:
         """Every compute dtype known, mostly one."""
@@ -135,20 +162,20 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     latency record of any reference, since every ratio is to it.
     """
     check_subjects(records)
-    if not any(_is_reference(record) for record in latency_records(records)):
+    if not any(may_be_reference(record.subject) for record in latency_records(records)):
         raise _no_reference(records)
     _check_compute_dtypes(records)
     return [_measurement(device, group) for (device, _), group in _groups(records).items()]
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
-    """The records of each device; by compute dtype too where a base model ran in several on that device.
+    """The records of each device; by compute dtype too where a family ran in several on that device.
 
     A run that failed before its compute dtype was known joins every group of its device.
     """
     dtypes: dict[str, dict[str, list[str]]] = {}
     for record in records:
-        known = dtypes.setdefault(record.device, {}).setdefault(record.subject.base_model, [])
+        known = dtypes.setdefault(record.device, {}).setdefault(family_of(record.subject), [])
         if record.compute_dtype and record.compute_dtype not in known:
             known.append(record.compute_dtype)
     groups: dict[tuple[str, str | None], list[Record]] = {}
@@ -187,31 +214,44 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
 
 
 def _references(records: Iterable[Record]) -> dict[str, Subject]:
-    """The reference of each base model: its half-precision checkpoint, of several the first."""
+    """The reference of each family: its base model in half precision, of several the first."""
     references: dict[str, Subject] = {}
     for record in records:
-        if record.subject.variant == REFERENCE.name:
-            references.setdefault(record.subject.base_model, record.subject)
+        if may_be_reference(record.subject):
+            references.setdefault(family_of(record.subject), record.subject)
     return references
 
 
 def _row_order(
-    subject: Subject, references: dict[str, Subject], records: Iterable[Record]
+    subject: Subject, references: dict[str, Subject], records: Sequence[Record]
 ) -> tuple[int, bool, int, str]:
-    """Base models as first measured; in each the reference, then the published table's order of variants."""
-    models = list(dict.fromkeys(record.subject.base_model for record in records))
+    """Families as first measured; in each the reference, then a suite's own order, else the order of VARIANTS."""
+    family = family_of(subject)
+    families = list(dict.fromkeys(family_of(record.subject) for record in records))
     variants = list(VARIANTS)
     place = variants.index(subject.variant) if subject.variant in variants else len(variants)
-    is_reference = references.get(subject.base_model) == subject
-    return models.index(subject.base_model), not is_reference, place, subject.name
+    if subject.family is not None:
+        place = _place_in_suite(subject, records)
+    return families.index(family), references.get(family) != subject, place, subject.name
+
+
+def _place_in_suite(subject: Subject, records: Sequence[Record]) -> int:
+    """The position in the first round, which runs a suite's rows in its order; after all others where it has none."""
+    places = [
+        record.position
+        for record in records
+        if record.subject == subject and record.round == 0 and record.position is not None
+    ]
+    return min(places, default=len(records))
 
 
 def _result(subject: Subject, references: dict[str, Subject], records: Sequence[Record]) -> Result:
     own = [record for record in records if record.subject == subject]
-    reference = references.get(subject.base_model)
+    reference = references.get(family_of(subject))
     others = [record for record in records if record.subject == reference and reference != subject]
     good = latency_records(own)
-    quality, reference_quality = _quality(own), _quality(others)
+    quality = _quality(own)
+    reference_quality = _quality(record for record in others if record.subject.base_model == subject.base_model)
     memory = [record.memory for record in own if record.status == "ok" and record.memory]
     load_peaks = [figures.load_peak_bytes for figures in memory if figures.load_peak_bytes is not None]
     scenarios = dict.fromkeys(record.scenario for record in good if record.scenario)
@@ -237,6 +277,7 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
         rounds = [value for run in runs if (value := phase_s(run, phase)) is not None]
         if rounds:
             seconds[phase] = statistics.median(rounds)
+    latencies = [run.latency for run in runs if run.latency]
     memories = [run.memory for run in runs if run.memory]
     peaks = [memory.run_peak_bytes for memory in memories if memory.run_peak_bytes is not None]
     return Timing(
@@ -252,7 +293,14 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
         energy_j=_median([spent for run in runs if (spent := energy_of(run)) is not None]),
         throttled=tuple(dict.fromkeys(reason for run in runs for reason in _throttled(run))),
         neighbours=max((_neighbours(run) for run in runs), default=0),
+        decode_mode=" / ".join(dict.fromkeys(one.decode_mode for one in latencies if one.decode_mode)) or None,
+        prefill_by_length_s=_by_length(latencies),
     )
+
+
+def _by_length(latencies: Iterable[Latency]) -> tuple[float, ...]:
+    passes = [one for latency in latencies for one in latency.prefill_by_length_s]
+    return tuple(statistics.median(seconds) for seconds in zip(*passes, strict=True))
 
 
 def outliers_of(samples: Sequence[float]) -> int:
@@ -332,12 +380,8 @@ def _work(record: Record) -> str:
     return record.scenario.name if record.scenario else record.kind
 
 
-def _is_reference(record: Record) -> bool:
-    return record.subject.variant == REFERENCE.name
-
-
 def _no_reference(records: Iterable[Record]) -> UserError:
-    failed = [record for record in records if _is_reference(record) and record.status != "ok"]
+    failed = [record for record in records if may_be_reference(record.subject) and record.status != "ok"]
     if failed:
         why = f"the reference did not run ({failed[-1].status}: {failed[-1].reason})"
         return UserError(f"no latency record of the reference: {why}; mend that and run `bench` again")
@@ -352,9 +396,9 @@ def _check_compute_dtypes(records: Sequence[Record]) -> None:
     good = latency_records(records)
     references: dict[tuple[str, str], list[Record]] = {}
     for record in good:
-        if _is_reference(record):
-            references.setdefault((record.device, record.subject.base_model), []).append(record)
+        if may_be_reference(record.subject):
+            references.setdefault((record.device, family_of(record.subject)), []).append(record)
     for record in good:
-        own = references.get((record.device, record.subject.base_model), [])
+        own = references.get((record.device, family_of(record.subject)), [])
         if own and record.compute_dtype not in [reference.compute_dtype for reference in own]:
             refuse_compute_dtype(record, own)

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["text", "count", "gigabytes", "ratio", "range", "per_second", "perplexity", "nats", "share"]
+Kind = Literal[
+    "text", "count", "gigabytes", "ratio", "range", "per_second", "milliseconds", "perplexity", "nats", "share"
+]
 Cell = str | int | float | tuple[float, float] | None
 Align = Literal["left", "right", "center"]
 
@@ -21,6 +23,7 @@ class Column:
     ratio:      x1.41; from 100 on x14,889.
     range:      two ratios, low and high: 1.38 to 1.45.
     per_second: three digits: 24.8, 1.52, from 100 on 1,318.
+    milliseconds: seconds, shown in ms: 0.131, 2.40, 81.5, 1,318.
     perplexity: 14.93; from 1000 on 222,316.
     nats:       0.0628; below a ten-thousandth 3e-05.
     share:      a share of one, in percent: 12.4%.
@@ -108,6 +111,11 @@ def per_second_text(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
+def milliseconds_text(value: float) -> str:
+    """Seconds in ms, three digits: 0.131, 2.40, 81.5, 1,318."""
+    return per_second_text(value * 1000)
+
+
 def perplexity_text(value: float) -> str:
     """14.93; from 1000 on 222,316."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
@@ -130,6 +138,7 @@ FORMATS: dict[Kind, Callable[[Any], str]] = {
     "ratio": ratio_text,
     "range": range_text,
     "per_second": per_second_text,
+    "milliseconds": milliseconds_text,
     "perplexity": perplexity_text,
     "nats": nats_text,
     "share": share_text,
@@ -142,6 +151,7 @@ ALIGNMENTS: dict[Kind, Align] = {
     "ratio": "right",
     "range": "right",
     "per_second": "right",
+    "milliseconds": "right",
     "perplexity": "right",
     "nats": "right",
     "share": "right",

@@ -24,14 +24,17 @@ LIGHT = (
     "quantize.errors",
     "quantize.variant",
     "quantize.checkpoint",
+    "quantize.suite",
+    "bench.suite",
+    "bench.campaign",
     "reports",
 )
 """Modules and packages that must import with nothing installed but what `report` needs."""
 
 LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich"}
 
-MODEL_LOADERS = ("quantize.loading", "quantize.load")
-"""The module that loads models, and its function as the package hands it out."""
+MODEL_LOADERS = ("quantize.loading", "quantize.load", "quantize.dummy_model")
+"""The modules that load or draw models, and the loader as the package hands it out."""
 
 MAY_LOAD_MODELS = ("bench.worker", "bench.contenders", "bench.judge", "bench.overhead", "bench.side_by_side")
 """The worker measures; the others are the race's contenders, their judge, and the races against others."""

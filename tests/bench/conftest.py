@@ -1,11 +1,12 @@
 """Checkpoints and records made of nothing, for tests that run no model."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.plan import PlannedRun, subject_of
+from bench.plan import PlannedRun
 from bench.probe import Machine
 from bench.record import Latency, Quality, Record, TaskScore
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
@@ -18,6 +19,24 @@ ENVIRONMENT = {
     "cpu_dtype": "float32",
 }
 
+SHRUNKEN = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 512,
+    "max_position_embeddings": 2048,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+"""Mistral in two layers: widths that every group size divides, positions enough for the longest prompt."""
+
 MakeCheckpoint = Callable[..., Checkpoint]
 MakeRecords = Callable[..., list[Record]]
 
@@ -26,6 +45,15 @@ MakeRecords = Callable[..., list[Record]]
 def machine() -> Machine:
     """A CPU that computes in float32."""
     return Machine("cpu", dict(ENVIRONMENT), "float32")
+
+
+@pytest.fixture(scope="session")
+def shrunken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config.json of a small Mistral, for rehearsals of what a GPU does at full size."""
+    path = tmp_path_factory.mktemp("shape") / "shrunken" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(SHRUNKEN))
+    return path
 
 
 @pytest.fixture
@@ -74,7 +102,7 @@ def records_of() -> MakeRecords:
                 kind=kind,
                 status=status,  # type: ignore[arg-type]
                 reason=reason,
-                subject=subject_of(run.checkpoint),
+                subject=run.subject,
                 device=device,
                 started_at="2026-01-01T00:00:00+00:00",
                 environment=dict(ENVIRONMENT),

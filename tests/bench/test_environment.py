@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from bench.environment import (
+    COPY_BYTES,
     LIBRARIES,
+    copy_probe,
     cpu_compute_dtype,
     cpu_model_name,
     differences,
@@ -53,13 +55,49 @@ def test_what_decides_is_compared_and_the_rest_is_not() -> None:
         "libraries": {"torch": "1", "triton": None},
     }
     assert differences(one, dict(one)) == []
-    assert differences(one, one | {"os": "Y", "ram_bytes": 5}) == []
+    assert differences(one, one | {"os": "Y", "ram_bytes": 5, "copy_bytes_per_s": 1e9}) == []
     assert differences(one, one | {"cpu": "B", "torch_threads": 3}) == [
         "cpu: A against B",
         "torch_threads: 2 against 3",
     ]
     other = one | {"libraries": {"torch": "2", "triton": None, "unlisted": "3"}}
     assert differences(one, other) == ["torch: 1 against 2"]
+
+
+class Ticking:
+    """A clock on which the n-th piece of work takes n seconds."""
+
+    def __init__(self) -> None:
+        self.marks = 0
+
+    def settle(self) -> None:
+        pass
+
+    def mark(self) -> int:
+        self.marks += 1
+        return self.marks
+
+    def intervals_s(self, marks: list[int]) -> list[float]:
+        return [float(mark) for mark in marks[:-1]]
+
+
+def test_a_copy_counts_what_is_read_and_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.environment.HostClock", Ticking)
+    monkeypatch.setitem(COPY_BYTES, "cpu", 4096)
+    assert copy_probe("cpu", repeats=5) == 2 * 4096 / 3.0
+
+
+def test_a_gpu_without_room_for_the_copy_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * COPY_BYTES["cuda"], 80 * 2**30))
+    assert copy_probe("cuda") is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpus_memory_is_faster_than_a_bus_and_slower_than_its_caches() -> None:
+    measured = copy_probe("cuda")
+    assert measured is not None
+    assert 3e10 < measured < 2e13
 
 
 def git(folder: Path, *arguments: str) -> str:

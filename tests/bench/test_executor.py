@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.candidate import candidate_of
 from bench.executor import Ended, Settings, WorkerExecutor, worker_environment
 from bench.plan import PlannedRun, plan
 from bench.record import Record
@@ -40,7 +41,7 @@ def settings() -> Settings:
 
 @pytest.fixture
 def run(make_checkpoint: Make) -> PlannedRun:
-    return plan([make_checkpoint("fp16")], BOTH, range(2), quality=False)[1]
+    return plan([candidate_of(make_checkpoint("fp16"))], BOTH, range(2), quality=False)[1]
 
 
 def executor(settings: Settings, script: str, log: Path | None = None) -> WorkerExecutor:
@@ -86,7 +87,7 @@ def test_a_worker_that_takes_too_long_is_killed(settings: Settings, run: Planned
 
 
 def test_a_quality_run_that_dies_is_one_record(settings: Settings, run: PlannedRun) -> None:
-    quality = PlannedRun(run.checkpoint, 4, quality=True)
+    quality = PlannedRun(run.candidate, 4, quality=True)
     [record] = executor(settings, "import os; os.kill(os.getpid(), 9)")(quality)
     assert (record.kind, record.status, record.scenario, record.round) == ("quality", "oom", None, None)
 
@@ -120,7 +121,9 @@ def test_what_a_worker_says_goes_to_the_log_when_it_fails(
 
 
 def test_a_reason_holds_no_folder(settings: Settings, run: PlannedRun) -> None:
-    records = executor(settings, f"import sys; sys.exit({str(run.checkpoint.path / 'x')!r})")(run)
+    assert run.candidate.checkpoint is not None
+    file = run.candidate.checkpoint.path / "x"
+    records = executor(settings, f"import sys; sys.exit({str(file)!r})")(run)
     assert {record.reason for record in records} == {"the process ended with code 1 and no record: Tiny-fp16/x"}
 
 

@@ -12,6 +12,7 @@ from bench.latency import (
     kv_cache_formula_bytes,
     measure_latency,
     prompt_ids,
+    prompts_of,
     token_sha256,
 )
 from bench.record import Latency
@@ -67,7 +68,8 @@ def test_prefill_and_every_decode_step_are_timed_apart() -> None:
     assert [list(one) for one in latency.decode_s] == [steps, steps]
     warm = 2.0 + sum(n / 10 for n in range(1, WARMUP_DECODE_STEPS + 1))
     assert latency.warmup_s == pytest.approx((warm, warm))
-    assert (latency.steady, latency.stopped) == (True, "noise")
+    assert (latency.steady, latency.stopped, latency.decode_mode) == (True, "noise", "eager")
+    assert latency.prefill_by_length_s == ()
 
 
 def test_a_bare_prefill_has_no_decode_steps() -> None:
@@ -90,6 +92,55 @@ def test_the_warm_up_has_the_measured_shape() -> None:
     assert found.prompt_sha256 == token_sha256(measured)
     assert warm.shape == (4, 12)
     assert torch.equal(warm, measured)
+
+
+class SlowerWithLength(FakeModel):
+    """A prompt takes 2 s and a hundredth of a second more for each of its tokens."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        use_cache: bool,
+        past_key_values: int | None = None,
+        logits_to_keep: int = 0,
+    ) -> Any:
+        if past_key_values is None:
+            self.clock.advance(input_ids.shape[1] / 100)
+        return super().forward(input_ids, use_cache, past_key_values, logits_to_keep)
+
+    __call__ = forward
+
+
+def test_several_lengths_take_their_turns_in_every_pass() -> None:
+    clock = FakeClock()
+    model = SlowerWithLength(clock)
+    scenario = Scenario.over("x", (30, 50, 100), 3, batch=2)
+    found = measure_latency(model, scenario, clock, TWICE)
+    latency = found.latency
+    assert latency.prefill_s == pytest.approx((7.8, 7.8))
+    assert [list(each) for each in latency.prefill_by_length_s] == [pytest.approx([2.3, 2.5, 3.0])] * 2
+    assert [list(steps) for steps in latency.decode_s] == [pytest.approx([0.1, 0.2] * 3)] * 2
+    assert [tuple(prompt.shape) for prompt in model.prompts] == [(2, 30), (2, 50), (2, 100)] * 4
+    assert all(torch.equal(*pair) for pair in zip(model.prompts[:3], model.prompts[-3:], strict=True))
+
+
+def test_the_hash_is_over_all_prompts() -> None:
+    clock = FakeClock()
+    hashes = [
+        measure_latency(FakeModel(clock), scenario, clock, TWICE).prompt_sha256
+        for scenario in (Scenario("x", 5, 1), Scenario.over("x", (5, 5), 1), Scenario.over("x", (5, 5, 5), 1))
+    ]
+    first, _ = prompts_of(Scenario.over("x", (5, 5), 1), 7, CPU)
+    assert hashes[0] == token_sha256(first)
+    assert len(set(hashes)) == 3
+
+
+def test_the_longest_prompt_must_fit() -> None:
+    clock = FakeClock()
+    scenario = Scenario.over("x", (2, 10), 3)
+    with pytest.raises(UserError, match="needs 12 positions, the model has 11"):
+        measure_latency(FakeModel(clock, positions=11), scenario, clock, TWICE)
+    assert measure_latency(FakeModel(clock, positions=12), scenario, clock, TWICE).latency.prefill_s
 
 
 def test_the_prompt_is_the_seeds_and_covers_the_vocabulary() -> None:

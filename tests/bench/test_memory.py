@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bench.memory import CudaAllocatorView, RssView, memory_view
-from quantize.footprint import weights_bytes
+from quantize.footprint import decode_bytes, weights_bytes
 
 MB = 10**6
 BLOCK_BYTES = 400 * MB
@@ -99,6 +99,21 @@ def test_untied_weights_count_each() -> None:
     model = Tied()
     model.head.weight = torch.nn.Parameter(model.embedding.weight.detach().clone())
     assert weights_bytes(model) == 2 * 1000 * 64 * 2 + 2 * 64 * 4 + 10 * 8 * 4
+
+
+class Decoding(Tied):
+    """The same as a model that names its input embedding."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embedding
+
+
+def test_a_decode_step_reads_everything_once_but_an_embedding_that_is_no_head() -> None:
+    model = Decoding()
+    assert decode_bytes(model) == weights_bytes(model)
+    model.head.weight = torch.nn.Parameter(model.embedding.weight.detach().clone())
+    assert decode_bytes(model) == weights_bytes(model) - 1000 * 64 * 2
+    assert decode_bytes(Tied()) is None
 
 
 @pytest.mark.parametrize("double", [False, True])

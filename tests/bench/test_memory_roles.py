@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.plan import subject_of
+from bench.candidate import subject_of
 from bench.request import Request
 from bench.scenario import Scenario
 from bench.steady import Rule

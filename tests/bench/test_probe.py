@@ -18,6 +18,7 @@ def test_a_look_at_this_machine() -> None:
     assert machine.cpu_dtype in ("float32", "bfloat16")
     assert machine.environment["cpu_dtype"] == machine.cpu_dtype
     assert set(machine.environment["matmul_probe_s"]) == {"float32", "bfloat16"}
+    assert machine.environment["copy_bytes_per_s"] > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

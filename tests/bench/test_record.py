@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from bench.candidate import candidate_of
 from bench.plan import plan
 from bench.record import (
     Divergence,
     Kernels,
+    Latency,
     Memory,
     Quality,
     Record,
@@ -18,7 +20,7 @@ from bench.record import (
     latency_records,
     read_records,
 )
-from bench.scenario import SCENARIOS
+from bench.scenario import SCENARIOS, Scenario
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 
@@ -29,7 +31,7 @@ MakeRecords = Callable[..., list[Record]]
 @pytest.fixture
 def three(make_checkpoint: Make, records_of: MakeRecords) -> list[Record]:
     """An ok latency record with everything in it, one that failed, and a quality record."""
-    runs = plan([make_checkpoint("awq-gemm")], [SCENARIOS["chat"]], range(2))
+    runs = plan([candidate_of(make_checkpoint("awq-gemm"))], [SCENARIOS["chat"]], range(2))
     full, quality, failed = (record for run in runs for record in records_of(run))
     return [
         replace(
@@ -55,6 +57,39 @@ def test_records_come_back_as_they_were_written(tmp_path: Path, three: list[Reco
     assert latency_records(three) == three[:1]
 
 
+def test_prompt_lengths_and_modes_come_back_as_they_were_written(tmp_path: Path, three: list[Record]) -> None:
+    lengths = replace(
+        three[0],
+        scenario=Scenario.over("published", (3, 5), 1),
+        latency=Latency((3.0, 4.0), ((), ()), (5.0,), True, "time", ((1.0, 2.0), (1.5, 2.5))),
+    )
+    graph = replace(
+        three[0],
+        scenario=Scenario("chat-graph", 8, 3, mode="graph"),
+        latency=Latency((1.0,), ((0.1, 0.2),), (), decode_mode="CUDA graph"),
+        memory=Memory(10, "RSS", 20, 30, None, decode_bytes=7),
+    )
+    for record in (lengths, graph):
+        append_record(tmp_path / "records.jsonl", record)
+    found = read_records(tmp_path / "records.jsonl")
+    assert found == [lengths, graph]
+    assert [hash(record.scenario) for record in found] == [hash(record.scenario) for record in (lengths, graph)]
+
+
+def test_records_of_version_2_lack_what_version_3_added(three: list[Record]) -> None:
+    data = json.loads(three[0].to_json_line()) | {"schema_version": 2}
+    added = {
+        "subject": ("family", "kernel", "dummy"),
+        "scenario": ("lengths", "mode"),
+        "latency": ("prefill_by_length_s", "decode_mode"),
+        "memory": ("decode_bytes",),
+    }
+    for part, names in added.items():
+        for name in names:
+            del data[part][name]
+    assert Record.from_json(data) == three[0]
+
+
 def test_a_torn_last_line_is_passed_over_and_swallows_nothing(tmp_path: Path, three: list[Record]) -> None:
     path = tmp_path / "records.jsonl"
     append_record(path, three[0])
@@ -78,12 +113,12 @@ def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path: Path, three: lis
     assert read_records(path) == three[:2]
 
 
-@pytest.mark.parametrize("version", [0, 3, None, "1"])
+@pytest.mark.parametrize("version", [0, 4, None, "1"])
 def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record], version: object) -> None:
     data = json.loads(three[0].to_json_line()) | {"schema_version": version}
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
-    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 2"):
+    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 3"):
         read_records(path)
 
 
@@ -128,7 +163,7 @@ def test_records_of_version_1_are_read_with_what_they_lack_unknown() -> None:
     assert '"schema_version":1' in path.read_text()
     records = read_records(path)
     assert [record.kind for record in records] == ["latency", "quality"]
-    assert {record.schema_version for record in records} == {2}
+    assert {record.schema_version for record in records} == {3}
     latency, quality = records
     assert latency.latency is not None
     assert (latency.latency.steady, latency.prompt_sha256) == (None, None)

@@ -1,12 +1,13 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.plan import subject_of
-from bench.request import QualityRequest, Request, TaskRequest
-from bench.scenario import SCENARIOS
+from bench.candidate import subject_of
+from bench.request import Dummy, QualityRequest, Request, TaskRequest
+from bench.scenario import SCENARIOS, Scenario
 from bench.steady import Rule
 from quantize.checkpoint import Checkpoint
 
@@ -38,6 +39,26 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path, fields: dict[str
     )
     request.write(tmp_path / "request.json")
     assert Request.read(tmp_path / "request.json") == request
+
+
+def test_a_request_for_random_weights_comes_back_too(tmp_path: Path, fields: dict[str, Any]) -> None:
+    scenario = Scenario.over("many", (4, 8), 2)
+    asked: dict[str, Any] = fields | {"checkpoint": None, "scenarios": (scenario,)}
+    request = Request(**asked, dummy=Dummy("mistral-7b", "awq-gemm", 128))
+    request.write(tmp_path / "request.json")
+    assert Request.read(tmp_path / "request.json") == request
+
+
+def test_the_kernel_is_the_subjects(fields: dict[str, Any]) -> None:
+    chosen = replace(fields["subject"], kernel="native")
+    assert Request(**fields | {"subject": chosen, "scenarios": (SCENARIOS["chat"],)}).kernel == "native"
+
+
+def test_a_request_is_for_a_checkpoint_or_for_random_weights(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="one of the two"):
+        Request(scenarios=(SCENARIOS["chat"],), dummy=Dummy("mistral-7b", "fp16"), **fields)
+    with pytest.raises(ValueError, match="one of the two"):
+        Request(scenarios=(SCENARIOS["chat"],), **fields | {"checkpoint": None})
 
 
 def test_a_record_says_whose_run_it_was(fields: dict[str, Any]) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from bench.candidate import candidate_of
 from bench.clock import FakeClock
 from bench.enough import Rounds, widest_interval
 from bench.executor import Executor, Settings
 from bench.plan import PlannedRun
 from bench.probe import Machine
 from bench.record import Latency, Record, read_records
-from bench.run import BenchOptions, Outcome, bench, compute_dtypes, half_dtype, set_aside
+from bench.run import BenchOptions, Outcome, bench, compute_dtypes, set_aside
 from bench.scenario import SCENARIOS, Scenario
 from bench.steady import Rule
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, seal
@@ -48,15 +49,15 @@ class FakeExecutor:
             raise KeyboardInterrupt
         self.ran.append(run)
         assert self.settings is not None
-        dtype = self.settings.compute_dtypes[run.checkpoint.manifest.base_model]
-        status = self.failing.get(run.checkpoint.path.name)
+        dtype = self.settings.compute_dtypes[run.family]
+        status = self.failing.get(run.subject.name)
         if status is None:
             return self.records_of(run, dtype=dtype, device=self.settings.device)
         return self.records_of(run, status=status, reason="why", dtype=dtype, device=self.settings.device)
 
     @property
     def order(self) -> str:
-        return "".join(run.checkpoint.path.name for run in self.ran)
+        return "".join(run.subject.name for run in self.ran)
 
 
 @pytest.fixture
@@ -122,6 +123,18 @@ def test_records_elsewhere_scenarios_and_no_quality(
     outcome = measure(scenarios=(own,), rounds=1, quality=False, records=tmp_path / "elsewhere" / "r.jsonl")
     assert [run.works for run in executor.ran] == [(("latency", own),)] * 5
     assert len(read_records(tmp_path / "elsewhere" / "r.jsonl")) == outcome.measured == 5
+
+
+def test_a_row_on_a_kernel_of_ones_choice_stands_beside_the_others(
+    measure: Callable[..., Outcome], executor: FakeExecutor
+) -> None:
+    plain = measure(rounds=1, quality=False)
+    executor.ran.clear()
+    chosen = measure(rounds=1, quality=False, kernel="native")
+    assert [run.subject.name for run in executor.ran] == ["B, native kernel", "C, native kernel"]
+    assert [run.subject.kernel for run in executor.ran] == ["native"] * 2
+    assert len(read_records(chosen.path)) == len(plain.records) + chosen.measured
+    assert measure(rounds=1, quality=False, kernel="auto").measured == 0
 
 
 def test_a_second_bench_measures_nothing(measure: Callable[..., Outcome], executor: FakeExecutor) -> None:
@@ -317,7 +330,7 @@ def test_a_checkpoint_made_again_under_the_same_name(measure: Callable[..., Outc
     manifest = Manifest.from_json(json.loads((folder / "B" / "quantable.json").read_text()))
     (folder / "B" / "model.safetensors").write_bytes(b"others")
     seal(folder / "B", manifest)
-    with pytest.raises(UserError, match=r"B is not the checkpoint that .*records\.jsonl has records of: use --fresh"):
+    with pytest.raises(UserError, match=r"B is not what .*records\.jsonl has records of: use --fresh"):
         measure(rounds=1)
 
 
@@ -402,12 +415,12 @@ def test_on_a_cpu_the_dtype_is_the_probes_or_that_of_the_records_begun(
 ) -> None:
     from bench.plan import plan
 
-    checkpoint = make_checkpoint("fp16")
-    begun = records_of(plan([checkpoint], BOTH, range(1))[0])
+    one = candidate_of(make_checkpoint("fp16"))
+    begun = records_of(plan([one], BOTH, range(1))[0])
     fast = replace(machine, cpu_dtype="bfloat16")
-    assert compute_dtypes([checkpoint], fast, None, []) == {"Tiny": "bfloat16"}
-    assert compute_dtypes([checkpoint], fast, None, begun) == {"Tiny": "float32"}
-    assert compute_dtypes([checkpoint], fast, "float16", begun) == {"Tiny": "float16"}
+    assert compute_dtypes([one], fast, None, []) == {"Tiny": "bfloat16"}
+    assert compute_dtypes([one], fast, None, begun) == {"Tiny": "float32"}
+    assert compute_dtypes([one], fast, "float16", begun) == {"Tiny": "float16"}
 
 
 @pytest.mark.parametrize(
@@ -423,8 +436,7 @@ def test_on_a_cpu_the_dtype_is_the_probes_or_that_of_the_records_begun(
 def test_on_a_gpu_the_dtype_is_the_references_half_dtype(make_checkpoint: Make, config: str, dtype: str) -> None:
     checkpoint = make_checkpoint("fp16")
     (checkpoint.path / "config.json").write_text(config)
-    assert half_dtype(checkpoint) == dtype
-    assert compute_dtypes([checkpoint], Machine("cuda", {}, None), None, []) == {"Tiny": dtype}
+    assert compute_dtypes([candidate_of(checkpoint)], Machine("cuda", {}, None), None, []) == {"Tiny": dtype}
 
 
 # The real thing

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.plan import subject_of
+from bench.candidate import subject_of
 from bench.record import Kernels, Record, read_records
 from bench.request import QualityRequest, Request
 from bench.scenario import Scenario
@@ -42,7 +42,7 @@ def request_for(checkpoint: Checkpoint, *scenarios: Scenario, **changed: Any) ->
 def load_tiny(tiny_llama: Path) -> Callable[..., Any]:
     """A loader that gives the tiny model, whatever the checkpoint, and remembers what it was asked."""
 
-    def load(path: str, *, device: str, compute_dtype: torch.dtype) -> Any:
+    def load(path: str, *, device: str, compute_dtype: torch.dtype, kernel: str | None = None) -> Any:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=compute_dtype).eval()
@@ -87,6 +87,7 @@ def test_memory_is_told_by_role(make_checkpoint: Make, load_tiny: Callable[..., 
     model = load_tiny("", device="cpu", compute_dtype=torch.float32).model
     buffers = {buffer.data_ptr(): buffer.nbytes for buffer in model.buffers()}
     assert memory.weights_bytes == sum(p.nbytes for p in model.parameters()) + sum(buffers.values())
+    assert memory.decode_bytes == memory.weights_bytes  # the head is the embedding
     assert memory.source == "RSS"
     assert memory.baseline_bytes is not None
     assert memory.load_peak_bytes is not None

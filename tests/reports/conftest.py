@@ -1,12 +1,14 @@
 """Builders of small record files: what `bench` would have written, with figures chosen by the test."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.crossover_record import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style
 from bench.record import Kernels, Latency, Memory, Quality, Record, Subject, append_record
 from bench.scenario import SCENARIOS, Scenario
 from quantize.variant import VARIANTS
@@ -104,6 +106,19 @@ class Builder:
         }
         return self.record("latency", subject or self.subject(variant), **{**defaults, **fields})
 
+    def decoded(self, variant: str, mode: str, *, read_bytes: int | None = None, **fields: Any) -> Record:
+        """A latency record whose decode steps took 0.04 s each, ran in this way and read so many bytes."""
+        memory = Memory(500_000_000, "CUDA allocator", None, None, 1_500_000_000, decode_bytes=read_bytes)
+        record = self.latency(variant, **{"scenario": CHAT, "memory": memory, **fields})
+        assert record.latency is not None
+        return replace(record, latency=replace(record.latency, decode_mode=mode))
+
+    def at_lengths(self, variant: str, scenario: Scenario, *passes: tuple[float, ...], **fields: Any) -> Record:
+        """A latency record over several prompt lengths: for each pass the seconds of each."""
+        sums = tuple(map(sum, passes))
+        latency = Latency(sums, ((),) * len(passes), (9.0,), prefill_by_length_s=passes)
+        return self.latency(variant, scenario, latency=latency, **fields)
+
     def quality(self, variant: str, perplexity: float, **fields: Any) -> Record:
         figures = Quality(perplexity, tokens=4096, text="pydoc topics", text_sha256="t" * 64)
         return self.record("quality", self.subject(variant), **{"quality": figures, **fields})
@@ -163,3 +178,36 @@ def write(tmp_path: Path) -> Write:
         return tmp_path
 
     return write_records
+
+
+@pytest.fixture
+def crossover() -> list[CrossoverEntry]:
+    """A layer on a GPU: FP16 flat up to 256 tokens, `gemm` half of it up to 64 tokens and then twice it, `gemv` a
+    quarter of it a token. `gemm` and FP16 change places at 64 * 2 ** (1 / 2) tokens, `gemv` and FP16 at 4.
+    """
+    blank = CrossoverEntry(
+        shape="mistral-7b",
+        linears=(("self_attn.q_proj", 4096, 4096), ("mlp.down_proj", 4096, 14336)),
+        group_size=128,
+        device="cuda",
+        compute_dtype="float16",
+        contender="",
+        style="dense",
+        tokens=None,
+        measured_at="2025-03-01T12:00:00Z",
+        environment={**ENVIRONMENT, "gpu": "GPU 9"},
+        reason="not measured",
+    )
+    contenders: dict[str, tuple[Style, Callable[[int], float]]] = {
+        "FP16": ("dense", lambda tokens: 1e-4 * max(1.0, tokens / 256)),
+        "gemm": ("GEMM", lambda tokens: 1e-4 * (0.5 if tokens <= 64 else 1.0 * max(2.0, tokens / 128))),
+        "gemv": ("GEMV", lambda tokens: 1e-4 * tokens / 4),
+    }
+    entries = [replace(blank, contender="compiled", style="GEMV", reason="needs the package compiled")]
+    for tokens in (*DECODE_BATCHES, *PROMPT_TOKENS):
+        for name, (style, seconds_of) in contenders.items():
+            seconds = (seconds_of(tokens),) * 5
+            timed = replace(blank, contender=name, style=style, tokens=tokens, seconds=seconds, reason=None)
+            entries.append(replace(timed, kernel=f"{name} kernel", mode="CUDA graph", copies=1))
+    wrong = replace(blank, contender="broken", style="GEMM", tokens=1, kernel="broken kernel", reason="wrong: off by 1")
+    return [*entries, wrong, replace(wrong, tokens=2)]

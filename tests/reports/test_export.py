@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.scenario import SCENARIOS
+from bench.scenario import SCENARIOS, Scenario
 from reports.export import csv_text, json_text
 from reports.results import measurements
 
@@ -81,6 +81,27 @@ def test_json_holds_every_round_interval_and_failure(builder: "Builder") -> None
     assert rows["fp16"]["timings"][0]["ratios"] == {}
     assert rows["fp16"]["quality"]["perplexity"] == 15.0
     assert rows["bnb-8bit"]["failures"] == [{"work": "published", "status": "oom", "reason": "too big", "rounds": [3]}]
+
+
+def test_lengths_modes_and_bytes_a_second_are_exported(new_builder: "type[Builder]") -> None:
+    environment = {**new_builder().environment, "copy_bytes_per_s": 1e11}
+    builder = new_builder(device="cuda", compute_dtype="float16", environment=environment)
+    scenario = Scenario.over("published", (100, 300), 1)
+    graph = Scenario("chat-graph", 256, 64, mode="graph")
+    records = [
+        builder.at_lengths("fp16", scenario, (1.0, 3.0)),
+        builder.decoded("fp16", "CUDA graph", read_bytes=2 * 10**9, scenario=graph),
+    ]
+    found = measurements(records)
+    prefill, decode = parsed(csv_text(found))
+    assert (prefill["mode"], prefill["prompt_lengths"], prefill["decode_mode"]) == ("eager", "100 300", "")
+    assert (decode["mode"], decode["prompt_lengths"], decode["decode_mode"]) == ("graph", "256", "CUDA graph")
+    assert float(decode["decode_bytes_per_s"]) == pytest.approx(5e10)
+    assert float(decode["decode_copy_share"]) == pytest.approx(0.5)
+    [row] = json.loads(json_text(found))["measurements"][0]["rows"]
+    assert row["timings"][0]["prefill_by_length_s"] == [1.0, 3.0]
+    assert row["timings"][1]["decode_bytes"] == 2 * 10**9
+    assert row["timings"][1]["decode_mode"] == "CUDA graph"
 
 
 def test_json_says_null_for_what_is_unknown(builder: "Builder") -> None:

@@ -1,5 +1,6 @@
 """The tables of a report, cell by cell."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -8,6 +9,7 @@ from bench.record import Divergence, Memory, Quality, Record, TaskScore
 from bench.scenario import SCENARIOS, Scenario
 from reports.layout import (
     failure_table,
+    length_table,
     memory_table,
     page,
     published_table,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tests.reports.conftest import Builder
 
 PUBLISHED, CHAT = SCENARIOS["published"], SCENARIOS["chat"]
+CHAT_GRAPH = replace(CHAT, name="chat-graph", mode="graph")
 
 
 def only(records: list[Record]) -> Measurement:
@@ -121,6 +124,82 @@ def test_speed_has_a_row_for_each_phase_and_checkpoint(builder: "Builder") -> No
     assert column(table, "Tokens/s") == ["128", "213", "42.7", "25.0", "41.7", "8.33"]
     assert column(table, "Kernel")[1] == "awq-gemm long"
     assert column(table, "Kernel")[4] == "awq-gemm short"
+
+
+def on_gpu(new_builder: "type[Builder]", copy_bytes_per_s: float | None) -> "Builder":
+    environment = {**new_builder().environment, "copy_bytes_per_s": copy_bytes_per_s}
+    return new_builder(device="cuda", compute_dtype="float16", environment=environment)
+
+
+def test_decode_rows_tell_what_they_read_and_how_much_of_a_copy_that_is(new_builder: "type[Builder]") -> None:
+    builder = on_gpu(new_builder, 100e9)
+    found = only(
+        [builder.decoded("fp16", "eager", read_bytes=2_000_000_000), builder.decoded("bnb-4bit", "eager")],
+    )
+    table = speed_table(found, CHAT, row_labels(found))
+    assert table.titles[-4:] == ["Tokens/s", "GB/s", "of copy", "Kernel"]
+    assert column(table, "GB/s") == ["", "", "50.00", ""]
+    assert column(table, "of copy") == ["", "", "50.0%", ""]
+
+
+def test_where_no_copy_was_measured_there_is_no_share_of_it(new_builder: "type[Builder]") -> None:
+    builder = on_gpu(new_builder, None)
+    found = only([builder.decoded("fp16", "eager", read_bytes=2_000_000_000)])
+    table = speed_table(found, CHAT, row_labels(found))
+    assert table.titles[-3:] == ["Tokens/s", "GB/s", "Kernel"]
+    assert column(table, "GB/s") == ["", "50.00"]
+
+
+def test_graph_decode_is_told_from_eager_and_compared_with_the_references_graph(new_builder: "type[Builder]") -> None:
+    builder = on_gpu(new_builder, None)
+    records = [
+        builder.decoded(variant, mode, scenario=scenario, step_s=seconds)
+        for variant, scenario, mode, seconds in [
+            ("fp16", CHAT, "eager", 0.04),
+            ("awq-gemm", CHAT, "eager", 0.04),
+            ("fp16", CHAT_GRAPH, "CUDA graph", 0.02),
+            ("awq-gemm", CHAT_GRAPH, "CUDA graph", 0.01),
+        ]
+    ]
+    found = only(records)
+    eager, graph = (speed_table(found, scenario, row_labels(found)) for scenario in (CHAT, CHAT_GRAPH))
+    assert column(eager, "Kernel") == ["fp16 long", "awq-gemm long", "fp16 short", "awq-gemm short"]
+    assert column(graph, "Kernel")[2:] == ["fp16 short, CUDA graph", "awq-gemm short, CUDA graph"]
+    assert column(graph, "Kernel")[:2] == column(eager, "Kernel")[:2]
+    assert column(eager, "Time")[2:] == ["x1.00", "x1.00"]
+    assert column(graph, "Time")[2:] == ["x1.00", "x0.50"]
+    text = markdown(page([found]))
+    assert "Speed in the scenario `chat-graph` (256 prompt tokens, 64 new, batch 1, graph decode):" in text
+
+
+def test_a_graph_row_without_a_known_kernel_still_says_how_it_ran(new_builder: "type[Builder]") -> None:
+    found = only([on_gpu(new_builder, None).decoded("fp16", "static cache", scenario=CHAT_GRAPH, kernels=None)])
+    assert column(speed_table(found, CHAT_GRAPH, row_labels(found)), "Kernel") == [UNKNOWN, "static cache"]
+
+
+def test_prompt_lengths_have_a_table_relative_to_the_reference(builder: "Builder") -> None:
+    scenario = Scenario.over("published", (100, 1300), 1)
+    records = [
+        builder.at_lengths("fp16", scenario, (1.0, 4.0), (1.0, 4.0), (9.0, 4.0)),
+        builder.at_lengths("awq-gemm", scenario, (3.0, 2.0)),
+        builder.latency("bnb-4bit", CHAT),
+    ]
+    found = only(records)
+    labels = row_labels(found)
+    table = length_table(found, scenario, labels)
+    assert table.titles == ["Row", "100", "1,300"]
+    assert table.texts() == [["FP16/BF16", "x1.00", "x1.00"], ["AWQ GEMM, group 64", "x3.00", "x0.50"]]
+    assert length_table(found, CHAT, labels).rows == ()
+    assert column(speed_table(found, scenario, labels), "Tokens/s") == ["280", "280"]
+    text = markdown(page([found]))
+    assert "Speed in the scenario `published` (2 prompts of 100 to 1,300 tokens, 1 new, batch 1):" in text
+    assert "Prefill time in `published` by tokens of the prompt:" in text
+
+
+def test_lengths_without_their_reference_have_no_table(builder: "Builder") -> None:
+    scenario = Scenario.over("published", (100, 1300), 1)
+    found = only([builder.latency("fp16", CHAT), builder.at_lengths("awq-gemm", scenario, (3.0, 2.0))])
+    assert length_table(found, scenario, row_labels(found)).rows == ()
 
 
 def test_few_rounds_say_how_many_in_place_of_an_interval(builder: "Builder") -> None:

@@ -1,10 +1,11 @@
 """The words under the tables say what the records say."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from bench.record import Latency, Record
-from bench.scenario import SCENARIOS
+from bench.scenario import SCENARIOS, Scenario
 from reports.layout import row_labels
 from reports.notes import paragraph, warnings
 from reports.results import measurements
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from tests.reports.conftest import Builder
 
 CHAT = SCENARIOS["chat"]
+CHAT_GRAPH = replace(CHAT, name="chat-graph", mode="graph")
 
 
 def words(records: list[Record]) -> str:
@@ -56,6 +58,36 @@ def test_the_paragraph_of_a_gpu(new_builder: "type[Builder]") -> None:
     assert "The reference computed in bfloat16." in text
     assert "VRAM GB is the most that PyTorch's CUDA allocator had handed out while running `published`" in text
     assert "in 1 round." in text
+
+
+def test_several_prompt_lengths_are_told(builder: "Builder") -> None:
+    scenario = Scenario.over("published", (100, 1300), 1)
+    text = words([builder.at_lengths("fp16", scenario, (1.0, 2.0))])
+    assert "`published`: 2 prompts of 100 to 1,300 tokens, then 1 new token each, the prompts one after" in text
+
+
+def test_decoding_by_graph_and_eagerly_are_told_apart(new_builder: "type[Builder]") -> None:
+    builder = new_builder(device="cuda", compute_dtype="float16")
+    eager, graph = builder.decoded("fp16", "eager"), builder.decoded("fp16", "CUDA graph", scenario=CHAT_GRAPH)
+    recorded = "In `chat-graph` tokens are decoded on a static cache: one step is recorded as a CUDA graph"
+    launched = "In `chat` decoding is eager: Python launches the kernels of every step"
+    assert recorded in words([eager, graph])
+    assert launched in words([eager, graph])
+    assert "eager" not in words([graph])
+    assert "static cache" not in words([eager])
+    text = words([builder.decoded("fp16", "static cache", scenario=CHAT_GRAPH), eager])
+    assert "In `chat-graph` tokens are decoded on a static cache: step by step, without a CUDA graph." in text
+    assert launched not in text
+
+
+def test_what_bytes_a_second_mean_is_said_where_they_are(new_builder: "type[Builder]") -> None:
+    environment = {**new_builder().environment, "copy_bytes_per_s": 2.5e12}
+    builder = new_builder(device="cuda", compute_dtype="float16", environment=environment)
+    assert "GB/s" not in words([builder.decoded("fp16", "eager")])
+    text = words([builder.decoded("fp16", "eager", read_bytes=10**9)])
+    assert "keys and values not counted; a plain copy moves 2500.0 GB/s here, read and written together." in text
+    bare = new_builder(device="cuda", compute_dtype="float16")
+    assert "keys and values not counted." in words([bare.decoded("fp16", "eager", read_bytes=10**9)])
 
 
 def test_what_the_fingerprint_does_not_know_is_not_said(new_builder: "type[Builder]") -> None:

@@ -94,6 +94,35 @@ def test_tokens_per_second_count_the_whole_batch(builder: "Builder") -> None:
     assert timing.decode_tokens_per_s == pytest.approx(16.0)
 
 
+def test_lengths_count_all_their_tokens_and_keep_their_medians(builder: "Builder") -> None:
+    scenario = Scenario.over("published", (100, 300), 1, batch=2)
+    records = [
+        builder.at_lengths("fp16", scenario, (1.0, 3.0), (1.2, 3.0), round=0),
+        builder.at_lengths("fp16", scenario, (1.1, 9.0), round=1),
+    ]
+    timing = row(records, "fp16").timings[scenario]
+    assert timing.prefill_by_length_s == (1.1, 3.0)
+    assert timing.prefill_tokens_per_s == pytest.approx(2 * 400 / timing.seconds["prefill"])
+
+
+def test_bytes_a_second_are_what_a_step_reads_over_its_time(new_builder: "type[Builder]") -> None:
+    builder = new_builder(environment={**new_builder().environment, "copy_bytes_per_s": 1e11})
+    found = only(
+        [
+            builder.decoded("fp16", "eager", read_bytes=2 * 10**9, round=0, step_s=0.03),
+            builder.decoded("fp16", "CUDA graph", read_bytes=2 * 10**9, round=1, step_s=0.05),
+            builder.decoded("bnb-4bit", "eager"),
+        ]
+    )
+    known, unknown = (result.timings[CHAT] for result in found.results)
+    assert known.decode_bytes_per_s == pytest.approx(2e9 / 0.04)
+    assert found.copy_share(known) == pytest.approx(0.5)
+    assert known.decode_mode == "eager / CUDA graph"
+    assert (unknown.decode_bytes_per_s, found.copy_share(unknown)) == (None, None)
+    bare = row([builder.latency("fp16", kernels=None)], "fp16").timings[PUBLISHED]
+    assert (bare.decode_mode, bare.decode_bytes_per_s, bare.prefill_by_length_s) == (None, None, ())
+
+
 def test_unknown_peaks_stay_unknown(builder: "Builder") -> None:
     result = row([builder.latency("fp16", peak_bytes=None), builder.latency("bnb-4bit", memory=None)], "fp16")
     assert result.timings[PUBLISHED].run_peak_bytes is None

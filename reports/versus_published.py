@@ -1,0 +1,121 @@
+"""The published table and ours side by side: row by row in the published order, with the quotient."""
+
+from collections.abc import Sequence
+
+from bench.record import Subject
+from quantize.variant import REFERENCE
+from reports.layout import REFERENCE_METHOD, memory_is_ram, run_peak_bytes, shape_text, time_cell
+from reports.notes import dummy_text, machine_text
+from reports.published import BIOMISTRAL_7B, SHAPE, PublishedRow
+from reports.results import HEADLINE, Measurement, Result
+from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Table
+
+NATIVE = "native"
+"""The choice of a kernel that gives each layout the one that its name stood for."""
+
+
+def versus_page(found: Sequence[Measurement]) -> Page:
+    """The published rows beside the measured ones, a table for each measurement.
+
+    A second table has the rows measured on each layout's own kernel, where there are some: the published table's
+    were.
+    """
+    blocks: list[Block] = []
+    for measurement in found:
+        if len(found) > 1:
+            blocks.append(Heading(f"On {measurement.device}"))
+        blocks.append(versus_table(measurement, BIOMISTRAL_7B, native=False))
+        own = [row for row in BIOMISTRAL_7B if measured(measurement, row, native=True) is not None]
+        if own:
+            blocks.append(Paragraph("The same layouts on the kernels that their names stood for:"))
+            blocks.append(versus_table(measurement, own, native=True))
+        blocks.append(Paragraph(_paragraph(measurement)))
+    return tuple(blocks)
+
+
+def versus_table(measurement: Measurement, rows: Sequence[PublishedRow], *, native: bool) -> Table:
+    """One row a published one; what was not measured is a dash."""
+    memory = "RAM" if memory_is_ram(measurement) else "VRAM"
+    columns = (
+        Column("Base Model"),
+        Column("Method"),
+        Column("q_group_size", "count", missing=""),
+        Column("w_bit", "count", missing=""),
+        Column("version", missing=""),
+        Column("Published VRAM GB", "gigabytes"),
+        Column("Measured weights GB", "gigabytes"),
+        Column(f"Measured peak {memory} GB", "gigabytes"),
+        Column("Peak / published", "ratio"),
+        Column("Published Time", "ratio"),
+        Column("Measured Time", "ratio"),
+        Column("Time / published", "ratio"),
+    )
+    return Table(columns, tuple(_row(measurement, row, native) for row in rows))
+
+
+def _row(measurement: Measurement, row: PublishedRow, native: bool) -> tuple[Cell, ...]:
+    result = measured(measurement, row, native=native)
+    peak = run_peak_bytes(measurement, result) if result else None
+    time = time_cell(measurement, result) if result else None
+    comparable = has_published_shape(measurement)
+    return (
+        row.base_model,
+        row.method,
+        row.q_group_size,
+        row.w_bit,
+        row.version,
+        row.vram_gb * 1e9,
+        result.weights_bytes if result else None,
+        peak,
+        peak / (row.vram_gb * 1e9) if comparable and peak is not None else None,
+        row.time,
+        time,
+        time / row.time if comparable and isinstance(time, float | int) else None,
+    )
+
+
+def has_published_shape(measurement: Measurement) -> bool:
+    """False where random weights were measured in another shape than the published models'."""
+    return all(SHAPE in result.subject.dummy for result in measurement.results if result.subject.dummy)
+
+
+def measured(measurement: Measurement, row: PublishedRow, *, native: bool) -> Result | None:
+    """What was measured of this published row; None where nothing was.
+
+    native: on the kernel that the layout's name stood for; otherwise on the one that was chosen for the user.
+    """
+    found = (result for result in measurement.results if _is_of(result.subject, row))
+    return next((result for result in found if result.subject.kernel == (NATIVE if native else None)), None)
+
+
+def _is_of(subject: Subject, row: PublishedRow) -> bool:
+    method = REFERENCE_METHOD if subject.variant == REFERENCE.name else subject.method
+    ours = (subject.base_model, method, subject.q_group_size, subject.version)
+    return ours == (row.base_model, row.method, row.q_group_size, row.version)
+
+
+def _paragraph(measurement: Measurement) -> str:
+    peak = "the process's resident memory" if memory_is_ram(measurement) else "the CUDA allocator's memory"
+    headline = measurement.headline
+    protocol = f"`{HEADLINE}` ({shape_text(headline)})" if headline else f"other scenarios than `{HEADLINE}`"
+    sentences = (
+        "Published: the model card of BioMistral-7B (Labrak et al. 2024, arXiv:2402.10373). Its Time is the latency of "
+        "3-shot medical questions, batch 1, one new token, relative to FP16/BF16: the prompt's pass (prefill) and no "
+        "decoding. The card does not say on which GPU.",
+        f"Measured: {protocol} on {machine_text(measurement)}.",
+        dummy_text(measurement),
+        _other_shape(measurement),
+        f"Weights are the loaded model's parameters and buffers, the peak is the most of {peak} while running; GB are "
+        "1e9 bytes. Quotients are measured over published: below x1.00 is less than published. A dash is what was not "
+        "measured.",
+    )
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _other_shape(measurement: Measurement) -> str:
+    """A rehearsal on a smaller model must not look like the table."""
+    if has_published_shape(measurement):
+        return ""
+    return (
+        f"It is not the shape of the published models ({SHAPE}), so that nothing here compares with a published figure."
+    )
