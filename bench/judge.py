@@ -68,6 +68,10 @@ class Judge:
         save_file({"blocks": self.blocks}, path)
         return path
 
+    def has_blocks(self, path: Path) -> bool:
+        """Whether this file holds the same calibration tokens."""
+        return torch.equal(load_file(path)["blocks"], self.blocks)
+
     def judge(self, layers: Path, group_size: int) -> tuple[dict[str, float], dict[str, float]]:
         """Perplexity and mean KL divergence (nats a token) of the model with these layers, on each text."""
         from transformers import AutoModelForCausalLM

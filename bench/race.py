@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--group-size", type=int, default=64)
     p.add_argument("--contender", action="append", help="run only these (repeatable); default: all that can run")
     p.add_argument(
+        "--keep", action="store_true", help="do not run who left layers in --out before, only judge them again"
+    )
+    p.add_argument(
         "--other", type=Path, help="a .txt file of another kind of text; default: the licences installed here"
     )
     return p
@@ -72,12 +75,16 @@ def race(arguments: argparse.Namespace) -> list[Entry]:
         from bench.judge import Judge
 
         judge = Judge.prepare(arguments.source, arguments.blocks, arguments.block_tokens, arguments.other)
-        blocks = judge.save_blocks(arguments.out / "blocks.safetensors")
+        blocks = arguments.out / "blocks.safetensors"
+        if arguments.keep and blocks.is_file() and not judge.has_blocks(blocks):
+            raise UserError(f"{arguments.out} was raced on other calibration tokens: leave --keep out")
+        judge.save_blocks(blocks)
     entries: list[Entry] = []
-    for name in turns(names, OURS):
+    for name in names if arguments.keep else turns(names, OURS):
         stem = arguments.out / name.replace(", ", "-").replace(" ", "-")
         request = Request(str(judge.folder), str(blocks), f"{stem}.safetensors", arguments.group_size)
-        entry = run_contender(name, asdict(request), stem)
+        kept = kept_entry(name, asdict(request), stem) if arguments.keep else None
+        entry = kept or run_contender(name, asdict(request), stem)
         if entry.reason is None:
             with quiet_libraries():
                 perplexity, divergence = judge.judge(Path(request.out), arguments.group_size)
@@ -110,6 +117,17 @@ def run_contender(name: str, request: dict[str, Any], stem: Path) -> Entry:
         return Entry(name, reason=lines[-1][:300])
     facts = json.loads(Path(request["out"]).with_suffix(".json").read_text())
     return Entry(name, facts["seconds"], facts["peak_bytes"])
+
+
+def kept_entry(name: str, request: dict[str, Any], stem: Path) -> Entry | None:
+    """What this contender did before, asked the same; None where it left nothing. Its figures of quality are open."""
+    try:
+        before = json.loads(stem.with_suffix(".request.json").read_text())
+        facts = json.loads(stem.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return None
+    same = before == request and Path(request["out"]).is_file()
+    return Entry(name, facts["seconds"], facts["peak_bytes"]) if same else None
 
 
 def append_entry(path: Path, entry: Entry, facts: dict[str, Any]) -> None:

@@ -15,10 +15,10 @@ from quantize.errors import UserError
 OURS = ["quantable, nearest", "quantable, gptq", "round to nearest"]
 
 
-def run(source: Path, out: Path, *contenders: str) -> list[Entry]:
+def run(source: Path, out: Path, *contenders: str, keep: bool = False, blocks: int = 4) -> list[Entry]:
     names = [word for name in contenders for word in ("--contender", name)]
-    options = ["--source", str(source), "--out", str(out), "--blocks", "4", "--block-tokens", "64"]
-    return race(parser().parse_args([*options, *names]))
+    options = ["--source", str(source), "--out", str(out), "--blocks", str(blocks), "--block-tokens", "64"]
+    return race(parser().parse_args([*options, *names, *(["--keep"] if keep else [])]))
 
 
 def test_each_contender_is_timed_judged_and_recorded(
@@ -112,3 +112,17 @@ def test_the_table_has_medians_and_ratios_to_autoawq(tmp_path: Path, capsys: pyt
     ]
     assert main(["--table", str(tmp_path / "none.jsonl")]) == 2
     assert "run the race first" in capsys.readouterr().err
+
+
+def test_who_left_layers_is_only_judged_again(tiny_llama: Path, tmp_path: Path) -> None:
+    (first,) = run(tiny_llama, tmp_path, "round to nearest")
+    layers = tmp_path / "round-to-nearest.safetensors"
+    written = layers.stat().st_mtime_ns
+    (again,) = run(tiny_llama, tmp_path, "round to nearest", keep=True)
+    assert again == first
+    assert layers.stat().st_mtime_ns == written
+    layers.unlink()
+    run(tiny_llama, tmp_path, "round to nearest", keep=True)
+    assert layers.is_file()
+    with pytest.raises(UserError, match="raced on other calibration tokens"):
+        run(tiny_llama, tmp_path, "round to nearest", keep=True, blocks=3)
