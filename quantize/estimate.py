@@ -18,8 +18,8 @@ from quantize.footprint import peak_resident_bytes
 from quantize.quiet import quiet_libraries
 
 FLOAT_BYTES = 4
-SEARCH_POINTS = 13
-"""Scales that a search tries: no scaling, every second of the 20 grid points, and the best one's neighbours."""
+SEARCH_POINTS = 11
+"""Scales that a search tries: no scaling, 5 and 2 more of the 20 grid points, then the best and its neighbours."""
 SEARCH_COPIES = 5
 """Copies of the largest group of weights that the search holds at once: rows, scaled, rounded, difference, product."""
 PROBE_SIZE = 1024

@@ -35,12 +35,29 @@ def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
             diagonal[dead] = 1
             backwards, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
             if not bool(failed):
-                identity = torch.eye(len(damped), dtype=dtype, device=damped.device)
-                upper = torch.linalg.solve_triangular(backwards.flip(0, 1), identity, upper=True)
+                upper = inverse_triangle(backwards.flip(0, 1))
                 if bool(torch.isfinite(upper).all()):
                     factor: Tensor = upper.float()
                     return factor
         damping *= 10
+
+
+def inverse_triangle(upper: Tensor) -> Tensor:
+    """The inverse of an upper triangular matrix [n, n], itself upper triangular.
+
+    By halves: the inverse of [[A, B], [0, C]] is [[A^-1, -A^-1 B C^-1], [0, C^-1]], which leaves the work to matrix
+    products.
+    """
+    size = len(upper)
+    if size <= COLUMN_BLOCK:
+        identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
+        return torch.linalg.solve_triangular(upper, identity, upper=True)
+    half = size // 2
+    first, last = inverse_triangle(upper[:half, :half]), inverse_triangle(upper[half:, half:])
+    inverse = torch.zeros_like(upper)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    torch.mm(first @ upper[:half, half:], last, out=inverse[:half, half:]).neg_()
+    return inverse
 
 
 def feed_back(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = DAMPING) -> Tensor:
@@ -98,7 +115,9 @@ def round_with_feedback(
 
     def nearest(column: int, values: Tensor, code: Tensor, error: Tensor) -> None:
         scale, low, high = ranges[column // group_size]
-        torch.div(values, scale, out=code).round_().clamp_(low, high)
+        torch.div(values, scale, out=code).round_()
+        torch.maximum(code, low, out=code)  # with `minimum`, half the time of a clamp between tensors
+        torch.minimum(code, high, out=code)
         torch.addcmul(values, code, scale, value=-1, out=error)
 
     offsets = feed_back(weight, gram, nearest, damping).view(grouped.shape)

@@ -13,7 +13,9 @@ CLIP_GRID = 20
 CLIP_STEPS = 10
 """autoawq's grids: 20 scale exponents; clipping to 1, 0.95, ... 0.55 of a group's largest magnitude."""
 
-COARSE_STEP = 2
+COARSE_STEPS = (4, 2)
+"""The grid is walked in steps of 4, then 2 around the best, on a sample of the rows, then in steps of 1 on all."""
+
 SAMPLED_ROWS = 512
 """From this many rows on, every second one is enough to find the neighbourhood of the best scale."""
 
@@ -58,9 +60,9 @@ def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
 def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleChoice:
     """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4).
 
-    weight: float32 [out, in], all layers that share the input one above the other; stats: of that input. Every
-    second point of the grid is tried on every second row, then the best and its neighbours on all. No scaling is one
-    of the candidates, so the choice is never worse than it.
+    weight: float32 [out, in], all layers that share the input one above the other; stats: of that input. The grid is
+    walked in ever finer steps around the best (COARSE_STEPS). No scaling is one of the candidates, so the choice is
+    never worse than it.
     """
     magnitude = relative_magnitude(weight, group_size)
 
@@ -75,16 +77,27 @@ def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleCho
         return float(losses_of(grid_scales(stats.abs_mean, magnitude, step), rows).sum())
 
     sample = weight[::2].contiguous() if weight.shape[0] >= SAMPLED_ROWS else weight
-    coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, COARSE_STEP)}
-    best = min(coarse, key=lambda step: coarse[step])
-    near = [step for step in (best - 1, best, best + 1) if 0 <= step < SCALE_GRID]
+    first, second = COARSE_STEPS
+    coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, first)}
+    coarse |= {step: loss_of(step, sample) for step in _around(_lowest(coarse), second) if step not in coarse}
+    near = _around(_lowest(coarse), 1)
     unscaled = losses_of(None, weight)
     losses = {step: loss_of(step, weight) for step in near}
-    chosen = min(losses, key=lambda step: losses[step])
+    chosen = _lowest(losses)
     if not losses[chosen] < float(unscaled.sum()):
         return ScaleChoice(torch.ones_like(stats.abs_mean), None, float(unscaled.sum()), unscaled)
     scales = grid_scales(stats.abs_mean, magnitude, chosen)
     return ScaleChoice(scales, chosen / SCALE_GRID, losses[chosen], unscaled)
+
+
+def _lowest(losses: dict[int, float]) -> int:
+    """The step with the lowest loss."""
+    return min(losses, key=lambda step: losses[step])
+
+
+def _around(step: int, width: int) -> list[int]:
+    """The grid's points at this step and `width` to either side."""
+    return [near for near in (step - width, step, step + width) if 0 <= near < SCALE_GRID]
 
 
 def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:

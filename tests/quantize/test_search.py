@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantize.awq.gptq import inverse_factor, round_with_feedback
+from quantize.awq.gptq import inverse_factor, inverse_triangle, round_with_feedback
 from quantize.awq.gram import InputStats, StatsAccumulator, column_blocks, output_error
 from quantize.awq.int4 import LEVELS, round_to_nearest, rounded
 from quantize.awq.refit import refit_scales
@@ -214,3 +214,13 @@ def test_products_in_bfloat16_change_little(inputs: Tensor, monkeypatch: pytest.
     assert float(((rounded_stats.gram - exact.gram).abs() / loudness).max()) < 2**-8
     assert rounded_choice.loss == pytest.approx(exact_choice.loss, rel=1e-3)
     assert rounded_choice.exponent == exact_choice.exponent
+
+
+@pytest.mark.parametrize("size", [1, 96, 200, 577])
+def test_the_inverse_of_a_triangle(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    upper = torch.randn((size, size), generator=generator, dtype=torch.float64).triu() / size**0.5
+    upper.diagonal().abs_().add_(1)
+    inverse = inverse_triangle(upper)
+    assert torch.equal(inverse, inverse.triu())
+    torch.testing.assert_close(inverse @ upper, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-9)
