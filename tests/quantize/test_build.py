@@ -155,7 +155,7 @@ def test_one_token_and_many_give_the_same_logits(built: Path) -> None:
 
 def test_an_unknown_kernel_and_a_missing_gpu_are_refused(built: Path) -> None:
     path = built / "tiny-llama-AWQ-QGS128-W4-GEMM"
-    with pytest.raises(UserError, match="there are: torch-cpu"):
+    with pytest.raises(UserError, match="there are: auto, native, torch-cpu"):
         quantize.load(path, kernel="fast")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device"):

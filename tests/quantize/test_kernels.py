@@ -1,8 +1,11 @@
 """Every kernel against the dequantized weights in float32, on layers that came through either file layout."""
 
 import importlib.util
+import os
+import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,27 +17,12 @@ from quantize.kernels.gate import BOUNDS, KernelFault, check_layer, relative_err
 from quantize.kernels.torch_cpu import unpack_int4pack
 
 SHAPES = [(64, 128), (192, 576), (80, 256), (208, 384)]
-ONE_PROGRAM = (8, 128)
-ODD_TILES = (24, 1152)
-"""A mat-vec program takes 4 of these rows and 128 of their 144 words at a time."""
-
 TOKENS = [1, 7, 64, 1025]
 CPU = torch.device("cpu")
 CPU_KERNELS = ["torch-cpu", "dequantize"]
-TRITON_KERNELS = ["triton", "triton-gemv"]
 CUDA_KERNELS = ["triton", "triton-gemv", "torch-cuda", "autoawq-gemm", "autoawq-gemv", "gptqmodel-marlin"]
-PROGRAMS = "quantize.kernels.triton_programs"
-
-
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Triton runs its programs on the CPU, which it decides when they are defined."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("no triton here")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, PROGRAMS, raising=False)
-    yield
-    sys.modules.pop(PROGRAMS, None)
+INTERPRETED = Path(__file__).parent / "interpreted_triton.py"
+ROOT = Path(__file__).parents[2]
 
 
 def layer(out_features: int, in_features: int, group_size: int, layout: str) -> Int4Weight:
@@ -57,25 +45,6 @@ def test_cpu_kernels_against_the_reference(name: str, layout: str, group_size: i
             check_against_reference(name, layer(*shape, group_size, layout), tokens, CPU, torch.float32)
 
 
-@pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("layout", sorted(PACKERS))
-@pytest.mark.parametrize("name", TRITON_KERNELS)
-def test_triton_kernels_against_the_reference(
-    name: str, layout: str, group_size: int, tokens: int, dtype: torch.dtype
-) -> None:
-    shapes = SHAPES
-    if name == "triton-gemv":  # programs for every token, some milliseconds each in the interpreter
-        shapes = [ODD_TILES] if tokens <= TOKENS[1] else [ONE_PROGRAM]
-        if tokens == TOKENS[-1] and (group_size, layout, dtype) != (64, "GEMV", torch.float32):
-            pytest.skip("as many programs again as for 64 tokens, the same ones: tried once")
-    for shape in shapes:
-        if applicable(shape, group_size):
-            check_against_reference(name, layer(*shape, group_size, layout), tokens, CPU, dtype)
-
-
 def check_against_reference(
     name: str, weight: Int4Weight, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> None:
@@ -96,15 +65,29 @@ def swapped_nibbles(weight: Int4Weight) -> Int4Weight:
     return Int4Weight(pairs.flip(-1).reshape(weight.codes.shape), weight.scales, weight.zeros)
 
 
-@pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", [*CPU_KERNELS, *TRITON_KERNELS])
+@pytest.mark.parametrize("name", CPU_KERNELS)
 def test_the_gate_catches_a_swapped_nibble_order(name: str) -> None:
-    rows = 8 if name == "triton-gemv" else 64
-    weight, kernel = layer(rows, 128, 64, "GEMM"), KERNELS[name]
+    check_the_gate(name, layer(64, 128, 64, "GEMM"))
+
+
+def check_the_gate(name: str, weight: Int4Weight) -> None:
+    kernel = KERNELS[name]
     check_layer(kernel, kernel.prepare(weight, None, CPU, torch.float32), weight, CPU, torch.float32)
     faulty = kernel.prepare(swapped_nibbles(weight), None, CPU, torch.float32)
-    with pytest.raises(KernelFault, match=f"the kernel {name} is wrong by .* on a layer of {rows} x 128"):
+    rows, columns = weight.codes.shape
+    with pytest.raises(KernelFault, match=f"the kernel {name} is wrong by .* on a layer of {rows} x {columns}"):
         check_layer(kernel, faulty, weight, CPU, torch.float32)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here")
+@pytest.mark.parametrize("name", ["triton", "triton-gemv"])
+def test_triton_kernels_in_the_interpreter(name: str) -> None:
+    """In a process of its own: Triton decides at its import whether to interpret."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), "-k", f"[{name}-"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-3000:]
+    assert re.search(r"\b[2-9]\d passed", ran.stdout), ran.stdout[-3000:]
 
 
 def test_the_gate_catches_what_is_not_finite() -> None:
