@@ -83,7 +83,8 @@ def check_the_gate(name: str, weight: Int4Weight) -> None:
 @pytest.mark.parametrize("name", ["triton", "triton-gemv"])
 def test_triton_kernels_in_the_interpreter(name: str) -> None:
     """In a process of its own: Triton decides at its import whether to interpret."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), "-k", f"[{name}-"]
+    only = "triton-gemv" if name == "triton-gemv" else "not triton-gemv"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), "-k", only]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-3000:]
