@@ -51,7 +51,8 @@ def inverse_triangle(upper: Tensor) -> Tensor:
     size = len(upper)
     if size <= COLUMN_BLOCK:
         identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
-        return torch.linalg.solve_triangular(upper, identity, upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+        return solved
     half = size // 2
     first, last = inverse_triangle(upper[:half, :half]), inverse_triangle(upper[half:, half:])
     inverse = torch.zeros_like(upper)
