@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quantize.awq.packing import pack_gemm
 from quantize.awq.pipeline import AwqOptions
-from quantize.footprint import peak_resident_bytes
+from quantize.own_memory import peak_resident_bytes, prefer_huge_pages
 from quantize.quiet import quiet_libraries
 
 Work = Callable[["Request"], float]
@@ -46,6 +46,7 @@ def ours(options: AwqOptions) -> Work:
     """Our pipeline from files to packed layers; its seconds include reading the weights and packing."""
 
     def work(request: Request) -> float:
+        prefer_huge_pages()  # as the command does
         from quantize.awq.stream import LayerStream
         from quantize.source import open_weights
 

@@ -1,21 +1,19 @@
 """One decoder layer's linear layers, built for a contender of `bench.crossover`, checked and made ready to be timed."""
 
-import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bench.crossover_record import Mode
 from bench.linears import Built, CannotRun, Contender, Setting, random_weight
-from quantize.dummy import dummy_config
+from quantize.dummy import dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.footprint import weights_bytes
+from quantize.source import cache_folder
 
 CACHE_MULTIPLE = 2
 """On a GPU the passes go through copies of the layer that hold so many times the L2 cache together: in a model, a
@@ -56,9 +54,7 @@ def layer_shapes(shape: str) -> tuple[str, tuple[Linear, ...]]:
     from quantize.awq.stream import empty_model
 
     name, config = dummy_config(shape)
-    with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        model = empty_model(Path(folder))
+    model = empty_model(write_dummy_folder(config, name, cache_folder()))
     linears = [
         (path.split(".0.", 1)[1], module.out_features, module.in_features)
         for path, module in model.named_modules()

@@ -1,9 +1,9 @@
 """The ways to run a linear layer that `bench.crossover` races: dense, every int4 kernel, bitsandbytes."""
 
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,19 +11,16 @@ from torch import Tensor, nn
 
 from bench.crossover_record import Style
 from quantize.awq.int4 import round_to_nearest
+from quantize.bnb import BnbOptions, bnb_linear, bnb_tensors
+from quantize.dummy import DummyWeights
 from quantize.kernels import KERNELS, Kernel
 from quantize.kernels.gate import BOUNDS
-
-SPREAD = 0.02
-"""Standard deviation of the weights, transformers' usual initializer_range."""
+from quantize.variant import VARIANTS
 
 INT8_BOUND = 2e-2
 """LLM.int8 rounds the activations too, to 127 steps of a row's largest magnitude m. That makes an error of
 m / 127 / sqrt(12) against normal values of spread 1; m is 3.4 to 4.7 for rows of 4,096 and 14,336 values, so the error
 is 0.8 to 1.1%, and twice that is allowed."""
-
-INT8_THRESHOLD = 6.0
-"""Input features with a larger magnitude are multiplied in half precision: transformers' default."""
 
 DENSE_NAMES = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
 
@@ -73,10 +70,8 @@ def contenders(dtype: torch.dtype) -> list[Contender]:
 
 
 def random_weight(name: str, out_features: int, in_features: int, device: torch.device) -> Tensor:
-    """A float32 weight [out, in], normal with a standard deviation of 0.02: the same for the same name and device."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randn((out_features, in_features), generator=generator, device=device).mul_(SPREAD)
+    """A float32 weight [out, in] as quantize.dummy draws it: the same for the same name and device."""
+    return DummyWeights({name: (out_features, in_features)}, device).get(name).float()
 
 
 def dense(dtype: torch.dtype) -> Contender:
@@ -113,40 +108,18 @@ def int4(kernel: Kernel) -> Contender:
     )
 
 
-def _bitsandbytes() -> Any:
+def _build_bnb(variant: str, weight: Tensor, setting: Setting) -> Built:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise CannotRun("needs the package bitsandbytes")
-    import bitsandbytes
+    from bitsandbytes import functional
 
-    return bitsandbytes
-
-
-def _build_4bit(weight: Tensor, setting: Setting) -> Built:
-    bnb = _bitsandbytes()
+    tensors = bnb_tensors("linear", weight.to(setting.dtype), VARIANTS[variant], BnbOptions())
     out_features, in_features = weight.shape
-    packed, state = bnb.functional.quantize_4bit(
-        weight.to(setting.dtype).contiguous(), blocksize=64, compress_statistics=False, quant_type="nf4"
-    )
-    exact = bnb.functional.dequantize_4bit(packed, state).float()
-    module = bnb.nn.Linear4bit(
-        in_features, out_features, bias=False, compute_dtype=setting.dtype, quant_type="nf4", device="meta"
-    )
-    module.weight = bnb.nn.Params4bit(
-        packed, quant_state=state, blocksize=64, compress_statistics=False, quant_type="nf4", bnb_quantized=True
-    )
-    module.quant_state = state
-    return Built(module, exact)
-
-
-def _build_8bit(weight: Tensor, setting: Setting) -> Built:
-    bnb = _bitsandbytes()
-    out_features, in_features = weight.shape
-    codes, row_maxima, _ = bnb.functional.int8_vectorwise_quant(weight.half())
-    exact = codes.float() * (row_maxima.float() / 127).unsqueeze(1)
-    module = bnb.nn.Linear8bitLt(
-        in_features, out_features, bias=False, has_fp16_weights=False, threshold=INT8_THRESHOLD, device="meta"
-    )
-    module.weight = bnb.nn.Int8Params(codes, requires_grad=False, CB=codes, SCB=row_maxima)
+    module: Any = bnb_linear("linear", tensors, (out_features, in_features), None, setting.device, setting.dtype)
+    if (row_maxima := tensors.get("linear.SCB")) is not None:
+        exact = tensors["linear.weight"].float() * (row_maxima.float() / 127).unsqueeze(1)
+    else:
+        exact = functional.dequantize_4bit(tensors["linear.weight"], module.weight.quant_state).float()
     return Built(module, exact)
 
 
@@ -159,7 +132,12 @@ def _named(bits: str) -> Callable[[int, Setting], str]:
     return lambda tokens, setting: f"bitsandbytes {bits} ({str(setting.dtype).removeprefix('torch.')})"
 
 
-BNB_4BIT = Contender("BnB.4", "bitsandbytes", _build_4bit, _named("nf4"), _bnb_bound)
+BNB_4BIT = Contender("BnB.4", "bitsandbytes", partial(_build_bnb, "bnb-4bit"), _named("nf4"), _bnb_bound)
 BNB_8BIT = Contender(
-    "BnB.8", "bitsandbytes", _build_8bit, _named("int8"), lambda tokens, setting: INT8_BOUND, replayable=False
+    "BnB.8",
+    "bitsandbytes",
+    partial(_build_bnb, "bnb-8bit"),
+    _named("int8"),
+    lambda tokens, setting: INT8_BOUND,
+    replayable=False,
 )

@@ -39,7 +39,7 @@ class RssView:
         self._older_peak_bytes = 0
 
     def reset_peak(self) -> None:
-        from quantize.footprint import give_back_freed_memory
+        from quantize.own_memory import give_back_freed_memory
 
         gc.collect()
         give_back_freed_memory()

@@ -19,11 +19,9 @@ from bench.prompt_material import (
     PUBMEDQA,
     Question,
 )
-from bench.scenario import Scenario
 
 LETTERS = "ABCDE"
 SHOTS = 3
-PUBLISHED_NEW_TOKENS = 1
 
 WORDS = re.compile(r"\w+|[^\w\s]|\n")
 TOKENS_PER_WORD = 1.23
@@ -88,11 +86,6 @@ def estimated_tokens(text: str) -> int:
     return round(len(WORDS.findall(text)) * TOKENS_PER_WORD)
 
 
-def published_scenario(tokens_of: TokensOf | None = None) -> Scenario:
-    """The published protocol: batch 1, the ten prompts one after the other, one new token for each."""
-    return Scenario.over("published", published_lengths(tokens_of), PUBLISHED_NEW_TOKENS)
-
-
 def _few_shot(questions: Sequence[Question], form: Callable[[Question], str]) -> str:
     """The first questions as worked examples, the next one left open."""
     solved = [f"{form(one)}\nAnswer: {one.answer}" for one in questions[:SHOTS]]
@@ -101,7 +94,3 @@ def _few_shot(questions: Sequence[Question], form: Callable[[Question], str]) ->
 
 def _options(question: Question, count: int) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options[:count], strict=False))
-
-
-PUBLISHED_LENGTHS_SCENARIO = published_scenario()
-"""`published` at lengths estimated without a tokenizer, as a suite of dummy weights measures it."""

@@ -17,6 +17,9 @@ from quantize.source import check_finite
 from quantize.variant import Variant
 
 QuantType = Literal["nf4", "fp4"]
+INT8_THRESHOLD = 6.0
+"""LLM.int8 multiplies input features with a larger magnitude in half precision: transformers' default."""
+
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -55,6 +58,49 @@ def bnb_tensors(name: str, weight: torch.Tensor, variant: Variant, options: BnbO
     check_finite(f"{name}.weight", weight)
     with quiet_libraries():
         return _int8_tensors(name, weight) if variant.w_bit == 8 else _int4_tensors(name, weight, options)
+
+
+def bnb_linear(
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    shape: tuple[int, int],
+    bias: torch.Tensor | None,
+    device: torch.device,
+    compute_dtype: torch.dtype,
+) -> torch.nn.Module:
+    """bitsandbytes' own layer around what `bnb_tensors` gave for a weight of this shape, (out, in).
+
+    tensors and bias [out] are on the device; the tensors become the layer's and are not copied.
+    """
+    from bitsandbytes import nn as bnb_nn
+
+    out_features, in_features = shape
+    quantized = tensors[f"{name}.weight"]
+    layer: Any
+    if (scales := tensors.get(f"{name}.SCB")) is not None:
+        layer = bnb_nn.Linear8bitLt(
+            in_features,
+            out_features,
+            bias=bias is not None,
+            has_fp16_weights=False,
+            threshold=INT8_THRESHOLD,
+            device="meta",
+        )
+        layer.weight = bnb_nn.Int8Params(
+            quantized, requires_grad=False, has_fp16_weights=False, CB=quantized, SCB=scales
+        )
+    else:
+        layer = bnb_nn.Linear4bit(
+            in_features, out_features, bias=bias is not None, compute_dtype=compute_dtype, device="meta"
+        )
+        beside = f"{name}.weight."
+        stats = {key.removeprefix(beside): value for key, value in tensors.items() if key.startswith(beside)}
+        layer.weight = bnb_nn.Params4bit.from_prequantized(quantized, stats, device=device, module=layer)
+        layer.compute_type_is_set = True
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias, requires_grad=False)
+    made: torch.nn.Module = layer
+    return made
 
 
 def _int8_tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:

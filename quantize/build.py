@@ -31,8 +31,9 @@ from quantize.checkpoint import (
 )
 from quantize.dummy import dummy_blocks, dummy_weights
 from quantize.errors import UserError
-from quantize.estimate import Estimate, estimate, peak_bytes, resident_bytes
+from quantize.estimate import Estimate, estimate, peak_bytes
 from quantize.loading import torch_device
+from quantize.own_memory import resident_bytes
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
 from quantize.shards import PART_GLOB, ShardWriter
@@ -268,7 +269,7 @@ class _Job:
             tokens=blocks.numel(),
             out=self.out,
             device=self.device,
-            already_bytes=resident_bytes() if self.device.type == "cpu" else 0,
+            already_bytes=(resident_bytes() or 0) if self.device.type == "cpu" else 0,
         )
         if dry_run:
             self.say(expected.line())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import UserError
+from quantize.own_memory import prefer_huge_pages
 from quantize.progress import progress_bar
 from quantize.suite import Job, jobs_of, suite_rows
 from quantize.variant import GROUP_SIZES, VARIANTS
@@ -126,6 +127,7 @@ def jobs_from(arguments: argparse.Namespace) -> list[Job]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, or 2 for what the user can mend."""
+    prefer_huge_pages()
     return guarded("quantize", lambda: run(parser().parse_args(argv), print))
 
 

@@ -79,9 +79,7 @@ class DummyWeights:
         if len(shape) < 2:
             fill = 0.0 if name.endswith("bias") else 1.0
             return torch.full(shape, fill, dtype=torch.float16, device=self.device)
-        seed = int.from_bytes(hashlib.sha256(f"{DUMMY_SEED} {name}".encode()).digest()[:7], "little")
-        generator = torch.Generator(self.device).manual_seed(seed)
-        drawn = torch.randn(shape, generator=generator, device=self.device)
+        drawn = torch.randn(shape, generator=generator_for(name, self.device), device=self.device)
         return drawn.mul_(SPREAD).half()
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -91,6 +89,12 @@ class DummyWeights:
     def dtype(self, name: str) -> torch.dtype:
         """float16 for all."""
         return torch.float16
+
+
+def generator_for(name: str, device: torch.device) -> torch.Generator:
+    """Draws the same numbers for the same name and device."""
+    seed = int.from_bytes(hashlib.sha256(f"{DUMMY_SEED} {name}".encode()).digest()[:7], "little")
+    return torch.Generator(device).manual_seed(seed)
 
 
 def dummy_weights(model: Any, device: torch.device) -> DummyWeights:

@@ -1,6 +1,5 @@
 """A variant of a model's shape with random weights, straight onto the device: no checkpoint, no download."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from quantize.awq.architecture import architecture_of, group_size_for, quantized_shapes
 from quantize.awq.int4 import LEVELS, Int4Weight
 from quantize.awq.stream import empty_model
-from quantize.bnb import BnbOptions, bnb_layers, bnb_tensors
-from quantize.dummy import DUMMY_SEED, SPREAD, DummyWeights, dummy_config, dummy_weights, write_dummy_folder
+from quantize.bnb import BnbOptions, bnb_layers, bnb_linear, bnb_tensors
+from quantize.dummy import SPREAD, DummyWeights, dummy_config, dummy_weights, generator_for, write_dummy_folder
 from quantize.errors import UserError
 from quantize.footprint import weights_bytes
 from quantize.kernels.base import dtype_name
@@ -102,8 +101,7 @@ def random_int4(name: str, out_features: int, in_features: int, group_size: int,
 
     Codes are even over 0 to 15 and zero points near the middle; the scales give the weights DummyWeights' spread.
     """
-    seed = int.from_bytes(hashlib.sha256(f"{DUMMY_SEED} {name} int4".encode()).digest()[:7], "little")
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = generator_for(f"{name} int4", device)
 
     def drawn(low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=generator, device=device, dtype=torch.uint8)
@@ -128,28 +126,9 @@ def _fill_bnb(model: Any, weights: DummyWeights, asked: _Asked) -> tuple[str, st
 
 def _bnb_layer(name: str, linear: nn.Linear, weights: DummyWeights, asked: _Asked) -> nn.Module:
     """One of bitsandbytes' layers in place of this one, its random weight quantized on the device."""
-    from bitsandbytes import nn as bnb_nn
-
     bias = weights.get(f"{name}.bias").to(asked.device, asked.dtype) if linear.bias is not None else None
     tensors = bnb_tensors(name, weights.get(f"{name}.weight"), asked.variant, BnbOptions())
-    quantized = tensors.pop(f"{name}.weight")
-    shape = (linear.in_features, linear.out_features)
-    layer: Any
-    if asked.variant.w_bit == 8:
-        layer = bnb_nn.Linear8bitLt(*shape, bias=bias is not None, has_fp16_weights=False, threshold=6.0, device="meta")
-        scales = tensors[f"{name}.SCB"]
-        layer.weight = bnb_nn.Int8Params(
-            quantized, requires_grad=False, has_fp16_weights=False, CB=quantized, SCB=scales
-        )
-    else:
-        layer = bnb_nn.Linear4bit(*shape, bias=bias is not None, compute_dtype=asked.dtype, device="meta")
-        stats = {key.removeprefix(f"{name}.weight."): tensor for key, tensor in tensors.items()}
-        layer.weight = bnb_nn.Params4bit.from_prequantized(quantized, stats, device=asked.device, module=layer)
-        layer.compute_type_is_set = True
-    if bias is not None:
-        layer.bias = nn.Parameter(bias, requires_grad=False)
-    made: nn.Module = layer
-    return made
+    return bnb_linear(name, tensors, (linear.out_features, linear.in_features), bias, asked.device, asked.dtype)
 
 
 def _fill(model: Any, weights: DummyWeights, done: list[str], asked: _Asked) -> None:

@@ -14,7 +14,7 @@ from quantize.awq.architecture import Architecture
 from quantize.awq.gram import column_blocks
 from quantize.awq.pipeline import BATCH_TOKENS
 from quantize.errors import UserError
-from quantize.footprint import peak_resident_bytes
+from quantize.own_memory import peak_resident_bytes
 from quantize.quiet import quiet_libraries
 
 FLOAT_BYTES = 4
@@ -192,15 +192,6 @@ def free_memory(device: torch.device, already_bytes: int) -> int | None:
     except ImportError:
         return None
     return int(psutil.virtual_memory().available) + already_bytes
-
-
-def resident_bytes() -> int:
-    """Resident set size of this process; 0 where it cannot be told."""
-    try:
-        import psutil
-    except ImportError:
-        return 0
-    return int(psutil.Process().memory_info().rss)
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -1,11 +1,6 @@
-"""How many bytes a loaded model's weights take, and giving back what this process no longer needs."""
+"""How many bytes a loaded model's weights take, and how many of them a decode step reads."""
 
-import contextlib
-import ctypes
-import re
-import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,28 +48,3 @@ def _weight_tensors(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
                 beside = getattr(holder, name, None)
                 if isinstance(beside, torch.Tensor):
                     yield beside
-
-
-def peak_resident_bytes() -> int | None:
-    """The largest resident set size of this process so far; None where the system does not tell.
-
-    Linux's own count in /proc comes first: `getrusage` passes the size of the process that started this one on to it.
-    """
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def give_back_freed_memory() -> None:
-    """Have the C library return freed pages to the system, where it can: kept ones count as this process's memory."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

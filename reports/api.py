@@ -1,7 +1,5 @@
 """`report` from Python: the command calls this and prints what it returns."""
 
-import contextlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +10,7 @@ from bench.run import RECORDS_NAME
 from quantize.errors import UserError
 from reports.crossover import crossover_file, crossover_page
 from reports.export import csv_text, json_text
+from reports.files import write_whole
 from reports.layout import page
 from reports.markdown import markdown
 from reports.plots import crossover_plots
@@ -43,7 +42,7 @@ def report(source: Path | str, *, format: Format = "md", out: Path | str | None 
     else:
         text = EXPORTS[format](measurements(load_records(source)))
     if out is not None:
-        write_whole(Path(out), text)
+        write_whole(Path(out), text.encode())
     return text
 
 
@@ -86,21 +85,3 @@ def load_records(source: Path | str) -> list[Record]:
     if not records:
         raise UserError(f"{path} holds no records: run `bench` first")
     return records
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write all of `text` to `path` or leave what was there. Raises UserError when it cannot be written."""
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; name a file in --out")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another --out") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -18,6 +18,16 @@ SPEED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
 """The blocks of rows in the speed table."""
 
 
+CHECKPOINT_COLUMNS = (
+    Column("Base Model"),
+    Column("Method"),
+    Column("q_group_size", "count", missing=""),
+    Column("w_bit", "count", missing=""),
+    Column("version", missing=""),
+)
+"""What the published table says of a checkpoint before its figures."""
+
+
 def page(found: Sequence[Measurement]) -> Page:
     """The whole report; a heading for each measurement where there are several."""
     blocks: list[Block] = []
@@ -62,11 +72,7 @@ def published_table(measurement: Measurement) -> Table:
     """The columns of the published table, in its order."""
     memory = "RAM GB" if memory_is_ram(measurement) else "VRAM GB"
     columns = (
-        Column("Base Model"),
-        Column("Method"),
-        Column("q_group_size", "count", missing=""),
-        Column("w_bit", "count", missing=""),
-        Column("version", missing=""),
+        *CHECKPOINT_COLUMNS,
         Column(memory, "gigabytes"),
         Column("Time", "ratio"),
         Column("Download"),

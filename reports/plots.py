@@ -4,7 +4,6 @@ import bisect
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.crossover_record import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings
 from quantize.errors import UserError
 from reports.crossover import counts_by_contender, setting_text, tokens_text
+from reports.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,12 +60,7 @@ def crossover_plot(entries: Sequence[CrossoverEntry], path: Path) -> None:
         figure = _figure(entries, relative)
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=150, **FORMATS[path.suffix])
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(drawn.getvalue())
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
+    write_whole(path, drawn.getvalue())
 
 
 def crossover_plots(entries: Sequence[CrossoverEntry], folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bench.record import Subject
 from quantize.variant import REFERENCE
-from reports.layout import REFERENCE_METHOD, memory_is_ram, run_peak_bytes, shape_text, time_cell
+from reports.layout import CHECKPOINT_COLUMNS, REFERENCE_METHOD, memory_is_ram, run_peak_bytes, shape_text, time_cell
 from reports.notes import dummy_text, machine_text
 from reports.published import BIOMISTRAL_7B, SHAPE, PublishedRow
 from reports.results import HEADLINE, Measurement, Result
@@ -37,11 +37,7 @@ def versus_table(measurement: Measurement, rows: Sequence[PublishedRow], *, nati
     """One row a published one; what was not measured is a dash."""
     memory = "RAM" if memory_is_ram(measurement) else "VRAM"
     columns = (
-        Column("Base Model"),
-        Column("Method"),
-        Column("q_group_size", "count", missing=""),
-        Column("w_bit", "count", missing=""),
-        Column("version", missing=""),
+        *CHECKPOINT_COLUMNS,
         Column("Published VRAM GB", "gigabytes"),
         Column("Measured weights GB", "gigabytes"),
         Column(f"Measured peak {memory} GB", "gigabytes"),

@@ -21,6 +21,7 @@ from quantize.awq.int4 import Int4Weight, round_to_nearest
 from quantize.awq.refit import refit_scales
 from quantize.awq.search import search_clip, search_scale
 from quantize.errors import UserError
+from quantize.own_memory import give_back_freed_memory
 
 Rounding = Literal["nearest", "gptq"]
 UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
@@ -32,6 +33,9 @@ linear layers, and one of them may pay for the others."""
 
 BATCH_TOKENS = 4096
 """Tokens that go through a layer at a time."""
+
+FREED_SHARE = 0.2
+"""Share of this process's memory that may lie freed but not given back while a layer is at work."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +288,7 @@ def quantize_layer(
     started = time.perf_counter()
     weights: dict[str, Int4Weight] = {}
     for owner in stats:
+        give_back_freed_memory(above=FREED_SHARE)
         weights |= _round(linears, seen.sharing(owner), stats[owner], options)
     facts = tuple(
         LinearFacts(
@@ -381,6 +386,7 @@ def _scale_layer(seen: Observed, groups: Sequence[ScaleGroup], options: AwqOptio
     errors = {name: noise / outputs[name] for name, noise in noises.items()}
     exponents: dict[str, float | None] = {}
     for group in groups:
+        give_back_freed_memory(above=FREED_SHARE)
         exponent, group_noises = _scale(seen, group, options)
         exponents |= dict.fromkeys(group.linears, exponent)
         errors |= {name: noise / outputs[name] for name, noise in group_noises.items()}

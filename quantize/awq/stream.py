@@ -20,7 +20,7 @@ from quantize.awq.pipeline import (
 )
 from quantize.awq.watch import Watch, Watched
 from quantize.errors import UserError
-from quantize.footprint import give_back_freed_memory
+from quantize.own_memory import give_back_freed_memory
 from quantize.source import TensorReader, check_finite
 
 

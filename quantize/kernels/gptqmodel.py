@@ -1,9 +1,12 @@
-"""gptqmodel's kernels for AWQ weights (Marlin, Machete and its plain one), where that package is installed."""
+"""gptqmodel's CUDA kernels for AWQ weights (Marlin and Machete), where that package is installed."""
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +20,6 @@ from quantize.quiet import quiet_libraries
 CLASSES = {
     "gptqmodel-marlin": ("marlin_awq", "AwqMarlinLinear", "Marlin"),
     "gptqmodel-machete": ("machete_awq", "AwqMacheteLinear", "Machete"),
-    "gptqmodel-torch": ("torch_awq", "AwqTorchLinear", "dequantize + matmul"),
 }
 """Kernel name -> module under gptqmodel.nn_modules.qlinear, class, and what tables call it."""
 
@@ -30,7 +32,7 @@ class GptqmodelLinear(Int4Linear):
     ) -> None:
         super().__init__(weight, None if bias is None else bias.to(device, dtype))
         self.dtype = half_of(dtype)
-        with quiet_libraries():
+        with _kept_to_itself():
             inner = _class_of(name)(**_arguments(weight, self.dtype), register_buffers=True)
             for part, tensor in pack_gemm(weight).items():
                 kept = getattr(inner, part)
@@ -47,6 +49,24 @@ class GptqmodelLinear(Int4Linear):
 def half_of(dtype: torch.dtype) -> torch.dtype:
     """The half dtype that these layers compute in: bfloat16 stays, everything else is float16."""
     return dtype if dtype == torch.bfloat16 else torch.float16
+
+
+@contextlib.contextmanager
+def _kept_to_itself() -> Iterator[None]:
+    """Importing gptqmodel prints a banner and sets environment variables (the order of devices, the allocator's
+    settings), which would change what is measured beside it: neither leaves this block."""
+    before = dict(os.environ)
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        quiet_libraries(),
+    ):
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _class_of(name: str) -> Any:
@@ -71,9 +91,11 @@ def _arguments(weight: Int4Weight, dtype: torch.dtype) -> dict[str, Any]:
 def _why_not(name: str, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("gptqmodel") is None:
         return "needs the package gptqmodel"
+    if device.type != "cuda":
+        return "needs a CUDA GPU"
     out_features, in_features = weight.codes.shape
     try:
-        with quiet_libraries():
+        with _kept_to_itself():
             chosen = _class_of(name)
             chosen.validate_device(device)
             fits, problem = chosen.validate(

@@ -2,15 +2,12 @@ import pytest
 
 from bench.prompt_material import MEDQA
 from bench.prompts import (
-    PUBLISHED_LENGTHS_SCENARIO,
     TOKENS_PER_WORD,
     estimated_tokens,
     published_lengths,
     published_prompts,
-    published_scenario,
     vignettes,
 )
-from bench.scenario import Scenario
 from bench.tasks import MEDICAL_TASKS
 from quantize.source import Source
 
@@ -51,14 +48,6 @@ def test_without_one_they_are_estimated_from_words() -> None:
     assert len(lengths) == 10
     assert lengths[-1] > 5 * lengths[0]
     assert estimated_tokens("Two words.\n" * 100) == round(TOKENS_PER_WORD * 400)
-
-
-def test_the_scenario_is_a_pure_prefill_of_all_of_them() -> None:
-    scenario = PUBLISHED_LENGTHS_SCENARIO
-    assert (scenario.name, scenario.batch, scenario.decode_steps, scenario.mode) == ("published", 1, 0, "eager")
-    assert scenario.lengths == published_lengths()
-    assert published_scenario(str.split).lengths == published_lengths(str.split)
-    assert Scenario.from_json(scenario.to_json()) == scenario
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ import pytest
 from bench.record import Record
 from quantize.errors import UserError
 from reports import report
-from reports.api import load_records, write_whole
+from reports.api import load_records
+from reports.files import write_whole
 
 if TYPE_CHECKING:
     from tests.reports.conftest import Builder
@@ -56,7 +57,7 @@ def test_a_full_disk_leaves_the_old_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*table\.md \(No space left on device\)"):
-        write_whole(out, "new")
+        write_whole(out, b"new")
     monkeypatch.undo()
     assert out.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]

@@ -1,0 +1,86 @@
+"""This process's own memory: how much it holds, how much at most, and giving back what it no longer needs.
+
+Imports no torch.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import re
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+
+def resident_bytes() -> int | None:
+    """Resident set size of this process; None where the system does not tell."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int | None:
+    """The largest resident set size of this process so far; None where the system does not tell.
+
+    Linux's own count in /proc comes first: `getrusage` passes the size of the process that started this one on to it.
+    """
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def prefer_huge_pages() -> None:
+    """Have torch start CPU tensors at multiples of 2 MB, on huge pages where Linux has them.
+
+    The place that a large tensor leaves is then fit for the next one, and takes fewer page faults to fill. torch looks
+    once, before it allocates its first tensor: later calls change nothing.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+class _MallocInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`; fordblks is how many bytes of the heap are free."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def give_back_freed_memory(*, above: float = 0.0) -> None:
+    """Have the C library return freed pages to the system, where it can: kept ones count as this process's memory.
+
+    above: leave them while they are at most this share of the resident memory; pages cost time to get again.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another system, another C library, an older one
+        library = ctypes.CDLL("libc.so.6")
+        if above:
+            library.mallinfo2.restype = _MallocInfo
+            if library.mallinfo2().fordblks <= above * (resident_bytes() or 0):
+                return
+        library.malloc_trim(0)
