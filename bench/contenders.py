@@ -16,10 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quantize.awq.int4 import LEVELS, Int4Weight
 from quantize.awq.packing import pack_gemm
 from quantize.awq.pipeline import AwqOptions
 from quantize.own_memory import peak_resident_bytes, prefer_huge_pages
 from quantize.quiet import quiet_libraries
+
+OFF_GRID = 1e-2
+"""How far, in steps, a rounded weight may lie from its code: float32 division leaves a millionth."""
 
 Work = Callable[["Request"], float]
 
@@ -149,6 +153,52 @@ def gptqmodel(request: Request) -> float:
     return seconds
 
 
+def optimum_gptq(request: Request) -> float:
+    """optimum's GPTQ with its defaults but for zero points, which AWQ's format has too; needs gptqmodel beside it.
+
+    Its codes are packed in the GEMM layout here, outside its seconds, in place of its own packing.
+    """
+    with quiet_libraries():
+        from optimum.gptq import GPTQQuantizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tensors: dict[str, Tensor] = {}
+        rounded = 0.0
+
+        class Unpacked(GPTQQuantizer):  # type: ignore[misc]
+            def pack_model(self, model: Any, quantizers: dict[str, tuple[Any, Tensor, Tensor, Tensor]]) -> None:
+                nonlocal rounded
+                rounded = time.perf_counter()
+                for name, (_, scales, zeros, group_of) in quantizers.items():
+                    if not torch.equal(group_of.cpu(), torch.arange(len(group_of)) // request.group_size):
+                        raise ValueError(f"{name}: its groups are not in the order of the columns")
+                    weight = _as_codes(model.get_submodule(name).weight.data, scales.float(), zeros.float())
+                    tensors.update({f"{name}.{part}": tensor for part, tensor in pack_gemm(weight).items()})
+
+            def post_init_model(self, model: Any) -> Any:
+                return model
+
+        model = AutoModelForCausalLM.from_pretrained(request.source, dtype=torch.float32)
+        rows = request.token_ids().unsqueeze(1).tolist()
+        data = [{"input_ids": row, "attention_mask": [[1] * len(row[0])]} for row in rows]
+        quantizer = Unpacked(bits=4, dataset=data, group_size=request.group_size, sym=False)
+        tokenizer = AutoTokenizer.from_pretrained(request.source)
+        started = time.perf_counter()
+        quantizer.quantize_model(model, tokenizer)
+    save_file(tensors, request.out)
+    return rounded - started
+
+
+def _as_codes(weight: Tensor, scales: Tensor, zeros: Tensor) -> Int4Weight:
+    """The codes of a weight [out, in] that is rounded already, with its scales and zero points, both [out, groups]."""
+    grouped = weight.float().view(len(weight), scales.shape[1], -1)
+    exact = (grouped / scales.unsqueeze(-1)).add_(zeros.unsqueeze(-1))
+    codes = exact.round().clamp_(0, LEVELS)
+    if float((codes - exact).abs().max()) > OFF_GRID:
+        raise ValueError("its weights do not lie on the grid of its scales and zero points")
+    return Int4Weight(codes.view(weight.shape).to(torch.uint8), scales.half(), zeros.to(torch.uint8))
+
+
 OURS: dict[str, Work] = {
     "quantable, nearest": ours(AwqOptions(0)),
     "quantable, gptq": ours(AwqOptions(0, rounding="gptq")),
@@ -161,6 +211,7 @@ CONTENDERS: dict[str, Work] = {
     "autoawq, repaired": autoawq(repaired=True),
     "autoawq, as it is": autoawq(repaired=False),
     "gptqmodel": gptqmodel,
+    "optimum, gptq": optimum_gptq,
 }
 """Every contender by the name that the race prints."""
 

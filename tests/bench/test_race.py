@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.contenders import CONTENDERS
+from bench.contenders import CONTENDERS, _as_codes
 from bench.judge import licence_texts
 from bench.race import Entry, append_entry, line_of, main, parser, race, turns
+from quantize.awq.int4 import round_to_nearest
 from quantize.errors import UserError
 
 OURS = ["quantable, nearest", "quantable, gptq", "round to nearest"]
@@ -69,6 +70,14 @@ def test_a_contender_that_cannot_run_is_a_line_with_its_reason(
     assert "not installed here" in str(entry.reason)
     assert line_of(entry, entry).startswith("gptqmodel              could not run: ")
     assert json.loads((tmp_path / "race.jsonl").read_text())["reason"] == entry.reason
+
+
+def test_rounded_weights_become_the_codes_they_came_from() -> None:
+    weight = round_to_nearest(torch.randn(24, 128, generator=torch.Generator().manual_seed(0)), 32)
+    scales, zeros = weight.scales.float(), weight.zeros.float()
+    assert torch.equal(_as_codes(weight.dequantize(), scales, zeros).codes, weight.codes)
+    with pytest.raises(ValueError, match="do not lie on the grid"):
+        _as_codes(weight.dequantize() * 1.01, scales, zeros)
 
 
 def test_an_unknown_contender_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
