@@ -183,7 +183,8 @@ class Record:
     plan; `device_state` holds NVML's looks at the GPU "before" and "after" the run (bench.device.DeviceState) and
     what was seen "between" its passes (bench.device.Seen). prompt_sha256: of the prompt's token ids. quantization:
     what the loaded model says of its own quantization (bitsandbytes' threshold and type among it). plan: the rules of
-    the bench (bench.enough.Rounds) and of one measurement (bench.steady.Rule) that it was taken under.
+    the bench (bench.enough.Rounds) and of one measurement (bench.steady.Rule) that it was taken under. placement: how a
+    model too big for one GPU was spread, None for one on one device.
     """
 
     kind: Kind
@@ -207,6 +208,7 @@ class Record:
     plan: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     tasks: tuple[TaskScore, ...] | None = None
+    placement: str | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def __post_init__(self) -> None:

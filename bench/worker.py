@@ -78,15 +78,16 @@ def _load(request: Request, load: Load | None) -> Bench:
     loaded = _loaded(request, getattr(torch, request.compute_dtype), load)
     load_peak_bytes = view.peak_bytes()
     view.reset_peak()
+    spread = loaded.placement is not None  # weights that wait in RAM are not in the model between two passes
     return Bench(
         loaded=loaded,
         clock=CudaClock() if on_cuda else HostClock(),
         view=view,
         nvml=open_nvml(cuda_uuid()) if on_cuda else None,
-        weights_bytes=weights_bytes(loaded.model),
+        weights_bytes=loaded.weights_bytes if spread else weights_bytes(loaded.model),
         baseline_bytes=view.current_bytes(),
         load_peak_bytes=load_peak_bytes,
-        decode_bytes=decode_bytes(loaded.model),
+        decode_bytes=None if spread else decode_bytes(loaded.model),
     )
 
 
@@ -113,6 +114,7 @@ def _measured(request: Request, bench: Bench, asked: Work) -> Record:
     figures: dict[str, Any] = {
         "kernels": Kernels(bench.loaded.prefill_kernel, bench.loaded.decode_kernel),
         "quantization": quantization_of(bench.loaded.model),
+        "placement": bench.loaded.placement,
     }
     seen = Seen()
     before = bench.nvml.state() if bench.nvml else None

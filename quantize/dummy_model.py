@@ -15,9 +15,10 @@ from quantize.dummy import SPREAD, DummyWeights, dummy_config, dummy_weights, ge
 from quantize.errors import UserError
 from quantize.footprint import weights_bytes
 from quantize.kernels.base import dtype_name
-from quantize.loading import PREFILL_TOKENS, Loaded, fill_rest, place_int4_layers, torch_device
+from quantize.loading import PREFILL_TOKENS, Loaded, fill_rest, place_buffers, place_int4_layers, torch_device
 from quantize.quiet import quiet_libraries
 from quantize.source import cache_folder
+from quantize.spread import Placement, placement_for
 from quantize.variant import GROUP_SIZES, VARIANTS, Variant
 
 
@@ -26,7 +27,7 @@ class _Asked:
     """One call of load_dummy."""
 
     variant: Variant
-    device: torch.device
+    place: Placement
     dtype: torch.dtype
     kernel: str | None
     group_size: int | None
@@ -52,19 +53,20 @@ def load_dummy(
         raise UserError(f"unknown variant {variant!r}; there are: {', '.join(VARIANTS)}")
     target = torch_device(device)
     dtype = compute_dtype or (torch.float32 if target.type == "cpu" else torch.float16)
-    asked = _Asked(VARIANTS[variant], target, dtype, kernel, group_size)
     name, config = dummy_config(spec)
     with quiet_libraries(), torch.no_grad():
         folder = write_dummy_folder(config, name, cache_folder())
         model = empty_model(folder)
         weights = dummy_weights(model, target)
+        method = VARIANTS[variant]
+        place = placement_for(model, method, bnb_layers(model) if method.w_bit else (), target, dtype)
+        asked = _Asked(method, place, dtype, kernel, group_size)
         prefill, decode = _FILLERS[asked.variant.method](model, weights, asked)
-        for module in model.modules():  # rotary frequencies and the like, which no file holds
-            for key, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[key] = buffer.to(target)
+        place_buffers(model, place)
+        size = place.weights_bytes or weights_bytes(model)
+        place.dispatch(model)
         model.eval()
-    return Loaded(model, None, target, dtype, prefill, decode, weights_bytes(model))
+    return Loaded(model, None, target, dtype, prefill, decode, size, place.words)
 
 
 def _fill_reference(model: Any, weights: DummyWeights, asked: _Asked) -> tuple[str, str]:
@@ -81,7 +83,7 @@ def _fill_awq(model: Any, weights: DummyWeights, asked: _Asked) -> tuple[str, st
 
     def read(name: str) -> tuple[Int4Weight, Tensor | None]:
         bias = weights.get(f"{name}.bias") if f"{name}.bias" in known else None
-        return random_int4(name, *sizes[name], group_size, asked.device), bias
+        return random_int4(name, *sizes[name], group_size, asked.place.main), bias
 
     chosen = place_int4_layers(
         model,
@@ -89,10 +91,10 @@ def _fill_awq(model: Any, weights: DummyWeights, asked: _Asked) -> tuple[str, st
         read,
         version=str(asked.variant.version),
         kernel=asked.kernel,
-        device=asked.device,
+        place=asked.place,
         dtype=asked.dtype,
     )
-    fill_rest(model, weights, list(sizes), asked.device, asked.dtype)
+    fill_rest(model, weights, list(sizes), asked.place, asked.dtype)
     return chosen.describe(PREFILL_TOKENS, asked.dtype), chosen.describe(1, asked.dtype)
 
 
@@ -126,9 +128,10 @@ def _fill_bnb(model: Any, weights: DummyWeights, asked: _Asked) -> tuple[str, st
 
 def _bnb_layer(name: str, linear: nn.Linear, weights: DummyWeights, asked: _Asked) -> nn.Module:
     """One of bitsandbytes' layers in place of this one, its random weight quantized on the device."""
-    bias = weights.get(f"{name}.bias").to(asked.device, asked.dtype) if linear.bias is not None else None
-    tensors = bnb_tensors(name, weights.get(f"{name}.weight"), asked.variant, BnbOptions())
-    return bnb_linear(name, tensors, (linear.out_features, linear.in_features), bias, asked.device, asked.dtype)
+    device = asked.place.of(name)
+    bias = weights.get(f"{name}.bias").to(device, asked.dtype) if linear.bias is not None else None
+    tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), asked.variant, BnbOptions())
+    return bnb_linear(name, tensors, (linear.out_features, linear.in_features), bias, device, asked.dtype)
 
 
 def _fill(model: Any, weights: DummyWeights, done: list[str], asked: _Asked) -> None:
@@ -137,7 +140,7 @@ def _fill(model: Any, weights: DummyWeights, done: list[str], asked: _Asked) -> 
     for name in weights.names():
         if not name.startswith(placed):
             parent, _, leaf = name.rpartition(".")
-            value = weights.get(name).to(asked.dtype)
+            value = weights.get(name).to(asked.place.of(name), asked.dtype)
             module = model.get_submodule(parent)
             if leaf in module._buffers:
                 module._buffers[leaf] = value

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from quantize.awq.int4 import Int4Weight
 from quantize.awq.packing import UNPACKERS
+from quantize.awq.stream import empty_model
+from quantize.bnb import bnb_layers
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.errors import UserError
 from quantize.footprint import weights_bytes
@@ -19,6 +21,7 @@ from quantize.kernels.choice import Shape, choose_kernel
 from quantize.kernels.gate import check_layer
 from quantize.quiet import quiet_libraries
 from quantize.source import TensorReader, Weights, cache_folder, open_weights
+from quantize.spread import Placement, placement_for
 
 PREFILL_TOKENS = 1024
 ReadInt4 = Callable[[str], tuple[Int4Weight, Tensor | None]]
@@ -34,7 +37,8 @@ class Loaded:
     tokenizer: None for dummy weights, which have none.
 
     compute_dtype: what the activations are; prefill_kernel and decode_kernel: the kernel of the quantized linear
-    layers for a long prompt and for one token; weights_bytes: parameters and buffers, each storage counted once.
+    layers for a long prompt and for one token; weights_bytes: parameters and buffers, each storage counted once;
+    placement: how a model that is too big for one GPU is spread, None for one that is on `device` as a whole.
     """
 
     model: Any
@@ -44,6 +48,7 @@ class Loaded:
     prefill_kernel: str
     decode_kernel: str
     weights_bytes: int
+    placement: str | None = None
 
 
 def load(
@@ -67,11 +72,22 @@ def load(
     with quiet_libraries():
         from transformers import AutoTokenizer
 
-        model, prefill, decode = _LOADERS[checkpoint.variant.method](checkpoint, target, dtype, kernel)
+        place = _place(checkpoint, target, dtype)
+        model, prefill, decode = _LOADERS[checkpoint.variant.method](checkpoint, place, dtype, kernel)
         dummy = checkpoint.manifest.source.kind == "dummy"
         tokenizer = None if dummy else AutoTokenizer.from_pretrained(checkpoint.path)
         model.eval()
-    return Loaded(model, tokenizer, target, dtype, prefill, decode, weights_bytes(model))
+    size = place.weights_bytes or weights_bytes(model)
+    return Loaded(model, tokenizer, target, dtype, prefill, decode, size, place.words)
+
+
+def _place(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Placement:
+    """The one device, or several where the model is too big for it. Raises MemoryError where it is for all."""
+    if device.type == "cpu":
+        return Placement(device)
+    model = empty_model(checkpoint.path)
+    quantized = bnb_layers(model) if checkpoint.variant.w_bit else ()
+    return placement_for(model, checkpoint.variant, quantized, device, dtype)
 
 
 def torch_device(name: str) -> torch.device:
@@ -84,21 +100,19 @@ def torch_device(name: str) -> torch.device:
 
 
 def _load_reference(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kernel: str | None
+    checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None
 ) -> tuple[Any, str, str]:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map={"": device})
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map=place.as_map())
     name = f"torch ({str(dtype).removeprefix('torch.')})"
     return model, name, name
 
 
-def _load_bnb(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kernel: str | None
-) -> tuple[Any, str, str]:
+def _load_bnb(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, str, str]:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map={"": device})
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map=place.as_map())
     _set_bnb_dtype(model, dtype)
     quantization = json.loads((checkpoint.path / "config.json").read_text())["quantization_config"]
     bits = quantization["bnb_4bit_quant_type"] if checkpoint.variant.w_bit == 4 else "int8"
@@ -120,9 +134,7 @@ def _set_bnb_dtype(model: Any, dtype: torch.dtype) -> None:
     model.tie_weights()
 
 
-def _load_awq(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, kernel: str | None
-) -> tuple[Any, str, str]:
+def _load_awq(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, str, str]:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -138,8 +150,9 @@ def _load_awq(
         raise UserError(f"{checkpoint.path} holds no AWQ layers: make it again with `quantize --force`")
     read = _int4_reader(weights, checkpoint, model, group_size)
     version = str(checkpoint.variant.version)
-    chosen = place_int4_layers(model, quantized, read, version=version, kernel=kernel, device=device, dtype=dtype)
-    fill_rest(model, weights, quantized, device, dtype)
+    chosen = place_int4_layers(model, quantized, read, version=version, kernel=kernel, place=place, dtype=dtype)
+    fill_rest(model, weights, quantized, place, dtype)
+    place.dispatch(model)
     return model, chosen.describe(PREFILL_TOKENS, dtype), chosen.describe(1, dtype)
 
 
@@ -150,7 +163,7 @@ def place_int4_layers(
     *,
     version: str,
     kernel: str | None,
-    device: torch.device,
+    place: Placement,
     dtype: torch.dtype,
 ) -> Kernel:
     """Put a 4-bit layer in the place of each of these linear layers; return the kernel that runs them.
@@ -158,6 +171,7 @@ def place_int4_layers(
     read: a layer's name -> its weight and bias; version: its layout; kernel: as `load` takes it. One layer of each
     shape is held against its dequantized weights: raises KernelFault for a kernel that gives wrong results.
     """
+    device = place.main
     by_shape: dict[tuple[int, int], list[str]] = {}
     for name in names:
         linear = model.get_submodule(name)
@@ -171,7 +185,7 @@ def place_int4_layers(
     del shapes
     for name in names:
         weight, bias = read(name)
-        model.set_submodule(name, chosen.prepare(weight, bias, device, dtype))
+        model.set_submodule(name, chosen.prepare(weight, bias, place.of(name), dtype))
     return chosen
 
 
@@ -189,7 +203,7 @@ def _int4_reader(weights: Weights, checkpoint: Checkpoint, model: nn.Module, gro
 
 
 def fill_rest(
-    model: Any, weights: TensorReader, quantized: Sequence[str], device: torch.device, dtype: torch.dtype
+    model: Any, weights: TensorReader, quantized: Sequence[str], place: Placement, dtype: torch.dtype
 ) -> None:
     """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision.
 
@@ -199,7 +213,7 @@ def fill_rest(
     for name in weights.names():
         if name.startswith(done):
             continue
-        tensor = weights.get(name)
+        tensor, device = weights.get(name), place.of(name)
         parent, _, leaf = name.rpartition(".")
         module = model.get_submodule(parent)
         if leaf == "scales" and "scales" not in module._parameters:
@@ -210,13 +224,18 @@ def fill_rest(
         setattr(module, leaf, nn.Parameter(value, requires_grad=False))
     model.tie_weights()
     _keep_half_embeddings(model, dtype)
-    for module in model.modules():
-        for key, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[key] = buffer.to(device)
+    place_buffers(model, place)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise UserError(f"the checkpoint lacks {missing[0]}: make it again with `quantize --force`")
+
+
+def place_buffers(model: nn.Module, place: Placement) -> None:
+    """Bring buffers that no file holds (rotary frequencies) to where their module runs."""
+    for name, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer.to(place.of(name))
 
 
 def _wrap_activation(model: Any, name: str, scales: Tensor) -> None:
@@ -277,7 +296,7 @@ def _keep_half_embeddings(model: Any, dtype: torch.dtype) -> None:
         model.set_input_embeddings(HalfEmbedding(embedding, dtype))
 
 
-_LOADERS: dict[str, Callable[[Checkpoint, torch.device, torch.dtype, str | None], tuple[Any, str, str]]] = {
+_LOADERS: dict[str, Callable[[Checkpoint, Placement, torch.dtype, str | None], tuple[Any, str, str]]] = {
     "FP16": _load_reference,
     "AWQ": _load_awq,
     "RTN": _load_awq,

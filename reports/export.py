@@ -169,6 +169,7 @@ def _row(measurement: Measurement, result: Result) -> dict[str, Any]:
         "timings": [_timing(measurement, timing) for timing in result.timings.values()],
         "tasks": [asdict(score) for score in result.tasks],
         "failures": [asdict(failure) for failure in result.failures],
+        "placements": list(result.placements),
     }
 
 

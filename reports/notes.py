@@ -55,6 +55,11 @@ def _result_warnings(result: Result) -> list[str]:
     if result.perplexity_ratio is not None and result.perplexity_ratio >= BROKEN_PERPLEXITY_RATIO:
         times = ratio_text(result.perplexity_ratio)
         found.append(f"this checkpoint is broken: its perplexity is {times} the reference's.")
+    for placement in result.placements:
+        found.append(
+            f"too big for one GPU, so accelerate spread it ({placement}); its times include what moves between devices "
+            "in every pass, its peak memory is the first GPU's."
+        )
     for timing in result.timings.values():
         found += _stability_warnings(timing)
         comparison = timing.comparison

@@ -98,7 +98,8 @@ class Result:
     """One row: a checkpoint on one device. Unknown is None.
 
     load_peak_bytes: highest over all loads. perplexity_ratio: over the reference's perplexity on the same
-    text, None where the reference is of another base model: it would say nothing of the quantization.
+    text, None where the reference is of another base model: it would say nothing of the quantization. placements: how
+    a model too big for one GPU was spread, each way once; empty for one on one device.
     """
 
     subject: Subject
@@ -111,6 +112,7 @@ class Result:
     timings: dict[Scenario, Timing]
     tasks: tuple[TaskScore, ...]
     failures: tuple[Failure, ...]
+    placements: tuple[str, ...] = ()
 
     def timing(self, scenario: Scenario | None) -> Timing | None:
         return self.timings.get(scenario) if scenario else None
@@ -266,6 +268,7 @@ def _result(subject: Subject, references: dict[str, Subject], records: Sequence[
         timings={scenario: _timing(scenario, good, latency_records(others)) for scenario in scenarios},
         tasks=next((record.tasks for record in reversed(own) if record.status == "ok" and record.tasks), ()),
         failures=_failures(own),
+        placements=tuple(dict.fromkeys(record.placement for record in own if record.placement)),
     )
 
 

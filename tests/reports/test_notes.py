@@ -190,3 +190,10 @@ def test_a_broken_checkpoint_is_called_that(builder: "Builder") -> None:
     assert "AWQ GEMM, group 64: this checkpoint is broken: its perplexity is x14,821 the reference's." in warned(
         records
     )
+
+
+def test_a_model_spread_over_devices_is_said(builder: "Builder") -> None:
+    how = "decoder layers: 13 on cuda:0, 19 in RAM"
+    lines = warned([builder.latency("fp16", placement=how), builder.latency("fp16", round=1, placement=how)])
+    assert [line for line in lines if f"too big for one GPU, so accelerate spread it ({how})" in line] == list(lines)
+    assert len(lines) == 1

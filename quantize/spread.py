@@ -1,0 +1,108 @@
+"""A model too big for one GPU: its layers spread over what there is, by accelerate's device map."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from quantize.variant import Variant
+
+FITTING_SHARE = 0.95
+"""Up to this share of a GPU's free memory a model's weights are tried on that GPU alone."""
+
+SPREAD_SHARE = 0.85
+"""Share of each device's free memory that a spread model's weights may fill: the KV cache and the activations follow
+them."""
+
+RAM = "cpu"
+Memory = Mapping[int | str, int]
+"""Free bytes of each GPU by its number, and of "cpu"."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model's modules go.
+
+    main: the device of the inputs and of everything that the map does not name. device_map: accelerate's, module name
+    -> device; None for a model on one device. weights_bytes: of the whole model, None where it lies on one device.
+    words: how it is spread, for the record.
+    """
+
+    main: torch.device
+    device_map: Mapping[str, torch.device] | None = None
+    weights_bytes: int | None = None
+    words: str | None = None
+
+    def of(self, name: str) -> torch.device:
+        """The device of a module or tensor: that of the nearest module around it that the map names."""
+        while self.device_map:
+            if name in self.device_map:
+                return self.device_map[name]
+            if not name:
+                break
+            name = name.rpartition(".")[0]
+        return self.main
+
+    def as_map(self) -> dict[str, torch.device]:
+        """For transformers' `device_map`."""
+        return dict(self.device_map) if self.device_map else {"": self.main}
+
+    def dispatch(self, model: Any) -> None:
+        """Have a spread model move its activations from device to device, and weights from RAM to where they run."""
+        if self.device_map:
+            from accelerate import dispatch_model
+
+            dispatch_model(model, self.as_map(), main_device=self.main, force_hooks=True)
+
+
+def placement_for(
+    model: Any,
+    variant: Variant,
+    quantized: Iterable[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    free: Memory | None = None,
+) -> Placement:
+    """Where a model of this variant goes: on the one device where it fits or where there is no GPU, else spread.
+
+    model: with its weights on the meta device; quantized: its quantized linear layers; dtype: of the other weights.
+    free: left out, what the machine has now. GPUs fill up first, from `device` on. Layers of the half-precision
+    reference may also wait in RAM and be copied to the GPU for every pass; quantized ones run where they lie.
+    Raises MemoryError where the weights fit nowhere.
+    """
+    if device.type != "cuda" and free is None:
+        return Placement(device)
+    from accelerate.utils import CustomDtype, compute_module_sizes, get_max_memory, infer_auto_device_map
+
+    there = dict(get_max_memory() if free is None else free)
+    stored = {None: dtype, 8: torch.int8, 4: CustomDtype.INT4}[variant.w_bit]
+    special = {f"{name}.weight": stored for name in quantized}
+    needed = int(compute_module_sizes(model, dtype=dtype, special_dtypes=special)[""])
+    first = device.index or 0
+    if needed <= FITTING_SHARE * there[first]:
+        return Placement(device)
+    room = {key: int(size * SPREAD_SHARE) for key, size in there.items()}
+    gpus = [first, *sorted(key for key in room if isinstance(key, int) and key != first)]
+    usable: dict[int | str, int] = {key: room[key] for key in gpus}
+    if variant.w_bit is None:
+        usable[RAM] = room[RAM]
+    classes = list(getattr(model, "_no_split_modules", None) or ())
+    found = infer_auto_device_map(
+        model, max_memory=usable, no_split_module_classes=classes, dtype=dtype, special_dtypes=special
+    )
+    if not set(found.values()) <= set(usable):
+        places = ", ".join(f"{_device(key)} {size / 1e9:.1f} GB" for key, size in usable.items())
+        raise MemoryError(f"{needed / 1e9:.1f} GB of weights do not fit in what is free for them here: {places}")
+    device_map = {name: _device(key) for name, key in found.items()}
+    spread = Placement(device, device_map, needed)
+    layers = [name for name, module in model.named_modules() if type(module).__name__ in classes]
+    counts = Counter(str(spread.of(name)) for name in layers)
+    words = "decoder layers: " + ", ".join(f"{count} on {place}" for place, count in counts.items())
+    return Placement(device, device_map, needed, words.replace(f"on {RAM}", "in RAM"))
+
+
+def _device(key: int | str) -> torch.device:
+    return torch.device("cuda", key) if isinstance(key, int) else torch.device(key)
