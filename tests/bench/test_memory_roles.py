@@ -49,7 +49,7 @@ class Known(torch.nn.Module):
 held = []
 def load(path, **arguments):
     held.append(torch.ones(ballast // 4))
-    return SimpleNamespace(model=Known(), tokenizer=None, prefill_kernel="none", decode_kernel="none")
+    return SimpleNamespace(model=Known(), tokenizer=None, prefill_kernel="none", decode_kernel="none", placement=None)
 
 records = []
 work(Request.read(Path(sys.argv[1])), records.append, load=load)

@@ -51,6 +51,7 @@ def load_tiny(tiny_llama: Path) -> Callable[..., Any]:
             tokenizer=AutoTokenizer.from_pretrained(tiny_llama),
             prefill_kernel="dense",
             decode_kernel="int4",
+            placement=None,
         )
 
     return load
@@ -60,6 +61,20 @@ def records_from(request: Request, load: Callable[..., Any]) -> list[Record]:
     records: list[Record] = []
     work(request, records.append, load=load)
     return records
+
+
+def test_a_spread_model_says_how_and_how_large_it_is(make_checkpoint: Make, load_tiny: Callable[..., Any]) -> None:
+    def load(path: str, **how: Any) -> Any:
+        return SimpleNamespace(**{**vars(load_tiny(path, **how)), "placement": "half of it", "weights_bytes": 98765})
+
+    (record,) = records_from(request_for(make_checkpoint("fp16"), SHORT), load)
+    assert record.placement == "half of it"
+    assert record.memory is not None
+    assert (record.memory.weights_bytes, record.memory.decode_bytes) == (98765, None)
+    (whole,) = records_from(request_for(make_checkpoint("fp16", name="whole"), SHORT), load_tiny)
+    assert whole.placement is None
+    assert whole.memory is not None
+    assert whole.memory.decode_bytes
 
 
 def test_every_scenario_becomes_a_record_with_all_its_samples(
