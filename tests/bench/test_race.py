@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from bench.contenders import CONTENDERS, _as_codes
 from bench.judge import licence_texts
-from bench.race import Entry, append_entry, line_of, main, parser, race, turns
+from bench.race import Entry, append_entry, kept_entry, line_of, main, parser, race, turns
 from quantize.awq.int4 import round_to_nearest
 from quantize.errors import UserError
 
@@ -97,6 +97,20 @@ def test_the_other_kind_of_text_is_every_licence_paragraph_once() -> None:
     paragraphs = [" ".join(part.split()) for text in texts for part in text.split("\n\n") if part.strip()]
     assert len(paragraphs) > 100
     assert len(paragraphs) == len(set(paragraphs))
+
+
+def test_what_was_asked_otherwise_is_not_kept(tmp_path: Path) -> None:
+    out = tmp_path / "layers.safetensors"
+    out.touch()
+    request = {"source": "model", "blocks": "blocks", "out": str(out), "group_size": 64}
+    stem = tmp_path / "contender"
+    assert kept_entry("contender", request, stem) is None
+    stem.with_suffix(".request.json").write_text(json.dumps(request))
+    stem.with_suffix(".json").write_text(json.dumps({"seconds": 2.0, "peak_bytes": 10**9}))
+    assert kept_entry("contender", request, stem) == Entry("contender", 2.0, 10**9)
+    assert kept_entry("contender", {**request, "group_size": 128}, stem) is None
+    out.unlink()
+    assert kept_entry("contender", request, stem) is None
 
 
 def test_a_bad_source_is_a_user_error(tmp_path: Path) -> None:

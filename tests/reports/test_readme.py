@@ -1,6 +1,9 @@
-"""The README shows what its record file says, word for word."""
+"""The README shows what its record files say, word for word."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from bench.race import markdown_table
 from reports import report
@@ -8,19 +11,16 @@ from reports import report
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_readme_shows_the_table_of_its_records() -> None:
+@pytest.mark.parametrize(("mark", "table_of"), [("table", report), ("race", markdown_table)])
+def test_the_readme_shows_the_tables_of_its_records(mark: str, table_of: Callable[[Path], str]) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, rest = readme.partition("<!-- table: ")
-    folder, _, rest = rest.partition(" -->\n")
-    shown, found, _ = rest.partition("<!-- end of table -->")
+    _, _, rest = readme.partition(f"<!-- {mark}: ")
+    source, _, rest = rest.partition(" -->\n")
+    shown, found, _ = rest.partition(f"<!-- end of {mark} -->")
     assert found
-    assert shown.strip() == report(ROOT / folder).strip()
+    assert shown.strip() == table_of(ROOT / source).strip()
 
 
-def test_the_readme_shows_the_race_of_its_records() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, rest = readme.partition("<!-- race: ")
-    path, _, rest = rest.partition(" -->\n")
-    shown, found, _ = rest.partition("<!-- end of race -->")
-    assert found
-    assert shown.strip() == markdown_table(ROOT / path).strip()
+def test_the_gallerys_crossover_page_is_of_its_record() -> None:
+    folder = ROOT / "reports" / "gallery" / "cpu-smollm2-135m" / "crossover"
+    assert (folder / "table.md").read_text(encoding="utf-8").strip() == report(folder).strip()
