@@ -64,7 +64,8 @@ def load(
     reference; default float32 on a CPU and float16 on CUDA. kernel: of AWQ checkpoints, the name of one of KERNELS,
     "native" for what the layout is named after, or "auto", the default: the fastest by a short probe, whose outcome is
     kept in the cache folder. Raises UserError for a folder that is no checkpoint, for CUDA where there is none, and
-    for a kernel that cannot run here; KernelFault for one that gives wrong results.
+    for a kernel that cannot run here; KernelFault for one that gives wrong results; MemoryError for weights too big
+    for all devices together (quantize.spread).
     """
     checkpoint = open_checkpoint(Path(path))
     target = torch_device(device)
