@@ -8,9 +8,7 @@ from typing import Any
 from bench.record import Subject
 from bench.request import Dummy
 from quantize.checkpoint import Checkpoint
-
-AUTO = "auto"
-"""What the loader does unless told otherwise: it takes the kernel that is fastest here."""
+from quantize.variant import AUTO_KERNEL
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
 
 def with_kernel(subject: Subject, kernel: str | None) -> Subject:
     """The same weights on a kernel of the user's choice: a subject, and a row, of its own. "auto" is no choice."""
-    if kernel in (None, AUTO):
+    if kernel in (None, AUTO_KERNEL):
         return subject
     return replace(subject, name=f"{subject.name}, {kernel} kernel", kernel=kernel)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.candidate import AUTO, Candidate, candidate_of, half_dtype, with_kernel
+from bench.candidate import Candidate, candidate_of, half_dtype, with_kernel
 from bench.enough import Rounds
 from bench.prompts import TokensOf, published_lengths
 from bench.record import Subject
@@ -18,7 +18,7 @@ from bench.steady import Rule
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints
 from quantize.errors import UserError
 from quantize.suite import SuiteRow, from_table, suite_file, suite_rows, suite_table
-from quantize.variant import REFERENCE
+from quantize.variant import AUTO_KERNEL, REFERENCE
 
 THREE_SHOT = "3-shot"
 """Stands for the prompt lengths of the published table's questions (bench.prompts)."""
@@ -96,7 +96,7 @@ def _reject_twins(what: str, names: Iterable[str]) -> None:
 
 def row_name(row: SuiteRow) -> str:
     """What tells a row from the others: the checkpoint's name, and the kernel where one was chosen."""
-    return row.checkpoint_name + (f", {row.kernel} kernel" if row.kernel not in (None, AUTO) else "")
+    return row.checkpoint_name + (f", {row.kernel} kernel" if row.kernel not in (None, AUTO_KERNEL) else "")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from quantize.errors import UserError
 GROUP_SIZES = (128, 64, 32)
 """AWQ group sizes that the published kernels run, in the order in which they are tried."""
 
+AUTO_KERNEL, NATIVE_KERNEL = "auto", "native"
+"""What `--kernel` takes beside the names of kernels: the fastest here, and what an AWQ layout is named after."""
+
 
 @dataclass(frozen=True)
 class Variant:

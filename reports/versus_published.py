@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 
 from bench.record import Subject
-from quantize.variant import REFERENCE
+from quantize.variant import NATIVE_KERNEL, REFERENCE
 from reports.layout import CHECKPOINT_COLUMNS, REFERENCE_METHOD, memory_is_ram, run_peak_bytes, shape_text, time_cell
 from reports.notes import dummy_text, machine_text
 from reports.published import BIOMISTRAL_7B, SHAPE, PublishedRow
 from reports.results import HEADLINE, Measurement, Result
 from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Table
-
-NATIVE = "native"
-"""The choice of a kernel that gives each layout the one that its name stood for."""
 
 
 def versus_page(found: Sequence[Measurement]) -> Page:
@@ -81,7 +78,7 @@ def measured(measurement: Measurement, row: PublishedRow, *, native: bool) -> Re
     native: on the kernel that the layout's name stood for; otherwise on the one that was chosen for the user.
     """
     found = (result for result in measurement.results if _is_of(result.subject, row))
-    return next((result for result in found if result.subject.kernel == (NATIVE if native else None)), None)
+    return next((result for result in found if result.subject.kernel == (NATIVE_KERNEL if native else None)), None)
 
 
 def _is_of(subject: Subject, row: PublishedRow) -> bool:

@@ -19,9 +19,7 @@ from quantize.errors import UserError
 from quantize.kernels import KERNELS, NATIVE, Kernel
 from quantize.kernels.base import Int4Linear
 from quantize.kernels.gate import KernelFault, check_layer
-
-AUTO = "auto"
-NATIVE_NAME = "native"
+from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL
 
 PROBED_TOKENS = (1, 512)
 """Decode and prefill, as the probe sees them."""
@@ -68,15 +66,15 @@ def choose_kernel(
     by a short measured probe. cache: a JSON file that keeps what a probe found on this machine with these libraries.
     Raises UserError for an unknown name and where none of those meant can run every shape.
     """
-    if wanted in (None, AUTO):
+    if wanted in (None, AUTO_KERNEL):
         names = [name for name in KERNELS if _why_not(KERNELS[name], shapes, device, dtype) is None]
         return KERNELS[_fastest(names, shapes, device, dtype, cache)]
-    if wanted == NATIVE_NAME:
+    if wanted == NATIVE_KERNEL:
         names = list(NATIVE[version])
     elif wanted in KERNELS:
         names = [str(wanted)]
     else:
-        raise UserError(f"unknown kernel {wanted!r}; there are: {AUTO}, {NATIVE_NAME}, {', '.join(KERNELS)}")
+        raise UserError(f"unknown kernel {wanted!r}; there are: {AUTO_KERNEL}, {NATIVE_KERNEL}, {', '.join(KERNELS)}")
     reasons = {name: _why_not(KERNELS[name], shapes, device, dtype) for name in names}
     found = next((KERNELS[name] for name, reason in reasons.items() if reason is None), None)
     if found is None:
