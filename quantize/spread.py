@@ -77,6 +77,7 @@ def placement_for(
         return Placement(device)
     from accelerate.utils import CustomDtype, compute_module_sizes, get_max_memory, infer_auto_device_map
 
+    model.tie_weights()  # else a tied embedding would count twice
     there = dict(get_max_memory() if free is None else free)
     stored = {None: dtype, 8: torch.int8, 4: CustomDtype.INT4}[variant.w_bit]
     special = {f"{name}.weight": stored for name in quantized}

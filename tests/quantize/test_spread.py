@@ -56,6 +56,12 @@ def test_a_model_that_fits_is_not_spread(shape: Path) -> None:
     assert placed(shape, "awq-gemm", {0: ALL_BYTES // 2, "cpu": 0}) == Placement(CUDA)
 
 
+def test_a_tied_embedding_counts_once(shape: Path) -> None:
+    shape.write_text(json.dumps({**json.loads(shape.read_text()), "tie_word_embeddings": True}))
+    spread = placed(shape, "fp16", {0: ALL_BYTES // 2, "cpu": 10**9})
+    assert spread.weights_bytes == ALL_BYTES - 2 * WORDS * WIDTH
+
+
 def test_the_reference_fills_the_gpus_and_waits_in_ram_for_the_rest(shape: Path) -> None:
     spread = placed(shape, "fp16", {0: int(0.7 * ALL_BYTES), 1: ALL_BYTES // 3, "cpu": 10**9})
     assert spread.device_map is not None
