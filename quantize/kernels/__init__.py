@@ -7,13 +7,14 @@ from quantize.kernels.dequantize import DEQUANTIZE
 from quantize.kernels.gptqmodel import GPTQMODEL
 from quantize.kernels.torch_cpu import TORCH_CPU
 from quantize.kernels.torch_cuda import TORCH_CUDA
-from quantize.kernels.triton_words import TRITON, TRITON_GEMV
+from quantize.kernels.triton_words import TRITON, TRITON_GEMV, TRITON_TILES
 
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
         TORCH_CPU,
         TRITON,
+        TRITON_TILES,
         TORCH_CUDA,
         AUTOAWQ_GEMM,
         AUTOAWQ_GEMV,

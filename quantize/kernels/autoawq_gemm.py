@@ -31,7 +31,7 @@ class AutoawqGemmLinear(Int4Linear):
 
     def matmul(self, x: Tensor) -> Tensor:
         out: Tensor = self.inner(x.unsqueeze(0))
-        return out.squeeze(0)
+        return out.squeeze(0).to(x.dtype)
 
 
 def compiled_kernels() -> bool:

@@ -29,7 +29,7 @@ class AutoawqGemvLinear(Int4Linear):
 
     def matmul(self, x: Tensor) -> Tensor:
         out: Tensor = self.inner(x)
-        return out
+        return out.to(x.dtype)
 
 
 def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:

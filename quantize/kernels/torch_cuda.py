@@ -36,7 +36,8 @@ def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> st
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "needs compute capability 8.0"
     if out_features % 8 or in_features % (INNER_K_TILES * 16):
-        return f"needs input features in multiples of {INNER_K_TILES * 16}, the layer has {in_features}"
+        wanted = f"output features in multiples of 8 and input features of {INNER_K_TILES * 16}"
+        return f"needs {wanted}, the layer has {out_features} and {in_features}"
     return None
 
 

@@ -1,7 +1,12 @@
 """Triton programs over 4-bit weights in the storage of quantize.kernels.words. Import it only where Triton is.
 
-Common to all: words int32 [out_features, in_features / 8], eight codes each in plain order; scales float16 and zeros
-uint8 [out_features, groups]; GROUP_WORDS words share one scale. A weight is (code - zero) * scale.
+Common to all: words int32 [out_features, 16 * blocks], a block being 128 input features; scales float16 and zeros
+uint8 [out_features, groups]; GROUP input features share one of each, 32, 64 or a multiple of 128. A weight is
+(code - zero) * scale. SIXTEEN is quantize.kernels.triton_words.SIXTEEN, handed over at every launch: were it a constant
+of the program, the `&` and the `|` of `code_pair` would be two instructions in place of one.
+
+Tiles have the words of a row, or the inputs, as their first dimension and four or eight neighbours as their last: that
+is how Triton gives a thread 16 bytes to load and leaves every value with the thread that multiplies it.
 """
 
 import triton
@@ -9,19 +14,43 @@ import triton.language as tl
 
 
 @triton.jit
-def load_words(words, rows, columns, out_features, width):  # type: ignore[no-untyped-def]
-    """The words of these rows and columns as unsigned numbers, zero outside, and the mask: [ROWS, WORDS] each."""
-    inside = (rows < out_features)[:, None] & (columns < width)[None, :]
-    packed = tl.load(words + rows[:, None] * width + columns[None, :], mask=inside, other=0)
-    return packed.to(tl.uint32, bitcast=True), inside
+def turned(packed):  # type: ignore[no-untyped-def]
+    """Words int32 -> uint32, turned left by three bits: the code at place p then begins at bit 4 p + 3."""
+    words = packed.to(tl.uint32, bitcast=True)
+    return (words << 3) | (words >> 29)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def load_ranges(scales, zeros, rows, columns, inside, groups, GROUP_WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The scale and zero point of each of these words, float32 [ROWS, WORDS] each."""
-    places = rows[:, None] * groups + (columns // GROUP_WORDS)[None, :]
-    scale = tl.load(scales + places, mask=inside, other=0).to(tl.float32)
-    zero = tl.load(zeros + places, mask=inside, other=0).to(tl.float32)
+def code_pair(words, SIXTEEN, PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The codes at places PLACE and PLACE + 4 of turned words, as floats `code + offset(PLACE)`.
+
+    A code is no number yet when it has been cut out of its word; set into the digits of the float 16.0 or 256.0 it is
+    16 + code or 256 + code, without an instruction that converts.
+    """
+    if PLACE == 0:
+        low, high = words << 16, words
+    elif PLACE == 3:
+        low, high = words, (words << 16) | (words >> 16)
+    else:
+        low, high = words << 8, words >> 8
+    if PLACE % 2 == 0:
+        low, high = low & 0x00780000 | SIXTEEN, high & 0x00780000 | SIXTEEN
+    else:
+        low, high = low & 0x00078000 | SIXTEEN + 0x02000000, high & 0x00078000 | SIXTEEN + 0x02000000
+    return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def offset(PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What `code_pair` adds to the codes at a place."""
+    return 16.0 if PLACE % 2 == 0 else 256.0
+
+
+@triton.jit
+def load_range(scales, zeros, places, mask):  # type: ignore[no-untyped-def]
+    """Scale and zero point as float32; 0 where masked out."""
+    scale = tl.load(scales + places, mask=mask, other=0).to(tl.float32)
+    zero = tl.load(zeros + places, mask=mask, other=0).to(tl.float32)
     return scale, zero
 
 
@@ -35,34 +64,46 @@ def matvec_program(  # type: ignore[no-untyped-def]
     out_features,
     in_features,
     groups,
-    GROUP_WORDS: tl.constexpr,
+    SIXTEEN,
+    GROUP: tl.constexpr,
     ROWS: tl.constexpr,
-    WORDS: tl.constexpr,
+    QUADS: tl.constexpr,
 ):
     """One token times ROWS output features: x [tokens, in], out [tokens, out]; grid (blocks of rows, tokens).
 
-    A code is masked where it stands in its word, which is the code times 16 to its place, and the input divided by
-    the same power of two: exact, and one shift less a weight. The zero points leave the sum: sum (c - z) x =
-    sum c x - z sum x.
+    A thread takes quads of words, 32 codes, against the same 32 inputs for all ROWS. Zero points and offsets leave the
+    sum: sum (c - z) x = sum (c + o) x - sum o x - z sum x, the last two common to all rows.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.program_id(1)
-    width = in_features // 8
     x += token * in_features
-    total = tl.zeros([ROWS, WORDS], dtype=tl.float32)
-    for start in range(0, width, WORDS):
-        columns = start + tl.arange(0, WORDS)
-        packed, inside = load_words(words, rows, columns, out_features, width)
-        scale, zero = load_ranges(scales, zeros, rows, columns, inside, groups, GROUP_WORDS)
-        products = tl.zeros([ROWS, WORDS], dtype=tl.float32)
-        inputs = tl.zeros([WORDS], dtype=tl.float32)
-        for place in tl.static_range(8):
-            value = tl.load(x + columns * 8 + place, mask=columns < width, other=0).to(tl.float32)
-            inputs += value
-            code = packed & (15 << (4 * place))
-            products += code.to(tl.float32) * (value * (1.0 / (1 << (4 * place))))[None, :]
-        total += scale * (products - zero * inputs[None, :])
-    sums = tl.sum(total, axis=1)
+    width = tl.cdiv(in_features, 128) * 4
+    total = tl.zeros([QUADS, ROWS], dtype=tl.float32)
+    for start in range(0, width, QUADS):
+        quads = start + tl.arange(0, QUADS)
+        inside = (quads < width)[:, None] & (rows < out_features)[None, :]
+        places = (rows[None, :] * width + quads[:, None])[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
+        packed = turned(tl.load(words + places, mask=inside[:, :, None], other=0))
+        for place in tl.static_range(4):
+            first = quads // 4 * 128 + place * 32
+            if place * 32 % GROUP == 0:
+                known = inside & (first < in_features)[:, None]
+                scale, zero = load_range(scales, zeros, (first // GROUP)[:, None] + rows[None, :] * groups, known)
+                products = tl.zeros([QUADS, ROWS, 4], dtype=tl.float32)
+                inputs = tl.zeros([QUADS, 4], dtype=tl.float32)
+                offsets = tl.zeros([QUADS, 4], dtype=tl.float32)
+            at = (first + quads % 4 * 8)[:, None] + tl.arange(0, 8)[None, :]
+            values = tl.load(x + at, mask=at < in_features, other=0).to(tl.float32)
+            even, odd = tl.split(tl.reshape(values, [QUADS, 4, 2]))
+            low, high = code_pair(packed, SIXTEEN, place)
+            products += low * even[:, None, :]
+            products += high * odd[:, None, :]
+            inputs += even + odd
+            offsets += (even + odd) * offset(place)
+            if (place + 1) * 32 % GROUP == 0 or place == 3:
+                fixed = tl.sum(offsets, axis=1)[:, None] + zero * tl.sum(inputs, axis=1)[:, None]
+                total += scale * (tl.sum(products, axis=2) - fixed)
+    sums = tl.sum(total, axis=0)
     tl.store(out + token * out_features + rows, sums.to(out.dtype.element_ty), mask=rows < out_features)
 
 
@@ -77,32 +118,38 @@ def tile_program(  # type: ignore[no-untyped-def]
     out_features,
     in_features,
     groups,
-    GROUP_WORDS: tl.constexpr,
+    SIXTEEN,
+    GROUP: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
-    WORDS: tl.constexpr,
 ):
-    """TOKENS tokens times ROWS output features on the tensor cores; grid (blocks of rows, blocks of tokens).
+    """ROWS output features times TOKENS tokens on the tensor cores; grid (blocks of rows, blocks of tokens).
 
-    The eight places of a word are eight products over WORDS inputs each, eight features apart, so that no code has to
-    move to another lane.
+    A block of 128 inputs is four products over 32 neighbours each, one for every place in a word.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lines = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    width = in_features // 8
-    total = tl.zeros([TOKENS, ROWS], dtype=tl.float32)
-    for start in range(0, width, WORDS):
-        columns = start + tl.arange(0, WORDS)
-        packed, inside = load_words(words, rows, columns, out_features, width)
-        scale, zero = load_ranges(scales, zeros, rows, columns, inside, groups, GROUP_WORDS)
-        given = (lines < tokens)[:, None] & (columns < width)[None, :]
-        for place in tl.static_range(8):
-            value = tl.load(x + lines[:, None] * in_features + columns[None, :] * 8 + place, mask=given, other=0)
-            code = ((packed >> (4 * place)) & 15).to(tl.float32)
-            weight = ((code - zero) * scale).to(value.dtype)
-            total += tl.dot(value, tl.trans(weight), input_precision="ieee")
-    kept = (lines < tokens)[:, None] & (rows < out_features)[None, :]
-    tl.store(out + lines[:, None] * out_features + rows[None, :], total.to(out.dtype.element_ty), mask=kept)
+    blocks = tl.cdiv(in_features, 128)
+    inside = rows < out_features
+    total = tl.zeros([ROWS, TOKENS], dtype=tl.float32)
+    for block in range(0, blocks):
+        places = (rows * (blocks * 16) + block * 16)[:, None] + tl.arange(0, 16)[None, :]
+        packed = turned(tl.load(words + places, mask=inside[:, None], other=0))
+        for place in tl.static_range(4):
+            first = block * 128 + place * 32
+            if place * 32 % GROUP == 0:
+                known = inside & (first + tl.zeros_like(rows) < in_features)
+                scale, zero = load_range(scales, zeros, rows * groups + first // GROUP, known)
+            at = first + tl.arange(0, 32)
+            given = (at < in_features)[:, None] & (lines < tokens)[None, :]
+            values = tl.load(x + lines[None, :] * in_features + at[:, None], mask=given, other=0)
+            low, high = code_pair(packed, SIXTEEN, place)
+            shift = scale * (zero + offset(place))
+            weights = tl.join(low, high) * scale[:, None, None] - shift[:, None, None]
+            weights = tl.reshape(weights.to(values.dtype), [ROWS, 32])
+            total = tl.dot(weights, values, total, input_precision="ieee")
+    kept = inside[:, None] & (lines < tokens)[None, :]
+    tl.store(out + lines[None, :] * out_features + rows[:, None], total.to(out.dtype.element_ty), mask=kept)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -114,19 +161,27 @@ def dequantize_program(  # type: ignore[no-untyped-def]
     out_features,
     in_features,
     groups,
-    GROUP_WORDS: tl.constexpr,
+    SIXTEEN,
+    GROUP: tl.constexpr,
     ROWS: tl.constexpr,
-    WORDS: tl.constexpr,
+    QUADS: tl.constexpr,
 ):
-    """The weights themselves, out [out_features, in_features]; grid (blocks of rows, blocks of words)."""
+    """The weights themselves, out [out_features, in_features]; grid (blocks of rows, blocks of quads of words)."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
-    packed, inside = load_words(words, rows, columns, out_features, in_features // 8)
-    scale, zero = load_ranges(scales, zeros, rows, columns, inside, groups, GROUP_WORDS)
-    shifts = (tl.arange(0, 8) * 4).to(tl.uint32)
-    codes = ((packed[:, :, None] >> shifts[None, None, :]) & 15).to(tl.float32)
-    weights = tl.reshape((codes - zero[:, :, None]) * scale[:, :, None], [ROWS, WORDS * 8])
-    features = tl.program_id(1) * WORDS * 8 + tl.arange(0, WORDS * 8)
-    kept = (rows < out_features)[:, None] & (features < in_features)[None, :]
-    places = rows[:, None].to(tl.int64) * in_features + features[None, :]
-    tl.store(out + places, weights.to(out.dtype.element_ty), mask=kept)
+    quads = tl.program_id(1) * QUADS + tl.arange(0, QUADS)
+    width = tl.cdiv(in_features, 128) * 4
+    inside = (quads < width)[:, None] & (rows < out_features)[None, :]
+    places = (rows[None, :] * width + quads[:, None])[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
+    packed = turned(tl.load(words + places, mask=inside[:, :, None], other=0))
+    out += rows[None, :, None].to(tl.int64) * in_features
+    for place in tl.static_range(4):
+        first = quads // 4 * 128 + place * 32
+        if place * 32 % GROUP == 0:
+            known = inside & (first < in_features)[:, None]
+            scale, zero = load_range(scales, zeros, (first // GROUP)[:, None] + rows[None, :] * groups, known)
+        low, high = code_pair(packed, SIXTEEN, place)
+        shift = scale * (zero + offset(place))
+        weights = tl.join(low, high) * scale[:, :, None, None] - shift[:, :, None, None]
+        weights = tl.reshape(weights, [QUADS, ROWS, 8])
+        at = (first + quads % 4 * 8)[:, None, None] + tl.arange(0, 8)[None, None, :]
+        tl.store(out + at, weights.to(out.dtype.element_ty), mask=inside[:, :, None] & (at < in_features))

@@ -1,4 +1,4 @@
-"""Our Triton kernels: a mat-vec for one token, tiles for a few, dequantized weights for a long prompt."""
+"""Our Triton kernels: a mat-vec for one token, tiles for more, dequantized weights for a long prompt."""
 
 import importlib.util
 import os
@@ -8,17 +8,23 @@ from torch import Tensor
 
 from quantize.awq.int4 import Int4Weight
 from quantize.kernels.base import Kernel, dtype_name
-from quantize.kernels.words import WordsLinear
+from quantize.kernels.words import BLOCK_INPUTS, WordsLinear
+
+SIXTEEN = 0x41800000
+"""The bits of the float 16.0, which the programs set codes into."""
 
 FEW_TOKENS = 64
-"""Up to here the tensor cores multiply tiles of 4-bit weights; from here on it pays to dequantize them once."""
+"""Up to here the tensor cores multiply tiles of 4-bit weights; from here on one kernel dequantizes them once."""
 
-PROGRAMS_A_PROCESSOR = 4
-"""So many programs should fall to each multiprocessor of a GPU: fewer leave its memory waiting."""
+WARPS_A_PROCESSOR = 16
+"""So many warps of the mat-vec should fall to each multiprocessor of a GPU: fewer leave its memory waiting."""
 
-MATVEC_WORDS = 128
-TILE_ROWS, TILE_WORDS = 64, 16
-COPY_ROWS, COPY_WORDS = 16, 32
+WARP_QUADS = 32
+"""Quads of words that one warp of the mat-vec and of the dequantizing program takes at a time, one a lane."""
+
+MATVEC_ROWS, TILE_ROWS, COPY_ROWS = 4, 64, 4
+SMALL_GROUPS = (32, 64)
+"""Group sizes below a block of inputs that the programs know; all others are whole blocks."""
 
 
 def interpreted() -> bool:
@@ -32,9 +38,11 @@ def matvec(layer: WordsLinear, x: Tensor) -> Tensor:
 
     x = x.contiguous()
     out = x.new_empty((x.shape[0], layer.out_features))
-    rows = rows_a_program(layer.out_features, processors(x.device))
-    grid = (-(-layer.out_features // rows), x.shape[0])
-    matvec_program[grid](x, *_operands(layer), out, *_sizes(layer), ROWS=rows, WORDS=MATVEC_WORDS)
+    programs = -(-layer.out_features // MATVEC_ROWS)
+    warps = warps_a_program(programs, layer.words.shape[1], processors(x.device))
+    matvec_program[(programs, x.shape[0])](
+        x, *_operands(layer), out, *_sizes(layer), ROWS=MATVEC_ROWS, QUADS=WARP_QUADS * warps, num_warps=warps
+    )
     return out
 
 
@@ -45,10 +53,18 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     x = x.contiguous()
     tokens = x.shape[0]
     out = x.new_empty((tokens, layer.out_features))
-    lines = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+    sizes = (16, 32) if x.dtype == torch.float32 else (16, 32, 64, 128)  # what the registers have room for
+    lines = next((size for size in sizes if tokens <= size), sizes[-1])
     grid = (-(-layer.out_features // TILE_ROWS), -(-tokens // lines))
     tile_program[grid](
-        x, *_operands(layer), out, tokens, *_sizes(layer), TOKENS=lines, ROWS=TILE_ROWS, WORDS=TILE_WORDS
+        x,
+        *_operands(layer),
+        out,
+        tokens,
+        *_sizes(layer),
+        TOKENS=lines,
+        ROWS=TILE_ROWS,
+        num_stages=2 if lines == 128 else 3,
     )
     return out
 
@@ -58,15 +74,20 @@ def dequantized(layer: WordsLinear, dtype: torch.dtype) -> Tensor:
     from quantize.kernels.triton_programs import dequantize_program
 
     out = torch.empty((layer.out_features, layer.in_features), dtype=dtype, device=layer.words.device)
-    grid = (-(-layer.out_features // COPY_ROWS), -(-layer.words.shape[1] // COPY_WORDS))
-    dequantize_program[grid](*_operands(layer), out, *_sizes(layer), ROWS=COPY_ROWS, WORDS=COPY_WORDS)
+    quads = layer.words.shape[1] // 4
+    grid = (-(-layer.out_features // COPY_ROWS), -(-quads // WARP_QUADS))
+    dequantize_program[grid](*_operands(layer), out, *_sizes(layer), ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1)
     return out
 
 
-def rows_a_program(out_features: int, multiprocessors: int) -> int:
-    """How many output features one mat-vec program takes: as many as leave enough programs, up to 8."""
-    wanted = PROGRAMS_A_PROCESSOR * multiprocessors
-    return next((rows for rows in (8, 4, 2) if out_features >= rows * wanted), 1)
+def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
+    """How many warps, 1, 2 or 4, share the words of a mat-vec program's rows: as few as fill the GPU.
+
+    programs: of the launch; width: words a row, of which every warp wants some.
+    """
+    wanted = WARPS_A_PROCESSOR * multiprocessors
+    useful = -(-width // (4 * WARP_QUADS))
+    return next(warps for warps in (1, 2, 4) if warps == 4 or warps >= useful or programs * warps >= wanted)
 
 
 def processors(device: torch.device) -> int:
@@ -78,9 +99,9 @@ def _operands(layer: WordsLinear) -> tuple[Tensor, Tensor, Tensor]:
     return layer.words, layer.scales, layer.zeros
 
 
-def _sizes(layer: WordsLinear) -> tuple[int, int, int, int]:
-    """Output features, input features, groups, words a group: the programs' arguments in this order."""
-    return layer.out_features, layer.in_features, layer.scales.shape[1], layer.group_size // 8
+def _sizes(layer: WordsLinear) -> tuple[int, int, int, int, int]:
+    """Output features, input features, groups, the bits of 16.0, a group's size: the arguments in this order."""
+    return layer.out_features, layer.in_features, layer.scales.shape[1], SIXTEEN, layer.group_size
 
 
 class TritonGemvLinear(WordsLinear):
@@ -90,8 +111,15 @@ class TritonGemvLinear(WordsLinear):
         return matvec(self, x)
 
 
+class TritonTilesLinear(WordsLinear):
+    """The mat-vec for one token, tiles for any more: a long prompt costs no dequantized copy, but slower products."""
+
+    def matmul(self, x: Tensor) -> Tensor:
+        return matvec(self, x) if x.shape[0] == 1 else tiles(self, x)
+
+
 class TritonLinear(WordsLinear):
-    """The fitting one of the three for each number of tokens."""
+    """The mat-vec for one token, tiles for a few, dequantized weights for a long prompt."""
 
     def matmul(self, x: Tensor) -> Tensor:
         if x.shape[0] == 1:
@@ -106,24 +134,25 @@ def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> st
         return "runs on CUDA"
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton"
-    if weight.group_size % 8:
-        return f"needs groups in multiples of 8, the layer has {weight.group_size}"
+    if weight.group_size % BLOCK_INPUTS and weight.group_size not in SMALL_GROUPS:
+        return f"needs groups of 32, 64 or a multiple of {BLOCK_INPUTS}, the layer has {weight.group_size}"
     return None
 
 
-def _describe(tokens: int, dtype: torch.dtype) -> str:
-    if tokens == 1:
-        return f"Triton mat-vec ({dtype_name(dtype)})"
+def _mat_vec(tokens: int, dtype: torch.dtype) -> str:
+    return f"Triton mat-vec ({dtype_name(dtype)})"
+
+
+def _mat_vec_or_tiles(tokens: int, dtype: torch.dtype) -> str:
+    return _mat_vec(tokens, dtype) if tokens == 1 else f"Triton tiles ({dtype_name(dtype)})"
+
+
+def _fitting(tokens: int, dtype: torch.dtype) -> str:
     if tokens <= FEW_TOKENS:
-        return f"Triton tiles ({dtype_name(dtype)})"
+        return _mat_vec_or_tiles(tokens, dtype)
     return f"Triton dequantize + matmul ({dtype_name(dtype)})"
 
 
-TRITON = Kernel(name="triton", why_not=_why_not, prepare=TritonLinear, describe=_describe)
-TRITON_GEMV = Kernel(
-    name="triton-gemv",
-    why_not=_why_not,
-    prepare=TritonGemvLinear,
-    describe=lambda tokens, dtype: f"Triton mat-vec ({dtype_name(dtype)})",
-    style="GEMV",
-)
+TRITON = Kernel(name="triton", why_not=_why_not, prepare=TritonLinear, describe=_fitting)
+TRITON_TILES = Kernel(name="triton-tiles", why_not=_why_not, prepare=TritonTilesLinear, describe=_mat_vec_or_tiles)
+TRITON_GEMV = Kernel(name="triton-gemv", why_not=_why_not, prepare=TritonGemvLinear, describe=_mat_vec, style="GEMV")

@@ -1,26 +1,34 @@
 """The Triton kernels on a CPU, in Triton's interpreter: run by test_kernels.py with TRITON_INTERPRET=1."""
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 
 from quantize.awq.packing import PACKERS
+from quantize.kernels import KERNELS
+from quantize.quiet import quiet_libraries
 from tests.quantize.test_kernels import CPU, TOKENS, applicable, check_against_reference, check_the_gate, layer
 
-ONE_PROGRAM = (8, 128)
-WHOLE_WORDS = (80, 256)
+ONE_PROGRAM = (4, 128)
+TWO_PROGRAMS = (8, 128)
+WHOLE_BLOCKS = (80, 256)
 ODD_TILES = (24, 1152)
-"""Programs take 4, 16 or 64 rows at a time, and 16, 32 or 128 words of 144."""
+"""Programs take 4 or 64 rows at a time, and one of 1 or 8 blocks of inputs, of which there are 9."""
+
+OURS = ["triton", "triton-tiles", "triton-gemv"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("layout", sorted(PACKERS))
-@pytest.mark.parametrize("name", ["triton", "triton-gemv"])
+@pytest.mark.parametrize("name", OURS)
 def test_against_the_reference(name: str, layout: str, group_size: int, tokens: int, dtype: torch.dtype) -> None:
-    shapes = [WHOLE_WORDS, ODD_TILES]
+    shapes = [WHOLE_BLOCKS, ODD_TILES, (8, 576)]
     if name == "triton-gemv":  # programs for every token, some milliseconds each in the interpreter
-        shapes = [ODD_TILES] if tokens <= TOKENS[1] else [ONE_PROGRAM]
+        shapes = [ODD_TILES] if tokens <= TOKENS[1] else [TWO_PROGRAMS if tokens == TOKENS[2] else ONE_PROGRAM]
         if tokens == TOKENS[-1] and (group_size, layout, dtype) != (64, "GEMV", torch.float32):
             pytest.skip("as many programs again as for 64 tokens, the same ones: tried once")
     for shape in shapes:
@@ -28,6 +36,31 @@ def test_against_the_reference(name: str, layout: str, group_size: int, tokens: 
             check_against_reference(name, layer(*shape, group_size, layout), tokens, CPU, dtype)
 
 
-@pytest.mark.parametrize(("name", "rows"), [("triton", 64), ("triton-gemv", 8)])
+@pytest.mark.parametrize(("name", "rows"), [("triton", 64), ("triton-tiles", 64), ("triton-gemv", 8)])
 def test_the_gate_catches_a_swapped_nibble_order(name: str, rows: int) -> None:
     check_the_gate(name, layer(rows, 128, 64, "GEMM"))
+
+
+@pytest.fixture
+def autoawq_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """autoawq's wrappers around its Triton programs make their tensors' GPU the current one first: a CPU needs none."""
+    with quiet_libraries():
+        from awq.modules.triton import gemm
+    monkeypatch.setattr(gemm, "get_same_device_cm", lambda tensor: contextlib.nullcontext())
+    anywhere = dataclasses.replace(KERNELS["autoawq-gemm"], why_not=lambda weight, device, dtype: None)
+    monkeypatch.setitem(KERNELS, "autoawq-gemm", anywhere)
+
+
+@pytest.mark.usefixtures("autoawq_on_cpu")
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("layout", sorted(PACKERS))
+def test_autoawqs_own_against_the_reference(layout: str, group_size: int, tokens: int) -> None:
+    for shape in [WHOLE_BLOCKS, ODD_TILES]:
+        if applicable(shape, group_size):
+            check_against_reference("autoawq-gemm", layer(*shape, group_size, layout), tokens, CPU, torch.float16)
+
+
+@pytest.mark.usefixtures("autoawq_on_cpu")
+def test_the_gate_catches_a_swapped_nibble_order_in_autoawqs_own() -> None:
+    check_the_gate("autoawq-gemm", layer(64, 128, 64, "GEMM"), torch.float16)

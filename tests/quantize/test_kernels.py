@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 CPU_KERNELS = ["torch-cpu", "dequantize"]
 CUDA_KERNELS = [
     "triton",
+    "triton-tiles",
     "triton-gemv",
     "torch-cuda",
     "autoawq-gemm",
@@ -78,20 +79,19 @@ def test_the_gate_catches_a_swapped_nibble_order(name: str) -> None:
     check_the_gate(name, layer(64, 128, 64, "GEMM"))
 
 
-def check_the_gate(name: str, weight: Int4Weight) -> None:
+def check_the_gate(name: str, weight: Int4Weight, dtype: torch.dtype = torch.float32) -> None:
     kernel = KERNELS[name]
-    check_layer(kernel, kernel.prepare(weight, None, CPU, torch.float32), weight, CPU, torch.float32)
-    faulty = kernel.prepare(swapped_nibbles(weight), None, CPU, torch.float32)
+    check_layer(kernel, kernel.prepare(weight, None, CPU, dtype), weight, CPU, dtype)
+    faulty = kernel.prepare(swapped_nibbles(weight), None, CPU, dtype)
     rows, columns = weight.codes.shape
     with pytest.raises(KernelFault, match=f"the kernel {name} is wrong by .* on a layer of {rows} x {columns}"):
-        check_layer(kernel, faulty, weight, CPU, torch.float32)
+        check_layer(kernel, faulty, weight, CPU, dtype)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here")
-@pytest.mark.parametrize("name", ["triton", "triton-gemv"])
-def test_triton_kernels_in_the_interpreter(name: str) -> None:
+@pytest.mark.parametrize("only", ["triton-gemv", "triton-tiles", "autoawq", "not gemv and not tiles and not autoawq"])
+def test_triton_kernels_in_the_interpreter(only: str) -> None:
     """In a process of its own: Triton decides at its import whether to interpret."""
-    only = "triton-gemv" if name == "triton-gemv" else "not triton-gemv"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), "-k", only]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
