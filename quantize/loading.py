@@ -19,9 +19,11 @@ from quantize.footprint import weights_bytes
 from quantize.kernels import Kernel
 from quantize.kernels.choice import Shape, choose_kernel
 from quantize.kernels.gate import check_layer
+from quantize.merged import layers_by_input, put_layers, stacked
 from quantize.quiet import quiet_libraries
 from quantize.source import TensorReader, Weights, cache_folder, open_weights
 from quantize.spread import Placement, placement_for
+from quantize.variant import NATIVE_KERNEL
 
 PREFILL_TOKENS = 1024
 ReadInt4 = Callable[[str], tuple[Int4Weight, Tensor | None]]
@@ -167,26 +169,32 @@ def place_int4_layers(
     place: Placement,
     dtype: torch.dtype,
 ) -> Kernel:
-    """Put a 4-bit layer in the place of each of these linear layers; return the kernel that runs them.
+    """Put 4-bit layers in the place of these linear layers, those with one input merged; return the kernel they run on.
 
     read: a layer's name -> its weight and bias; version: its layout; kernel: as `load` takes it. One layer of each
     shape is held against its dequantized weights: raises KernelFault for a kernel that gives wrong results.
     """
     device = place.main
-    by_shape: dict[tuple[int, int], list[str]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for name in names:
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise UserError(f"{name} is no linear layer of this architecture: make the checkpoint again")
-        by_shape.setdefault((linear.out_features, linear.in_features), []).append(name)
-    shapes = [Shape(read(found[0])[0], len(found)) for found in by_shape.values()]
+        sizes[name] = linear.out_features, linear.in_features
+    apart = kernel == NATIVE_KERNEL  # the layouts' names stand for layers run one by one
+    together = [(name,) for name in names] if apart else layers_by_input(model, names, place)
+    by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
+    for several in together:
+        by_shape.setdefault((sum(sizes[name][0] for name in several), sizes[several[0]][1]), []).append(several)
+    shapes = [Shape(stacked([read(name) for name in found[0]])[0], len(found)) for found in by_shape.values()]
     chosen = choose_kernel(kernel, shapes, version, device, dtype, cache=cache_folder() / "kernels.json")
     for shape in shapes:
         check_layer(chosen, chosen.prepare(shape.weight, None, device, dtype), shape.weight, device, dtype)
     del shapes
-    for name in names:
-        weight, bias = read(name)
-        model.set_submodule(name, chosen.prepare(weight, bias, place.of(name), dtype))
+    for several in together:
+        weight, bias = stacked([read(name) for name in several])
+        made = chosen.prepare(weight, bias, place.of(several[0]), dtype)
+        put_layers(model, {name: sizes[name][0] for name in several}, made)
     return chosen
 
 

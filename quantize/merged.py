@@ -1,0 +1,100 @@
+"""Linear layers that share an input (query, key and value; gate and up) run as one: one kernel in place of three.
+
+What a kernel costs beside its products, in Python, to start and to wind down, it then costs once; a key projection
+alone is also too small to keep a GPU's memory busy. autoawq merges query, key and value as well (its `fuse_layers`).
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from quantize.awq.architecture import architecture_of
+from quantize.awq.int4 import Int4Weight
+from quantize.kernels.base import Int4Linear
+from quantize.spread import Placement
+
+
+class MergedLinear(nn.Module):
+    """Several layers' output features in one; `Part` hands out each layer's share of them."""
+
+    def __init__(self, inner: Int4Linear, parts: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self._parts = parts
+        self._x: Tensor | None = None
+        self._out: Tensor | None = None
+        self._taken = 0
+
+    def take(self, x: Tensor, features: slice) -> Tensor:
+        """These output features for x [..., in]: computed with the first part of an input, kept until the last."""
+        if self._out is None or self._x is not x:
+            self._x, self._out, self._taken = x, self.inner(x), 0
+        out = self._out[..., features]
+        self._taken += 1
+        if self._taken == self._parts:
+            self._x = self._out = None
+        return out
+
+
+class Part(nn.Module):
+    """One of the layers in a MergedLinear: forward takes [..., in] and returns its [..., out], a view.
+
+    All parts of a MergedLinear are called with the same tensor, one after another, and it is not changed in between.
+    """
+
+    def __init__(self, merged: MergedLinear, start: int, stop: int) -> None:
+        super().__init__()
+        self.merged = merged
+        self._features = slice(start, stop)
+        self.in_features, self.out_features = merged.inner.in_features, stop - start
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.merged.take(x, self._features)
+
+
+def layers_by_input(model: nn.Module, names: Sequence[str], place: Placement) -> list[tuple[str, ...]]:
+    """These linear layers of a model, each in one tuple: those in one that share their input, module and device.
+
+    What shares an input is told by the architecture's map of scales (quantize.awq.architecture): scales of an input can
+    move only where all layers that read it are known.
+    """
+    architecture = architecture_of(model)
+    known = set(names)
+    found = []
+    for index in range(len(architecture.layers)):
+        for group in architecture.scale_groups(index):
+            whole = [f"{architecture.layers_name}.{index}.{name}" for name in group.linears]
+            # an expert's layers share an input, all experts' layers only their scales
+            for _, together in groupby(whole, key=lambda name: (name.rpartition(".")[0], place.of(name))):
+                found.append(tuple(name for name in together if name in known))
+    merged = [several for several in found if len(several) > 1]
+    done = {name for several in merged for name in several}
+    return [*merged, *((name,) for name in names if name not in done)]
+
+
+def stacked(parts: Sequence[tuple[Int4Weight, Tensor | None]]) -> tuple[Int4Weight, Tensor | None]:
+    """Weights [out_i, in] and biases [out_i] of layers with one input, as one weight [sum of out_i, in] and bias."""
+    weights, biases = zip(*parts, strict=True)
+    if len(parts) == 1:
+        return parts[0]
+    whole = Int4Weight(*(torch.cat([getattr(w, part) for w in weights]) for part in ("codes", "scales", "zeros")))
+    given = next((bias for bias in biases if bias is not None), None)
+    if given is None:
+        return whole, None
+    filled = [
+        given.new_zeros(w.codes.shape[0]) if bias is None else bias for w, bias in zip(weights, biases, strict=True)
+    ]
+    return whole, torch.cat(filled)
+
+
+def put_layers(model: nn.Module, sizes: Mapping[str, int], made: Int4Linear) -> None:
+    """Put a prepared layer in the place of those that it stands for; sizes: each one's name and output features."""
+    if len(sizes) == 1:
+        model.set_submodule(next(iter(sizes)), made)
+        return
+    merged, start = MergedLinear(made, len(sizes)), 0
+    for name, size in sizes.items():
+        model.set_submodule(name, Part(merged, start, start + size))
+        start += size
