@@ -4,16 +4,15 @@ On a fast GPU an eager decode step of one token waits for Python to launch some 
 launches them all at once, so that what is left is what the kernels take. Both are measured, and told apart.
 """
 
-import contextlib
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from bench.decode import Decoder, EagerDecoder, kv_cache_bytes, last_logits_only
+from bench.fused import fused_steps
 from quantize.errors import UserError
 
 CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"
@@ -125,13 +124,14 @@ class StaticDecoder:
     def _run(self) -> Tensor:
         """One step; everything that it reads and leaves is on the device."""
         mask = torch.where(self._slots <= self._position, self._seen, self._unseen)
-        output = self._model(
-            input_ids=self.token,
-            attention_mask=mask.view(1, 1, 1, -1).expand(self.token.shape[0], -1, -1, -1),
-            position_ids=self._position,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        with fused_steps(self._model):
+            output = self._model(
+                input_ids=self.token,
+                attention_mask=mask.view(1, 1, 1, -1).expand(self.token.shape[0], -1, -1, -1),
+                position_ids=self._position,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
         logits: Tensor = output.logits[:, -1]
         self.token.copy_(logits.argmax(dim=-1, keepdim=True))
         self._position.add_(1)
@@ -141,49 +141,22 @@ class StaticDecoder:
         """Warm up on a side stream, as recording wants it, then record one step."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         graph = torch.cuda.CUDAGraph()
-        with fused_norms(self._model):
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(CAPTURE_WARMUPS):
-                    self._run()
-            torch.cuda.current_stream().wait_stream(side)
-            self._position.zero_()
-            try:
-                with torch.cuda.graph(graph):
-                    self._recorded_logits = self._run()
-            except RuntimeError as error:
-                cause = error.__context__ or error  # what failed first: ending the recording then fails as well
-                if isinstance(cause, torch.OutOfMemoryError):
-                    raise cause from None
-                why = next(iter(str(cause).splitlines()), type(cause).__name__)
-                raise UserError(f"a decode step cannot be recorded as a CUDA graph: {why}") from None
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(CAPTURE_WARMUPS):
+                self._run()
+        torch.cuda.current_stream().wait_stream(side)
+        self._position.zero_()
+        try:
+            with torch.cuda.graph(graph):
+                self._recorded_logits = self._run()
+        except RuntimeError as error:
+            cause = error.__context__ or error  # what failed first: ending the recording then fails as well
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            why = next(iter(str(cause).splitlines()), type(cause).__name__)
+            raise UserError(f"a decode step cannot be recorded as a CUDA graph: {why}") from None
         self._graph = graph
-
-
-@contextlib.contextmanager
-def fused_norms(model: Any) -> Iterator[None]:
-    """While it lasts, RMS norms of the plain kind (weight * x / rms(x)) run as one kernel each, not as eight.
-
-    What is recorded then keeps them so; the model itself is as it was afterwards. The kernel multiplies with the weight
-    before it rounds, which the comparison with eager decoding allows for.
-    """
-    norms = [
-        module
-        for module in model.modules()
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
-    ]
-    swapped = [norm for norm in norms if "forward" not in vars(norm)]
-    for norm in swapped:
-        norm.forward = functools.partial(_fused_norm, norm)
-    try:
-        yield
-    finally:
-        for norm in swapped:
-            del norm.forward
-
-
-def _fused_norm(norm: Any, hidden: Tensor) -> Tensor:
-    return nn.functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def check_model(model: Any, positions: int) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from bench.graph import (
     StaticDecoder,
     check_against_eager,
     check_model,
-    fused_norms,
 )
 from bench.latency import kv_cache_formula_bytes, measure_latency, prompt_ids, timed_pass
 from bench.scenario import Scenario
@@ -84,20 +82,6 @@ def test_nothing_of_a_longer_prompt_before_is_left(model: Any) -> None:
 def test_every_slot_may_be_used(model: Any) -> None:
     decoder = StaticDecoder(model, batch=1, positions=SLOTS_STEP)
     check_same(decoder, model, prompt_of(model, SLOTS_STEP - 5), 5)
-
-
-def test_fused_norms_compute_the_same_and_are_gone_afterwards(model: Any) -> None:
-    prompt = prompt_of(model, 20, batch=2)
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        expected = model(prompt).logits
-        fused = Mock(wraps=torch.nn.functional.rms_norm)
-        patch.setattr("torch.nn.functional.rms_norm", fused)
-        with fused_norms(model):
-            found = model(prompt).logits
-        again = model(prompt).logits
-    assert fused.call_count == 2 * model.config.num_hidden_layers + 1
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(again, expected)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
