@@ -36,7 +36,14 @@ LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich"}
 MODEL_LOADERS = ("quantize.loading", "quantize.load", "quantize.dummy_model")
 """The modules that load or draw models, and the loader as the package hands it out."""
 
-MAY_LOAD_MODELS = ("bench.worker", "bench.contenders", "bench.judge", "bench.overhead", "bench.side_by_side")
+MAY_LOAD_MODELS = (
+    "bench.worker",
+    "bench.contenders",
+    "bench.judge",
+    "bench.overhead",
+    "bench.profile",
+    "bench.side_by_side",
+)
 """The worker measures; the others are the race's contenders, their judge, and the races against others."""
 MODEL_CLASS = re.compile(r"AutoModel\w*|PreTrainedModel|\w+For(CausalLM|\w+Generation)|\w+LMHeadModel")
 
