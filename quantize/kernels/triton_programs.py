@@ -5,8 +5,8 @@ uint8 [out_features, groups]; GROUP input features share one of each, 32, 64 or 
 (code - zero) * scale. SIXTEEN is quantize.kernels.triton_words.SIXTEEN, handed over at every launch: were it a constant
 of the program, the `&` and the `|` of `code_pair` would be two instructions in place of one.
 
-Tiles have the words of a row, or the inputs, as their first dimension and four or eight neighbours as their last: that
-is how Triton gives a thread 16 bytes to load and leaves every value with the thread that multiplies it.
+The shapes of the loads are what makes Triton give a thread 16 bytes at a time and leave every value with the thread
+that multiplies it: neighbours in memory are the last dimension, and no other dimension is as dense.
 """
 
 import triton
@@ -55,6 +55,12 @@ def load_range(scales, zeros, places, mask):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def of_quads(values, QUADS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of four neighbours: [4 QUADS] -> [QUADS]."""
+    return tl.sum(tl.reshape(values, [QUADS, 4]), axis=1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def matvec_program(  # type: ignore[no-untyped-def]
     x,
     words,
@@ -78,32 +84,32 @@ def matvec_program(  # type: ignore[no-untyped-def]
     token = tl.program_id(1)
     x += token * in_features
     width = tl.cdiv(in_features, 128) * 4
-    total = tl.zeros([QUADS, ROWS], dtype=tl.float32)
+    total = tl.zeros([ROWS, QUADS], dtype=tl.float32)
     for start in range(0, width, QUADS):
         quads = start + tl.arange(0, QUADS)
-        inside = (quads < width)[:, None] & (rows < out_features)[None, :]
-        places = (rows[None, :] * width + quads[:, None])[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
-        packed = turned(tl.load(words + places, mask=inside[:, :, None], other=0))
+        columns = start * 4 + tl.arange(0, QUADS * 4)
+        inside = (rows < out_features)[:, None] & (columns < width * 4)[None, :]
+        packed = turned(tl.load(words + rows[:, None] * (width * 4) + columns[None, :], mask=inside, other=0))
         for place in tl.static_range(4):
             first = quads // 4 * 128 + place * 32
             if place * 32 % GROUP == 0:
-                known = inside & (first < in_features)[:, None]
+                known = (first < in_features)[:, None] & (rows < out_features)[None, :]
                 scale, zero = load_range(scales, zeros, (first // GROUP)[:, None] + rows[None, :] * groups, known)
-                products = tl.zeros([QUADS, ROWS, 4], dtype=tl.float32)
-                inputs = tl.zeros([QUADS, 4], dtype=tl.float32)
-                offsets = tl.zeros([QUADS, 4], dtype=tl.float32)
+                products = tl.zeros([ROWS, QUADS * 4], dtype=tl.float32)
+                inputs = tl.zeros([QUADS * 4], dtype=tl.float32)
+                offsets = tl.zeros([QUADS * 4], dtype=tl.float32)
             at = (first + quads % 4 * 8)[:, None] + tl.arange(0, 8)[None, :]
             values = tl.load(x + at, mask=at < in_features, other=0).to(tl.float32)
-            even, odd = tl.split(tl.reshape(values, [QUADS, 4, 2]))
+            even, odd = tl.split(tl.reshape(values, [QUADS * 4, 2]))
             low, high = code_pair(packed, SIXTEEN, place)
-            products += low * even[:, None, :]
-            products += high * odd[:, None, :]
+            products += low * even[None, :]
+            products += high * odd[None, :]
             inputs += even + odd
             offsets += (even + odd) * offset(place)
             if (place + 1) * 32 % GROUP == 0 or place == 3:
-                fixed = tl.sum(offsets, axis=1)[:, None] + zero * tl.sum(inputs, axis=1)[:, None]
-                total += scale * (tl.sum(products, axis=2) - fixed)
-    sums = tl.sum(total, axis=0)
+                fixed = of_quads(offsets, QUADS)[None, :] + tl.trans(zero) * of_quads(inputs, QUADS)[None, :]
+                total += tl.trans(scale) * (tl.sum(tl.reshape(products, [ROWS, QUADS, 4]), axis=2) - fixed)
+    sums = tl.sum(total, axis=1)
     tl.store(out + token * out_features + rows, sums.to(out.dtype.element_ty), mask=rows < out_features)
 
 

@@ -1,14 +1,14 @@
 """Every launch of our Triton kernels, compiled for GPUs that are not here: Triton brings NVIDIA's assembler along.
 
 What the compiler makes of a program decides how fast it is, and part of that can be read without a GPU: 16-byte loads,
-tensor cores, nothing kept in local memory.
+tensor cores, nothing kept in local memory, the number of instructions a weight.
 """
 
 import inspect
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +24,59 @@ triton = pytest.importorskip("triton", reason="no triton here")
 HOPPER, AMPERE = 90, 80
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.uint8: "u8"}
 ALIGNED = [["tt.divisibility", 16]]
-Compile = Callable[[WordsLinear, int, int], str]
-"""(layer, tokens, compute capability) -> the PTX of its launches."""
+SPILLED_BYTES = 16
+"""Float32 sums may leave so much of a thread's registers to memory."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A launch as the compiler made it: PTX, and the lines of the GPU's own instructions."""
+
+    ptx: str
+    sass: tuple[str, ...]
+
+    def instructions_in_its_loop(self) -> int:
+        """Those between the longest jump back and where it leads."""
+        labels = {match[1]: at for at, line in enumerate(self.sass) if (match := re.match(r"\.(L_x_\d+):", line))}
+        jumps = [(at, re.search(r"BRA.*`\(\.(L_x_\d+)\)", line)) for at, line in enumerate(self.sass)]
+        loops = [self.sass[labels[jump[1]] : at] for at, jump in jumps if jump and labels.get(jump[1], at) < at]
+        return max(sum(bool(re.search(r"/\*[0-9a-f]{4}\*/", line)) for line in loop) for loop in loops)
+
+
+Compile = Callable[[WordsLinear, int, int], Code]
+"""(layer, tokens, compute capability) -> the one launch of a program in its forward pass."""
 
 
 @pytest.fixture
-def compile_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compile:
+def compile_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compile:
     """Runs a layer's forward pass with every launch of a program compiled in its place; the outputs hold no values."""
     from quantize.kernels import triton_programs
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
-    def compile_all(made: WordsLinear, tokens: int, capability: int) -> str:
-        ptx = []
+    def compile_one(made: WordsLinear, tokens: int, capability: int) -> Code:
+        found: list[Code] = []
 
         class Recorder:
             def __init__(self, program: Any) -> None:
                 self.program = program
 
             def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-                return lambda *args, **named: ptx.append(compiled(self.program, args, named, capability))
+                return lambda *args, **named: found.append(compiled(self.program, args, named, capability, tmp_path))
 
         with monkeypatch.context() as patch:
             for name in ("matvec_program", "tile_program", "dequantize_program"):
                 patch.setattr(triton_programs, name, Recorder(getattr(triton_programs, name)))
             made(torch.empty((tokens, made.in_features), dtype=made.dtype))
-        assert ptx
-        return "".join(ptx)
+        (code,) = found
+        return code
 
-    return compile_all
+    return compile_one
 
 
-def compiled(program: Any, args: tuple[Any, ...], named: dict[str, Any], capability: int) -> str:
-    """The PTX of a launch with these arguments; its assembler ran as well."""
+def compiled(program: Any, args: tuple[Any, ...], named: dict[str, Any], capability: int, folder: Path) -> Code:
+    """A launch with these arguments, through NVIDIA's assembler."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -76,22 +95,19 @@ def compiled(program: Any, args: tuple[Any, ...], named: dict[str, Any], capabil
                 attributes[(place,)] = ALIGNED
     source = ASTSource(fn=program, signature=signature, constexprs=constants, attrs=attributes)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert made.asm["cubin"]
-    ptx: str = made.asm["ptx"]
-    assert stack_bytes(made.asm["cubin"]) <= 16
-    return ptx
+    cubin = folder / "launch.cubin"
+    cubin.write_bytes(made.asm["cubin"])
+    usage = tool("cuobjdump", "-res-usage", str(cubin))
+    stack = re.search(r"STACK:(\d+)", usage)
+    assert stack, usage
+    assert int(stack[1]) <= SPILLED_BYTES
+    return Code(made.asm["ptx"], tuple(tool("nvdisasm", "-c", str(cubin)).splitlines()))
 
 
-def stack_bytes(cubin: bytes) -> int:
-    """What a thread keeps in local memory, because its registers do not suffice."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"STACK:(\d+)", told)
-    assert found, told
-    return int(found[1])
+def tool(name: str, *arguments: str) -> str:
+    """What one of NVIDIA's tools prints; Triton's package holds them."""
+    path = getattr(triton.knobs.nvidia, name).path
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def prepared(name: str, dtype: torch.dtype, group_size: int = 128) -> WordsLinear:
@@ -103,28 +119,34 @@ def prepared(name: str, dtype: torch.dtype, group_size: int = 128) -> WordsLinea
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("warps", [1, 4])
 def test_the_mat_vec_loads_16_bytes_at_a_time(
-    warps: int, group_size: int, compile_launches: Compile, monkeypatch: pytest.MonkeyPatch
+    warps: int, group_size: int, compile_launch: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_words, "processors", lambda device: 132 if warps == 4 else 1)
-    ptx = compile_launches(prepared("triton", torch.float16, group_size), 1, HOPPER)
+    ptx = compile_launch(prepared("triton", torch.float16, group_size), 1, HOPPER).ptx
     assert f".reqntid {32 * warps}" in ptx
-    assert ptx.count("ld.global.v4.b32") >= triton_words.MATVEC_ROWS + 4  # the words of every row, the inputs of all
+    assert ptx.count("ld.global.v4.b32") == triton_words.MATVEC_ROWS + 4  # the words of every row, the inputs of all
     assert ptx.count("ld.global.b8") == triton_words.MATVEC_ROWS * 128 // group_size  # as few zero points as there are
     assert "cvt.rn.f32.u32" not in ptx  # codes become floats in the `or` that cuts them out
 
 
+def test_the_mat_vec_has_no_more_instructions_than_a_gpu_has_time_for(compile_launch: Compile) -> None:
+    """An H100 reads 3 TB/s, 6e12 weights, and starts 132 * 4 * 32 instructions 1.7e9 times a second: 4.8 a weight."""
+    code = compile_launch(prepared("triton", torch.float16), 1, HOPPER)
+    assert code.instructions_in_its_loop() / (triton_words.MATVEC_ROWS * 32) < 4.8
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("name", "tokens"), [("triton", 7), ("triton", 32), ("triton", 64), ("triton-tiles", 1000)])
-def test_tiles_run_on_hoppers_tensor_cores(
-    name: str, tokens: int, dtype: torch.dtype, compile_launches: Compile
-) -> None:
-    ptx = compile_launches(prepared(name, dtype), tokens, HOPPER)
-    assert "wgmma.mma_async" in ptx
-    assert "cp.async.cg.shared.global" in ptx  # the next block is loaded while this one is multiplied
+def test_tiles_run_on_hoppers_tensor_cores(name: str, tokens: int, dtype: torch.dtype, compile_launch: Compile) -> None:
+    code = compile_launch(prepared(name, dtype), tokens, HOPPER)
+    assert "wgmma.mma_async" in code.ptx
+    assert "cp.async.cg.shared.global" in code.ptx  # the next block is loaded while this one is multiplied
+    weights_a_thread = triton_words.TILE_ROWS * 128 // 128
+    assert code.instructions_in_its_loop() / weights_a_thread < 7.5
 
 
-def test_a_long_prompt_dequantizes_in_16_bytes_at_a_time(compile_launches: Compile) -> None:
-    ptx = compile_launches(prepared("triton", torch.float16), 1000, HOPPER)
+def test_a_long_prompt_dequantizes_in_16_bytes_at_a_time(compile_launch: Compile) -> None:
+    ptx = compile_launch(prepared("triton", torch.float16), 1000, HOPPER).ptx
     assert ptx.count("st.global.v4.b32") == 4 * triton_words.COPY_ROWS
     assert ptx.count("ld.global.v4.b32") == triton_words.COPY_ROWS
 
@@ -133,8 +155,8 @@ def test_a_long_prompt_dequantizes_in_16_bytes_at_a_time(compile_launches: Compi
 @pytest.mark.parametrize(
     ("dtype", "group_size", "capability"), [(torch.float32, 32, HOPPER), (torch.bfloat16, 64, AMPERE)]
 )
+@pytest.mark.parametrize("name", ["triton", "triton-tiles"])
 def test_other_dtypes_and_gpus_compile(
-    dtype: torch.dtype, group_size: int, capability: int, tokens: int, compile_launches: Compile
+    name: str, dtype: torch.dtype, group_size: int, capability: int, tokens: int, compile_launch: Compile
 ) -> None:
-    for name in ("triton", "triton-tiles"):
-        compile_launches(prepared(name, dtype, group_size), tokens, capability)
+    assert compile_launch(prepared(name, dtype, group_size), tokens, capability).sass
