@@ -22,6 +22,9 @@ WARPS_A_PROCESSOR = 16
 WARP_QUADS = 32
 """Quads of words that one warp of the mat-vec and of the dequantizing program takes at a time, one a lane."""
 
+COPY_BYTES = 2**27
+"""Dequantized weights that may lie in memory at a time: the gate projection of a 7B model, 117 MB, fits."""
+
 MATVEC_ROWS, TILE_ROWS, COPY_ROWS = 4, 64, 4
 SMALL_GROUPS = (32, 64)
 """Group sizes below a block of inputs that the programs know; all others are whole blocks."""
@@ -69,14 +72,27 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     return out
 
 
-def dequantized(layer: WordsLinear, dtype: torch.dtype) -> Tensor:
-    """The layer's weights [out, in] in `dtype`."""
+def dequantized(layer: WordsLinear, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+    """The layer's weights for the output features `start` to `stop`: [stop - start, in] in `dtype`."""
     from quantize.kernels.triton_programs import dequantize_program
 
-    out = torch.empty((layer.out_features, layer.in_features), dtype=dtype, device=layer.words.device)
-    quads = layer.words.shape[1] // 4
-    grid = (-(-layer.out_features // COPY_ROWS), -(-quads // WARP_QUADS))
-    dequantize_program[grid](*_operands(layer), out, *_sizes(layer), ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1)
+    out = torch.empty((stop - start, layer.in_features), dtype=dtype, device=layer.words.device)
+    grid = (-(-(stop - start) // COPY_ROWS), -(-layer.words.shape[1] // (4 * WARP_QUADS)))
+    operands = [tensor[start:stop] for tensor in _operands(layer)]
+    _, *sizes = _sizes(layer)
+    dequantize_program[grid](*operands, out, stop - start, *sizes, ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1)
+    return out
+
+
+def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
+    """x [tokens, in] -> [tokens, out], no more than COPY_BYTES of weights dequantized at a time."""
+    rows = max(1, COPY_BYTES // (layer.in_features * x.element_size()))
+    if rows >= layer.out_features:
+        return x @ dequantized(layer, x.dtype, 0, layer.out_features).t()
+    out = x.new_empty((x.shape[0], layer.out_features))
+    for start in range(0, layer.out_features, rows):
+        stop = min(start + rows, layer.out_features)
+        torch.mm(x, dequantized(layer, x.dtype, start, stop).t(), out=out[:, start:stop])
     return out
 
 
@@ -126,7 +142,7 @@ class TritonLinear(WordsLinear):
             return matvec(self, x)
         if x.shape[0] <= FEW_TOKENS:
             return tiles(self, x)
-        return x @ dequantized(self, x.dtype).t()
+        return dequantize_and_multiply(self, x)
 
 
 def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:

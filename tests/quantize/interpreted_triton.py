@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quantize.awq.packing import PACKERS
-from quantize.kernels import KERNELS
+from quantize.kernels import KERNELS, triton_words
 from quantize.quiet import quiet_libraries
 from tests.quantize.test_kernels import CPU, TOKENS, applicable, check_against_reference, check_the_gate, layer
 
@@ -42,6 +42,12 @@ def test_against_the_reference(name: str, layout: str, group_size: int, tokens: 
     assert fitting
     for shape in fitting:
         check_against_reference(name, layer(*shape, group_size, layout), tokens, CPU, dtype)
+
+
+@pytest.mark.parametrize("copies", [3, 8, 23])
+def test_a_long_prompt_in_parts_of_the_weight(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_words, "COPY_BYTES", ODD_TILES[1] * 4 * ODD_TILES[0] // copies)
+    check_against_reference("triton", layer(*ODD_TILES, 64, "GEMM"), 100, CPU, torch.float32)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("triton", 64), ("triton-tiles", 64), ("triton-gemv", 4)])
