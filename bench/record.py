@@ -75,7 +75,8 @@ class Latency:
     prefill_s: seconds of each repetition's prompt pass, the first new token included; over several prompts their sum.
     decode_s:  for each repetition, the seconds of each decode step: `decode_steps` of them for each of its prompts.
     warmup_s:  seconds of each warm-up repetition at the measured shape, not counted in the figures.
-    steady:    whether the warm-up became steady before its passes ran out (bench.steady); None in old records.
+    steady:    whether the warm-up became steady before its passes ran out (bench.steady); None in old records, and
+               where its time was over before.
     stopped:   why no more repetitions were timed, "noise" (low enough), "time" or "passes"; None in old records.
     prefill_by_length_s: for each repetition, the seconds of each of the scenario's `lengths`; empty where it has none.
     decode_mode: how the decode steps really ran, "eager", "CUDA graph" or "static cache" (the same without a graph);

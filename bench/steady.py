@@ -16,7 +16,7 @@ class Rule:
     """The rules of one measurement.
 
     Warm-up:  passes at the measured shape until the last `steady_passes` lie within `steady_spread` of one another
-              (largest over smallest, less one), at most `max_warmups`.
+              (largest over smallest, less one), at most `max_warmups`, and none after `max_warmup_s` of them.
     Enough:   at least `min_passes` and `min_time_s` of timed passes, and a standard error of their mean of at most
               `noise` of it; or `max_time_s` or `max_passes` of them, whatever the noise.
     """
@@ -24,6 +24,7 @@ class Rule:
     steady_passes: int = 2
     steady_spread: float = 0.10
     max_warmups: int = 6
+    max_warmup_s: float = 60.0
     min_passes: int = 3
     min_time_s: float = 1.0
     noise: float = 0.03
@@ -41,13 +42,18 @@ def is_steady(seconds: Sequence[float], rule: Rule) -> bool:
     return len(last) == rule.steady_passes and max(last) <= (1 + rule.steady_spread) * min(last)
 
 
-def warm_up(one_pass: Callable[[], float], rule: Rule) -> tuple[tuple[float, ...], bool]:
-    """Run passes until they are steady or the rule gives up: their seconds, and whether they became steady."""
+def warm_up(one_pass: Callable[[], float], rule: Rule) -> tuple[tuple[float, ...], bool | None]:
+    """Run passes until they are steady or the rule gives up: their seconds, and whether they became steady.
+
+    None where the time was over before that could be told.
+    """
     seconds: list[float] = []
     while len(seconds) < rule.max_warmups:
         seconds.append(one_pass())
         if is_steady(seconds, rule):
             return tuple(seconds), True
+        if math.fsum(seconds) >= rule.max_warmup_s:
+            return tuple(seconds), None
     return tuple(seconds), False
 
 

@@ -28,7 +28,7 @@ PROBE_SAMPLES = 7
 FLUSHED_BYTES = 256 * 10**6
 """Written before each timed call on a GPU, so that its cache holds no weights, as in a real model's turn."""
 
-DECIDING_LIBRARIES = ("torch", "triton", "autoawq", "autoawq-kernels", "gptqmodel")
+DECIDING_LIBRARIES = ("quantable", "torch", "triton", "autoawq", "autoawq-kernels", "gptqmodel")
 
 
 @dataclass(frozen=True)

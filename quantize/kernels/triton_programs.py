@@ -81,7 +81,7 @@ def matvec_program(  # type: ignore[no-untyped-def]
     sum: sum (c - z) x = sum (c + o) x - sum o x - z sum x, the last two common to all rows.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1)
+    token = tl.program_id(1).to(tl.int64)
     x += token * in_features
     width = tl.cdiv(in_features, 128) * 4
     total = tl.zeros([ROWS, QUADS], dtype=tl.float32)
@@ -134,7 +134,7 @@ def tile_program(  # type: ignore[no-untyped-def]
     A block of 128 inputs is four products over 32 neighbours each, one for every place in a word.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    lines = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    lines = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)  # their places may pass 2**31
     blocks = tl.cdiv(in_features, 128)
     inside = rows < out_features
     total = tl.zeros([ROWS, TOKENS], dtype=tl.float32)

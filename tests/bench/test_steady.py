@@ -38,6 +38,12 @@ def test_a_machine_in_two_minds_never_becomes_steady_and_that_is_said() -> None:
     assert (len(seconds), steady) == (5, False)
 
 
+def test_slow_passes_are_not_repeated_for_warmth() -> None:
+    assert warm_up(passes_of(itertools.repeat(8.0)), Rule(max_warmup_s=5.0)) == ((8.0,), None)
+    assert warm_up(passes_of(iter([4.0, 1.0, 2.0])), Rule(max_warmup_s=5.0)) == ((4.0, 1.0), None)
+    assert warm_up(passes_of(iter([4.0, 4.0])), Rule(max_warmup_s=5.0)) == ((4.0, 4.0), True)
+
+
 def test_steady_looks_at_the_last_passes_alone() -> None:
     rule = Rule(steady_passes=3)
     assert not is_steady([1.0, 1.0], rule)
