@@ -16,8 +16,9 @@ SIXTEEN = 0x41800000
 FEW_TOKENS = 64
 """Up to here the tensor cores multiply tiles of 4-bit weights; from here on one kernel dequantizes them once."""
 
-WARPS_A_PROCESSOR = 16
-"""So many warps of the mat-vec should fall to each multiprocessor of a GPU: fewer leave its memory waiting."""
+WARPS_A_PROCESSOR = 12
+"""So many warps of the mat-vec should fall to each multiprocessor of a GPU: fewer leave its memory waiting, and more
+than 16, with 128 registers a thread, take turns."""
 
 WARP_QUADS = 32
 """Quads of words that one warp of the mat-vec and of the dequantizing program takes at a time, one a lane."""

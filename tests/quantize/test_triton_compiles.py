@@ -129,6 +129,25 @@ def test_the_mat_vec_loads_16_bytes_at_a_time(
     assert "cvt.rn.f32.u32" not in ptx  # codes become floats in the `or` that cuts them out
 
 
+@pytest.mark.parametrize(
+    ("out_features", "in_features", "warps"),
+    [
+        (28672, 4096, 1),
+        (6144, 4096, 2),
+        (4096, 4096, 2),
+        (4096, 14336, 2),
+        (1024, 4096, 4),
+        (64, 1152, 2),
+        (64, 576, 1),
+    ],
+)
+def test_a_mat_vec_fills_the_gpu_with_as_few_warps_a_row_as_it_can(
+    out_features: int, in_features: int, warps: int
+) -> None:
+    programs = out_features // triton_words.MATVEC_ROWS
+    assert triton_words.warps_a_program(programs, -(-in_features // 128) * 16, 132) == warps
+
+
 def test_the_mat_vec_has_no_more_instructions_than_a_gpu_has_time_for(compile_launch: Compile) -> None:
     """An H100 reads 3 TB/s, 6e12 weights, and starts 132 * 4 * 32 instructions 1.7e9 times a second: 4.8 a weight."""
     code = compile_launch(prepared("triton", torch.float16), 1, HOPPER)
