@@ -109,6 +109,21 @@ def test_attention_that_ours_does_not_know_runs_as_it_was() -> None:
     assert grouped_attention(own, module, one, key, key, mask, softcap=None)[0] != "own"
 
 
+@pytest.mark.parametrize("scaling", [None, 0.7])
+def test_grouped_attention_is_transformers_own(scaling: float | None) -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward as own
+
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 6, 1, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    mask = torch.zeros(2, 1, 1, 5)
+    mask[0, ..., 4] = mask[1, ..., 0] = torch.finfo(torch.float32).min
+    module: Any = torch.nn.Identity()
+    module.num_key_value_groups = 3
+    expected, _ = own(module, query, key, value, mask, scaling=scaling)
+    found, _ = grouped_attention(own, module, query, key, value, mask, scaling=scaling)
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_rotary_embedding_of_part_of_a_head_runs_as_it_was() -> None:
     q, cos = torch.randn(1, 4, 1, 8), torch.randn(1, 1, 4)
     own = Mock()
