@@ -36,7 +36,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_operations_of_a_pass_are_counted_and_add_up() -> None:
-    a = torch.randn(300, 300)
+    a = torch.randn(700, 700)
     found = profile_of("prefill", lambda: (a @ a, a @ a, a + 1), "cpu", HostClock())
     calls = {one.name: one.calls for one in found.operations}
     assert calls["aten::mm"] == 2
