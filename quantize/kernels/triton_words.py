@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from quantize.kernels.words import BLOCK_INPUTS, WordsLinear
 
 SIXTEEN = 0x41800000
 """The bits of the float 16.0, which the programs set codes into."""
+
+FUSED: dict[str, Any] = {"enable_fp_fusion": True}
+"""A multiplication and an addition in one instruction: Triton 3.9 wants to be told, and 3.10 will not by itself."""
 
 FEW_TOKENS = 64
 """Up to here the tensor cores multiply tiles of 4-bit weights; from here on one kernel dequantizes them once."""
@@ -45,7 +49,7 @@ def matvec(layer: WordsLinear, x: Tensor) -> Tensor:
     programs = -(-layer.out_features // MATVEC_ROWS)
     warps = warps_a_program(programs, layer.words.shape[1], processors(x.device))
     matvec_program[(programs, x.shape[0])](
-        x, *_operands(layer), out, *_sizes(layer), ROWS=MATVEC_ROWS, QUADS=WARP_QUADS * warps, num_warps=warps
+        x, *_operands(layer), out, *_sizes(layer), ROWS=MATVEC_ROWS, QUADS=WARP_QUADS * warps, num_warps=warps, **FUSED
     )
     return out
 
@@ -69,6 +73,7 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
         TOKENS=lines,
         ROWS=TILE_ROWS,
         num_stages=2 if lines == 128 else 3,
+        **FUSED,
     )
     return out
 
@@ -81,7 +86,9 @@ def dequantized(layer: WordsLinear, dtype: torch.dtype, start: int, stop: int) -
     grid = (-(-(stop - start) // COPY_ROWS), -(-layer.words.shape[1] // (4 * WARP_QUADS)))
     operands = [tensor[start:stop] for tensor in _operands(layer)]
     _, *sizes = _sizes(layer)
-    dequantize_program[grid](*operands, out, stop - start, *sizes, ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1)
+    dequantize_program[grid](
+        *operands, out, stop - start, *sizes, ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1, **FUSED
+    )
     return out
 
 

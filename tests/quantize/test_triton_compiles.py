@@ -53,7 +53,6 @@ def compile_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compile:
     from quantize.kernels import triton_programs
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
     def compile_one(made: WordsLinear, tokens: int, capability: int) -> Code:
         found: list[Code] = []
@@ -161,7 +160,7 @@ def test_tiles_run_on_hoppers_tensor_cores(name: str, tokens: int, dtype: torch.
     assert "wgmma.mma_async" in code.ptx
     assert "cp.async.cg.shared.global" in code.ptx  # the next block is loaded while this one is multiplied
     weights_a_thread = triton_words.TILE_ROWS * 128 // 128
-    assert code.instructions_in_its_loop() / weights_a_thread < 7.5
+    assert code.instructions_in_its_loop() / weights_a_thread < 8
 
 
 def test_a_long_prompt_dequantizes_in_16_bytes_at_a_time(compile_launch: Compile) -> None:
