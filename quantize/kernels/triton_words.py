@@ -1,5 +1,6 @@
 """Our Triton kernels: a mat-vec for one token, tiles for more, dequantized weights for a long prompt."""
 
+import functools
 import importlib.util
 import os
 from typing import Any
@@ -104,6 +105,7 @@ def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
     return out
 
 
+@functools.cache
 def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
     """How many warps, 1, 2 or 4, share the words of a mat-vec program's rows: as few as fill the GPU.
 
@@ -114,6 +116,7 @@ def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
     return next(warps for warps in (1, 2, 4) if warps == 4 or warps >= useful or programs * warps >= wanted)
 
 
+@functools.cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; 1 for a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
