@@ -31,6 +31,9 @@ ReadInt4 = Callable[[str], tuple[Int4Weight, Tensor | None]]
 
 VOCABULARY_CHUNK = 4096
 
+MERGED_ON = ("cuda",)
+"""Devices on which 4-bit layers with one input run as one (quantize.merged): where starting a kernel counts."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -181,8 +184,8 @@ def place_int4_layers(
         if not isinstance(linear, nn.Linear):
             raise UserError(f"{name} is no linear layer of this architecture: make the checkpoint again")
         sizes[name] = linear.out_features, linear.in_features
-    apart = kernel == NATIVE_KERNEL  # the layouts' names stand for layers run one by one
-    together = [(name,) for name in names] if apart else layers_by_input(model, names, place)
+    merge = device.type in MERGED_ON and kernel != NATIVE_KERNEL  # the layouts' names stand for layers run one by one
+    together = layers_by_input(model, names, place) if merge else [(name,) for name in names]
     by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
     for several in together:
         by_shape.setdefault((sum(sizes[name][0] for name in several), sizes[several[0]][1]), []).append(several)

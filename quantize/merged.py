@@ -10,10 +10,16 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from quantize.awq.architecture import architecture_of
 from quantize.awq.int4 import Int4Weight
 from quantize.kernels.base import Int4Linear
 from quantize.spread import Placement
+
+ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+"""Names that layers with one input have inside their module: of attention, of gated MLPs, and of experts.
+
+autoawq's maps know them as well, but importing autoawq takes 150 MB and two seconds, which a loaded model has no other
+use for.
+"""
 
 
 class MergedLinear(nn.Module):
@@ -55,20 +61,18 @@ class Part(nn.Module):
 
 
 def layers_by_input(model: nn.Module, names: Sequence[str], place: Placement) -> list[tuple[str, ...]]:
-    """These linear layers of a model, each in one tuple: those in one that share their input, module and device.
+    """These linear layers of a model, each in one tuple: those in one that read the same input on the same device.
 
-    What shares an input is told by the architecture's map of scales (quantize.awq.architecture): scales of an input can
-    move only where all layers that read it are known.
+    What reads the same input is told by its name and its neighbours. Where that is wrong, results stay right: a Part
+    that is called with another tensor computes anew, and costs what all parts together cost.
     """
-    architecture = architecture_of(model)
-    known = set(names)
+    known = dict.fromkeys(names)
     found = []
-    for index in range(len(architecture.layers)):
-        for group in architecture.scale_groups(index):
-            whole = [f"{architecture.layers_name}.{index}.{name}" for name in group.linears]
-            # an expert's layers share an input, all experts' layers only their scales
-            for _, together in groupby(whole, key=lambda name: (name.rpartition(".")[0], place.of(name))):
-                found.append(tuple(name for name in together if name in known))
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        for leaves in ONE_INPUT:
+            whole = [name for leaf in leaves if (name := f"{parent}.{leaf}") in known]
+            for _, together in groupby(whole, key=lambda name: (model.get_submodule(name).in_features, place.of(name))):
+                found.append(tuple(together))
     merged = [several for several in found if len(several) > 1]
     done = {name for several in merged for name in several}
     return [*merged, *((name,) for name in names if name not in done)]

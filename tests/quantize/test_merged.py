@@ -118,17 +118,15 @@ def test_a_checkpoint_gives_the_same_logits_as_layer_by_layer(
     source = f"dummy:{tmp_path / 'model' / 'config.json'}"
     options = BuildOptions(blocks=2, block_tokens=32, device="cpu", rounding="nearest", group_size=64)
     (built,) = quantize.quantize(source, ["awq-gemm"], tmp_path / "out", options=options)
-    together = quantize.load(built.checkpoint.path, kernel="dequantize").model
-    monkeypatch.setattr(loading, "layers_by_input", lambda model, names, place: [(name,) for name in names])
     apart = quantize.load(built.checkpoint.path, kernel="dequantize").model
-    assert sum(isinstance(module, Part) for module in together.modules()) == 10
+    monkeypatch.setattr(loading, "MERGED_ON", ("cpu",))
+    together = quantize.load(built.checkpoint.path, kernel="dequantize").model
     assert not any(isinstance(module, Part) for module in apart.modules())
+    assert sum(isinstance(module, Part) for module in together.modules()) == 10
     ids = torch.arange(3, 40).view(1, -1)
     with torch.no_grad():
         torch.testing.assert_close(together(ids).logits, apart(ids).logits)
     # what the layout's name stood for ran them one by one
-    monkeypatch.undo()
-    monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(NATIVE, "GEMM", ("dequantize",))
     native = quantize.load(built.checkpoint.path, kernel="native").model
     assert not any(isinstance(module, Part) for module in native.modules())
