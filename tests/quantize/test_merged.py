@@ -11,6 +11,7 @@ import quantize
 from quantize import loading
 from quantize.awq.int4 import Int4Weight, round_to_nearest
 from quantize.build import BuildOptions
+from quantize.dummy_model import load_dummy
 from quantize.kernels import KERNELS, NATIVE
 from quantize.kernels.base import Int4Linear
 from quantize.merged import Part, layers_by_input, put_layers, stacked
@@ -130,3 +131,21 @@ def test_a_checkpoint_gives_the_same_logits_as_layer_by_layer(
     monkeypatch.setitem(NATIVE, "GEMM", ("dequantize",))
     native = quantize.load(built.checkpoint.path, kernel="native").model
     assert not any(isinstance(module, Part) for module in native.modules())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kernel", ["dequantize", "triton", "triton-tiles"])
+@pytest.mark.parametrize("tokens", [1, 20, 200])
+def test_on_a_gpu_too(tokens: int, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path / "cache"))
+    with quiet_libraries():
+        MODELS["qwen2-biases"]().config.save_pretrained(tmp_path)
+    how: dict[str, Any] = {"device": "cuda", "kernel": kernel, "group_size": 64}
+    together = load_dummy(str(tmp_path / "config.json"), "awq-gemm", **how).model
+    monkeypatch.setattr(loading, "MERGED_ON", ())
+    apart = load_dummy(str(tmp_path / "config.json"), "awq-gemm", **how).model
+    assert sum(isinstance(module, Part) for module in together.modules()) == 10
+    ids = torch.arange(3, 3 + tokens, device="cuda").view(1, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(together(ids).logits, apart(ids).logits, rtol=2e-2, atol=2e-2)
