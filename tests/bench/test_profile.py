@@ -11,19 +11,7 @@ import torch
 from bench import profile
 from bench.clock import HostClock
 from bench.profile import SHOWN, Operation, Profile, profile_of, table
-
-CONFIG = {
-    "model_type": "mistral",
-    "architectures": ["MistralForCausalLM"],
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 320,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-}
+from tests.quantize.test_dummy_model import CONFIG
 
 
 @pytest.fixture
