@@ -96,6 +96,15 @@ def pass_over(prompts: Sequence[Tensor], decode_steps: int, timed: Timed) -> Pas
     )
 
 
+def check_positions(model: Any, scenario: Scenario) -> None:
+    """Raises UserError when the model has fewer positions than the scenario needs."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and scenario.positions > positions:
+        raise UserError(
+            f"needs {scenario.positions} positions, the model has {positions}: use a smaller --prompt or --new"
+        )
+
+
 def measure_latency(
     model: Any,
     scenario: Scenario,
@@ -113,10 +122,8 @@ def measure_latency(
     Raises UserError when the model has fewer positions than the scenario needs, and in mode "graph" for a model that
     cannot decode so; RuntimeError where that mode's logits are not those of eager decoding (bench.graph).
     """
+    check_positions(model, scenario)
     config = model.config.get_text_config()
-    positions, needed = getattr(config, "max_position_embeddings", None), scenario.positions
-    if positions is not None and needed > positions:
-        raise UserError(f"needs {needed} positions, the model has {positions}: use a smaller --prompt or --new")
     prompts = prompts_of(scenario, config.vocab_size, model.device)
     dtype = compute_dtype or model.dtype
     timed, decode_mode = timed_by_mode(model, scenario, prompts, clock, dtype)

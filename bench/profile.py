@@ -87,8 +87,9 @@ def profiles(loaded: Any, scenario: Scenario) -> list[Profile]:
     import torch
 
     from bench.decode import EagerDecoder
-    from bench.latency import prompt_ids
+    from bench.latency import check_positions, prompt_ids
 
+    check_positions(loaded.model, scenario)
     model, device_type = loaded.model, loaded.device.type
     clock: Clock[Any] = CudaClock() if device_type == "cuda" else HostClock()
     prompt = prompt_ids(scenario, model.config.get_text_config().vocab_size, loaded.device)
@@ -164,10 +165,13 @@ def report(arguments: argparse.Namespace) -> None:
         "kernels": {"prefill": loaded.prefill_kernel, "decode": loaded.decode_kernel},
         "environment": fingerprint(arguments.device),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("a", encoding="utf-8") as file:
-        for one in found:
-            file.write(json.dumps({**line, **asdict(one), "busy_s": one.busy_s}) + "\n")
+    lines = [json.dumps({**line, **asdict(one), "busy_s": one.busy_s}) + "\n" for one in found]
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.out.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise UserError(f"{arguments.out} cannot be written ({error.strerror}): give another --out") from None
     print("\n\n".join(table(one) for one in found))
 
 

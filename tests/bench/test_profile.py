@@ -59,8 +59,13 @@ def test_what_cannot_be_profiled_is_one_line(source: str, tmp_path: Path, capsys
     assert profile.main([source, *out]) == 2
     assert profile.main([str(tmp_path), "--variant", "awq-gemm", *out]) == 2
     assert profile.main([str(tmp_path), *out]) == 2
+    asked = [source, "--variant", "fp16", "--prompt"]
+    assert profile.main([*asked, "600", *out]) == 2
+    assert profile.main([*asked, "8", "--out", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
+    assert "needs 614 positions, the model has 512: use a smaller --prompt" in lines[3]
+    assert "cannot be written (Is a directory): give another --out" in lines[4]
     assert "needs a --variant: fp16, " in lines[0]
     assert "give --variant for a dummy:SHAPE alone" in lines[1]
     assert not (tmp_path / "profile.jsonl").exists()
