@@ -22,30 +22,36 @@ OTHER_ATTENTION = ("softcap", "position_bias", "s_aux", "cache")
 """Arguments of attention that ours does not know: where one is given, transformers' own runs."""
 
 
-@contextlib.contextmanager
-def fused_steps(model: Any) -> Iterator[None]:
-    """While it lasts, a forward pass of this model over one token runs in fewer kernels; then all is as before."""
-    with contextlib.ExitStack() as stack:
-        for norm in plain_norms(model):
-            stack.enter_context(_replaced(norm, "forward", functools.partial(fused_norm, norm)))
-        for module in llama_like(model):
-            stack.enter_context(_replaced(module, ROTARY, FusedRotary(getattr(module, ROTARY))))
-        stack.enter_context(_grouped_attention())
-        yield
+class FusedSteps(contextlib.AbstractContextManager[None]):
+    """While one is entered, a forward pass of its model over one token runs in fewer kernels; then all is as before.
 
+    What is replaced is found once, since a step enters it every time.
+    """
 
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """`owner.name` is `value` for a while."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
+    def __init__(self, model: Any) -> None:
+        self._replaced: list[tuple[Any, str, Any]] = [
+            (norm, "forward", functools.partial(fused_norm, norm)) for norm in plain_norms(model)
+        ]
+        self._rotary = llama_like(model)
+        self._before: list[tuple[Any, str, Any]] = []
+        self._attention: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+    def __enter__(self) -> None:
+        rotary = [(module, ROTARY, FusedRotary(getattr(module, ROTARY))) for module in self._rotary]
+        for owner, name, value in (*self._replaced, *rotary):
+            self._before.append((owner, name, vars(owner).get(name)))
+            setattr(owner, name, value)
+        self._attention = _grouped_attention()
+        self._attention.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._attention.__exit__(*error)
+        while self._before:
+            owner, name, value = self._before.pop()
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
 
 
 def plain_norms(model: nn.Module) -> list[nn.Module]:

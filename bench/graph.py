@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from bench.decode import Decoder, EagerDecoder, kv_cache_bytes, last_logits_only
-from bench.fused import fused_steps
+from bench.fused import FusedSteps
 from quantize.errors import UserError
 
 CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"
@@ -84,6 +84,7 @@ class StaticDecoder:
         check_model(model, positions)
         device = next(model.parameters()).device
         self._model = model
+        self._fused = FusedSteps(model)
         self._last_only = last_logits_only(model)
         self._position = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
@@ -124,7 +125,7 @@ class StaticDecoder:
     def _run(self) -> Tensor:
         """One step; everything that it reads and leaves is on the device."""
         mask = torch.where(self._slots <= self._position, self._seen, self._unseen)
-        with fused_steps(self._model):
+        with self._fused:
             output = self._model(
                 input_ids=self.token,
                 attention_mask=mask.view(1, 1, 1, -1).expand(self.token.shape[0], -1, -1, -1),
