@@ -109,7 +109,10 @@ class FusedRotary:
 
 @contextlib.contextmanager
 def _grouped_attention() -> Iterator[None]:
-    """transformers' "sdpa" attention with grouped queries does not copy the keys and values for every query head."""
+    """transformers' "sdpa" attention with grouped queries does not copy the keys and values for every query head.
+
+    From 5.23 on transformers does so itself for one token.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     own = ALL_ATTENTION_FUNCTIONS[SDPA]
