@@ -155,8 +155,8 @@ def _budget_s(campaign: Campaign) -> float:
 
 def _tokenizer_of(checkpoint: Path) -> TokensOf:
     with quiet_libraries():
-        from transformers import AutoTokenizer
+        from quantize.model.pretrained import tokenizer_of
 
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = tokenizer_of(checkpoint)
     encode: TokensOf = tokenizer.encode
     return encode

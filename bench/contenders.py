@@ -103,9 +103,9 @@ def autoawq(*, repaired: bool) -> Work:
                     return scales
 
             model = AutoAWQForCausalLM.from_pretrained(
-                request.source, torch_dtype=torch.float32, trust_remote_code=False
+                request.source, torch_dtype=torch.float32, trust_remote_code=False, safetensors=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(request.source)
+            tokenizer = AutoTokenizer.from_pretrained(request.source, trust_remote_code=False)
             ids = request.token_ids()
             started = time.perf_counter()
             model.quantize(
@@ -178,11 +178,13 @@ def optimum_gptq(request: Request) -> float:
             def post_init_model(self, model: Any) -> Any:
                 return model
 
-        model = AutoModelForCausalLM.from_pretrained(request.source, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            request.source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
         rows = request.token_ids().unsqueeze(1).tolist()
         data = [{"input_ids": row, "attention_mask": [[1] * len(row[0])]} for row in rows]
         quantizer = Unpacked(bits=4, dataset=data, group_size=request.group_size, sym=False)
-        tokenizer = AutoTokenizer.from_pretrained(request.source)
+        tokenizer = AutoTokenizer.from_pretrained(request.source, trust_remote_code=False)
         started = time.perf_counter()
         quantizer.quantize_model(model, tokenizer)
     save_file(tensors, request.out)

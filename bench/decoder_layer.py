@@ -51,7 +51,7 @@ class Layer:
 
 def layer_shapes(shape: str) -> tuple[str, tuple[Linear, ...]]:
     """The model's name, and name, out features and in features of each linear layer of its first decoder layer."""
-    from quantize.awq.stream import empty_model
+    from quantize.model.pretrained import empty_model
 
     name, config = dummy_config(shape)
     model = empty_model(write_dummy_folder(config, name, cache_folder()))

@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.quality import divergences, perplexity
 from quantize.awq.packing import unpack_gemm
 from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_from, token_blocks, unseen_paragraphs
+from quantize.model.pretrained import model_of, tokenizer_of
 from quantize.source import open_source
 
 JUDGE_BLOCKS = 8
@@ -47,15 +48,13 @@ class Judge:
     @staticmethod
     def prepare(source: str, blocks: int, block_tokens: int, other: Path | None) -> "Judge":
         """Open the source, load the reference, tokenise the texts."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         folder = open_source(source).folder
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = tokenizer_of(folder)
         other_texts = text_from(str(other)) if other is not None else licence_texts()
         texts = {"calibration": builtin_texts("evaluation"), "other": other_texts}
         return Judge(
             folder,
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+            model_of(folder, dtype=torch.float32),
             token_blocks(builtin_texts("calibration"), tokenizer, blocks=blocks, block_tokens=block_tokens),
             {
                 kind: token_blocks(text, tokenizer, blocks=JUDGE_BLOCKS, block_tokens=JUDGE_BLOCK_TOKENS)
@@ -74,9 +73,7 @@ class Judge:
 
     def judge(self, layers: Path, group_size: int) -> tuple[dict[str, float], dict[str, float]]:
         """Perplexity and mean KL divergence (nats a token) of the model with these layers, on each text."""
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        model = model_of(self.folder, dtype=torch.float32)
         put_layers(model, load_file(layers), group_size)
         perplexities = {kind: perplexity(model, text) for kind, text in self.texts.items()}
         means = {kind: float(divergences(self.reference, model, text).mean()) for kind, text in self.texts.items()}

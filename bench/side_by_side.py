@@ -163,7 +163,9 @@ def bare(request: dict[str, Any]) -> dict[str, Any]:
             marks.append(time.perf_counter())
             return scores
 
-    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        request["model"], dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    ).eval()
     drawn = torch.Generator().manual_seed(request["seed"])
     prompt = torch.randint(0, model.config.vocab_size, (1, request["prompt"]), generator=drawn)
     new, prefill_s, decode_s = request["new"], [], []

@@ -1,5 +1,6 @@
 """From a source to finished checkpoints: every variant asked for, from one look at the weights."""
 
+import json
 import os
 import shutil
 import time
@@ -17,7 +18,7 @@ from quantize.awq.int4 import round_to_nearest
 from quantize.awq.journal import Journal, options_key
 from quantize.awq.packing import PACKERS
 from quantize.awq.pipeline import AwqOptions, LayerResult, Observed, Rounding
-from quantize.awq.stream import LayerStream, batches_of, empty_model, tensor_core_products
+from quantize.awq.stream import LayerStream, batches_of, tensor_core_products
 from quantize.awq.watch import Watch, Watched
 from quantize.bnb import BnbOptions, bnb_4bit_with_feedback, bnb_layers, bnb_quantization_config, bnb_tensors
 from quantize.calibration import blocks_sha256, builtin_texts, text_from, token_blocks
@@ -25,6 +26,8 @@ from quantize.checkpoint import (
     MANIFEST_NAME,
     CalibrationFacts,
     Checkpoint,
+    Manifest,
+    SourceFacts,
     disk_is_full,
     open_checkpoint,
     writing,
@@ -33,6 +36,8 @@ from quantize.dummy import dummy_blocks, dummy_weights
 from quantize.errors import UserError
 from quantize.estimate import Estimate, estimate, peak_bytes
 from quantize.loading import torch_device
+from quantize.model.names import check_covered
+from quantize.model.pretrained import empty_model, tokenizer_of
 from quantize.own_memory import resident_bytes
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
@@ -137,12 +142,21 @@ class _Job:
     def target(self, variant: Variant, group_size: int | None = None) -> Path:
         return self.out / f"{self.source.base_model}-{variant.folder_suffix(group_size)}"
 
-    def kept(self, target: Path) -> Built | None:
-        """The finished checkpoint that is there already, unless it is to be made again."""
+    def kept(self, target: Path, recipe: Recipe) -> Built | None:
+        """The finished checkpoint that is there already, unless it is to be made again.
+
+        Raises UserError where it is of another source, or was made with other options or calibration.
+        """
         if self.options.force or not (target / MANIFEST_NAME).is_file():
             return None
+        found = open_checkpoint(target)
+        difference = _difference(found.manifest, self.source.facts, recipe)
+        if difference:
+            raise UserError(
+                f"{target} is there already, made {difference}: --force makes it again, another --out keeps both"
+            )
         self.say(f"{target.name}: finished before, kept (--force makes it again)")
-        return Built(open_checkpoint(target), kept=True)
+        return Built(found, kept=True)
 
     @property
     def half_dtype(self) -> torch.dtype:
@@ -152,10 +166,13 @@ class _Job:
 
     def plain(self, variant: Variant) -> Built:
         """A checkpoint whose tensors need no calibration: the reference, plain rounding, the bitsandbytes ones."""
-        quantized = set(bnb_layers(empty_model(self.source.folder))) if variant.w_bit else set()
+        model = empty_model(self.source.folder)
+        if self.source.facts.kind != "dummy":
+            check_covered(model, self.weights.names())
+        quantized = set(bnb_layers(model)) if variant.w_bit else set()
         recipe = self.recipe(variant, group_size=self.group_size(quantized) if variant.is_awq else None)
         target = self.target(variant, recipe.group_size)
-        if built := self.kept(target):
+        if built := self.kept(target, recipe):
             return built
         started = time.perf_counter()
         names = self.weights.names()
@@ -243,25 +260,24 @@ class _Job:
             shapes = quantized_shapes(stream.architecture)
             group_size = self.say_group_size(group_size_for(shapes, self.options.group_size, GROUP_SIZES))
         sizes = {variant: group_size if variant.is_awq else None for variant in variants}
-        built = {v.name: done for v, size in sizes.items() if (done := self.kept(self.target(v, size)))}
-        missing = {variant: size for variant, size in sizes.items() if variant.name not in built}
-        if missing:
-            self._search(stream, missing, dry_run=dry_run)
-        if missing and not dry_run:
-            for variant, size in missing.items():
-                built[variant.name] = Built(open_checkpoint(self.target(variant, size)), kept=False)
-        return built
-
-    def _search(self, stream: LayerStream, variants: Mapping[Variant, int | None], *, dry_run: bool) -> None:
         blocks = self._blocks(stream.model.config.get_text_config().vocab_size)
         text = "random tokens" if self.source.facts.kind == "dummy" else self.options.calibration
         calibration = CalibrationFacts(text, blocks.shape[0], blocks.shape[1], blocks_sha256(blocks))
         recipes = {
-            variant.name: self.recipe(
-                variant, group_size=size, calibration=calibration, architecture=stream.architecture
-            )
-            for variant, size in variants.items()
+            variant: self.recipe(variant, group_size=size, calibration=calibration, architecture=stream.architecture)
+            for variant, size in sizes.items()
         }
+        built = {v.name: done for v, one in recipes.items() if (done := self.kept(self.target(v, sizes[v]), one))}
+        missing = {variant.name: recipe for variant, recipe in recipes.items() if variant.name not in built}
+        if missing:
+            self._search(stream, blocks, missing, dry_run=dry_run)
+        if not dry_run:
+            for recipe in missing.values():
+                target = self.target(recipe.variant, recipe.group_size)
+                built[recipe.variant.name] = Built(open_checkpoint(target), kept=False)
+        return built
+
+    def _search(self, stream: LayerStream, blocks: Tensor, recipes: Mapping[str, Recipe], *, dry_run: bool) -> None:
         expected = estimate(
             stream.model,
             stream.architecture,
@@ -278,7 +294,7 @@ class _Job:
         key = options_key(
             source_sha256=self.source.facts.weights_sha256,
             config=read_config(self.source.folder),
-            calibration_sha256=calibration.sha256,
+            calibration_sha256=blocks_sha256(blocks),
             options={name: dict(recipe.options) for name, recipe in recipes.items()},
             libraries=library_versions(),
             device=self.device,
@@ -291,12 +307,12 @@ class _Job:
             self.say(f"going on with an unfinished run at layer {journal.finished_layers + 1} of {total}")
         try:
             seconds, watched = self._layers(stream, blocks, recipes, journal)
-            for variant, size in variants.items():
+            for recipe in recipes.values():
                 measured = {"peak_bytes": peak_bytes(self.device), "seconds": round(sum(seconds.values()), 3)}
-                if variant.is_searched and watched:
+                if recipe.variant.is_searched and watched:
                     measured |= watched.to_json()
-                target = self.target(variant, size)
-                self._move_parts(recipes[variant.name], target, journal, seconds, expected, measured)
+                target = self.target(recipe.variant, recipe.group_size)
+                self._move_parts(recipe, target, journal, seconds, expected, measured)
         except BaseException as error:
             if disk_is_full(error):
                 raise UserError(
@@ -388,18 +404,14 @@ class _Job:
 
     def _watched_blocks(self, block_tokens: int) -> Tensor:
         """A little of the built-in evaluation text, which no calibration sees."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.source.folder)
+        tokenizer = tokenizer_of(self.source.folder)
         return token_blocks(builtin_texts("evaluation"), tokenizer, blocks=WATCHED_BLOCKS, block_tokens=block_tokens)
 
     def _blocks(self, vocabulary: int) -> Tensor:
-        from transformers import AutoTokenizer
-
         if self.source.facts.kind == "dummy":
             return dummy_blocks(vocabulary, self.options.blocks, self.options.block_tokens)
 
-        tokenizer = AutoTokenizer.from_pretrained(self.source.folder)
+        tokenizer = tokenizer_of(self.source.folder)
         blocks = token_blocks(
             text_from(self.options.calibration),
             tokenizer,
@@ -409,6 +421,22 @@ class _Job:
         if blocks.shape[0] < self.options.blocks:
             self.say(f"the calibration text fills {blocks.shape[0]} of {self.options.blocks} blocks")
         return blocks
+
+
+def _difference(manifest: Manifest, source: SourceFacts, recipe: Recipe) -> str | None:
+    """In what a finished checkpoint differs from what would be made now; None where it is the same."""
+    if (manifest.source.kind == "dummy", manifest.source.weights_sha256) != (
+        source.kind == "dummy",
+        source.weights_sha256,
+    ) or (source.kind == "dummy" and manifest.source.id != source.id):
+        return f"from other weights ({manifest.source.id})"
+    ours = json.loads(json.dumps(dict(recipe.options)))
+    for name in sorted(ours.keys() | manifest.options.keys()):
+        if ours.get(name) != manifest.options.get(name):
+            return f"with {name} = {manifest.options.get(name)}, now {ours.get(name)}"
+    if manifest.calibration != recipe.calibration:
+        return "with another calibration text"
+    return None
 
 
 def _reader(source: Source, device: torch.device) -> TensorReader:

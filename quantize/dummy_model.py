@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from quantize.awq.architecture import architecture_of, group_size_for, quantized_shapes
 from quantize.awq.int4 import LEVELS, Int4Weight
-from quantize.awq.stream import empty_model
 from quantize.bnb import BnbOptions, bnb_layers, bnb_linear, bnb_tensors
 from quantize.dummy import SPREAD, DummyWeights, dummy_config, dummy_weights, generator_for, write_dummy_folder
 from quantize.errors import UserError
 from quantize.footprint import weights_bytes
 from quantize.kernels.base import dtype_name
 from quantize.loading import PREFILL_TOKENS, Loaded, fill_rest, place_buffers, place_int4_layers, torch_device
+from quantize.model.pretrained import empty_model
 from quantize.quiet import quiet_libraries
 from quantize.source import cache_folder
 from quantize.spread import Placement, placement_for

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from quantize.awq.int4 import Int4Weight
 from quantize.awq.packing import UNPACKERS
-from quantize.awq.stream import empty_model
 from quantize.bnb import bnb_layers
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.errors import UserError
@@ -20,6 +19,7 @@ from quantize.kernels import Kernel
 from quantize.kernels.choice import Shape, choose_kernel
 from quantize.kernels.gate import check_layer
 from quantize.merged import layers_by_input, put_layers, stacked
+from quantize.model.pretrained import config_of, empty_model, model_of, tokenizer_of
 from quantize.quiet import quiet_libraries
 from quantize.source import TensorReader, Weights, cache_folder, open_weights
 from quantize.spread import Placement, placement_for
@@ -76,12 +76,10 @@ def load(
     target = torch_device(device)
     dtype = compute_dtype or (torch.float32 if target.type == "cpu" else torch.float16)
     with quiet_libraries():
-        from transformers import AutoTokenizer
-
         place = _place(checkpoint, target, dtype)
         model, prefill, decode = _LOADERS[checkpoint.variant.method](checkpoint, place, dtype, kernel)
         dummy = checkpoint.manifest.source.kind == "dummy"
-        tokenizer = None if dummy else AutoTokenizer.from_pretrained(checkpoint.path)
+        tokenizer = None if dummy else tokenizer_of(checkpoint.path)
         model.eval()
     size = place.weights_bytes or weights_bytes(model)
     return Loaded(model, tokenizer, target, dtype, prefill, decode, size, place.words)
@@ -108,17 +106,13 @@ def torch_device(name: str) -> torch.device:
 def _load_reference(
     checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None
 ) -> tuple[Any, str, str]:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map=place.as_map())
+    model = model_of(checkpoint.path, dtype=dtype, device_map=place.as_map())
     name = f"torch ({str(dtype).removeprefix('torch.')})"
     return model, name, name
 
 
 def _load_bnb(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, str, str]:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, device_map=place.as_map())
+    model = model_of(checkpoint.path, dtype=dtype, device_map=place.as_map())
     _set_bnb_dtype(model, dtype)
     quantization = json.loads((checkpoint.path / "config.json").read_text())["quantization_config"]
     bits = quantization["bnb_4bit_quant_type"] if checkpoint.variant.w_bit == 4 else "int8"
@@ -141,13 +135,9 @@ def _set_bnb_dtype(model: Any, dtype: torch.dtype) -> None:
 
 
 def _load_awq(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, str, str]:
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(checkpoint.path)
+    config = config_of(checkpoint.path)
     del config.quantization_config
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = empty_model(checkpoint.path, config=config, dtype=dtype)
     weights = open_weights(checkpoint.path)
     names = set(weights.names())
     quantized = sorted(name.removesuffix(".qweight") for name in names if name.endswith(".qweight"))

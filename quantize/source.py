@@ -354,10 +354,13 @@ def _unpack(gguf: Path, folder: Path) -> None:
         choice = getattr(transformers, "GgufConfig", None)
         packed = {} if choice is None else {"quantization_config": choice(dequantize=True)}
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float16, **packed
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float16, trust_remote_code=False, **packed
         )
         model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
+        )
+        tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = _read_json(path)
     config.pop("_model_name_or_path", None)

@@ -20,22 +20,9 @@ from quantize.awq.pipeline import (
 )
 from quantize.awq.watch import Watch, Watched
 from quantize.errors import UserError
+from quantize.model.pretrained import empty_model
 from quantize.own_memory import give_back_freed_memory
 from quantize.source import TensorReader, check_finite
-
-
-def empty_model(folder: Path) -> Any:
-    """The transformers model of a folder's config.json, in float32, its weights on the meta device.
-
-    Buffers that no file holds (rotary frequencies) are real.
-    """
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model.eval()
 
 
 class LayerStream:

@@ -1,0 +1,68 @@
+"""How transformers reads a folder here: never a model's own code, never a pickle, never a question to the user."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantize.errors import UserError
+
+
+
+def config_of(folder: Path) -> Any:
+    """The transformers config of a folder. Raises UserError where transformers has no such model of its own."""
+    from transformers import AutoConfig
+
+    with _readable(folder, "config.json"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a folder. Raises UserError for one that transformers cannot read."""
+    from transformers import AutoTokenizer
+
+    with _readable(folder, "the tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def model_of(folder: Path, **how: Any) -> Any:
+    """The causal language model of a folder, its weights loaded from safetensors. how: dtype, device_map."""
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(folder)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, config=config, trust_remote_code=False, use_safetensors=True, **how
+    )
+
+
+def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.float32) -> Any:
+    """The transformers model of a folder's config.json, or of this config, its weights on the meta device.
+
+    Buffers that no file holds (rotary frequencies) are real. Raises UserError as `config_of` does.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(folder) if config is None else config
+    with _readable(folder, "config.json"), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    return model.eval()
+
+
+@contextmanager
+def _readable(folder: Path, what: str) -> Iterator[None]:
+    """What a library raises because of what a file says becomes one line that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        if "trust_remote_code" in str(error) or "custom code" in str(error):
+            reason = "its model is code of its own (auto_map), which is never run"
+        raise UserError(
+            f"{folder}: transformers cannot read {what} ({reason}): give a causal language model that transformers has"
+        ) from None
