@@ -20,7 +20,7 @@ from bench.steady import Rule
 from quantize.checkpoint import find_checkpoints, verify
 from quantize.errors import UserError
 from quantize.progress import Progress, silent
-from quantize.variant import REFERENCE
+from quantize.variant import REFERENCE, check_kernel
 
 RECORDS_NAME = "records.jsonl"
 DEVICES = ("auto", "cpu", "cuda")
@@ -103,6 +103,7 @@ class BenchOptions:
             raise UserError(f"unknown dtype {self.dtype!r}; there are: {', '.join(DTYPES)}")
         if self.device not in DEVICES:
             raise UserError(f"unknown device {self.device!r}; there are: {', '.join(DEVICES)}")
+        check_kernel(self.kernel)
 
 
 def bench(
@@ -242,12 +243,17 @@ def quality_request(data: str | None) -> QualityRequest:
 
 
 def expand_tasks(options: BenchOptions) -> tuple[str, ...]:
-    """The names of the tasks asked for, groups taken apart; none where none were."""
+    """The names of the tasks asked for, groups taken apart; none where none were.
+
+    Raises UserError for one that lm-eval does not know, before anything runs.
+    """
     if not options.tasks:
         return ()
-    from bench.tasks import expand
+    from bench.tasks import check_names, expand
 
-    return expand(options.tasks)
+    names = expand(options.tasks)
+    check_names(names, options.task_folder)
+    return names
 
 
 def _text(path: Path | None) -> str | None:

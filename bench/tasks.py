@@ -49,6 +49,12 @@ def expand(names: Iterable[str]) -> tuple[str, ...]:
     return tasks
 
 
+def check_names(names: Sequence[str], folder: Path | None) -> None:
+    """Raise UserError for a name that lm-eval does not know, and where lm-eval is not installed. Loads no data."""
+    with quiet_libraries():
+        _task_manager(names, folder)
+
+
 def evaluate(
     model: Any,
     tokenizer: Any,

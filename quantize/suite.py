@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import UserError
-from quantize.variant import GROUP_SIZES, VARIANTS, Variant
+from quantize.variant import GROUP_SIZES, VARIANTS, Variant, check_kernel
 
 SUITES = Path(__file__).resolve().parent.parent / "bench" / "suites"
 """Where the named suites lie: they are data of the package that measures them."""
@@ -42,6 +42,7 @@ class SuiteRow:
             raise UserError(f"{self.variant} needs a group_size: one of {', '.join(map(str, GROUP_SIZES))}")
         if not is_awq and (self.group_size is not None or self.kernel is not None):
             raise UserError(f"{self.variant} has no group_size and no choice of a kernel: leave them out")
+        check_kernel(self.kernel)
 
     @property
     def quantization(self) -> Variant:

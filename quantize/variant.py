@@ -12,6 +12,20 @@ AUTO_KERNEL, NATIVE_KERNEL = "auto", "native"
 """What `--kernel` takes beside the names of kernels: the fastest here, and what an AWQ layout is named after."""
 
 
+KERNEL_NAMES = (
+    *("torch-cpu", "triton", "triton-tiles", "torch-cuda", "autoawq-gemm", "autoawq-gemv", "triton-gemv"),
+    *("gptqmodel-marlin", "gptqmodel-machete", "dequantize"),
+)
+"""Every kernel of quantize.kernels, which imports torch; this module does not."""
+
+
+def check_kernel(name: str | None) -> None:
+    """Raise UserError, saying which exist, for what `--kernel` does not know; None is no choice."""
+    known = (AUTO_KERNEL, NATIVE_KERNEL, *KERNEL_NAMES)
+    if name is not None and name not in known:
+        raise UserError(f"unknown kernel {name!r}; there are: {', '.join(known)}")
+
+
 @dataclass(frozen=True)
 class Variant:
     """One row of the quantization table.
