@@ -1,5 +1,5 @@
 """Measure memory, latency and quality of checkpoints against their reference."""
 
-from bench.run import bench
+from bench.run.run import bench
 
 __all__ = ["bench"]

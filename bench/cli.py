@@ -17,14 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bench.campaign import Campaign, run_campaign
-from bench.compare import comparison_lines
-from bench.enough import Enough, Rounds
-from bench.record import read_records
-from bench.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, RECORDS_NAME, BenchOptions, Outcome, bench
-from bench.scenario import SCENARIOS, Scenario, scenario_named
-from bench.steady import Rule
-from bench.suite import suite_named
+from bench.records.record import read_records
+from bench.records.scenario import SCENARIOS, Scenario, scenario_named
+from bench.records.steady import Rule
+from bench.records.stopping import Enough, Rounds
+from bench.run.compare import comparison_lines
+from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, RECORDS_NAME, BenchOptions, Outcome, bench
+from bench.suite.suite import suite_named
+from bench.suite.suite_run import Campaign, run_campaign
 from quantize.cli import guarded
 from quantize.errors import UserError
 from quantize.progress import Progress as ShowProgress

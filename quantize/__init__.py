@@ -9,12 +9,17 @@ from quantize.errors import UserError
 from quantize.variant import VARIANTS, Variant
 
 if TYPE_CHECKING:
-    from quantize.build import BuildOptions, quantize
-    from quantize.loading import Loaded, load
+    from quantize.building.build import BuildOptions, quantize
+    from quantize.loading.loading import Loaded, load
 
 __all__ = ["VARIANTS", "BuildOptions", "Loaded", "UserError", "Variant", "load", "quantize"]
 
-_HOMES = {"quantize": "build", "BuildOptions": "build", "load": "loading", "Loaded": "loading"}
+_HOMES = {
+    "quantize": "building.build",
+    "BuildOptions": "building.build",
+    "load": "loading.loading",
+    "Loaded": "loading.loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import UserError
-from quantize.own_memory import prefer_huge_pages
+from quantize.process_memory import prefer_huge_pages
 from quantize.progress import progress_bar
 from quantize.suite import Job, jobs_of, suite_rows
 from quantize.variant import GROUP_SIZES, VARIANTS
@@ -75,8 +75,8 @@ NOT_WITH_SUITE = ("source", "variant", "revision", "group_size")
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can mend."""
     jobs = jobs_from(arguments)
-    from quantize.bnb import BnbOptions
-    from quantize.build import BuildOptions, quantize
+    from quantize.building.build import BuildOptions, quantize
+    from quantize.methods.bnb import BnbOptions
 
     options = BuildOptions(
         calibration=arguments.calibration,

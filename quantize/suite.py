@@ -1,4 +1,4 @@
-"""A suite: the rows of a whole table as a TOML file. What `quantize` makes of it; bench/suite.py reads the rest.
+"""A suite: the rows of a whole table as a TOML file. What `quantize` makes of it; bench/suite/suite.py reads the rest.
 
 Imports no torch.
 """
@@ -13,8 +13,8 @@ from typing import Any
 from quantize.errors import UserError
 from quantize.variant import GROUP_SIZES, VARIANTS, Variant, check_kernel
 
-SUITES = Path(__file__).resolve().parent.parent / "bench" / "suites"
-"""Where the named suites lie: they are data of the package that measures them."""
+SUITES = Path(__file__).resolve().parent / "suites"
+"""Where the named suites lie."""
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from bench.crossover_record import CROSSOVER_NAME, read_crossover
-from bench.record import Record, read_records
-from bench.run import RECORDS_NAME
+from bench.records.crossover import CROSSOVER_NAME, read_crossover
+from bench.records.record import Record, read_records
+from bench.run.run import RECORDS_NAME
 from quantize.errors import UserError
+from quantize.files import write_whole
 from reports.crossover import crossover_file, crossover_page
 from reports.export import csv_text, json_text
-from reports.files import write_whole
-from reports.layout import page
 from reports.markdown import markdown
+from reports.pages import page
 from reports.plots import crossover_plots
 from reports.results import Measurement, measurements
 from reports.table import Page

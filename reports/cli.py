@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.run import RECORDS_NAME
+from bench.run.run import RECORDS_NAME
 from quantize.errors import UserError
 from reports.api import FORMATS, draw_plots, report, report_page
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.crossover_record import (
+from bench.records.crossover import (
     CROSSOVER_NAME,
     DECODE_BATCHES,
     PROMPT_TOKENS,

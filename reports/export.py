@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.phase import PHASES, Phase
-from bench.ratio import Ratio
-from bench.scenario import Scenario
+from bench.records.phase import PHASES, Phase
+from bench.records.ratio import Ratio
+from bench.records.scenario import Scenario
 from reports.results import Failure, Measurement, Result, Timing
 
 EXPORT_VERSION = 1

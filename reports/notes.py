@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
-from bench.ratio import CONFIDENCE, EQUIVALENCE
-from bench.record import Quality, Subject, family_of
-from bench.scenario import Scenario
+from bench.records.ratio import CONFIDENCE, EQUIVALENCE
+from bench.records.record import Quality, Subject, family_of
+from bench.records.scenario import Scenario
 from reports.results import HEADLINE, OUTLIER_MADS, Measurement, Result, Timing
 from reports.table import gigabytes_text, ratio_text
 

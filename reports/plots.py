@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.crossover_record import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings
+from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings
 from quantize.errors import UserError
+from quantize.files import write_whole
 from reports.crossover import counts_by_contender, setting_text, tokens_text
-from reports.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -38,4 +38,4 @@ BIOMISTRAL_7B: tuple[PublishedRow, ...] = (
 """All eight rows, in the card's order. One GPU, batch 1, 3-shot medical questions, one new token."""
 
 SHAPE = "32 layers, hidden size 4096"
-"""Of all four base models, in the words of bench.suite.shape_words."""
+"""Of all four base models, in the words of bench.suite.suite.shape_words."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from bench.phase import PHASES, Phase, phase_s
-from bench.record import (
+from bench.records.comparison import Comparison, compare, started
+from bench.records.phase import PHASES, Phase, phase_s
+from bench.records.record import (
     Kernels,
     Latency,
     Memory,
@@ -20,11 +21,10 @@ from bench.record import (
     latency_records,
     may_be_reference,
 )
-from bench.scenario import SCENARIOS, Scenario
+from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
-from reports.compare import Comparison, compare, started
-from reports.pooling import check_alike, check_subjects, refuse_compute_dtype, refuse_scenarios
+from reports.compatibility import check_alike, check_subjects, refuse_compute_dtype, refuse_scenarios
 
 OUTLIER_MADS = 5.0
 """A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
@@ -53,7 +53,7 @@ class Timing:
     run_peak_bytes: highest over the rounds. memory: of the run with that peak.
     unsteady:       in how many rounds the warm-up never became steady. outliers: how many samples lie far from the
     median of their run, of how many (`outliers_of`).
-    decode_mode:    how the decode steps ran (bench.record.Latency), None where no record tells.
+    decode_mode:    how the decode steps ran (bench.records.record.Latency), None where no record tells.
     prefill_by_length_s: median over all passes of all rounds, for each of the scenario's prompt lengths.
     comparison:     against the reference; None for the reference itself and where there is nothing to
     compare with.
@@ -88,7 +88,7 @@ class Timing:
 
     @property
     def decode_bytes_per_s(self) -> float | None:
-        """Weights read a second while decoding: what a step must read at least (bench.record.Memory) over its time."""
+        """Weights read a second while decoding: what a step must read at least (Memory) over its time."""
         seconds, read = self.seconds.get("decode"), self.memory.decode_bytes if self.memory else None
         return read / seconds if seconds and read else None
 
@@ -160,7 +160,7 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
 
     A device on which some base model ran in two compute dtypes has one Measurement for each of them.
 
-    Raises UserError for records that may not stand in one table (see reports.pooling), and when there is no
+    Raises UserError for records that may not stand in one table (see reports.compatibility), and when there is no
     latency record of any reference, since every ratio is to it.
     """
     check_subjects(records)

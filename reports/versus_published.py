@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from bench.record import Subject
+from bench.records.record import Subject
 from quantize.variant import NATIVE_KERNEL, REFERENCE
-from reports.layout import CHECKPOINT_COLUMNS, REFERENCE_METHOD, memory_is_ram, run_peak_bytes, shape_text, time_cell
 from reports.notes import dummy_text, machine_text
+from reports.pages import CHECKPOINT_COLUMNS, REFERENCE_METHOD, memory_is_ram, run_peak_bytes, shape_text, time_cell
 from reports.published import BIOMISTRAL_7B, SHAPE, PublishedRow
 from reports.results import HEADLINE, Measurement, Result
 from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Table

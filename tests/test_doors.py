@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import quantize
-from bench.run import BenchOptions
+from bench.run.run import BenchOptions
 from quantize.errors import UserError
 from quantize.kernels import KERNELS
 from quantize.variant import KERNEL_NAMES
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_another_model_of_the_same_name_is_not_kept(
     out = tmp_path / "out"
     (first,) = quantize.quantize(str(tmp_path / "1" / "final"), [variant], out, options=options)
     assert quantize.quantize(str(tmp_path / "1" / "final"), [variant], out, options=options)[0].kept
-    with pytest.raises(UserError, match="other weights.*--force"):
+    with pytest.raises(UserError, match=r"other weights.*--force"):
         quantize.quantize(str(tmp_path / "2" / "final"), [variant], out, options=options)
     assert first.checkpoint.path.is_dir()
 
@@ -147,7 +147,7 @@ def test_a_kernels_name_is_checked_before_anything_starts() -> None:
 
 def test_a_tasks_name_is_checked_before_anything_starts(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    from bench.run import expand_tasks
+    from bench.run.run import expand_tasks
 
     with pytest.raises(UserError, match="unknown task 'nosuchtask'"):
         expand_tasks(BenchOptions(tasks=("nosuchtask",)))

@@ -19,30 +19,30 @@ PACKAGES = ("quantize", "bench", "reports")
 """From the bottom to the top: a package may import itself and those before it."""
 
 LIGHT = (
-    "bench.record",
-    "bench.scenario",
+    "bench.records.record",
+    "bench.records.scenario",
     "quantize.errors",
     "quantize.variant",
     "quantize.checkpoint",
     "quantize.suite",
-    "bench.suite",
-    "bench.campaign",
+    "bench.suite.suite",
+    "bench.suite.suite_run",
     "reports",
 )
 """Modules and packages that must import with nothing installed but what `report` needs."""
 
 LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich"}
 
-MODEL_LOADERS = ("quantize.loading", "quantize.load", "quantize.dummy_model")
+MODEL_LOADERS = ("quantize.loading.loading", "quantize.load", "quantize.loading.dummy_model")
 """The modules that load or draw models, and the loader as the package hands it out."""
 
 MAY_LOAD_MODELS = (
-    "bench.worker",
-    "bench.contenders",
-    "bench.judge",
-    "bench.overhead",
-    "bench.profile",
-    "bench.side_by_side",
+    "bench.worker.worker",
+    "bench.lab.quantizers",
+    "bench.lab.evaluate",
+    "bench.lab.overhead",
+    "bench.worker.profile",
+    "bench.lab.optimum_benchmark",
 )
 """The worker measures; the others are the race's contenders, their judge, and the races against others."""
 MODEL_CLASS = re.compile(r"AutoModel\w*|PreTrainedModel|\w+For(CausalLM|\w+Generation)|\w+LMHeadModel")
@@ -222,7 +222,7 @@ RULES = {rule.__name__: rule for rule in (against_the_arrows, heavy_for_light, l
 @pytest.mark.parametrize("rule", RULES)
 def test_the_source_keeps_the_rule(rule: str) -> None:
     sources = repository()
-    assert {*PACKAGES, "bench.record", "quantize.checkpoint", "reports.cli"} <= set(sources)
+    assert {*PACKAGES, "bench.records.record", "quantize.checkpoint", "reports.cli"} <= set(sources)
     assert RULES[rule](sources) == []
 
 
@@ -230,11 +230,11 @@ def test_the_source_keeps_the_rule(rule: str) -> None:
     ("rule", "module", "line"),
     [
         ("against_the_arrows", "quantize.variant", "import bench"),
-        ("against_the_arrows", "bench.scenario", "import reports"),
+        ("against_the_arrows", "bench.records.scenario", "import reports"),
         ("heavy_for_light", "quantize.checkpoint", "import torch"),
-        ("heavy_for_light", "bench.record", "from torch import nn"),
+        ("heavy_for_light", "bench.records.record", "from torch import nn"),
         ("heavy_for_light", "reports.table", "import numpy as np"),
-        ("loads_models", "bench.scenario", "from quantize.loading import load"),
+        ("loads_models", "bench.records.scenario", "from quantize.loading.loading import load"),
     ],
 )
 def test_one_line_more_in_the_source_breaks_the_rule(rule: str, module: str, line: str) -> None:
@@ -245,8 +245,8 @@ def test_one_line_more_in_the_source_breaks_the_rule(rule: str, module: str, lin
 
 
 def skeleton(**planted: str) -> Sources:
-    """Empty packages with these modules ("bench__plan" stands for bench.plan)."""
-    empty = dict.fromkeys([*PACKAGES, "quantize.loading", "bench.plan", "reports.table"], "")
+    """Empty packages with these modules ("bench__plan" stands for bench.run.plan)."""
+    empty = dict.fromkeys([*PACKAGES, "quantize.loading.loading", "bench.run.plan", "reports.table"], "")
     return {**empty, **{name.replace("__", "."): text for name, text in planted.items()}}
 
 
@@ -260,7 +260,7 @@ def test_an_empty_house_breaks_no_rule() -> None:
         skeleton(bench__plan="import reports.table"),
         skeleton(bench__plan="from reports import table"),
         skeleton(bench__plan="def f():\n    from reports.table import Table\n"),
-        skeleton(quantize__load="from bench.plan import plan"),
+        skeleton(quantize__load="from bench.run.plan import plan"),
         skeleton(quantize__load="import importlib\nimportlib.import_module('reports.table')"),
         skeleton(quantize__load="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import bench"),
         skeleton(quantize__load="try:\n    import reports\nexcept ImportError:\n    reports = None"),
@@ -279,7 +279,7 @@ def test_an_import_against_the_arrows_is_caught(planted: Sources) -> None:
         skeleton(reports__table="from .heavy import x", reports__heavy="import torch.nn"),
         skeleton(reports__table="from bench import plan", bench__plan="import psutil"),
         skeleton(
-            reports__table="import bench.plan",
+            reports__table="import bench.run.plan",
             bench="from quantize import load",
             quantize__load="import torch",
         ),
@@ -307,11 +307,11 @@ def test_a_late_import_is_no_violation(allowed: Sources) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "from quantize.loading import load",
+        "from quantize.loading.loading import load",
         "from quantize import load",
-        "import quantize.loading",
+        "import quantize.loading.loading",
         "from quantize import VARIANTS, loading",
-        "def f():\n    from quantize.loading import load",
+        "def f():\n    from quantize.loading.loading import load",
         "from transformers import AutoModelForCausalLM",
         "from transformers.models.llama import LlamaForCausalLM",
         "import transformers\ntransformers.AutoModel.from_pretrained('x')",
@@ -324,6 +324,6 @@ def test_loading_a_model_outside_the_worker_is_caught(line: str) -> None:
 
 
 def test_a_type_or_a_tokenizer_is_not_a_model() -> None:
-    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from quantize.loading import Loaded\n"
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from quantize.loading.loading import Loaded\n"
     tokenizer = "from transformers import AutoTokenizer, AutoConfig\n"
     assert loads_models(skeleton(bench__plan=typed + tokenizer)) == []

@@ -7,7 +7,7 @@ from quantize.kernels.dequantize import DEQUANTIZE
 from quantize.kernels.gptqmodel import GPTQMODEL
 from quantize.kernels.torch_cpu import TORCH_CPU
 from quantize.kernels.torch_cuda import TORCH_CUDA
-from quantize.kernels.triton_words import TRITON, TRITON_GEMV, TRITON_TILES
+from quantize.kernels.triton import TRITON, TRITON_GEMV, TRITON_TILES
 
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from quantize.awq.int4 import Int4Weight
+from quantize.int4.weight import Int4Weight
 
 Style = Literal["GEMM", "GEMV"]
 """GEMM: tiles of several tokens and output features at a time. GEMV: every token reads all weights on its own."""

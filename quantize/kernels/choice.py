@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from quantize.awq.int4 import Int4Weight
 from quantize.errors import UserError
+from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS, NATIVE, Kernel
 from quantize.kernels.base import Int4Linear
-from quantize.kernels.gate import KernelFault, check_layer
+from quantize.kernels.verify import KernelFault, check_layer
 from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL
 
 PROBED_TOKENS = (1, 512)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from quantize.kernels.base import Kernel, dtype_name
-from quantize.kernels.words import WordsLinear
+from quantize.kernels.block_packing import WordsLinear
 
 
 class DequantizeLinear(WordsLinear):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantize.awq.int4 import Int4Weight
-from quantize.awq.packing import pack_gemm
+from quantize.int4.packing import pack_gemm
+from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import Int4Linear, Kernel, dtype_name
 from quantize.quiet import quiet_libraries
 

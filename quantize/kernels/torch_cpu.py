@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quantize.awq.int4 import Int4Weight
+from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import Int4Linear, Kernel, dtype_name
 
 LONG_PROMPT_TOKENS = 64

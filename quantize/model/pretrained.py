@@ -10,7 +10,6 @@ import torch
 from quantize.errors import UserError
 
 
-
 def config_of(folder: Path) -> Any:
     """The transformers config of a folder. Raises UserError where transformers has no such model of its own."""
     from transformers import AutoConfig

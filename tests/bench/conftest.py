@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan import PlannedRun
-from bench.probe import Machine
-from bench.record import Latency, Quality, Record, TaskScore
+from bench.records.record import Latency, Quality, Record, TaskScore
+from bench.run.plan import PlannedRun
+from bench.run.probe import Machine
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 
 ENVIRONMENT = {

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from bench.cli import main, parser, scenarios_from
-from bench.enough import Rounds
-from bench.executor import Executor, Settings
-from bench.plan import PlannedRun
-from bench.probe import Machine
-from bench.record import Record, read_records
-from bench.run import bench
-from bench.scenario import SCENARIOS, Scenario
+from bench.records.record import Record, read_records
+from bench.records.scenario import SCENARIOS, Scenario
+from bench.records.stopping import Rounds
+from bench.run.executor import Executor, Settings
+from bench.run.plan import PlannedRun
+from bench.run.probe import Machine
+from bench.run.run import bench
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.crossover_record import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style
-from bench.record import Kernels, Latency, Memory, Quality, Record, Subject, append_record
-from bench.scenario import SCENARIOS, Scenario
+from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style
+from bench.records.record import Kernels, Latency, Memory, Quality, Record, Subject, append_record
+from bench.records.scenario import SCENARIOS, Scenario
 from quantize.variant import VARIANTS
 
 PUBLISHED, CHAT = SCENARIOS["published"], SCENARIOS["chat"]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.record import Record
+from bench.records.record import Record
 from quantize.errors import UserError
+from quantize.files import write_whole
 from reports import report
 from reports.api import load_records
-from reports.files import write_whole
 
 if TYPE_CHECKING:
     from tests.reports.conftest import Builder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.record import Record
+from bench.records.record import Record
 from reports import report
 from reports.cli import main
 

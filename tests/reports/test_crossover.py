@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.crossover_record import CROSSOVER_NAME, CrossoverEntry, write_crossover
-from bench.record import Record
+from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry, write_crossover
+from bench.records.record import Record
 from quantize.errors import UserError
 from reports import report
 from reports.cli import main

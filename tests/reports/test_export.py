@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.scenario import SCENARIOS, Scenario
+from bench.records.scenario import SCENARIOS, Scenario
 from reports.export import csv_text, json_text
 from reports.results import measurements
 

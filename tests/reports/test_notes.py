@@ -4,10 +4,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from bench.record import Latency, Record
-from bench.scenario import SCENARIOS, Scenario
-from reports.layout import row_labels
+from bench.records.record import Latency, Record
+from bench.records.scenario import SCENARIOS, Scenario
 from reports.notes import paragraph, warnings
+from reports.pages import row_labels
 from reports.results import measurements
 
 if TYPE_CHECKING:

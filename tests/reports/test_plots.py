@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.crossover_record import CROSSOVER_NAME, CrossoverEntry, write_crossover
+from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry, write_crossover
 from quantize.errors import UserError
 from reports.plots import crossover_plot, crossover_plots, height_at, relative_to_dense, spread
 

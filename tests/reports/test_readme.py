@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.race import markdown_table
+from bench.lab.race import markdown_table
 from reports import report
 
 ROOT = Path(__file__).parents[2]

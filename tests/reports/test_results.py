@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.record import Kernels, Record
-from bench.scenario import SCENARIOS, Scenario
+from bench.records.record import Kernels, Record
+from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from reports.results import Measurement, Result, measurements
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.record import Latency, Memory, Record, Subject, append_record
+from bench.records.record import Latency, Memory, Record, Subject, append_record
 from quantize.errors import UserError
 from quantize.variant import VARIANTS
 from reports import report

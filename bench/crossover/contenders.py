@@ -1,0 +1,143 @@
+"""The ways to run a linear layer that `bench.crossover` races: dense, every int4 kernel, bitsandbytes."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.records.crossover import Style
+from quantize.dummy import DummyWeights
+from quantize.int4.weight import round_to_nearest
+from quantize.kernels import KERNELS, Kernel
+from quantize.kernels.verify import BOUNDS
+from quantize.methods.bnb import BnbOptions, bnb_linear, bnb_tensors
+from quantize.variant import VARIANTS
+
+INT8_BOUND = 2e-2
+"""LLM.int8 rounds the activations too, to 127 steps of a row's largest magnitude m. That makes an error of
+m / 127 / sqrt(12) against normal values of spread 1; m is 3.4 to 4.7 for rows of 4,096 and 14,336 values, so the error
+is 0.8 to 1.1%, and twice that is allowed."""
+
+DENSE_NAMES = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
+
+
+class CannotRun(Exception):  # noqa: N818 - it is an answer, not an error
+    """A contender cannot run this layer here; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and in what the layers compute; group_size: of the weights in AWQ's format."""
+
+    device: torch.device
+    dtype: torch.dtype
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """A linear layer ready to run, and the weight [out, in] that it stands for, in float32."""
+
+    module: nn.Module
+    exact: Tensor
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run a linear layer.
+
+    build:  (float32 weight [out, in] on the device, setting) -> the layer; raises CannotRun with the reason.
+    kernel: (tokens, setting) -> what runs, as tables name it.
+    bound:  (tokens, setting) -> the relative error that its arithmetic may make.
+    replayable: whether a CUDA graph can hold it: not where the host looks at values on the device.
+    """
+
+    name: str
+    style: Style
+    build: Callable[[Tensor, Setting], Built]
+    kernel: Callable[[int, Setting], str]
+    bound: Callable[[int, Setting], float]
+    replayable: bool = True
+
+
+def contenders(dtype: torch.dtype) -> list[Contender]:
+    """All of them, the dense one first."""
+    return [dense(dtype), *(int4(kernel) for kernel in KERNELS.values()), BNB_4BIT, BNB_8BIT]
+
+
+def random_weight(name: str, out_features: int, in_features: int, device: torch.device) -> Tensor:
+    """A float32 weight [out, in] as quantize.dummy draws it: the same for the same name and device."""
+    return DummyWeights({name: (out_features, in_features)}, device).get(name).float()
+
+
+def dense(dtype: torch.dtype) -> Contender:
+    """torch's own matrix product in the compute dtype: what all others are compared with."""
+
+    def build(weight: Tensor, setting: Setting) -> Built:
+        out_features, in_features = weight.shape
+        module = nn.Linear(in_features, out_features, bias=False, device="meta")
+        module.weight = nn.Parameter(weight.to(setting.dtype), requires_grad=False)
+        return Built(module, module.weight.float())
+
+    name = str(dtype).removeprefix("torch.")
+    return Contender(
+        DENSE_NAMES[dtype], "dense", build, lambda tokens, setting: f"torch ({name})", lambda t, s: BOUNDS[s.dtype]
+    )
+
+
+def int4(kernel: Kernel) -> Contender:
+    """One of the kernels for weights in AWQ's format, which are rounded to nearest here."""
+
+    def build(weight: Tensor, setting: Setting) -> Built:
+        rounded = round_to_nearest(weight, setting.group_size)
+        reason = kernel.why_not(rounded, setting.device, setting.dtype)
+        if reason is not None:
+            raise CannotRun(reason)
+        return Built(kernel.prepare(rounded, None, setting.device, setting.dtype), rounded.dequantize())
+
+    return Contender(
+        kernel.name,
+        kernel.style,
+        build,
+        lambda tokens, setting: kernel.describe(tokens, setting.dtype),
+        lambda tokens, setting: BOUNDS[kernel.arithmetic(tokens, setting.dtype)],
+    )
+
+
+def _build_bnb(variant: str, weight: Tensor, setting: Setting) -> Built:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise CannotRun("needs the package bitsandbytes")
+    from bitsandbytes import functional
+
+    tensors = bnb_tensors("linear", weight.to(setting.dtype), VARIANTS[variant], BnbOptions())
+    out_features, in_features = weight.shape
+    module: Any = bnb_linear("linear", tensors, (out_features, in_features), None, setting.device, setting.dtype)
+    if (row_maxima := tensors.get("linear.SCB")) is not None:
+        exact = tensors["linear.weight"].float() * (row_maxima.float() / 127).unsqueeze(1)
+    else:
+        exact = functional.dequantize_4bit(tensors["linear.weight"], module.weight.quant_state).float()
+    return Built(module, exact)
+
+
+def _bnb_bound(tokens: int, setting: Setting) -> float:
+    """On a CPU bitsandbytes multiplies 4-bit weights in bfloat16 where that is fast, whatever the compute dtype."""
+    return BOUNDS[torch.bfloat16 if setting.device.type == "cpu" else setting.dtype]
+
+
+def _named(bits: str) -> Callable[[int, Setting], str]:
+    return lambda tokens, setting: f"bitsandbytes {bits} ({str(setting.dtype).removeprefix('torch.')})"
+
+
+BNB_4BIT = Contender("BnB.4", "bitsandbytes", partial(_build_bnb, "bnb-4bit"), _named("nf4"), _bnb_bound)
+BNB_8BIT = Contender(
+    "BnB.8",
+    "bitsandbytes",
+    partial(_build_bnb, "bnb-8bit"),
+    _named("int8"),
+    lambda tokens, setting: INT8_BOUND,
+    replayable=False,
+)

@@ -1,0 +1,175 @@
+"""One decoder layer's linear layers, built for a contender of `bench.crossover`, checked and made ready to be timed."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.crossover.contenders import Built, CannotRun, Contender, Setting, random_weight
+from bench.records.crossover import Mode
+from quantize.dummy import dummy_config, write_dummy_folder
+from quantize.errors import UserError
+from quantize.loading.footprint import weights_bytes
+from quantize.source import cache_folder
+
+CACHE_MULTIPLE = 2
+"""On a GPU the passes go through copies of the layer that hold so many times the L2 cache together: in a model, a
+layer's weights have left the cache by the time the next token asks for them."""
+
+MAX_COPIES = 64
+"""A layer so small that this is not enough stays in the cache."""
+
+Linear = tuple[str, int, int]
+"""Name, out features, in features."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Random activations [1, most tokens, in] for each number of input features; `rows`: those that are checked."""
+
+    x: dict[int, Tensor]
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A contender's linear layers, ready to run.
+
+    copies: [copy][linear]; expected: place of a linear -> its exact outputs [rows, out], one linear of each weight
+    shape; weights_bytes: of one copy.
+    """
+
+    contender: Contender
+    linears: tuple[Linear, ...]
+    copies: tuple[tuple[nn.Module, ...], ...]
+    expected: dict[int, Tensor]
+    weights_bytes: int
+
+
+def layer_shapes(shape: str) -> tuple[str, tuple[Linear, ...]]:
+    """The model's name, and name, out features and in features of each linear layer of its first decoder layer."""
+    from quantize.model.pretrained import empty_model
+
+    name, config = dummy_config(shape)
+    model = empty_model(write_dummy_folder(config, name, cache_folder()))
+    linears = [
+        (path.split(".0.", 1)[1], module.out_features, module.in_features)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.match(r"\D*\.0\.", path)
+    ]
+    if not linears:
+        raise UserError(f"the decoder layers of {name} have no nn.Linear: choose another model")
+    return name.removeprefix("dummy-"), tuple(linears)
+
+
+def random_inputs(linears: Sequence[Linear], counts: Sequence[int], setting: Setting) -> Inputs:
+    """Normal activations; checked are the first, middle and last token of each number of tokens."""
+    generator = torch.Generator(setting.device).manual_seed(len(linears))
+    x = {}
+    for width in sorted({in_features for _, _, in_features in linears}):
+        drawn = torch.randn((1, max(counts), width), generator=generator, device=setting.device)
+        x[width] = drawn.to(setting.dtype)
+    rows = sorted({row for tokens in counts for row in (0, tokens // 2, tokens - 1)})
+    return Inputs(x, torch.tensor(rows, device=setting.device))
+
+
+def build_layer(contender: Contender, linears: tuple[Linear, ...], inputs: Inputs, setting: Setting) -> Layer | str:
+    """The contender's layers with random weights, as many copies as it takes; or the reason why there are none."""
+    expected: dict[int, Tensor] = {}
+    copies: list[tuple[nn.Module, ...]] = []
+    copy_bytes, wanted = 0, 1
+    try:
+        while len(copies) < wanted:
+            modules = []
+            for place, linear in enumerate(linears):
+                built = _built(contender, linear, len(copies), setting)
+                modules.append(built.module.eval())
+                if not copies and linear[1:] not in [linears[known][1:] for known in expected]:
+                    x = inputs.x[linear[2]][0][inputs.rows].float()
+                    expected[place] = x @ built.exact.t()
+            copies.append(tuple(modules))
+            if len(copies) == 1:
+                copy_bytes = weights_bytes(nn.ModuleList(modules))
+                wanted = copies_wanted(copy_bytes, setting.device)
+    except CannotRun as reason:
+        return str(reason)
+    except Exception as error:  # other people's kernels and no memory left: the others go on
+        return reason_of(error)
+    return Layer(contender, linears, tuple(copies), expected, copy_bytes)
+
+
+def _built(contender: Contender, linear: Linear, copy: int, setting: Setting) -> Built:
+    name, out_features, in_features = linear
+    return contender.build(random_weight(f"{name} {copy}", out_features, in_features, setting.device), setting)
+
+
+def copies_wanted(copy_bytes: int, device: torch.device) -> int:
+    """How many copies of a layer hold CACHE_MULTIPLE times the GPU's L2 cache; one on a CPU."""
+    if device.type != "cuda":
+        return 1
+    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(MAX_COPIES, max(1, -(-CACHE_MULTIPLE * cache_bytes // copy_bytes)))
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def relative_error(layer: Layer, tokens: int, inputs: Inputs) -> float:
+    """The largest |found - exact| / |exact| of a checked token's outputs, over one linear of each weight shape."""
+    rows = inputs.rows[inputs.rows < tokens]
+    errors = []
+    for place, expected in layer.expected.items():
+        x = inputs.x[layer.linears[place][2]][:, :tokens]
+        found = layer.copies[0][place](x)[0][rows].float()
+        exact = expected[: len(rows)]
+        errors.append(((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
+    return float(torch.stack(errors).max())
+
+
+def runnable(layer: Layer, tokens: int, inputs: Inputs, device: torch.device) -> tuple[Callable[[], None], Mode]:
+    """One pass through all copies: a CUDA graph's replay where it can be captured, else the calls themselves.
+
+    At one token a fast GPU is done before Python has asked for the next kernel, and what would be timed is Python.
+    """
+    calls = [
+        (module, inputs.x[in_features][:, :tokens])
+        for modules in layer.copies
+        for module, (_, _, in_features) in zip(modules, layer.linears, strict=True)
+    ]
+
+    def work() -> None:
+        for module, x in calls:
+            module(x)
+
+    if device.type == "cuda" and layer.contender.replayable:
+        try:
+            return captured(work), "CUDA graph"
+        except RuntimeError:  # a kernel that cannot be captured is timed as it is; one that fails will fail again
+            torch.cuda.synchronize()
+    return work, "eager"
+
+
+def captured(work: Callable[[], None]) -> Callable[[], None]:
+    """The work as a CUDA graph, warmed up on a side stream as torch's notes on CUDA graphs ask for."""
+    with _side_stream():
+        for _ in range(2):
+            work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+@contextmanager
+def _side_stream() -> Iterator[None]:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)

@@ -1,0 +1,102 @@
+"""Judges packed 4-bit layers by what the model predicts with them, on two kinds of held-out text."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.worker.quality import divergences, perplexity
+from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_from, token_blocks, unseen_paragraphs
+from quantize.int4.packing import unpack_gemm
+from quantize.model.pretrained import model_of, tokenizer_of
+from quantize.source import open_source
+
+JUDGE_BLOCKS = 8
+JUDGE_BLOCK_TOKENS = 512
+
+
+def licence_texts() -> list[str]:
+    """The licence files of the installed packages, each paragraph once: English that is no documentation."""
+    found: list[str] = []
+    seen: set[str] = set()
+    for distribution in sorted(importlib.metadata.distributions(), key=lambda d: d.name.lower()):
+        for file in sorted(distribution.files or [], key=str):
+            if file.suffix in ("", ".txt", ".md", ".rst") and "licens" in file.name.lower():
+                path = Path(str(file.locate()))
+                if path.is_file():
+                    text = path.read_text(encoding="utf-8", errors="replace")
+                    found.append(PARAGRAPH.join(unseen_paragraphs(text, seen)))
+    return [text for text in found if text]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The reference model in float32, the calibration tokens that all contenders get, and the texts to judge on.
+
+    texts: "calibration" (held-out text of the calibration's kind) and "other", token ids [blocks, tokens].
+    """
+
+    folder: Path
+    reference: Any
+    blocks: Tensor
+    texts: dict[str, Tensor]
+
+    @staticmethod
+    def prepare(source: str, blocks: int, block_tokens: int, other: Path | None) -> "Judge":
+        """Open the source, load the reference, tokenise the texts."""
+        folder = open_source(source).folder
+        tokenizer = tokenizer_of(folder)
+        other_texts = text_from(str(other)) if other is not None else licence_texts()
+        texts = {"calibration": builtin_texts("evaluation"), "other": other_texts}
+        return Judge(
+            folder,
+            model_of(folder, dtype=torch.float32),
+            token_blocks(builtin_texts("calibration"), tokenizer, blocks=blocks, block_tokens=block_tokens),
+            {
+                kind: token_blocks(text, tokenizer, blocks=JUDGE_BLOCKS, block_tokens=JUDGE_BLOCK_TOKENS)
+                for kind, text in texts.items()
+            },
+        )
+
+    def save_blocks(self, path: Path) -> Path:
+        """Write the calibration tokens where the contenders read them."""
+        save_file({"blocks": self.blocks}, path)
+        return path
+
+    def has_blocks(self, path: Path) -> bool:
+        """Whether this file holds the same calibration tokens."""
+        return torch.equal(load_file(path)["blocks"], self.blocks)
+
+    def judge(self, layers: Path, group_size: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Perplexity and mean KL divergence (nats a token) of the model with these layers, on each text."""
+        model = model_of(self.folder, dtype=torch.float32)
+        put_layers(model, load_file(layers), group_size)
+        perplexities = {kind: perplexity(model, text) for kind, text in self.texts.items()}
+        means = {kind: float(divergences(self.reference, model, text).mean()) for kind, text in self.texts.items()}
+        return perplexities, means
+
+    def facts(self) -> dict[str, Any]:
+        """What was raced, for the record."""
+        return {
+            "model": self.folder.name,
+            "blocks": list(self.blocks.shape),
+            "blocks_sha256": blocks_sha256(self.blocks),
+            "texts": {kind: {"shape": list(t.shape), "sha256": blocks_sha256(t)} for kind, t in self.texts.items()},
+        }
+
+
+@torch.no_grad()
+def put_layers(model: Any, tensors: dict[str, Tensor], group_size: int) -> None:
+    """Overwrite a dense model's weights with packed layers (GEMM layout) and the other tensors, dequantized exactly."""
+    parameters = dict(model.named_parameters())
+    for name in [key.removesuffix(".qweight") for key in tensors if key.endswith(".qweight")]:
+        packed = {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}
+        weight = unpack_gemm(packed, packed["qweight"].shape[0], group_size)
+        parameters[f"{name}.weight"].copy_(weight.dequantize())
+    for name, tensor in tensors.items():
+        if name in parameters:
+            parameters[name].copy_(tensor)

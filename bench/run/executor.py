@@ -1,0 +1,186 @@
+"""Carry out a planned run in a process of its own, and say what became of it. Imports no torch."""
+
+import os
+import signal
+import site
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.records.record import Record, Status, Subject, read_records
+from bench.records.steady import Rule
+from bench.run.plan import PlannedRun
+from bench.worker.request import QualityRequest, Request, TaskRequest
+
+Executor = Callable[[PlannedRun], list[Record]]
+"""Carries out one run and returns a record for every scenario in it, whatever happens."""
+
+NO_MEMORY_WORDS = ("std::bad_alloc", "can't allocate memory", "Cannot allocate memory", "MemoryError")
+"""What a process that ran out of memory prints before it dies without a record."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of one `bench` share. compute_dtypes: by family; timeout_s: for one process.
+
+    rule: of every latency measurement. quality: what to judge on; expectations: where what the references expect is
+    kept, by base model. plan: goes into every record.
+    """
+
+    device: str
+    compute_dtypes: Mapping[str, str]
+    environment: dict[str, Any]
+    timeout_s: float
+    threads: int | None = None
+    rule: Rule = field(default_factory=Rule)
+    quality: QualityRequest = field(default_factory=QualityRequest)
+    tasks: TaskRequest | None = None
+    expectations: Mapping[str, Path] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+
+    def quality_of(self, subject: Subject) -> QualityRequest:
+        """What to judge this one on, and where its reference's expectations are or go."""
+        path = self.expectations.get(subject.base_model)
+        return self.quality if path is None else replace(self.quality, expectations=str(path.resolve()))
+
+
+@dataclass(frozen=True)
+class WorkerExecutor:
+    """Runs `python -m bench.worker` for every run.
+
+    command:  what is started, the two file names are appended; log: where the worker's own words go when a
+    run fails, None to drop them. Nothing the worker prints reaches the screen.
+    """
+
+    settings: Settings
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "bench.worker")
+    log: Path | None = None
+
+    def __call__(self, run: PlannedRun) -> list[Record]:
+        request = self._request(run)
+        started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
+            request_path, result_path = Path(folder) / "request.json", Path(folder) / "result.jsonl"
+            request.write(request_path)
+            ended = run_process(
+                [*self.command, str(request_path), str(result_path)],
+                timeout_s=self.settings.timeout_s,
+                environment=worker_environment(self.settings.threads),
+            )
+            records = read_records(result_path) if result_path.is_file() else []
+        wall_s = time.perf_counter() - start
+        measured = {(record.kind, record.scenario) for record in records}
+        unmeasured = [work for work in request.works if work not in measured]
+        if unmeasured:
+            status, reason = ended.verdict()
+            if request.checkpoint is not None:
+                reason = reason.replace(f"{Path(request.checkpoint).parent}{os.sep}", "")
+            records += [
+                request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason) for work in unmeasured
+            ]
+        if self.log is not None and any(record.status != "ok" for record in records):
+            _append_text(self.log, f"--- {request.subject.name}, {started_at}\n{ended.output}\n")
+        return records
+
+    def _request(self, run: PlannedRun) -> Request:
+        settings, checkpoint = self.settings, run.candidate.checkpoint
+        return Request(
+            checkpoint=None if checkpoint is None else str(checkpoint.path.resolve()),
+            dummy=run.candidate.dummy,
+            subject=run.subject,
+            device=settings.device,
+            compute_dtype=settings.compute_dtypes[run.family],
+            environment=settings.environment,
+            scenarios=run.scenarios,
+            round=run.round,
+            position=run.position,
+            threads=settings.threads,
+            rule=settings.rule,
+            quality=settings.quality_of(run.subject) if run.quality else None,
+            tasks=replace(settings.tasks, names=run.tasks) if run.tasks and settings.tasks else None,
+            is_reference=run.is_reference,
+            plan=settings.plan,
+            parent_pid=os.getpid(),
+        )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code (minus the number of a signal), None after a time-out."""
+
+    exit_code: int | None
+    output: str
+    timeout_s: float
+
+    def verdict(self) -> tuple[Status, str]:
+        """Status and reason for what the process left unmeasured."""
+        if self.exit_code is None:
+            return "timeout", f"took longer than {self.timeout_s:g} s (see --timeout)"
+        if self.exit_code == -signal.SIGKILL:
+            return "oom", "killed by the system, probably out of memory"
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        if any(words in self.output for words in NO_MEMORY_WORDS):
+            return "oom", "the process ran out of memory"
+        if self.exit_code < 0:
+            return (
+                "error",
+                f"the process died of signal {-self.exit_code} ({signal.strsignal(-self.exit_code)})",
+            )
+        last = lines[-1][:200] if lines else "it said nothing"
+        return "error", f"the process ended with code {self.exit_code} and no record: {last}"
+
+
+def run_process(command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]) -> Ended:
+    """Run to the end or the time-out; whatever interrupts the waiting kills the process and its children."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+        return Ended(process.returncode, output, timeout_s)
+    except subprocess.TimeoutExpired:
+        return Ended(None, _kill(process), timeout_s)
+    finally:
+        if process.poll() is None:
+            _kill(process)
+
+
+def _kill(process: "subprocess.Popen[str]") -> str:
+    """Kill the process with all its children, and return what it had printed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    output, _ = process.communicate()
+    return output
+
+
+def worker_environment(threads: int | None) -> dict[str, str]:
+    """This process's environment, made offline and quiet, with the thread count and our packages.
+
+    A checkpoint is complete on disk: a worker that asks the network would measure the network.
+    """
+    environment = dict(os.environ)
+    environment.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore")
+    if threads is not None:
+        environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    root = Path(__file__).resolve().parents[2]
+    if root not in {Path(folder).resolve() for folder in (*site.getsitepackages(), site.getusersitepackages())}:
+        paths = [str(root), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
+
+
+def _append_text(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)

@@ -1,0 +1,82 @@
+"""Look at the machine once, in a process of its own: `bench` itself imports no torch and holds no GPU.
+
+python -m bench.run.probe DEVICE RESULT.json        (DEVICE: cpu, cuda or auto)
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.records.environment import copy_probe, cpu_compute_dtype, fingerprint, matmul_probe
+from bench.run.executor import run_process, worker_environment
+from quantize.errors import UserError
+
+PROBE_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What every run of one `bench` is measured on.
+
+    device: "cpu" or "cuda"; environment: the fingerprint; cpu_dtype: the compute dtype that suits this CPU,
+    None on a GPU.
+    """
+
+    device: str
+    environment: dict[str, Any]
+    cpu_dtype: str | None
+
+
+def probe(device: str, threads: int | None) -> Machine:
+    """The machine as a worker with so many threads sees it; device "auto" takes the GPU where there is one.
+
+    Raises UserError where torch is missing, or CUDA is when it was asked for.
+    """
+    with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
+        result = Path(folder) / "machine.json"
+        ended = run_process(
+            [sys.executable, "-P", "-m", "bench.run.probe", device, str(result)],
+            timeout_s=PROBE_TIMEOUT_S,
+            environment=worker_environment(threads),
+        )
+        if result.is_file():
+            return machine_from(json.loads(result.read_text(encoding="utf-8")))
+    if "No module named 'torch'" in ended.output:
+        raise UserError("bench needs torch: install it with `pip install 'quantable[models]'`")
+    raise RuntimeError(f"looking at the machine failed: {ended.verdict()[1]}\n{ended.output}")
+
+
+def machine_from(found: dict[str, Any]) -> Machine:
+    """The machine that the probe process wrote down. Raises UserError for CUDA asked for and not there."""
+    if found["device"] is None:
+        raise UserError("no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA")
+    return Machine(**found)
+
+
+def look(device: str) -> dict[str, Any]:
+    """What `probe` wants to know, found in this process; the device is None for CUDA wanted and not there."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        return {"device": None}
+    chosen = "cuda" if cuda and device != "cpu" else "cpu"
+    environment = fingerprint(chosen)
+    seconds = matmul_probe() if chosen == "cpu" else None
+    cpu_dtype = cpu_compute_dtype(seconds) if seconds else None
+    environment.update(matmul_probe_s=seconds, cpu_dtype=cpu_dtype, copy_bytes_per_s=copy_probe(chosen))
+    return asdict(Machine(chosen, environment, cpu_dtype))
+
+
+def main() -> int:
+    """Write what `look` finds as JSON."""
+    device, result = sys.argv[1:]
+    Path(result).write_text(json.dumps(look(device)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The prompt lengths of the published protocol: three worked examples and a question of each of the card's ten tasks.
+
+Time depends on how long a prompt is and on nothing else in it, so questions of our own in the tasks' forms
+(bench.suite.prompt_material) take the place of the data sets. Imports no torch.
+"""
+
+import re
+from collections.abc import Callable, Sequence, Sized
+
+from bench.suite.prompt_material import (
+    ANATOMY,
+    CLINICAL_KNOWLEDGE,
+    COLLEGE_BIOLOGY,
+    COLLEGE_MEDICINE,
+    MEDICAL_GENETICS,
+    MEDMCQA,
+    MEDQA,
+    PROFESSIONAL_MEDICINE,
+    PUBMEDQA,
+    Question,
+)
+
+LETTERS = "ABCDE"
+SHOTS = 3
+
+WORDS = re.compile(r"\w+|[^\w\s]|\n")
+TOKENS_PER_WORD = 1.23
+"""Mistral-7B's tokenizer (32,000 pieces) makes so many tokens of a word, a mark or the end of a line in these prompts.
+
+It is 1.14 to 1.42 over the ten of them, so that no estimate is further than 14% from that tokenizer's count.
+"""
+
+TokensOf = Callable[[str], Sized]
+"""A text's tokens, e.g. a tokenizer's `encode`."""
+
+
+def multiple_choice(subject: str, questions: Sequence[Question]) -> str:
+    """The form of MMLU: a line that names the subject, then question, options and answer."""
+    head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+    return head + _few_shot(questions, lambda one: f"{one.text}\n{_options(one, 4)}")
+
+
+def vignettes(questions: Sequence[Question], options: int) -> str:
+    """The form of MedQA: a patient's story with four or five options."""
+    return _few_shot(questions, lambda one: f"Question: {one.text}\n{_options(one, options)}")
+
+
+def one_line(questions: Sequence[Question]) -> str:
+    """The form of MedMCQA: one line and four options."""
+    return _few_shot(questions, lambda one: f"Question: {one.text}\nChoices:\n{_options(one, 4)}")
+
+
+def abstracts(questions: Sequence[Question]) -> str:
+    """The form of PubMedQA: an abstract and a question about it, to be answered with yes, no or maybe."""
+    return _few_shot(questions, lambda one: f"Abstract: {one.context}\nQuestion: {one.text}")
+
+
+def published_prompts() -> dict[str, str]:
+    """The prompt of each of the ten tasks of the BioMistral-7B model card, in its order."""
+    return {
+        "mmlu_clinical_knowledge": multiple_choice("clinical knowledge", CLINICAL_KNOWLEDGE),
+        "mmlu_medical_genetics": multiple_choice("medical genetics", MEDICAL_GENETICS),
+        "mmlu_anatomy": multiple_choice("anatomy", ANATOMY),
+        "mmlu_professional_medicine": multiple_choice("professional medicine", PROFESSIONAL_MEDICINE),
+        "mmlu_college_biology": multiple_choice("college biology", COLLEGE_BIOLOGY),
+        "mmlu_college_medicine": multiple_choice("college medicine", COLLEGE_MEDICINE),
+        "medqa_4options": vignettes(MEDQA, 4),
+        "medqa_5options": vignettes(MEDQA, 5),
+        "pubmedqa": abstracts(PUBMEDQA),
+        "medmcqa": one_line(MEDMCQA),
+    }
+
+
+def published_lengths(tokens_of: TokensOf | None = None) -> tuple[int, ...]:
+    """Tokens of each of the ten prompts, ascending.
+
+    tokens_of: a tokenizer, for its own counts. Without one, as with dummy weights, each word, mark and end of a line
+    counts as TOKENS_PER_WORD.
+    """
+    count = estimated_tokens if tokens_of is None else lambda text: len(tokens_of(text))
+    return tuple(sorted(count(prompt) for prompt in published_prompts().values()))
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a tokenizer makes of this text."""
+    return round(len(WORDS.findall(text)) * TOKENS_PER_WORD)
+
+
+def _few_shot(questions: Sequence[Question], form: Callable[[Question], str]) -> str:
+    """The first questions as worked examples, the next one left open."""
+    solved = [f"{form(one)}\nAnswer: {one.answer}" for one in questions[:SHOTS]]
+    return "\n\n".join([*solved, f"{form(questions[SHOTS])}\nAnswer:"])
+
+
+def _options(question: Question, count: int) -> str:
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options[:count], strict=False))

@@ -1,0 +1,215 @@
+"""A suite: a whole table as a TOML file, its rows in order, its scenarios, its reference. Imports no torch."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.records.record import Subject
+from bench.records.scenario import Scenario
+from bench.records.steady import Rule
+from bench.records.stopping import Rounds
+from bench.run.target import Candidate, candidate_of, half_dtype, with_kernel
+from bench.suite.prompts import TokensOf, published_lengths
+from bench.worker.request import Dummy
+from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints
+from quantize.errors import UserError
+from quantize.suite import SuiteRow, from_table, suite_file, suite_rows, suite_table
+from quantize.variant import AUTO_KERNEL, REFERENCE
+
+THREE_SHOT = "3-shot"
+"""Stands for the prompt lengths of the published table's questions (bench.suite.prompts)."""
+
+
+@dataclass(frozen=True)
+class SuiteScenario:
+    """A scenario as the file writes it: `prompt_tokens`, or `lengths`, a list of them or "3-shot"."""
+
+    name: str
+    new_tokens: int
+    prompt_tokens: int | None = None
+    lengths: object = None
+    batch: int = 1
+    mode: str = "eager"
+
+    def __post_init__(self) -> None:
+        if (self.prompt_tokens is None) == (self.lengths is None):
+            raise UserError("give prompt_tokens or lengths, one of the two")
+        listed = isinstance(self.lengths, list) and all(type(length) is int for length in self.lengths)
+        if not listed and self.lengths not in (None, THREE_SHOT):
+            raise UserError(f"lengths are numbers of tokens in a list, or {THREE_SHOT!r}")
+        self.scenario()  # which rejects what no scenario may be
+
+    def scenario(self, tokens_of: TokensOf | None = None) -> Scenario:
+        """The scenario to run. tokens_of: as bench.suite.prompts.published_lengths takes it."""
+        more: dict[str, Any] = {"batch": self.batch, "mode": self.mode}
+        if self.prompt_tokens is not None:
+            return Scenario(self.name, self.prompt_tokens, self.new_tokens, **more)
+        if isinstance(self.lengths, list):
+            return Scenario.over(self.name, self.lengths, self.new_tokens, **more)
+        return Scenario.over(self.name, published_lengths(tokens_of), self.new_tokens, **more)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A table to be: its rows in order.
+
+    name: what the user typed. shape: of random weights, as `quantize.dummy.dummy_config` reads it. reference: the base
+    model whose half-precision row all ratios are to. rounds, rule: as in BenchOptions. crossover_s: how long the
+    crossover may take, 0 for none.
+    """
+
+    name: str
+    shape: str
+    reference: str
+    rows: tuple[SuiteRow, ...]
+    scenarios: tuple[SuiteScenario, ...]
+    rounds: Rounds = field(default_factory=Rounds)
+    rule: Rule = field(default_factory=Rule)
+    crossover_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not any(row.variant == REFERENCE.name and row.base_model == self.reference for row in self.rows):
+            raise UserError(f"no row is the reference, {self.reference} as {REFERENCE.name}: add it")
+        if not self.scenarios:
+            raise UserError("no [[scenario]]: say what to measure")
+        _reject_twins("scenario", [scenario.name for scenario in self.scenarios])
+        _reject_twins("row", [row_name(row) for row in self.rows])
+
+    def scenarios_named(self, names: Sequence[str], tokens_of: TokensOf | None = None) -> tuple[Scenario, ...]:
+        """The scenarios of these names in the suite's order, all of them for no name. Raises UserError for others."""
+        known = [scenario.name for scenario in self.scenarios]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise UserError(f"suite {self.name} has no scenario {unknown[0]!r}; there are: {', '.join(known)}")
+        return tuple(one.scenario(tokens_of) for one in self.scenarios if not names or one.name in names)
+
+
+def _reject_twins(what: str, names: Iterable[str]) -> None:
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"the {what} {name!r} stands there {count} times: leave one")
+
+
+def row_name(row: SuiteRow) -> str:
+    """What tells a row from the others: the checkpoint's name, and the kernel where one was chosen."""
+    return row.checkpoint_name + (f", {row.kernel} kernel" if row.kernel not in (None, AUTO_KERNEL) else "")
+
+
+@dataclass(frozen=True)
+class _Reference:
+    base_model: str
+
+
+@dataclass(frozen=True)
+class _Crossover:
+    budget_s: float = 0.0
+
+
+TABLES: dict[str, Any] = {"reference": _Reference, "rounds": Rounds, "rule": Rule, "crossover": _Crossover}
+"""The tables of a suite's file that stand once."""
+
+
+def suite_named(name_or_path: str) -> Suite:
+    """The suite of this name (a file in bench/suites), or in this .toml file. Raises UserError for what is none."""
+    where, data = suite_file(name_or_path).name, suite_table(name_or_path)
+    known = {"shape", "row", "scenario", *TABLES}
+    unknown = [key for key in data if key not in known]
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; there are: {', '.join(sorted(known))}")
+    for key in ("shape", "reference"):
+        if key not in data:
+            raise UserError(f"{where}: {key} is missing")
+    if not isinstance(data["shape"], str):
+        raise UserError(f"{where}: shape is a name or the path of a config.json")
+    tables = {key: from_table(cls, data[key], f"{where}, {key}") for key, cls in TABLES.items() if key in data}
+    crossover_s = tables.pop("crossover", _Crossover()).budget_s
+    reference = tables.pop("reference").base_model
+    entries = data.get("scenario", [])
+    if not isinstance(entries, list):
+        raise UserError(f"{where}: a scenario is one of a list: write [[scenario]]")
+    scenarios = [from_table(SuiteScenario, one, f"{where}, scenario {n}") for n, one in enumerate(entries, start=1)]
+    try:
+        return Suite(
+            name=name_or_path,
+            shape=data["shape"],
+            reference=reference,
+            rows=suite_rows(name_or_path),
+            scenarios=tuple(scenarios),
+            crossover_s=crossover_s,
+            **tables,
+        )
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+
+
+def dummy_candidates(suite: Suite, shape: str | None = None) -> list[Candidate]:
+    """The suite's rows as random weights in its shape, or in this one. Raises UserError for what is no shape."""
+    from quantize.dummy import SHAPES, dummy_config
+
+    spec = shape or suite.shape
+    name, config = dummy_config(spec)
+    if spec not in SHAPES:
+        spec = str(Path(spec).resolve())
+    words = shape_words(name.removeprefix("dummy-"), config)
+    return [_dummy_candidate(suite, row, spec, config, words) for row in suite.rows]
+
+
+def shape_words(name: str, config: dict[str, Any]) -> str:
+    """How records call a shape: "mistral-7b, 32 layers, hidden size 4096"."""
+    facts = {"layers": config.get("num_hidden_layers"), "hidden size": config.get("hidden_size")}
+    layers = f", {facts['layers']} layers" if facts["layers"] else ""
+    return f"{name}{layers}" + (f", hidden size {facts['hidden size']}" if facts["hidden size"] else "")
+
+
+def _dummy_candidate(suite: Suite, row: SuiteRow, spec: str, config: dict[str, Any], words: str) -> Candidate:
+    variant = row.quantization
+    contents = json.dumps([config, row.variant, row.group_size], sort_keys=True)
+    subject = Subject(
+        name=f"{row.checkpoint_name}, random weights",
+        base_model=row.base_model,
+        variant=variant.name,
+        method=variant.method,
+        q_group_size=row.group_size,
+        w_bit=variant.w_bit,
+        version=variant.version,
+        download=None,
+        content_sha256=hashlib.sha256(contents.encode()).hexdigest(),
+        file_weights_bytes=None,
+        family=suite.reference,
+        dummy=words,
+    )
+    dummy = Dummy(spec, row.variant, row.group_size)
+    return Candidate(with_kernel(subject, row.kernel), dummy=dummy, half_dtype=half_dtype(config))
+
+
+def checkpoint_candidates(suite: Suite, folder: Path) -> list[Candidate]:
+    """The suite's rows as the checkpoints in this folder. Raises UserError when some are not there, saying how to
+    make them.
+    """
+    there = found_in(folder)
+    missing = list(dict.fromkeys(row.checkpoint_name for row in suite.rows if _key(row) not in there))
+    if missing:
+        rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"{folder} lacks {missing[0]}{rest}: make what is missing with `quantize --suite {suite.name} --out "
+            f"{folder}`, or measure random weights with --dummy"
+        )
+    return [candidate_of(there[_key(row)], kernel=row.kernel, family=suite.reference) for row in suite.rows]
+
+
+def found_in(folder: Path) -> dict[tuple[str, str, int | None], Checkpoint]:
+    """The finished checkpoints in a folder by base model, variant and group size; none where there is no folder."""
+    if not any(folder.glob(f"*/{MANIFEST_NAME}")):
+        return {}
+    return {
+        (one.manifest.base_model, one.manifest.variant, one.manifest.q_group_size): one
+        for one in find_checkpoints(folder)
+    }
+
+
+def _key(row: SuiteRow) -> tuple[str, str, int | None]:
+    return row.base_model, row.variant, row.group_size

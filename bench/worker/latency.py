@@ -1,0 +1,194 @@
+"""Prompts and the decode steps after each, timed apart, on a loaded model."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.records.record import Latency
+from bench.records.scenario import Scenario
+from bench.records.steady import Rule, repeat, warm_up
+from bench.worker.clock import Clock
+from quantize.decoding.eager import Decoder, EagerDecoder
+from quantize.errors import UserError
+
+WARMUP_DECODE_STEPS = 8
+"""Decode steps of a warm-up: all decode steps have the shape of one token, so a few are enough."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of a prompt (the first new token included), or of several, and of each decode step after each of them.
+
+    kv_cache_bytes: what the cache held at its end, the most of several prompts, None where that cannot be told.
+    prefill_by_length_s: the seconds of each prompt.
+    """
+
+    prefill_s: float
+    decode_s: tuple[float, ...]
+    kv_cache_bytes: int | None = None
+    prefill_by_length_s: tuple[float, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole pass."""
+        return self.prefill_s + sum(self.decode_s)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What timing one scenario gives: the samples, the cache's bytes (held, and by the formula), the prompts' hash."""
+
+    latency: Latency
+    kv_cache_bytes: int | None
+    kv_cache_formula_bytes: int | None
+    prompt_sha256: str
+
+
+Timed = Callable[[Tensor, int], Pass]
+"""(prompt, decode steps) -> one timed pass of them."""
+
+
+def prompt_ids(scenario: Scenario, vocabulary: int, device: torch.device) -> Tensor:
+    """The scenario's first prompt: int64 [batch, tokens], drawn evenly from the vocabulary by its seed."""
+    return prompts_of(scenario, vocabulary, device)[0]
+
+
+def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Every prompt of the scenario, drawn one after the other by its seed: int64 [batch, tokens] each."""
+    generator = torch.Generator().manual_seed(scenario.seed)
+    shapes = [(scenario.batch, length) for length in scenario.prompt_lengths]
+    return tuple(torch.randint(0, vocabulary, shape, generator=generator).to(device) for shape in shapes)
+
+
+@torch.no_grad()
+def timed_pass(decoder: Decoder, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
+    """Run the prompt, then `decode_steps` tokens one by one, and time each."""
+    clock.settle()
+    marks = [clock.mark()]
+    decoder.prefill(prompt)
+    marks.append(clock.mark())
+    for _ in range(decode_steps):
+        decoder.step()
+        marks.append(clock.mark())
+    prefill_s, *decode_s = clock.intervals_s(marks)
+    return Pass(prefill_s, tuple(decode_s), decoder.cache_bytes(), (prefill_s,))
+
+
+def greedy_pass(model: Any, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
+    """A timed pass that does what `model.generate` does for greedy search without a stop token, and no more."""
+    return timed_pass(EagerDecoder(model), prompt, decode_steps, clock)
+
+
+def pass_over(prompts: Sequence[Tensor], decode_steps: int, timed: Timed) -> Pass:
+    """All prompts one after the other, as one pass: their prefills summed up, their decode steps in one series."""
+    parts = [timed(prompt, decode_steps) for prompt in prompts]
+    held = [part.kv_cache_bytes for part in parts if part.kv_cache_bytes is not None]
+    return Pass(
+        prefill_s=math.fsum(part.prefill_s for part in parts),
+        decode_s=tuple(step for part in parts for step in part.decode_s),
+        kv_cache_bytes=max(held, default=None),
+        prefill_by_length_s=tuple(part.prefill_s for part in parts),
+    )
+
+
+def check_positions(model: Any, scenario: Scenario) -> None:
+    """Raises UserError when the model has fewer positions than the scenario needs."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and scenario.positions > positions:
+        raise UserError(
+            f"needs {scenario.positions} positions, the model has {positions}: use a smaller --prompt or --new"
+        )
+
+
+def measure_latency(
+    model: Any,
+    scenario: Scenario,
+    clock: Clock[Any],
+    rule: Rule,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Warm up at the scenario's shape until steady, then time it until the rule has enough; every sample is kept.
+
+    A warm-up is a whole pass but for all decode steps after the first few. compute_dtype: of keys and values, None for
+    the model's own. between: called before each timed pass, outside of what is timed.
+
+    Raises UserError when the model has fewer positions than the scenario needs, and in mode "graph" for a model that
+    cannot decode so; RuntimeError where that mode's logits are not those of eager decoding (quantize.decoding.static).
+    """
+    check_positions(model, scenario)
+    config = model.config.get_text_config()
+    prompts = prompts_of(scenario, config.vocab_size, model.device)
+    dtype = compute_dtype or model.dtype
+    timed, decode_mode = timed_by_mode(model, scenario, prompts, clock, dtype)
+    warmup_steps = min(scenario.decode_steps, WARMUP_DECODE_STEPS)
+    cache_bytes: int | None = None
+
+    def one_pass() -> Pass:
+        nonlocal cache_bytes
+        between()
+        one = pass_over(prompts, scenario.decode_steps, timed)
+        cache_bytes = one.kv_cache_bytes
+        return one
+
+    warmup_s, steady = warm_up(lambda: pass_over(prompts, warmup_steps, timed).seconds, rule)
+    passes, stopped = repeat(one_pass, lambda one: one.seconds, rule)
+    latency = Latency(
+        prefill_s=tuple(one.prefill_s for one in passes),
+        decode_s=tuple(one.decode_s for one in passes),
+        warmup_s=warmup_s,
+        steady=steady,
+        stopped=stopped,
+        prefill_by_length_s=tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else (),
+        decode_mode=decode_mode if scenario.decode_steps else None,
+    )
+    return Measured(latency, cache_bytes, kv_cache_formula_bytes(config, scenario, dtype), tokens_sha256(prompts))
+
+
+def timed_by_mode(
+    model: Any, scenario: Scenario, prompts: Sequence[Tensor], clock: Clock[Any], dtype: torch.dtype
+) -> tuple[Timed, str]:
+    """How to time one prompt of the scenario in its mode, and the name of how the decode steps really run.
+
+    Mode "graph" sets itself up here, once for all prompts, and is held against eager decoding.
+    """
+    if scenario.mode == "eager":
+        return lambda prompt, steps: greedy_pass(model, prompt, steps, clock), EagerDecoder.name
+    from quantize.decoding.static import StaticDecoder, check_against_eager
+
+    decoder = StaticDecoder(model, batch=scenario.batch, positions=scenario.positions)
+    check_against_eager(decoder, model, prompts[0], scenario.decode_steps, dtype)
+    return lambda prompt, steps: timed_pass(decoder, prompt, steps, clock), decoder.name
+
+
+def tokens_sha256(prompts: Sequence[Tensor]) -> str:
+    """Hex SHA-256 of the token ids of one prompt or several."""
+    if len(prompts) == 1:
+        return token_sha256(prompts[0])
+    return hashlib.sha256(str([prompt.tolist() for prompt in prompts]).encode()).hexdigest()
+
+
+def token_sha256(tokens: Tensor) -> str:
+    """Hex SHA-256 of token ids."""
+    return hashlib.sha256(str(tokens.tolist()).encode()).hexdigest()
+
+
+def kv_cache_formula_bytes(config: Any, scenario: Scenario, dtype: torch.dtype) -> int | None:
+    """2 (keys and values) * layers * key-value heads * head size * tokens * batch * bytes of a value.
+
+    Tokens are those of the longest prompt and of what is fed back after it: the last new token never is, so it has no
+    entry. None where config.json does not name the parts.
+    """
+    heads = getattr(config, "num_attention_heads", None)
+    layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    if not heads or not layers or not hidden:
+        return None
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    return int(2 * layers * kv_heads * head_size * scenario.positions * scenario.batch * dtype.itemsize)

@@ -1,0 +1,110 @@
+"""Memory of this process and its model, in bytes; None for what cannot be told. Imports torch when used."""
+
+import gc
+import importlib
+import re
+from pathlib import Path
+from typing import Protocol
+
+
+class MemoryView(Protocol):
+    """One way of looking at memory: what is held now, and the most that was held since the last reset."""
+
+    source: str
+
+    def reset_peak(self) -> None:
+        """Give back what is held without need and start a new peak from what is left."""
+
+    def current_bytes(self) -> int | None:
+        """Held now."""
+
+    def peak_bytes(self) -> int | None:
+        """The most that was held since `reset_peak`."""
+
+    def reserved_peak_bytes(self) -> int | None:
+        """The most that an allocator took from the device, None where there is no such thing."""
+
+
+class RssView:
+    """Resident set size of the process, from Linux's /proc; elsewhere psutil gives the current size alone.
+
+    The kernel's peak is reset by writing 5 to clear_refs. Where that is forbidden, the peak since a reset is
+    known only if it is higher than everything before.
+    """
+
+    source = "RSS"
+
+    def __init__(self, proc: Path = Path("/proc/self")) -> None:
+        self._proc = proc
+        self._older_peak_bytes = 0
+
+    def reset_peak(self) -> None:
+        from quantize.process_memory import give_back_freed_memory
+
+        gc.collect()
+        give_back_freed_memory()
+        try:
+            (self._proc / "clear_refs").write_text("5")
+            self._older_peak_bytes = 0
+        except OSError:
+            self._older_peak_bytes = self._status("VmHWM") or 0
+
+    def current_bytes(self) -> int | None:
+        held = self._status("VmRSS")
+        return _psutil_rss() if held is None else held
+
+    def peak_bytes(self) -> int | None:
+        peak = self._status("VmHWM")
+        return None if peak is None or peak <= self._older_peak_bytes else peak
+
+    def reserved_peak_bytes(self) -> int | None:
+        return None
+
+    def _status(self, field: str) -> int | None:
+        try:
+            text = (self._proc / "status").read_text()
+        except OSError:
+            return None
+        found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
+        return None if found is None else int(found[1]) * 1024
+
+
+class CudaAllocatorView:
+    """What torch's allocator has handed out on the current CUDA device; no context, no cached blocks."""
+
+    source = "CUDA allocator"
+
+    def reset_peak(self) -> None:
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+    def current_bytes(self) -> int | None:
+        import torch
+
+        return torch.cuda.memory_allocated()
+
+    def peak_bytes(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+
+    def reserved_peak_bytes(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+
+
+def memory_view(device_type: str) -> MemoryView:
+    """The view that means something on this device type ("cpu" or "cuda")."""
+    return CudaAllocatorView() if device_type == "cuda" else RssView()
+
+
+def _psutil_rss() -> int | None:
+    try:
+        psutil = importlib.import_module("psutil")
+    except ImportError:
+        return None
+    return int(psutil.Process().memory_info().rss)

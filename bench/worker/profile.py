@@ -1,0 +1,179 @@
+"""Where the time of a prompt and of a decode step goes: kernel by kernel, and how long the device waits for Python.
+
+python -m bench.profile CHECKPOINT --out profile.jsonl
+python -m bench.profile dummy:mistral-7b --variant awq-gemm --mode graph --device cuda --out profile.jsonl
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from bench.records.environment import fingerprint
+from bench.records.scenario import Mode, Scenario
+from bench.worker.clock import Clock, CudaClock, HostClock
+from quantize.cli import guarded
+from quantize.dummy import DUMMY_PREFIX
+from quantize.errors import UserError
+from quantize.quiet import quiet_libraries
+from quantize.variant import VARIANTS
+
+PASSES = 5
+"""Times that a prompt or a step runs, once for the clock and once more under the profiler."""
+
+SHOWN = 12
+NAME_CHARACTERS = 70
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What ran under one name, a pass: kernels on a GPU, torch's operations on a CPU."""
+
+    name: str
+    calls: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One pass of a phase. wall_s: without the profiler; operations: the longest first, under the profiler."""
+
+    phase: str
+    wall_s: float
+    operations: tuple[Operation, ...]
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which the device computes; what is missing to the wall's time it waits."""
+        return sum(operation.seconds for operation in self.operations)
+
+
+def profile_of(phase: str, work: Callable[[], object], device_type: str, clock: Clock[Any]) -> Profile:
+    """Run `work` until warm, PASSES times against the clock and PASSES times under torch's profiler."""
+    from torch._C._autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):
+        work()
+    clock.settle()
+    marks = [clock.mark()]
+    for _ in range(PASSES):
+        work()
+        marks.append(clock.mark())
+    wall_s = statistics.median(clock.intervals_s(marks))
+    on_cuda = device_type == "cuda"
+    activities = [ProfilerActivity.CUDA] if on_cuda else [ProfilerActivity.CPU]
+    with profile(activities=activities) as seen:
+        for _ in range(PASSES):
+            work()
+        clock.settle()
+    wanted = DeviceType.CUDA if on_cuda else DeviceType.CPU
+    totals = [
+        (event.key, event.count, event.self_device_time_total if on_cuda else event.self_cpu_time_total)
+        for event in seen.key_averages()
+        if event.device_type == wanted
+    ]
+    found = [Operation(name, count / PASSES, total_us / 1e6 / PASSES) for name, count, total_us in totals if total_us]
+    return Profile(phase, wall_s, tuple(sorted(found, key=lambda one: -one.seconds)))
+
+
+def profiles(loaded: Any, scenario: Scenario) -> list[Profile]:
+    """The scenario's prompt, and a decode step after it in the scenario's mode."""
+    import torch
+
+    from bench.worker.latency import check_positions, prompt_ids
+    from quantize.decoding.eager import EagerDecoder
+
+    check_positions(loaded.model, scenario)
+    model, device_type = loaded.model, loaded.device.type
+    clock: Clock[Any] = CudaClock() if device_type == "cuda" else HostClock()
+    prompt = prompt_ids(scenario, model.config.get_text_config().vocab_size, loaded.device)
+    eager = EagerDecoder(model)
+    with torch.no_grad():
+        prefill = profile_of("prefill", lambda: eager.prefill(prompt), device_type, clock)
+        decoder: Any = eager
+        if scenario.mode == "graph":
+            from quantize.decoding.static import StaticDecoder
+
+            decoder = StaticDecoder(model, batch=scenario.batch, positions=scenario.positions)
+        decoder.prefill(prompt)
+        decode = profile_of(f"decode step, {decoder.name}", decoder.step, device_type, clock)
+    return [prefill, decode]
+
+
+def table(profile: Profile) -> str:
+    """The longest operations of a pass as text, the rest in one line."""
+    rest = profile.operations[SHOWN:]
+    rows = [*profile.operations[:SHOWN]]
+    if rest:
+        name = f"{len(rest)} others"
+        rows.append(Operation(name, sum(one.calls for one in rest), sum(one.seconds for one in rest)))
+    head = f"{profile.phase}: {profile.wall_s * 1e3:.2f} ms, of which busy {profile.busy_s * 1e3:.2f} ms"
+    shares = [one.seconds / profile.busy_s for one in rows]
+    lines = [
+        f"{one.seconds * 1e3:9.3f} ms {share:5.0%} {one.calls:7g} x  {one.name[:NAME_CHARACTERS]}"
+        for one, share in zip(rows, shares, strict=True)
+    ]
+    return "\n".join([head, *lines])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    cli = argparse.ArgumentParser(prog="profile", description=__doc__)
+    cli.add_argument("source", help=f"a checkpoint folder that `quantize` made, or {DUMMY_PREFIX}SHAPE")
+    cli.add_argument("--variant", choices=list(VARIANTS), help=f"of a {DUMMY_PREFIX}SHAPE")
+    cli.add_argument("--kernel", help="of AWQ weights, as `bench` takes it")
+    cli.add_argument("--prompt", type=int, default=256, help="prompt tokens (default %(default)s)")
+    cli.add_argument("--mode", choices=get_args(Mode), default="eager", help="how to decode (default %(default)s)")
+    cli.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default %(default)s)")
+    cli.add_argument("--out", type=Path, required=True, help="a file to append one JSON line a phase to")
+    return cli
+
+
+def _loaded(arguments: argparse.Namespace) -> Any:
+    how = {"device": arguments.device, "kernel": arguments.kernel}
+    if not arguments.source.startswith(DUMMY_PREFIX):
+        from quantize.loading.loading import load
+
+        if arguments.variant is not None:
+            raise UserError(f"a checkpoint is of one variant: give --variant for a {DUMMY_PREFIX}SHAPE alone")
+        return load(arguments.source, **how)
+    from quantize.loading.dummy_model import load_dummy
+
+    if arguments.variant is None:
+        raise UserError(f"{arguments.source} needs a --variant: {', '.join(VARIANTS)}")
+    return load_dummy(arguments.source.removeprefix(DUMMY_PREFIX), arguments.variant, **how)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Profile, append the records, and print them."""
+    scenario = Scenario("profile", arguments.prompt, 3 * PASSES, mode=arguments.mode)
+    with quiet_libraries():
+        loaded = _loaded(arguments)
+        found = profiles(loaded, scenario)
+    line: dict[str, Any] = {
+        "schema_version": 1,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "source": arguments.source if arguments.variant else Path(arguments.source).resolve().name,
+        "variant": arguments.variant,
+        "scenario": scenario.to_json(),
+        "kernels": {"prefill": loaded.prefill_kernel, "decode": loaded.decode_kernel},
+        "environment": fingerprint(arguments.device),
+    }
+    lines = [json.dumps({**line, **asdict(one), "busy_s": one.busy_s}) + "\n" for one in found]
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.out.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise UserError(f"{arguments.out} cannot be written ({error.strerror}): give another --out") from None
+    print("\n\n".join(table(one) for one in found))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Profile; return the exit code."""
+    return guarded("profile", lambda: report(parser().parse_args(argv)))

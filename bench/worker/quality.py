@@ -1,0 +1,183 @@
+"""How well a model predicts held-out text, and how far its predictions are from the reference's."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from bench.records.record import Divergence, Quality
+from bench.worker.reference_logprobs import Expectations
+from bench.worker.request import BUILTIN_LABEL
+from quantize.calibration import blocks_sha256, builtin_text, text_from, token_blocks
+
+LOGIT_ROWS = 64
+"""Positions whose logits are turned into float32 at a time."""
+
+
+def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: str | None = None) -> torch.Tensor:
+    """Blocks of held-out text: int64 [blocks, block_tokens].
+
+    data: a text as `quantize.calibration.text_from` reads it; None for the built-in evaluation text, which no
+    calibration sees. Raises UserError for a text that cannot be read or is too short.
+    """
+    texts = [builtin_text("evaluation")] if data is None else text_from(data)
+    return token_blocks(texts, tokenizer, blocks=blocks, block_tokens=block_tokens)
+
+
+@torch.no_grad()
+def predictions(model: Any, blocks: torch.Tensor, *, at_once: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What the model expects at every position that has a next token, a few rows at a time, block by block.
+
+    Yields logits float32 [rows, vocabulary] and the tokens that came next, int64 [rows]. Each block is seen
+    from its own beginning; at_once: how many go through the model together. Two models walked side by side give the
+    same rows in the same order.
+    """
+    for group in torch.split(blocks.to(model.device), at_once):
+        for block, logits in zip(group, model(input_ids=group, use_cache=False).logits, strict=True):
+            for start in range(0, len(block) - 1, LOGIT_ROWS):
+                stop = min(start + LOGIT_ROWS, len(block) - 1)
+                yield logits[start:stop].float(), block[start + 1 : stop + 1]
+
+
+class _Likelihood:
+    """Adds up the log-likelihood of the tokens that came; refuses what is not finite."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.tokens = 0
+
+    def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
+        loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the model's output is not finite (NaN or infinity) near token {self.tokens} of the text: "
+                "this checkpoint is broken"
+            )
+        self.total += loss
+        self.tokens += len(following)
+
+    def perplexity(self) -> float:
+        return _exp(self.total / self.tokens)
+
+
+def quality(
+    model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expected: Expectations | None = None
+) -> Quality:
+    """Perplexity, exp(-1/N sum log p(token | its block before it)) over N = blocks * (block_tokens - 1) tokens.
+
+    expected: the reference's log-probabilities on these blocks; with them the divergence is told too. Log-likelihoods
+    are computed in float32 and summed in float64. Raises FloatingPointError when the model gives NaN or infinity.
+    """
+    likelihood, divergence = _Likelihood(), _DivergenceSamples()
+    references = None if expected is None else expected.rows(_row_counts(blocks))
+    for logits, following in predictions(model, blocks):
+        own = torch.log_softmax(logits, dim=-1)
+        likelihood.add(own, following)
+        if references is not None:
+            divergence.add(next(references).to(own.device), own)
+    return Quality(
+        perplexity=likelihood.perplexity(),
+        tokens=likelihood.tokens,
+        text=text,
+        text_sha256=blocks_sha256(blocks),
+        divergence=None if references is None else divergence.summary(),
+    )
+
+
+def reference_quality(model: Any, blocks: torch.Tensor, keep: Expectations, *, text: str = BUILTIN_LABEL) -> Quality:
+    """The reference's own perplexity and noise floor; what it expects is kept for the others.
+
+    The noise floor is its divergence from itself when the same sums are done in another order: attention written out
+    (eager) and two blocks at once. Nothing nearer to the reference than that can be told from it.
+    """
+    likelihood = _Likelihood()
+
+    def log_probabilities() -> Iterator[torch.Tensor]:
+        for logits, following in predictions(model, blocks):
+            own = torch.log_softmax(logits, dim=-1)
+            likelihood.add(own, following)
+            yield own
+
+    keep.write(log_probabilities(), blocks.shape[0] * (blocks.shape[1] - 1))
+    again = _DivergenceSamples()
+    before = getattr(model.config, "_attn_implementation", None)
+    try:
+        if before not in (None, "eager"):
+            model.set_attn_implementation("eager")
+        pairs = zip(keep.rows(_row_counts(blocks)), predictions(model, blocks, at_once=2), strict=True)
+        for expected, (logits, _) in pairs:
+            again.add(expected.to(logits.device), torch.log_softmax(logits, dim=-1))
+    finally:
+        if before not in (None, "eager"):
+            model.set_attn_implementation(before)
+    return Quality(
+        perplexity=likelihood.perplexity(),
+        tokens=likelihood.tokens,
+        text=text,
+        text_sha256=blocks_sha256(blocks),
+        noise_floor=again.summary(),
+    )
+
+
+def _row_counts(blocks: torch.Tensor) -> Iterator[int]:
+    """The sizes in which `predictions` yields."""
+    positions = blocks.shape[1] - 1
+    for _ in range(blocks.shape[0]):
+        for start in range(0, positions, LOGIT_ROWS):
+            yield min(LOGIT_ROWS, positions - start)
+
+
+class _DivergenceSamples:
+    """KL(reference || model) of each token, and how often the likeliest token is another."""
+
+    def __init__(self) -> None:
+        self._parts: list[torch.Tensor] = []
+        self._flips = 0
+
+    def add(self, reference: torch.Tensor, own: torch.Tensor) -> None:
+        """Log-probabilities float32 [rows, vocabulary] of both."""
+        terms = reference.exp() * (reference - own)
+        terms.masked_fill_(reference.isneginf(), 0)  # 0 log 0
+        self._parts.append(terms.sum(dim=-1, dtype=torch.float64).cpu())
+        choice = own.argmax(dim=-1, keepdim=True)
+        # A choice as likely as the reference's best is no flip: half precision makes ties.
+        self._flips += int((reference.gather(1, choice)[:, 0] < reference.amax(dim=-1)).sum())
+
+    def summary(self) -> Divergence:
+        samples = torch.cat(self._parts)
+        return Divergence(
+            mean=float(samples.mean()),
+            median=float(samples.quantile(0.5)),
+            p99=float(samples.quantile(0.99)),
+            flips=self._flips / len(samples),
+        )
+
+
+def perplexity(model: Any, blocks: torch.Tensor) -> float:
+    """Perplexity alone; see `quality`."""
+    return quality(model, blocks).perplexity
+
+
+def _exp(mean_loss: float) -> float:
+    try:
+        return math.exp(mean_loss)
+    except OverflowError:
+        raise FloatingPointError(
+            f"the perplexity is too large for a number (mean loss {mean_loss:.0f}): this checkpoint is broken"
+        ) from None
+
+
+@torch.no_grad()
+def divergences(reference: Any, model: Any, blocks: torch.Tensor) -> torch.Tensor:
+    """KL(reference || model) of the next-token distributions in nats, float64 [blocks * (block_tokens - 1)].
+
+    The two models are walked side by side, so that no logits of the whole text are kept.
+    """
+    parts = []
+    pairs = zip(predictions(reference, blocks), predictions(model, blocks), strict=True)
+    for (expected, _), (logits, _) in pairs:
+        exact = torch.log_softmax(expected.double(), dim=-1)
+        other = torch.log_softmax(logits.double(), dim=-1)
+        parts.append((exact.exp() * (exact - other)).sum(dim=-1))
+    return torch.cat(parts)

@@ -1,0 +1,168 @@
+"""How a model answers the questions of public tasks, through EleutherAI's lm-eval (the extra `lm-eval`)."""
+
+import contextlib
+import difflib
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.records.record import TaskScore
+from quantize.errors import UserError
+from quantize.quiet import quiet_libraries
+
+MEDICAL_TASKS: tuple[str, ...] = (
+    "mmlu_clinical_knowledge",
+    "mmlu_medical_genetics",
+    "mmlu_anatomy",
+    "mmlu_professional_medicine",
+    "mmlu_college_biology",
+    "mmlu_college_medicine",
+    "medqa_4options",
+    "pubmedqa",
+    "medmcqa",
+)
+"""Nine of the ten tasks of the BioMistral-7B model card, in its order and by their names in lm-eval.
+
+The tenth, MedQA with 5 options, lm-eval 0.4.13 does not have. Its `pubmedqa` wants a data set that comes as a script,
+which datasets 4 and later refuse to run; a task of the same name in a folder of one's own takes its place. The
+prompts are lm-eval's, not the card's, so that the figures compare variants with each other and not with the card.
+"""
+
+GROUPS: dict[str, tuple[str, ...]] = {"medical": MEDICAL_TASKS}
+"""Names that stand for several tasks; lm-eval's own groups and tags work beside them."""
+
+SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234)
+MAIN_METRICS = ("acc_norm", "acc")
+"""What counts where a task gives several metrics; without these, its first."""
+
+
+def expand(names: Iterable[str]) -> tuple[str, ...]:
+    """The tasks that these names stand for, each once and in order; a name that is no group of GROUPS stays.
+
+    Raises UserError when there is none.
+    """
+    tasks = tuple(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
+    if not tasks:
+        raise UserError(f"no task named: name tasks of lm-eval or one of {', '.join(GROUPS)}")
+    return tasks
+
+
+def check_names(names: Sequence[str], folder: Path | None) -> None:
+    """Raise UserError for a name that lm-eval does not know, and where lm-eval is not installed. Loads no data."""
+    with quiet_libraries():
+        _task_manager(names, folder)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    names: Iterable[str],
+    *,
+    folder: Path | None,
+    limit: int | None,
+    shots: int | None = None,
+) -> tuple[TaskScore, ...]:
+    """Ask a loaded transformers model the questions of these tasks, with fixed seeds and without printing a word.
+
+    folder: YAML files of one's own tasks, which go before lm-eval's; relative paths in them start at this folder.
+    limit: at most so many questions a task, the first ones; shots: solved examples before each question, default
+    what the task says. A group or tag of lm-eval gives one result for each of its tasks. Log-probabilities are taken
+    in float32. Raises UserError where lm-eval is not installed, for an unknown task, and for one whose data cannot
+    be loaded, such as from the hub without a network, before any question is asked.
+    """
+    if tokenizer is None:
+        raise UserError("dummy weights have no tokenizer and no knowledge: run tasks on a checkpoint of a real model")
+    if (limit is not None and limit < 1) or (shots is not None and shots < 0):
+        raise UserError(f"limit {limit} and shots {shots}: use a limit of 1 or more and 0 shots or more")
+    wanted = expand(names)
+    with quiet_libraries():
+        manager = _task_manager(wanted, folder)
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        with _no_output(), contextlib.chdir(folder or "."):
+            tasks = {name: task for task_name in wanted for name, task in _load(manager, task_name).items()}
+            found = simple_evaluate(
+                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32"),
+                tasks=list(tasks.values()),
+                task_manager=manager,
+                num_fewshot=shots,
+                limit=limit,
+                log_samples=False,
+                **SEEDS,
+            )
+    return tuple(_result(name, found) for name in tasks)
+
+
+def _task_manager(names: Sequence[str], folder: Path | None) -> Any:
+    """lm-eval's index that knows all these names; lm-eval's own 14,000 tasks are read only where they are needed."""
+    try:
+        import lm_eval  # noqa: F401
+    except ModuleNotFoundError:
+        raise UserError("lm-eval, which runs the tasks, is not installed: pip install 'quantable[lm-eval]'") from None
+    from lm_eval.tasks import TaskManager
+
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give one that holds the YAML files of your tasks")
+    with _no_output():
+        if folder is not None:
+            local = TaskManager(include_path=folder.resolve(), include_defaults=False)
+            if set(names) <= set(local.all_subtasks):
+                return local
+        manager = TaskManager(include_path=folder and folder.resolve())
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, [*GROUPS, *manager.all_tasks], n=3)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise UserError(f"unknown task {name!r}: {hint}`lm-eval ls tasks` lists the names")
+    return manager
+
+
+def _load(manager: Any, name: str) -> dict[str, Any]:
+    """The tasks behind one name of the index, with their data, by their own names."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        tasks: dict[str, Any] = manager.load([name])["tasks"]
+    except (OSError, RuntimeError, ValueError, ImportError, DatasetsError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"task {name} cannot be loaded ({reason}): leave it out, fetch its data set where there is a network, "
+            "or put a task of this name with local data into a folder of your own"
+        ) from error
+    return tasks
+
+
+def _result(name: str, found: Mapping[str, Any]) -> TaskScore:
+    """The main metric out of keys such as "acc,none" and "acc_stderr,none" (metric, then filter)."""
+    figures = found["results"][name]
+    keys = [key for key in figures if "," in key and "_stderr," not in key]
+    main = next((key for metric in MAIN_METRICS for key in keys if key.startswith(f"{metric},")), keys[0])
+    metric, _, kept = main.partition(",")
+    stderr = figures.get(f"{metric}_stderr,{kept}")
+    return TaskScore(
+        name=name,
+        metric=metric,
+        value=float(figures[main]),
+        stderr=float(stderr) if isinstance(stderr, float) else None,
+        samples=found["n-samples"].get(name, {}).get("effective"),
+        shots=found["n-shot"].get(name),
+    )
+
+
+@contextlib.contextmanager
+def _no_output() -> Iterator[None]:
+    """Lose what this process and its children print: lm-eval draws bars, logs, and has git complain."""
+    kept = {number: os.dup(number) for number in (1, 2)}
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            for number in kept:
+                os.dup2(nowhere.fileno(), number)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)

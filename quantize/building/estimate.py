@@ -1,0 +1,213 @@
+"""Before any work: how much memory, disk and time a run will take, beside what there is."""
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantize.building.assemble import Recipe
+from quantize.building.layer import BATCH_TOKENS
+from quantize.errors import UserError
+from quantize.model.architecture import Architecture
+from quantize.process_memory import peak_resident_bytes
+from quantize.quiet import quiet_libraries
+from quantize.rounding.gram import column_blocks
+
+FLOAT_BYTES = 4
+SEARCH_POINTS = 11
+"""Scales that a search tries: no scaling, 5 and 2 more of the 20 grid points, then the best and its neighbours."""
+SEARCH_COPIES = 5
+"""Copies of the largest group of weights that the search holds at once: rows, scaled, rounded, difference, product."""
+PROBE_SIZE = 1024
+ELEMENTWISE_FLOPS = 400
+"""Time of the search's passes over one weight at one point, in units of a multiply-add of a matrix product."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a calibrated run will take. Bytes and seconds; None where it cannot be told.
+
+    peak_bytes: of the process on a CPU, of the device on CUDA. disk_bytes: parts and finished files together, at the
+    worst moment.
+    """
+
+    parameters: int
+    layers: int
+    heads: int | None
+    peak_bytes: int
+    disk_bytes: int
+    seconds: float
+    free_memory_bytes: int | None
+    free_disk_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def line(self) -> str:
+        """One line for the screen."""
+        free = "unknown" if self.free_memory_bytes is None else f"{self.free_memory_bytes / 1e9:.1f}"
+        return (
+            f"{self.parameters / 1e9:.2f} billion weights in {self.layers} layers: about "
+            f"{self.peak_bytes / 1e9:.1f} GB of memory ({free} free), {self.disk_bytes / 1e9:.1f} GB of disk "
+            f"({self.free_disk_bytes / 1e9:.1f} free), {_span(self.seconds)}"
+        )
+
+    def check(self) -> None:
+        """Raise UserError when memory or disk will not do."""
+        if self.free_memory_bytes is not None and self.peak_bytes > self.free_memory_bytes:
+            raise UserError(
+                f"needs about {self.peak_bytes / 1e9:.1f} GB of memory, {self.free_memory_bytes / 1e9:.1f} are free: "
+                "use fewer --blocks, or a machine with more"
+            )
+        if self.disk_bytes > self.free_disk_bytes:
+            raise UserError(
+                f"needs about {self.disk_bytes / 1e9:.1f} GB of disk, {self.free_disk_bytes / 1e9:.1f} are free: "
+                "choose another --out"
+            )
+
+
+def estimate(
+    model: Any,
+    architecture: Architecture,
+    recipes: Iterable[Recipe],
+    *,
+    tokens: int,
+    out: Path,
+    device: torch.device,
+    already_bytes: int,
+) -> Estimate:
+    """What it takes to make these calibrated variants of a model (weights on the meta device) from `tokens` tokens.
+
+    already_bytes: what the process holds before the run begins.
+    """
+    normalized = _normalized_config(model.config)
+    hidden = int(normalized.hidden_size)
+    layers = int(normalized.num_layers)
+    linears = {name: (m.out_features, m.in_features) for name, m in architecture.linears(0).items()}
+    layer_weights = sum(rows * columns for rows, columns in linears.values())
+    inputs = _input_widths(architecture, linears)
+    widest = max(*inputs, hidden)
+    largest_group = max(
+        sum(linears[name][0] * linears[name][1] for name in group.linears) for group in architecture.scale_groups(0)
+    )
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    parameters = sum(tensor.numel() for name, tensor in model.named_parameters() if name not in tied)
+    embedding = model.get_input_embeddings().weight.numel()
+
+    activations = tokens * hidden
+    grams = sum(width * width for width in inputs) + 3 * widest * widest
+    batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
+    search = SEARCH_COPIES * largest_group
+    in_layers = activations + layer_weights + grams + max(batch, search)
+    before_layers = embedding + activations
+    peak = FLOAT_BYTES * max(in_layers, before_layers, 2 * embedding) + already_bytes
+
+    bytes_of = [_weights_bytes(recipe, parameters, layers * layer_weights) for recipe in recipes]
+    disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
+
+    operations = layers * layer_operations(list(linears.values()), inputs, tokens)
+    return Estimate(
+        parameters=parameters,
+        layers=layers,
+        heads=getattr(normalized, "num_attention_heads", None),
+        peak_bytes=peak,
+        disk_bytes=disk,
+        seconds=operations / operations_a_second(device),
+        free_memory_bytes=free_memory(device, already_bytes),
+        free_disk_bytes=shutil.disk_usage(_existing(out)).free,
+    )
+
+
+def _normalized_config(config: Any) -> Any:
+    """Layer and head counts by one name for every architecture; the usual names where optimum has no entry."""
+    with quiet_libraries():
+        from optimum.utils import NormalizedConfigManager, NormalizedTextConfig
+
+        try:
+            return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+        except KeyError:
+            return NormalizedTextConfig(config)
+
+
+def _input_widths(architecture: Architecture, linears: Mapping[str, tuple[int, int]]) -> list[int]:
+    """Features of each distinct input in a decoder layer: layers that are scaled together share one."""
+    groups = [group.linears for group in architecture.scale_groups(0)]
+    grouped = {name for group in groups for name in group}
+    return [linears[group[0]][1] for group in groups] + [
+        columns for name, (_, columns) in linears.items() if name not in grouped
+    ]
+
+
+def layer_operations(linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int) -> float:
+    """Floating-point operations for one decoder layer: forward, Gram matrices, scale search, feedback.
+
+    linears: (out, in) of each linear layer; inputs: features of each distinct input.
+    """
+    forward = sum(2 * tokens * rows * columns for rows, columns in linears)
+    gram = sum(2 * tokens * width * width * _symmetric_share(width) for width in inputs)
+    search = sum(
+        SEARCH_POINTS * rows * columns * (2 * columns * _symmetric_share(columns) + ELEMENTWISE_FLOPS)
+        for rows, columns in linears
+    )
+    feedback = sum(rows * columns * columns for rows, columns in linears) + sum(2 * width**3 for width in inputs)
+    return float(forward + gram + search + feedback)
+
+
+def _symmetric_share(width: int) -> float:
+    """Share of a full product that one with a symmetric matrix takes, worked through in blocks."""
+    return sum((stop - start) * stop for start, stop in column_blocks(width)) / width**2
+
+
+def _weights_bytes(recipe: Recipe, parameters: int, quantized: int) -> int:
+    """Bytes of one variant's file: the quantized weights at their bits, the rest in half precision."""
+    bits = float(recipe.variant.w_bit or 16)
+    overhead = 20 / recipe.group_size if recipe.group_size else 0.5
+    return int(quantized * (bits + overhead) / 8 + (parameters - quantized) * 2)
+
+
+def operations_a_second(device: torch.device) -> float:
+    """Matrix-product speed in float32, measured for a moment: floating-point operations a second."""
+    x = torch.randn((PROBE_SIZE, PROBE_SIZE), device=device)
+    spent = []
+    for _ in range(4):
+        started = time.perf_counter()
+        y = x @ x
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - started)
+        del y
+    return 2 * PROBE_SIZE**3 / sorted(spent[1:])[1]
+
+
+def free_memory(device: torch.device, already_bytes: int) -> int | None:
+    """Bytes that this process may hold in all: what it has and what is free; None where that cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available) + already_bytes
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most that this process has held so far: resident on a CPU, allocated on CUDA."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_resident_bytes()
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

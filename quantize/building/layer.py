@@ -1,0 +1,410 @@
+"""AWQ one decoder layer at a time: read it, watch its inputs, search, round, hand it on, free it.
+
+Memory holds one layer's weights, its Gram matrices and the activations between two layers, however many layers the
+model has.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from quantize.errors import UserError
+from quantize.int4.weight import Int4Weight, round_to_nearest
+from quantize.model.architecture import Architecture, ScaleGroup, apply_scales
+from quantize.process_memory import give_back_freed_memory
+from quantize.rounding.awq_search import search_clip, search_scale
+from quantize.rounding.gptq import round_with_feedback
+from quantize.rounding.gram import InputStats, StatsAccumulator, multiplies_bfloat16, output_error
+from quantize.rounding.refit import refit_scales
+
+Rounding = Literal["nearest", "gptq"]
+UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
+"""Linear layers whose weights are not clipped, as in autoawq: their outputs are multiplied with each other."""
+
+WORSE_THAN_PLAIN = 1.1
+"""How much larger than plain rounding's the error of a whole layer may come out: the search looks at groups of
+linear layers, and one of them may pay for the others."""
+
+BATCH_TOKENS = 4096
+"""Tokens that go through a layer at a time."""
+
+FREED_SHARE = 0.2
+"""Share of this process's memory that may lie freed but not given back while a layer is at work."""
+
+
+@dataclass(frozen=True)
+class AwqOptions:
+    """How to search and round.
+
+    search: False rounds the weights as they are. clip: search the clipping of each group's range.
+    rounding: "nearest", or "gptq" for error feedback inside the ranges that the search chose. refit: fit the scales to
+    the codes afterwards.
+    """
+
+    group_size: int
+    search: bool = True
+    clip: bool = True
+    rounding: Rounding = "nearest"
+    refit: bool = True
+
+
+@dataclass(frozen=True)
+class LinearFacts:
+    """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text.
+
+    error: of the weights as stored; error_rtn: of plain rounding to nearest; exponent: the scale search's grid
+    point, None where nothing was scaled.
+    """
+
+    name: str
+    error: float
+    error_rtn: float
+    exponent: float | None
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One quantized decoder layer.
+
+    weights: by full name (without ".weight"); others: every other tensor of the layer, scales applied, by full name;
+    before: what the caller made of the layer before its scales moved, by full name.
+    """
+
+    index: int
+    weights: dict[str, Int4Weight]
+    others: dict[str, Tensor]
+    facts: tuple[LinearFacts, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+    before: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A decoder layer as it came, and what its linear layers see on the calibration text.
+
+    linears: by name inside the layer; prefix: of their full names; owners: linear -> which one's input it shares;
+    stats: owner -> statistics of that input.
+    """
+
+    layer: nn.Module
+    prefix: str
+    linears: dict[str, nn.Linear]
+    owners: dict[str, str]
+    stats: dict[str, InputStats]
+
+    def sharing(self, owner: str) -> list[str]:
+        """The linears with this owner's input, in order."""
+        return [name for name in self.linears if self.owners[name] == owner]
+
+    def others(self) -> dict[str, Tensor]:
+        """Every tensor of the layer that is no linear weight (biases are), by full name."""
+        return {
+            self.prefix + name: tensor
+            for name, tensor in self.layer.state_dict().items()
+            if name.removesuffix(".weight") not in self.linears
+        }
+
+
+BeforeScaling = Callable[[Observed], dict[str, Tensor]]
+"""What a caller does with a layer before AWQ scales move; its tensors come back in the result."""
+
+
+StandIn = Callable[[int, Tensor, dict[str, Any]], Tensor]
+"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
+
+
+class _StandIn(nn.Module):
+    """Stands where a decoder layer stood and answers for it; has the layer's own attributes."""
+
+    def __init__(self, index: int, layer: nn.Module, answer: StandIn) -> None:
+        super().__init__()
+        object.__setattr__(self, "_layer", layer)
+        self._index = index
+        self._answer = answer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
+        return self._answer(self._index, hidden, kwargs)
+
+
+@contextlib.contextmanager
+def standing_in(architecture: Architecture, answer: StandIn) -> Iterator[None]:
+    """Replace every decoder layer by one that gives what `answer` says, inside the block."""
+    layers = architecture.layers
+    originals = list(layers)
+    for index, layer in enumerate(originals):
+        layers[index] = _StandIn(index, layer, answer)
+    try:
+        yield
+    finally:
+        for index, layer in enumerate(originals):
+            layers[index] = layer
+
+
+class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
+    """The model has called its last layer: nothing after it is needed."""
+
+
+@torch.no_grad()
+def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+    """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
+
+    Only the modules before the layers must hold weights; the recorded input is right for the first layer alone.
+    """
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def record(index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        calls.append((hidden, kwargs))
+        if index == len(architecture.layers) - 1:
+            raise _AllRecorded
+        return hidden
+
+    with standing_in(architecture, record), contextlib.suppress(_AllRecorded):
+        model(input_ids=blocks, use_cache=False)
+    return calls
+
+
+class _InputObserver:
+    """Hooks on a layer's linear modules that add up the statistics of their inputs, once per distinct input."""
+
+    def __init__(self, linears: dict[str, nn.Linear]) -> None:
+        self._owners: dict[str, str] = {}
+        self._accumulators: dict[str, StatsAccumulator] = {}
+        self._last: tuple[Tensor, str] | None = None
+        self._handles = [linear.register_forward_pre_hook(self._hook(name, linear)) for name, linear in linears.items()]
+
+    def _hook(self, name: str, linear: nn.Linear) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs: Tensor = args[0]
+            if name not in self._owners:
+                shared = self._last is not None and self._last[0] is inputs
+                self._owners[name] = self._last[1] if shared and self._last else name
+                if not shared:
+                    self._accumulators[name] = StatsAccumulator(linear.in_features, inputs.device)
+            owner = self._owners[name]
+            if owner == name:
+                self._accumulators[name].add(inputs)
+            self._last = (inputs, owner)
+
+        return observe
+
+    def finish(self) -> tuple[dict[str, str], dict[str, InputStats]]:
+        """Remove the hooks; return linear -> owner of its input, and owner -> statistics."""
+        for handle in self._handles:
+            handle.remove()
+        self._last = None
+        return self._owners, {name: accumulator.finish() for name, accumulator in self._accumulators.items()}
+
+
+@torch.no_grad()
+def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The layer's output for each batch [b, t, hidden], one after the other.
+
+    Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
+    """
+    weights = next(layer.parameters())
+    for kept in hidden:
+        batch = kept.to(weights.device)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=multiplies_bfloat16(batch.device)):
+            output = layer(batch, **kwargs)
+        yield output[0] if isinstance(output, tuple) else output
+
+
+def spilled(batch: Tensor, path: Path) -> Tensor:
+    """A float32 copy of this batch that lives in a file: the system may drop its pages when memory is short."""
+    kept = torch.from_file(str(path), shared=True, size=batch.numel(), dtype=torch.float32).view(batch.shape)
+    return kept.copy_(batch)
+
+
+def is_spilled(batch: Tensor) -> bool:
+    """Whether `spilled` made it."""
+    return batch.untyped_storage().filename is not None
+
+
+@torch.no_grad()
+def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], kwargs: dict[str, Any]) -> Observed:
+    """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
+
+    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
+    the layer with besides. Raises UserError when an output is not finite.
+    """
+    layer = architecture.layers[index]
+    prefix = f"{architecture.layers_name}.{index}."
+    linears = architecture.linears(index)
+    observer = _InputObserver(linears)
+    for position, output in enumerate(run_layer(layer, hidden, kwargs)):
+        if is_spilled(hidden[position]):
+            hidden[position].copy_(output)
+        else:
+            hidden[position] = output
+    owners, stats = observer.finish()
+    if not all(bool(torch.isfinite(batch.sum())) for batch in hidden):  # NaN and Inf stay in a sum
+        raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
+    return Observed(layer, prefix, linears, owners, stats)
+
+
+@torch.no_grad()
+def quantize_layer(
+    architecture: Architecture,
+    index: int,
+    hidden: list[Tensor],
+    kwargs: dict[str, Any],
+    options: AwqOptions | None,
+    before: BeforeScaling | None = None,
+) -> LayerResult:
+    """Quantize decoder layer `index`; arguments and errors as observe_layer's. The layer is left scaled.
+
+    With no options nothing is quantized here: only `before` sees the layer.
+    """
+    started = time.perf_counter()
+    seen = observe_layer(architecture, index, hidden, kwargs)
+    seconds = {"forward": time.perf_counter() - started}
+    linears, owners, stats, prefix = seen.linears, seen.owners, seen.stats, seen.prefix
+    if before is not None:
+        started = time.perf_counter()
+        made = before(seen)
+        seconds["other variants"] = time.perf_counter() - started
+    else:
+        made = {}
+    if options is None:
+        return LayerResult(index, {}, {}, (), seconds, made)
+
+    started = time.perf_counter()
+    scaled = _scale_layer(seen, architecture.scale_groups(index) if options.search else [], options)
+    seconds["scale"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    weights: dict[str, Int4Weight] = {}
+    for owner in stats:
+        give_back_freed_memory(above=FREED_SHARE)
+        weights |= _round(linears, seen.sharing(owner), stats[owner], options)
+    facts = tuple(
+        LinearFacts(
+            prefix + name,
+            _noise(weights[name], linear, stats[owners[name]]) / scaled.outputs[name],
+            scaled.plain_errors[name],
+            scaled.exponents.get(name),
+        )
+        for name, linear in linears.items()
+    )
+    seconds["round"] = time.perf_counter() - started
+    _check_errors(facts, prefix)
+    full = {prefix + name: weights[name] for name in linears}
+    return LayerResult(index, full, seen.others(), facts, seconds, made)
+
+
+def _check_errors(facts: Sequence[LinearFacts], prefix: str) -> None:
+    """Raise UserError when the layer as a whole came out worse than plain rounding, or is not finite."""
+    error, plain = sum(linear.error for linear in facts), sum(linear.error_rtn for linear in facts)
+    if not error <= WORSE_THAN_PLAIN * plain:
+        raise UserError(
+            f"{prefix[:-1]} comes out worse than plain rounding on the calibration text (relative error {error:.3g}, "
+            f"plain {plain:.3g}): use more --blocks or other --calibration text, or the variant rtn"
+        )
+
+
+def _round(
+    linears: dict[str, nn.Linear], names: list[str], stats: InputStats, options: AwqOptions
+) -> dict[str, Int4Weight]:
+    """Round the weights of the layers that share one input, all their rows at once."""
+    rows = torch.cat([linears[name].weight.data for name in names])
+    clip = None
+    if options.search and options.clip:
+        clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
+    gram = stats.shrunk()
+    if options.rounding == "gptq":
+        quantized = round_with_feedback(rows, gram, options.group_size, clip)
+    else:
+        quantized = round_to_nearest(rows, options.group_size, clip)
+    if options.refit:
+        quantized = refit_scales(quantized, rows, gram)
+    sizes = [linears[name].out_features for name in names]
+    parts = zip(
+        torch.split(quantized.codes, sizes),
+        torch.split(quantized.scales, sizes),
+        torch.split(quantized.zeros, sizes),
+        strict=True,
+    )
+    return {name: Int4Weight(*part) for name, part in zip(names, parts, strict=True)}
+
+
+def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
+    """The magnitudes [out, groups] to clip at; infinity where autoawq clips nothing."""
+    if any(key in name for key in UNCLIPPED):
+        return weight.new_full((weight.shape[0], weight.shape[1] // group_size), torch.inf)
+    return search_clip(weight, stats, group_size)
+
+
+def _output_square(weight: Tensor, stats: InputStats) -> float:
+    """tr(W H W^T), the mean squared norm of the layer's output; never zero."""
+    return max(float(output_error(weight, stats.metric)), torch.finfo(torch.float32).tiny)
+
+
+def _noise(quantized: Int4Weight, linear: nn.Linear, stats: InputStats) -> float:
+    """tr(D H D^T) with D the change of the weight: the mean squared norm of the change of the layer's output."""
+    return float(output_error(quantized.dequantize().sub_(linear.weight.data), stats.metric))
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A layer after its scales have moved, by name of the linear.
+
+    exponents: of the grid; plain_errors: relative errors of plain rounding of the weights as they came; outputs: the
+    mean squared norms of the outputs now.
+    """
+
+    exponents: dict[str, float | None]
+    plain_errors: dict[str, float]
+    outputs: dict[str, float]
+
+
+def _scale_layer(seen: Observed, groups: Sequence[ScaleGroup], options: AwqOptions) -> _Scaled:
+    """Search and apply the scales of one group after the other; moving them leaves every layer's output as it was."""
+
+    def output_of(name: str) -> float:
+        return _output_square(seen.linears[name].weight.data, seen.stats[seen.owners[name]])
+
+    outputs = {name: output_of(name) for name in seen.linears}
+    searched = {name for group in groups for name in group.linears}
+    noises: dict[str, float] = {}
+    for name, linear in seen.linears.items():
+        if name not in searched:
+            plain = round_to_nearest(linear.weight.data, options.group_size)
+            noises[name] = _noise(plain, linear, seen.stats[seen.owners[name]])
+    errors = {name: noise / outputs[name] for name, noise in noises.items()}
+    exponents: dict[str, float | None] = {}
+    for group in groups:
+        give_back_freed_memory(above=FREED_SHARE)
+        exponent, group_noises = _scale(seen, group, options)
+        exponents |= dict.fromkeys(group.linears, exponent)
+        errors |= {name: noise / outputs[name] for name, noise in group_noises.items()}
+        if group.previous in seen.linears:  # the scales are in its output now
+            outputs[group.previous] = output_of(group.previous)
+    return _Scaled(exponents, errors, outputs)
+
+
+def _scale(seen: Observed, group: ScaleGroup, options: AwqOptions) -> tuple[float | None, dict[str, float]]:
+    """Search one group's scales, apply them to the layer and to the statistics.
+
+    Returns the exponent, and by name the noise that plain rounding would have made.
+    """
+    owner = seen.owners[group.linears[0]]
+    linears = [seen.linears[name] for name in group.linears]
+    choice = search_scale(torch.cat([linear.weight.data for linear in linears]), seen.stats[owner], options.group_size)
+    if choice.exponent is not None:
+        apply_scales(seen.layer, group, choice.scales)
+        seen.stats[owner] = seen.stats[owner].scaled(choice.scales)
+    rows = torch.split(choice.unscaled_rows, [linear.out_features for linear in linears])
+    return choice.exponent, {name: float(own.sum()) for name, own in zip(group.linears, rows, strict=True)}

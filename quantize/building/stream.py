@@ -1,0 +1,203 @@
+"""Feed the pipeline from files: the model stays on the meta device and its layers pass through memory in turn."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.building.held_out import Watch, Watched
+from quantize.building.layer import (
+    BATCH_TOKENS,
+    AwqOptions,
+    BeforeScaling,
+    LayerResult,
+    layer_calls,
+    quantize_layer,
+    spilled,
+)
+from quantize.errors import UserError
+from quantize.model.architecture import Architecture, architecture_of
+from quantize.model.pretrained import empty_model
+from quantize.process_memory import give_back_freed_memory
+from quantize.source import TensorReader, check_finite
+
+
+class LayerStream:
+    """Goes through the decoder layers of a model whose weights are in files, quantizing each."""
+
+    def __init__(self, folder: Path, weights: TensorReader, device: torch.device) -> None:
+        self._weights = weights
+        self._device = device
+        self._model = empty_model(folder)
+        self._architecture = architecture_of(self._model)
+        self._tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
+        self._file_names = self._find_file_names()
+
+    @property
+    def architecture(self) -> Architecture:
+        return self._architecture
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, its weights on the meta device but for the layer at work."""
+        return self._model
+
+    def quantized(
+        self,
+        blocks: Tensor,
+        options: AwqOptions | None,
+        *,
+        start: int = 0,
+        hidden: list[Tensor] | None = None,
+        before: BeforeScaling | None = None,
+        watch: Watch | None = None,
+        spill: Path | None = None,
+    ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
+        """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
+
+        blocks: calibration token ids, int64 [blocks, block_tokens]. hidden: the inputs of layer `start` as an earlier
+        run yielded them, [batch, block_tokens, hidden] each; left out, they are computed. before: called
+        with each layer before its scales move. watch: held-out text to run along, once `options` quantize something.
+        spill: a folder for files that hold the inputs in place of memory. A layer's weights are freed when the next one
+        is asked for.
+        """
+        self._materialise_outer()
+        calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
+        inputs = iter(hidden) if hidden is not None else (self._record(one)[0][0] for one in batches_of(blocks))
+        if spill is None:
+            hidden = [batch.to(self._device) for batch in inputs]
+        else:
+            spill.mkdir(parents=True, exist_ok=True)
+            hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
+        if watch is not None:
+            watch.begin(lambda held_out: self._record(held_out)[0][0])
+            watch.to(self._device)
+        self._drop_embeddings()
+        for index, layer in enumerate(self._architecture.layers):
+            if index < start:
+                continue
+            prefix = f"{self._architecture.layers_name}.{index}."
+            self._materialise(layer, prefix)
+            if watch is not None:
+                watch.before(layer, calls[index])
+            result = quantize_layer(self._architecture, index, hidden, calls[index], options, before)
+            if watch is not None:
+                watch.after(self._architecture.linears(index), prefix, calls[index], layer, result)
+            yield result, hidden
+            layer.to("meta")
+            give_back_freed_memory()
+
+    def judge(self, watch: Watch) -> Watched:
+        """What the watched text shows after the last layer."""
+        self._materialise_outer()
+        head = self._model.get_output_embeddings()
+        names = {module: name for name, module in self._model.named_modules()}
+        self._fill(head, f"{names[head]}.", recurse=False)
+        self._model.tie_weights()
+        judged = watch.judge(self._model, self._architecture)
+        self._drop_embeddings()
+        _free_weight(head)
+        return judged
+
+    def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor outside the decoder layers, one after the other, by its name in the model."""
+        for name, file_name in self._file_names.items():
+            if not name.startswith(f"{self._architecture.layers_name}."):
+                yield name, self._read(file_name)
+
+    def _find_file_names(self) -> dict[str, str]:
+        """Model name -> file name of every parameter and persistent buffer that has its own tensor.
+
+        Older files lack the base model's prefix. Raises UserError for one that no file holds.
+        """
+        in_files = set(self._weights.names())
+        found = {}
+        for name in self._model.state_dict():
+            bare = name.removeprefix(f"{self._model.base_model_prefix}.")
+            file_name = next((known for known in (name, bare) if known in in_files), None)
+            if name in self._tied:
+                continue
+            if file_name is None:
+                raise UserError(f"the source's weights lack {name}: download the model again")
+            found[name] = file_name
+        return found
+
+    def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+        return layer_calls(self._model, self._architecture, blocks.to(self._device))
+
+    def _materialise_outer(self) -> None:
+        """Load what the model runs before its layers: all but the layers and an untied output head."""
+        head = self._model.get_output_embeddings()
+        tied = bool(getattr(self._model.config, "tie_word_embeddings", False))
+        for name, module in self._model.named_modules():
+            inside_layers = name == self._architecture.layers_name or name.startswith(
+                f"{self._architecture.layers_name}."
+            )
+            if not inside_layers and not (module is head and not tied):
+                self._fill(module, f"{name}." if name else "", recurse=False)
+                for key, buffer in module._buffers.items():
+                    if buffer is not None:
+                        module._buffers[key] = buffer.to(self._device)
+
+    def _drop_embeddings(self) -> None:
+        """Free the embeddings once their outputs are there."""
+        for module in self._model.modules():
+            if isinstance(module, nn.Embedding):
+                _free_weight(module)
+
+    def _materialise(self, layer: nn.Module, prefix: str) -> None:
+        self._fill(layer, prefix, recurse=True)
+        for buffer_name, buffer in layer.named_buffers():
+            parent, _, leaf = buffer_name.rpartition(".")
+            layer.get_submodule(parent)._buffers[leaf] = buffer.to(self._device)
+
+    def _fill(self, module: nn.Module, prefix: str, *, recurse: bool) -> None:
+        """Replace the module's parameters by float32 copies of the file's tensors on the device."""
+        for name, parameter in list(module.named_parameters(recurse=recurse)):
+            file_name = self._file_names.get(prefix + name)
+            if file_name is None:  # tied to another parameter
+                continue
+            value = self._read(file_name).to(self._device, torch.float32)
+            if value.shape != parameter.shape:
+                raise UserError(
+                    f"{file_name} has shape {list(value.shape)}, config.json asks for {list(parameter.shape)}: "
+                    "the folder mixes files of two models"
+                )
+            parent, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(parent) if parent else module
+            setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._weights.get(name)
+        check_finite(name, tensor)
+        return tensor
+
+
+def _shape_only(module: nn.Module) -> Tensor:
+    weight = module.get_parameter("weight")
+    return torch.empty_like(weight, device="meta")
+
+
+def _free_weight(module: nn.Module) -> None:
+    """Give the weight's memory back; buffers that no file holds stay."""
+    module.register_parameter("weight", nn.Parameter(_shape_only(module), requires_grad=False))
+
+
+@contextlib.contextmanager
+def tensor_core_products(device: torch.device) -> Iterator[None]:
+    """Let CUDA multiply float32 matrices in TF32 inside the block: ten bits of mantissa choose the same scales."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def batches_of(blocks: Tensor) -> list[Tensor]:
+    """Calibration blocks in batches of about BATCH_TOKENS tokens, as they go through a layer."""
+    return list(torch.split(blocks, max(1, BATCH_TOKENS // blocks.shape[1])))

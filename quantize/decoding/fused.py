@@ -1,0 +1,154 @@
+"""A decode step of one token in fewer kernels, for the mode that records it: the same mathematics, rounded less often.
+
+Replayed from a CUDA graph, a step of a model of seven billion 4-bit weights reads them in about 1.5 ms; some twenty
+small kernels beside the products in each of 32 layers would take as long again. The replacements know the plain forms
+that Llama's family shares and leave everything else alone; what they compute is compared with eager decoding before
+anything is timed (quantize.decoding.static).
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROTARY = "apply_rotary_pos_emb"
+SDPA = "sdpa"
+OTHER_ATTENTION = ("softcap", "position_bias", "s_aux", "cache")
+"""Arguments of attention that ours does not know: where one is given, transformers' own runs."""
+
+
+class FusedSteps(contextlib.AbstractContextManager[None]):
+    """While one is entered, a forward pass of its model over one token runs in fewer kernels; then all is as before.
+
+    What is replaced is found once, since a step enters it every time.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._replaced: list[tuple[Any, str, Any]] = [
+            (norm, "forward", functools.partial(fused_norm, norm)) for norm in plain_norms(model)
+        ]
+        self._rotary = llama_like(model)
+        self._before: list[tuple[Any, str, Any]] = []
+        self._attention: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+    def __enter__(self) -> None:
+        rotary = [(module, ROTARY, FusedRotary(getattr(module, ROTARY))) for module in self._rotary]
+        for owner, name, value in (*self._replaced, *rotary):
+            self._before.append((owner, name, vars(owner).get(name)))
+            setattr(owner, name, value)
+        self._attention = _grouped_attention()
+        self._attention.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._attention.__exit__(*error)
+        while self._before:
+            owner, name, value = self._before.pop()
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+def plain_norms(model: nn.Module) -> list[nn.Module]:
+    """A model's RMS norms of the plain kind, weight * x / rms(x), as written in eight operations."""
+    named = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    return [norm for norm in named if hasattr(norm, "variance_epsilon") and "forward" not in vars(norm)]
+
+
+def fused_norm(norm: Any, hidden: Tensor) -> Tensor:
+    """weight * x / rms(x) in one kernel, which multiplies with the weight before it rounds."""
+    return nn.functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def llama_like(model: nn.Module) -> list[ModuleType]:
+    """The source modules of a model whose rotary embedding is Llama's, to the instruction."""
+    from transformers.models.llama import modeling_llama
+
+    sources = {type(module).__module__ for module in model.modules()}
+    modules = [sys.modules[name] for name in sorted(sources)]
+    known = [module for module in modules if hasattr(module, ROTARY) and hasattr(module, "rotate_half")]
+    names = (ROTARY, "rotate_half")
+    return [m for m in known if all(_same_code(getattr(m, name), getattr(modeling_llama, name)) for name in names)]
+
+
+def _same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    return (one.__code__.co_code, one.__code__.co_names) == (other.__code__.co_code, other.__code__.co_names)
+
+
+class FusedRotary:
+    """Llama's rotary embedding (Su et al. 2021, arXiv:2104.09864) of queries and keys in four kernels, not ten.
+
+    Queries and keys are turned together; turning by half the features and the sign of the sine stand for the negated
+    half. The signed sine is made in the first layer of a step and shared by all.
+    """
+
+    def __init__(self, own: Callable[..., Any]) -> None:
+        self._own = own
+        self._sine: Tensor | None = None
+        self._signed: Tensor | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        """As transformers calls it: q and k [batch, heads, tokens, head], cos and sin [batch, tokens, head]."""
+        if cos.shape[-1] != q.shape[-1] or q.dtype != cos.dtype:
+            own: tuple[Tensor, Tensor] = self._own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+            return own
+        half = q.shape[-1] // 2
+        if self._sine is not sin or self._signed is None:
+            self._sine, self._signed = sin, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        both = torch.cat((q, k), dim=unsqueeze_dim)
+        cosine, signed = cos.unsqueeze(unsqueeze_dim), self._signed.unsqueeze(unsqueeze_dim)
+        turned = torch.addcmul(both * cosine, both.roll(half, dims=-1), signed)
+        queries, keys = torch.split(turned, [q.shape[unsqueeze_dim], k.shape[unsqueeze_dim]], dim=unsqueeze_dim)
+        return queries, keys
+
+
+@contextlib.contextmanager
+def _grouped_attention() -> Iterator[None]:
+    """transformers' "sdpa" attention with grouped queries does not copy the keys and values for every query head.
+
+    From 5.23 on transformers does so itself for one token.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    own = ALL_ATTENTION_FUNCTIONS[SDPA]
+    ALL_ATTENTION_FUNCTIONS[SDPA] = functools.partial(grouped_attention, own)
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[SDPA]
+        if ALL_ATTENTION_FUNCTIONS[SDPA] is not own:  # somebody's own, local as ours
+            ALL_ATTENTION_FUNCTIONS[SDPA] = own
+
+
+def grouped_attention(
+    own: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **more: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one token: the query heads that share a key head are the rows of one product with it.
+
+    query: [batch, heads, 1, head]; key and value: [batch, key heads, slots, head]; attention_mask: additive,
+    [batch, 1, 1, slots]. Returns [batch, 1, heads, head]. own: transformers' function, for all other cases.
+    """
+    batch, heads, tokens, size = query.shape
+    unknown = any(more.get(name) is not None for name in OTHER_ATTENTION)
+    if tokens != 1 or attention_mask is None or dropout or unknown or heads == key.shape[1]:
+        found: tuple[Tensor, Tensor | None] = own(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more
+        )
+        return found
+    rows = query.reshape(batch, key.shape[1], -1, size)
+    out = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, 1, heads, value.shape[-1]), None

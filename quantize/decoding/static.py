@@ -1,0 +1,212 @@
+"""Decoding without Python in the way: a cache that stays in place, and on CUDA one step recorded and replayed.
+
+On a fast GPU an eager decode step of one token waits for Python to launch some thousand small kernels; a CUDA graph
+launches them all at once, so that what is left is what the kernels take. Both are measured, and told apart.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, StaticLayer
+
+from quantize.decoding.eager import Decoder, EagerDecoder, kv_cache_bytes, last_logits_only
+from quantize.decoding.fused import FusedSteps
+from quantize.errors import UserError
+
+CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"
+"""How the steps of mode "graph" run: replayed on CUDA; elsewhere the same steps, called one by one."""
+
+SLOTS_STEP = 64
+"""A cache has slots in multiples of this: attention kernels want aligned masks, and pad others at every call."""
+
+CAPTURE_WARMUPS = 3
+"""Steps before the recorded one: libraries set themselves up and kernels are tuned outside the graph."""
+
+CHECKED_STEPS = 4
+RELATIVE_ERROR = {torch.float32: 2e-2, torch.float16: 5e-2, torch.bfloat16: 5e-2}
+"""How far the logits may lie from the eager decoder's (2-norm of the difference over that of the eager ones).
+
+The two sum up in different orders (4e-7 apart in float32). Kernels that round inside amplify that, in float32 too:
+bitsandbytes' 4-bit kernel for CPUs works in bfloat16, and its logits lay 3e-3 apart.
+"""
+
+MASKED_ATTENTION = ("sdpa", "eager")
+"""Attention implementations of transformers that take a mask of ours."""
+
+
+class _Slots(StaticLayer):  # type: ignore[misc]
+    """Keys and values of one layer for a fixed number of positions, written at a position that lies on the device.
+
+    transformers' own update computes the position anew in every layer; here all layers share one.
+    """
+
+    def __init__(self, like: Any, slots: int, position: Tensor) -> None:
+        super().__init__(max_cache_len=slots)
+        self.keys = like.keys.new_zeros((*like.keys.shape[:2], slots, like.keys.shape[-1]))
+        self.values = like.values.new_zeros((*like.values.shape[:2], slots, like.values.shape[-1]))
+        self.is_initialized = True
+        self._position = position.view(1)
+
+    def take(self, layer: Any) -> None:
+        """Copy what a prompt left in a growing cache's layer into the first slots."""
+        tokens = layer.keys.shape[2]
+        self.keys[:, :, :tokens].copy_(layer.keys)
+        self.values[:, :, :tokens].copy_(layer.values)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, self._position, key_states)
+        self.values.index_copy_(2, self._position, value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> Tensor:
+        return self._position[0]
+
+
+class StaticDecoder:
+    """A quantize.decoding.eager.Decoder whose steps all run on the same memory, so that a CUDA graph can hold them.
+
+    The prompt runs as in the eager decoder, and what it cached is copied into the slots. A step sees the slots up to
+    its position through a mask; token, position and mask live on the device and are moved on by the step itself.
+    """
+
+    logits: Tensor
+    token: Tensor
+
+    @torch.no_grad()
+    def __init__(self, model: Any, *, batch: int, positions: int) -> None:
+        """Make the cache for `batch` sequences of up to `positions` tokens, and on CUDA record a step.
+
+        Raises UserError for a model that cannot decode so: spread over devices, with a sliding window shorter than
+        `positions`, with attention that takes no mask, or with layers that wait for the host.
+        """
+        check_model(model, positions)
+        device = next(model.parameters()).device
+        self._model = model
+        self._fused = FusedSteps(model)
+        self._last_only = last_logits_only(model)
+        self._position = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
+        output = model(input_ids=self.token, use_cache=True)
+        self.logits = output.logits[:, -1]
+        slots = -(-positions // SLOTS_STEP) * SLOTS_STEP
+        self._slots = torch.arange(slots, device=device)
+        self._layers = [_Slots(layer, slots, self._position) for layer in growing_layers(output.past_key_values)]
+        self._cache = Cache(layers=self._layers)
+        # Added to the scores: attention would make such a mask of a boolean one anew in every layer.
+        dtype = self._layers[0].keys.dtype
+        self._seen = torch.zeros((), dtype=dtype, device=device)
+        self._unseen = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.name = STATIC_CACHE
+        if device.type == "cuda":
+            self._record()
+            self.name = CUDA_GRAPH
+
+    def prefill(self, prompt: Tensor) -> None:
+        output = self._model(input_ids=prompt, use_cache=True, **self._last_only)
+        for slots, layer in zip(self._layers, output.past_key_values.layers, strict=True):
+            slots.take(layer)
+        self.logits = output.logits[:, -1]
+        self.token.copy_(self.logits.argmax(dim=-1, keepdim=True))
+        self._position.fill_(prompt.shape[1])
+
+    def step(self) -> None:
+        if self._graph is None:
+            self.logits = self._run()
+        else:
+            self._graph.replay()
+            self.logits = self._recorded_logits
+
+    def cache_bytes(self) -> int | None:
+        return kv_cache_bytes(self._cache)
+
+    def _run(self) -> Tensor:
+        """One step; everything that it reads and leaves is on the device."""
+        mask = torch.where(self._slots <= self._position, self._seen, self._unseen)
+        with self._fused:
+            output = self._model(
+                input_ids=self.token,
+                attention_mask=mask.view(1, 1, 1, -1).expand(self.token.shape[0], -1, -1, -1),
+                position_ids=self._position,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        logits: Tensor = output.logits[:, -1]
+        self.token.copy_(logits.argmax(dim=-1, keepdim=True))
+        self._position.add_(1)
+        return logits
+
+    def _record(self) -> None:
+        """Warm up on a side stream, as recording wants it, then record one step."""
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        graph = torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(CAPTURE_WARMUPS):
+                self._run()
+        torch.cuda.current_stream().wait_stream(side)
+        self._position.zero_()
+        try:
+            with torch.cuda.graph(graph):
+                self._recorded_logits = self._run()
+        except RuntimeError as error:
+            cause = error.__context__ or error  # what failed first: ending the recording then fails as well
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            why = next(iter(str(cause).splitlines()), type(cause).__name__)
+            raise UserError(f"a decode step cannot be recorded as a CUDA graph: {why}") from None
+        self._graph = graph
+
+
+def check_model(model: Any, positions: int) -> None:
+    """Raises UserError, saying why, for a model that cannot decode on a static cache of so many positions."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        raise UserError(f"mode graph needs a model on one device, this one is spread over {len(devices)}")
+    attention = model.config._attn_implementation
+    if attention not in MASKED_ATTENTION:
+        raise UserError(f"mode graph needs one of the attentions {', '.join(MASKED_ATTENTION)}, not {attention}")
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    if window is not None and positions > window:
+        raise UserError(f"mode graph cannot slide a window: {positions} positions, the model attends to {window}")
+
+
+def growing_layers(cache: Any) -> Sequence[Any]:
+    """The layers of a transformers cache. Raises UserError where one holds anything but keys and values."""
+    layers: Sequence[Any] = getattr(cache, "layers", ())
+    if not layers or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers):
+        raise UserError("mode graph knows caches of keys and values alone, this model keeps something else")
+    return layers
+
+
+@torch.no_grad()
+def check_against_eager(decoder: Decoder, model: Any, prompt: Tensor, steps: int, dtype: torch.dtype) -> None:
+    """Run the prompt and up to CHECKED_STEPS steps eagerly, then in `decoder` with the same tokens fed to it.
+
+    Raises RuntimeError where the logits lie further apart than RELATIVE_ERROR of the compute dtype allows.
+    """
+    fed, expected = _eager_logits(model, prompt, min(steps, CHECKED_STEPS))
+    decoder.prefill(prompt)
+    errors = []
+    for token, logits in zip(fed, expected, strict=True):
+        decoder.token.copy_(token)
+        decoder.step()
+        difference = torch.linalg.vector_norm(decoder.logits.float() - logits)
+        errors.append(difference / torch.linalg.vector_norm(logits))
+    worst, bound = float(torch.stack(errors).max()), RELATIVE_ERROR[dtype]
+    if not worst <= bound:  # not a number is no agreement either
+        raise RuntimeError(f"decoding on a {decoder.name} differs from eager decoding by {worst:.2g} (bound {bound:g})")
+
+
+def _eager_logits(model: Any, prompt: Tensor, steps: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The tokens that eager decoding feeds, and the float32 logits behind each; its cache is gone afterwards."""
+    eager = EagerDecoder(model)
+    eager.prefill(prompt)
+    fed, logits = [], []
+    for _ in range(steps):
+        fed.append(eager.token)
+        eager.step()
+        logits.append(eager.logits.float())
+    return fed, logits

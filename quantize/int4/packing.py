@@ -1,0 +1,98 @@
+"""AWQ's two file layouts: eight 4-bit codes in each int32, bit for bit as autoawq packs them.
+
+GEMM packs along the output features in the order 0 2 4 6 1 3 5 7 (what its CUDA kernel's half2 conversion wants);
+GEMV packs along the input features in plain order and pads scales and zeros to whole words.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from quantize.int4.weight import Int4Weight
+
+CODES_PER_WORD = 8
+GEMM_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+PLAIN_ORDER = tuple(range(CODES_PER_WORD))
+
+
+def pack_words(codes: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Pack the last dimension: uint8 [..., 8 n] with values 0 to 15 -> int32 [..., n], code order[i] at bit 4 i."""
+    words = codes.view(*codes.shape[:-1], -1, CODES_PER_WORD)
+    packed = torch.zeros(words.shape[:-1], dtype=torch.int32, device=codes.device)
+    for position, index in enumerate(order):
+        packed |= words[..., index].to(torch.int32) << (4 * position)
+    return packed
+
+
+def unpack_words(packed: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Undo pack_words: int32 [..., n] -> uint8 [..., 8 n]."""
+    codes = torch.empty((*packed.shape, CODES_PER_WORD), dtype=torch.uint8, device=packed.device)
+    for position, index in enumerate(order):
+        codes[..., index] = ((packed >> (4 * position)) & 0xF).to(torch.uint8)
+    return codes.view(*packed.shape[:-1], -1)
+
+
+def pack_gemm(weight: Int4Weight) -> dict[str, Tensor]:
+    """The GEMM layout: qweight int32 [in, out / 8], qzeros int32 [groups, out / 8], scales float16 [groups, out]."""
+    return {
+        "qweight": pack_words(weight.codes.t().contiguous(), GEMM_ORDER),
+        "qzeros": pack_words(weight.zeros.t().contiguous(), GEMM_ORDER),
+        "scales": weight.scales.t().contiguous(),
+    }
+
+
+def unpack_gemm(tensors: dict[str, Tensor], in_features: int, group_size: int) -> Int4Weight:
+    """Undo pack_gemm."""
+    codes = unpack_words(tensors["qweight"], GEMM_ORDER).t().contiguous()
+    zeros = unpack_words(tensors["qzeros"], GEMM_ORDER).t().contiguous()
+    return Int4Weight(codes, tensors["scales"].t().contiguous(), zeros)
+
+
+def gemv_zeros_width(in_features: int, group_size: int) -> int:
+    """Words of zero points a row in the GEMV layout: whole words, and padded as its CUDA kernel reads them.
+
+    Group sizes below 128 are read two (64) or four (32) words at a time.
+    """
+    words = -(-(in_features // group_size) // CODES_PER_WORD)
+    multiple = {64: 2, 32: 4}.get(group_size, 1)
+    return -(-words // multiple) * multiple
+
+
+def pack_gemv(weight: Int4Weight) -> dict[str, Tensor]:
+    """The GEMV layout: qweight int32 [out, in / 8], qzeros int32 [out, z], scales float16 [out, 8 z].
+
+    z is gemv_zeros_width; the padding holds zeros.
+    """
+    out_features, in_features = weight.codes.shape
+    groups = weight.scales.shape[1]
+    width = gemv_zeros_width(in_features, weight.group_size) * CODES_PER_WORD
+    scales = weight.scales.new_zeros((out_features, width))
+    scales[:, :groups] = weight.scales
+    zeros = weight.zeros.new_zeros((out_features, width))
+    zeros[:, :groups] = weight.zeros
+    return {
+        "qweight": pack_words(weight.codes, PLAIN_ORDER),
+        "qzeros": pack_words(zeros, PLAIN_ORDER),
+        "scales": scales,
+    }
+
+
+def unpack_gemv(tensors: dict[str, Tensor], in_features: int, group_size: int) -> Int4Weight:
+    """Undo pack_gemv; the sizes tell the padding from the groups."""
+    groups = in_features // group_size
+    return Int4Weight(
+        unpack_words(tensors["qweight"], PLAIN_ORDER),
+        tensors["scales"][:, :groups].contiguous(),
+        unpack_words(tensors["qzeros"], PLAIN_ORDER)[:, :groups].contiguous(),
+    )
+
+
+PACKERS: dict[str, Callable[[Int4Weight], dict[str, Tensor]]] = {"GEMM": pack_gemm, "GEMV": pack_gemv}
+"""Layout name -> how to pack one layer's weight into the tensors its state dict holds."""
+
+UNPACKERS: dict[str, Callable[[dict[str, Tensor], int, int], Int4Weight]] = {
+    "GEMM": unpack_gemm,
+    "GEMV": unpack_gemv,
+}
+"""Layout name -> how to undo it, given the layer's input features and the group size."""

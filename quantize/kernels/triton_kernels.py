@@ -1,0 +1,193 @@
+"""Triton programs over 4-bit weights in the storage of quantize.kernels.block_packing. Import it only where Triton is.
+
+Common to all: words int32 [out_features, 16 * blocks], a block being 128 input features; scales float16 and zeros
+uint8 [out_features, groups]; GROUP input features share one of each, 32, 64 or a multiple of 128. A weight is
+(code - zero) * scale. SIXTEEN is quantize.kernels.triton.SIXTEEN, handed over at every launch: were it a constant
+of the program, the `&` and the `|` of `code_pair` would be two instructions in place of one.
+
+The shapes of the loads are what makes Triton give a thread 16 bytes at a time and leave every value with the thread
+that multiplies it: neighbours in memory are the last dimension, and no other dimension is as dense.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def turned(packed):  # type: ignore[no-untyped-def]
+    """Words int32 -> uint32, turned left by three bits: the code at place p then begins at bit 4 p + 3."""
+    words = packed.to(tl.uint32, bitcast=True)
+    return (words << 3) | (words >> 29)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def code_pair(words, SIXTEEN, PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The codes at places PLACE and PLACE + 4 of turned words, as floats `code + offset(PLACE)`.
+
+    A code is no number yet when it has been cut out of its word; set into the digits of the float 16.0 or 256.0 it is
+    16 + code or 256 + code, without an instruction that converts.
+    """
+    if PLACE == 0:
+        low, high = words << 16, words
+    elif PLACE == 3:
+        low, high = words, (words << 16) | (words >> 16)
+    else:
+        low, high = words << 8, words >> 8
+    if PLACE % 2 == 0:
+        low, high = low & 0x00780000 | SIXTEEN, high & 0x00780000 | SIXTEEN
+    else:
+        low, high = low & 0x00078000 | SIXTEEN + 0x02000000, high & 0x00078000 | SIXTEEN + 0x02000000
+    return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def offset(PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What `code_pair` adds to the codes at a place."""
+    return 16.0 if PLACE % 2 == 0 else 256.0
+
+
+@triton.jit
+def load_range(scales, zeros, places, mask):  # type: ignore[no-untyped-def]
+    """Scale and zero point as float32; 0 where masked out."""
+    scale = tl.load(scales + places, mask=mask, other=0).to(tl.float32)
+    zero = tl.load(zeros + places, mask=mask, other=0).to(tl.float32)
+    return scale, zero
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def of_quads(values, QUADS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums of four neighbours: [4 QUADS] -> [QUADS]."""
+    return tl.sum(tl.reshape(values, [QUADS, 4]), axis=1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def matvec_program(  # type: ignore[no-untyped-def]
+    x,
+    words,
+    scales,
+    zeros,
+    out,
+    out_features,
+    in_features,
+    groups,
+    SIXTEEN,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    QUADS: tl.constexpr,
+):
+    """One token times ROWS output features: x [tokens, in], out [tokens, out]; grid (blocks of rows, tokens).
+
+    A thread takes quads of words, 32 codes, against the same 32 inputs for all ROWS. Zero points and offsets leave the
+    sum: sum (c - z) x = sum (c + o) x - sum o x - z sum x, the last two common to all rows.
+    """
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(1).to(tl.int64)
+    x += token * in_features
+    width = tl.cdiv(in_features, 128) * 4
+    total = tl.zeros([ROWS, QUADS], dtype=tl.float32)
+    for start in range(0, width, QUADS):
+        quads = start + tl.arange(0, QUADS)
+        columns = start * 4 + tl.arange(0, QUADS * 4)
+        inside = (rows < out_features)[:, None] & (columns < width * 4)[None, :]
+        packed = turned(tl.load(words + rows[:, None] * (width * 4) + columns[None, :], mask=inside, other=0))
+        for place in tl.static_range(4):
+            first = quads // 4 * 128 + place * 32
+            if place * 32 % GROUP == 0:
+                known = (first < in_features)[:, None] & (rows < out_features)[None, :]
+                scale, zero = load_range(scales, zeros, (first // GROUP)[:, None] + rows[None, :] * groups, known)
+                products = tl.zeros([ROWS, QUADS * 4], dtype=tl.float32)
+                inputs = tl.zeros([QUADS * 4], dtype=tl.float32)
+                offsets = tl.zeros([QUADS * 4], dtype=tl.float32)
+            at = (first + quads % 4 * 8)[:, None] + tl.arange(0, 8)[None, :]
+            values = tl.load(x + at, mask=at < in_features, other=0).to(tl.float32)
+            even, odd = tl.split(tl.reshape(values, [QUADS * 4, 2]))
+            low, high = code_pair(packed, SIXTEEN, place)
+            products += low * even[None, :]
+            products += high * odd[None, :]
+            inputs += even + odd
+            offsets += (even + odd) * offset(place)
+            if (place + 1) * 32 % GROUP == 0 or place == 3:
+                fixed = of_quads(offsets, QUADS)[None, :] + tl.trans(zero) * of_quads(inputs, QUADS)[None, :]
+                total += tl.trans(scale) * (tl.sum(tl.reshape(products, [ROWS, QUADS, 4]), axis=2) - fixed)
+    sums = tl.sum(total, axis=1)
+    tl.store(out + token * out_features + rows, sums.to(out.dtype.element_ty), mask=rows < out_features)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def tile_program(  # type: ignore[no-untyped-def]
+    x,
+    words,
+    scales,
+    zeros,
+    out,
+    tokens,
+    out_features,
+    in_features,
+    groups,
+    SIXTEEN,
+    GROUP: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """ROWS output features times TOKENS tokens on the tensor cores; grid (blocks of rows, blocks of tokens).
+
+    A block of 128 inputs is four products over 32 neighbours each, one for every place in a word.
+    """
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    lines = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)  # their places may pass 2**31
+    blocks = tl.cdiv(in_features, 128)
+    inside = rows < out_features
+    total = tl.zeros([ROWS, TOKENS], dtype=tl.float32)
+    for block in range(0, blocks):
+        places = (rows * (blocks * 16) + block * 16)[:, None] + tl.arange(0, 16)[None, :]
+        packed = turned(tl.load(words + places, mask=inside[:, None], other=0))
+        for place in tl.static_range(4):
+            first = block * 128 + place * 32
+            if place * 32 % GROUP == 0:
+                known = inside & (first + tl.zeros_like(rows) < in_features)
+                scale, zero = load_range(scales, zeros, rows * groups + first // GROUP, known)
+            at = first + tl.arange(0, 32)
+            given = (at < in_features)[:, None] & (lines < tokens)[None, :]
+            values = tl.load(x + lines[None, :] * in_features + at[:, None], mask=given, other=0)
+            low, high = code_pair(packed, SIXTEEN, place)
+            shift = scale * (zero + offset(place))
+            weights = tl.join(low, high) * scale[:, None, None] - shift[:, None, None]
+            weights = tl.reshape(weights.to(values.dtype), [ROWS, 32])
+            total = tl.dot(weights, values, total, input_precision="ieee")
+    kept = inside[:, None] & (lines < tokens)[None, :]
+    tl.store(out + lines[None, :] * out_features + rows[:, None], total.to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def dequantize_program(  # type: ignore[no-untyped-def]
+    words,
+    scales,
+    zeros,
+    out,
+    out_features,
+    in_features,
+    groups,
+    SIXTEEN,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    QUADS: tl.constexpr,
+):
+    """The weights themselves, out [out_features, in_features]; grid (blocks of rows, blocks of quads of words)."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    quads = tl.program_id(1) * QUADS + tl.arange(0, QUADS)
+    width = tl.cdiv(in_features, 128) * 4
+    inside = (quads < width)[:, None] & (rows < out_features)[None, :]
+    places = (rows[None, :] * width + quads[:, None])[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
+    packed = turned(tl.load(words + places, mask=inside[:, :, None], other=0))
+    out += rows[None, :, None].to(tl.int64) * in_features
+    for place in tl.static_range(4):
+        first = quads // 4 * 128 + place * 32
+        if place * 32 % GROUP == 0:
+            known = inside & (first < in_features)[:, None]
+            scale, zero = load_range(scales, zeros, (first // GROUP)[:, None] + rows[None, :] * groups, known)
+        low, high = code_pair(packed, SIXTEEN, place)
+        shift = scale * (zero + offset(place))
+        weights = tl.join(low, high) * scale[:, :, None, None] - shift[:, :, None, None]
+        weights = tl.reshape(weights, [QUADS, ROWS, 8])
+        at = (first + quads % 4 * 8)[:, None, None] + tl.arange(0, 8)[None, None, :]
+        tl.store(out + at, weights.to(out.dtype.element_ty), mask=inside[:, :, None] & (at < in_features))

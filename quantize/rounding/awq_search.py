@@ -1,0 +1,132 @@
+"""The activation-aware search (AWQ, arXiv 2306.00978) posed on Gram matrices: no token is touched."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantize.int4.weight import rounded
+from quantize.rounding.gram import InputStats, row_errors
+
+SCALE_GRID = 20
+CLIP_GRID = 20
+CLIP_STEPS = 10
+"""autoawq's grids: 20 scale exponents; clipping to 1, 0.95, ... 0.55 of a group's largest magnitude."""
+
+COARSE_STEPS = (4, 2)
+"""The grid is walked in steps of 4, then 2 around the best, on a sample of the rows, then in steps of 1 on all."""
+
+SAMPLED_ROWS = 512
+"""From this many rows on, every second one is enough to find the neighbourhood of the best scale."""
+
+
+@dataclass(frozen=True)
+class ScaleChoice:
+    """The per-input-feature scales [in] that the search chose, and its loss beside that of no scaling at all.
+
+    exponent: the grid point in [0, 1) that gave them, None where not scaling won; losses are tr(D H D^T), the unscaled
+    one for each row, [out].
+    """
+
+    scales: Tensor
+    exponent: float | None
+    loss: float
+    unscaled_rows: Tensor
+
+    @property
+    def loss_unscaled(self) -> float:
+        """The loss of plain rounding."""
+        return float(self.unscaled_rows.sum())
+
+
+def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
+    """AWQ's mean |w| [in]: each weight relative to the largest of its group, averaged over the output features."""
+    grouped = weight.abs().view(weight.shape[0], -1, group_size)
+    return (grouped / (grouped.amax(dim=-1, keepdim=True) + 1e-6)).mean(dim=0).view(-1)
+
+
+def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
+    """Point `step` of AWQ's grid of scales, autoawq's "duo" form: mean|x|^a / mean|w|^(1 - a), a = step / 20.
+
+    Normalised so that the largest times the smallest entry is one.
+    """
+    exponent = step / SCALE_GRID
+    scales = (abs_mean.pow(exponent) / (magnitude.pow(1 - exponent) + 1e-4)).clamp(min=1e-4)
+    scales = scales / (scales.max() * scales.min()).sqrt()
+    scales[~torch.isfinite(scales)] = 1
+    return scales
+
+
+def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleChoice:
+    """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4).
+
+    weight: float32 [out, in], all layers that share the input one above the other; stats: of that input. The grid is
+    walked in ever finer steps around the best (COARSE_STEPS). No scaling is one of the candidates, so the choice is
+    never worse than it.
+    """
+    magnitude = relative_magnitude(weight, group_size)
+
+    def losses_of(scales: Tensor | None, rows: Tensor) -> Tensor:
+        scaled = rows if scales is None else rows * scales
+        difference = rounded(scaled.view(rows.shape[0], -1, group_size)).view(rows.shape)
+        if scales is not None:
+            difference.div_(scales)
+        return row_errors(difference.sub_(rows), stats.metric)
+
+    def loss_of(step: int, rows: Tensor) -> float:
+        return float(losses_of(grid_scales(stats.abs_mean, magnitude, step), rows).sum())
+
+    sample = weight[::2].contiguous() if weight.shape[0] >= SAMPLED_ROWS else weight
+    first, second = COARSE_STEPS
+    coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, first)}
+    coarse |= {step: loss_of(step, sample) for step in _around(_lowest(coarse), second) if step not in coarse}
+    near = _around(_lowest(coarse), 1)
+    unscaled = losses_of(None, weight)
+    losses = {step: loss_of(step, weight) for step in near}
+    chosen = _lowest(losses)
+    if not losses[chosen] < float(unscaled.sum()):
+        return ScaleChoice(torch.ones_like(stats.abs_mean), None, float(unscaled.sum()), unscaled)
+    scales = grid_scales(stats.abs_mean, magnitude, chosen)
+    return ScaleChoice(scales, chosen / SCALE_GRID, losses[chosen], unscaled)
+
+
+def _lowest(losses: dict[int, float]) -> int:
+    """The step with the lowest loss."""
+    return min(losses, key=lambda step: losses[step])
+
+
+def _around(step: int, width: int) -> list[int]:
+    """The grid's points at this step and `width` to either side."""
+    return [near for near in (step - width, step, step + width) if 0 <= near < SCALE_GRID]
+
+
+def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
+    """Choose for each group the magnitude to clip at, minimising the error of that group's share of the output.
+
+    weight: float32 [out, in], AWQ scales applied; stats: of the scaled input. Returns float32 [out, in / group_size].
+    The loss of a group is d H_gg d^T, H_gg the diagonal block of the Gram matrix that belongs to it.
+    """
+    out_features, in_features = weight.shape
+    groups = in_features // group_size
+    blocks = _diagonal_blocks(stats.gram, group_size)
+    grouped = weight.view(out_features, groups, group_size).transpose(0, 1).contiguous()  # [groups, out, size]
+    largest = grouped.abs().amax(dim=-1)
+    best_clip = largest.clone()
+    best_error = torch.full_like(largest, torch.inf)
+    for step in range(CLIP_STEPS):
+        clip = largest * (1 - step / CLIP_GRID)
+        clipped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
+        difference = rounded(clipped).sub_(grouped)
+        error = torch.bmm(difference, blocks).mul_(difference).sum(dim=-1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_clip = torch.where(better, clip, best_clip)
+    return best_clip.t().contiguous()
+
+
+def _diagonal_blocks(gram: Tensor, group_size: int) -> Tensor:
+    """[in, in] -> [groups, group_size, group_size]."""
+    groups = gram.shape[0] // group_size
+    view = gram.view(groups, group_size, groups, group_size)
+    index = torch.arange(groups, device=gram.device)
+    return view[index, :, index, :].contiguous()

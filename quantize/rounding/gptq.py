@@ -1,0 +1,124 @@
+"""Rounding that compensates: GPTQ's error feedback (arXiv 2210.17323) inside fixed group ranges."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from quantize.int4.weight import LEVELS, Int4Weight, minmax_range
+
+DAMPING = 0.05
+"""Share of the mean diagonal added to the Gram matrix; the paper adds 0.01."""
+
+COLUMN_BLOCK = 128
+SMALLEST_BLOCK = 16
+"""A block of columns is halved down to this size: small products between the halves in place of many outer ones."""
+
+Nearest = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Called with a column's number, its values [out], and where to write the nearest codes [out], whole numbers, and the
+errors [out], which are the values before less after."""
+
+
+def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
+    """The upper Cholesky factor U of (H + damping * mean(diag H) I)^-1, so that the inverse is U^T U; [in, in].
+
+    With H = V V^T for an upper V, which is the lower factor of H read backwards, U is the inverse of V.
+    Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
+    then ten times the damping: the Gram matrix of few tokens is close to singular.
+    """
+    while True:
+        for dtype in (torch.float32, torch.float64):
+            damped = gram.to(dtype, copy=True)
+            diagonal = damped.diagonal()
+            dead = diagonal <= 0
+            diagonal.add_(damping * float(diagonal.mean()))
+            diagonal[dead] = 1
+            backwards, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+            if not bool(failed):
+                upper = inverse_triangle(backwards.flip(0, 1))
+                if bool(torch.isfinite(upper).all()):
+                    factor: Tensor = upper.float()
+                    return factor
+        damping *= 10
+
+
+def inverse_triangle(upper: Tensor) -> Tensor:
+    """The inverse of an upper triangular matrix [n, n], itself upper triangular.
+
+    By halves: the inverse of [[A, B], [0, C]] is [[A^-1, -A^-1 B C^-1], [0, C^-1]], which leaves the work to matrix
+    products.
+    """
+    size = len(upper)
+    if size <= COLUMN_BLOCK:
+        identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
+        solved: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+        return solved
+    half = size // 2
+    first, last = inverse_triangle(upper[:half, :half]), inverse_triangle(upper[half:, half:])
+    inverse = torch.zeros_like(upper)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    torch.mm(first @ upper[:half, half:], last, out=inverse[:half, half:]).neg_()
+    return inverse
+
+
+def feed_back(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = DAMPING) -> Tensor:
+    """Round [out, in] weights column by column, each column's error spread over the columns not yet rounded.
+
+    gram: float32 [in, in] of the layer's inputs. The columns with the loudest inputs go first, while there are many
+    left to make up for them; what `nearest` rounds to must not depend on the order. Returns the codes, int8 [out, in].
+    """
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    factor = inverse_factor(gram[order][:, order], damping)
+    # Columns as rows: every step then reads and writes contiguous memory.
+    columns = weight.float().t()[order]
+    codes = torch.empty(columns.shape, dtype=torch.int8, device=weight.device)
+    numbers = order.tolist()
+    spread = factor / factor.diagonal().unsqueeze(1)  # an error over its pivot, times the pivot's row
+    for start in range(0, len(columns), COLUMN_BLOCK):
+        stop = min(start + COLUMN_BLOCK, len(columns))
+        errors, found = torch.empty_like(columns[start:stop]), torch.empty_like(columns[start:stop])
+        _feed_block(columns[start:stop], spread[start:stop, start:stop], numbers[start:stop], nearest, found, errors)
+        codes[order[start:stop]] = found.to(torch.int8)
+        columns[stop:].addmm_(spread[start:stop, stop:].t(), errors, alpha=-1)
+    return codes.t().contiguous()
+
+
+def _feed_block(
+    columns: Tensor, spread: Tensor, numbers: Sequence[int], nearest: Nearest, codes: Tensor, errors: Tensor
+) -> None:
+    """Round a block of columns [n, out], whose errors reach each other by spread [n, n]: one half, then the other."""
+    if len(columns) > SMALLEST_BLOCK:
+        half = len(columns) // 2
+        _feed_block(columns[:half], spread[:half, :half], numbers[:half], nearest, codes[:half], errors[:half])
+        columns[half:].addmm_(spread[:half, half:].t(), errors[:half], alpha=-1)
+        _feed_block(columns[half:], spread[half:, half:], numbers[half:], nearest, codes[half:], errors[half:])
+        return
+    rows = zip(numbers, columns.unbind(0), codes.unbind(0), errors.unbind(0), spread.unbind(0), strict=True)
+    for place, (number, values, code, error, reach) in enumerate(rows, start=1):
+        nearest(number, values, code, error)
+        columns[place:].addr_(reach[place:], error, alpha=-1)
+
+
+def round_with_feedback(
+    weight: Tensor, gram: Tensor, group_size: int, clip: Tensor | None = None, damping: float = DAMPING
+) -> Int4Weight:
+    """Quantize [out, in] weights to groupwise 4 bits with error feedback.
+
+    gram: float32 [in, in] of the layer's (scaled) inputs. clip: [out, in / group_size] as in round_to_nearest. The
+    groups' scales and zeros are fixed before the feedback starts, by the clipped minimum and maximum.
+    """
+    grouped = weight.float().view(weight.shape[0], -1, group_size)
+    if clip is not None:
+        grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
+    scales, zeros = minmax_range(grouped)
+    lowest = -zeros.t().contiguous()
+    ranges = list(zip(scales.t().contiguous().unbind(0), lowest.unbind(0), (lowest + LEVELS).unbind(0), strict=True))
+
+    def nearest(column: int, values: Tensor, code: Tensor, error: Tensor) -> None:
+        scale, low, high = ranges[column // group_size]
+        torch.div(values, scale, out=code).round_().clamp_(low, high)
+        torch.addcmul(values, code, scale, value=-1, out=error)
+
+    offsets = feed_back(weight, gram, nearest, damping).view(grouped.shape)
+    codes = offsets.add_(zeros.to(torch.int8).unsqueeze(-1)).view(torch.uint8).view(weight.shape)
+    return Int4Weight(codes, scales.half(), zeros.to(torch.uint8))

@@ -1,0 +1,59 @@
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bench.run.probe
+from bench.records.environment import version_of
+from bench.run.executor import Ended
+from bench.run.probe import look, machine_from, probe
+from quantize.errors import UserError
+
+
+def test_a_look_at_this_machine() -> None:
+    machine = machine_from(look("cpu"))
+    assert machine.device == "cpu"
+    assert machine.cpu_dtype in ("float32", "bfloat16")
+    assert machine.environment["cpu_dtype"] == machine.cpu_dtype
+    assert set(machine.environment["matmul_probe_s"]) == {"float32", "bfloat16"}
+    assert machine.environment["copy_bytes_per_s"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused() -> None:
+    assert look("auto")["device"] == "cpu"
+    with pytest.raises(UserError, match=r"no CUDA device here: use --device cpu, or install"):
+        machine_from(look("cuda"))
+
+
+def test_the_process_sees_what_a_worker_will_see() -> None:
+    machine = probe("cpu", 1)
+    assert machine.environment["torch_threads"] == 1
+    assert machine.environment["libraries"]["torch"] == version_of("torch")
+
+
+def replace_process(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    def run_process(command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]) -> Ended:
+        assert not Path(command[-1]).exists()
+        return Ended(1, output, timeout_s)
+
+    monkeypatch.setattr(bench.run.probe, "run_process", run_process)
+
+
+def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_process(monkeypatch, "ModuleNotFoundError: No module named 'torch'")
+    with pytest.raises(UserError, match=r"bench needs torch: install it with `pip install 'quantable\[models\]'`"):
+        probe("auto", None)
+
+
+def test_any_other_failure_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_process(monkeypatch, "ImportError: libcudart.so.12")
+    with pytest.raises(RuntimeError, match=r"libcudart\.so\.12"):
+        probe("auto", None)
+
+
+def test_a_gpu_has_no_cpu_dtype() -> None:
+    found: dict[str, Any] = {"device": "cuda", "environment": {}, "cpu_dtype": None}
+    assert machine_from(found).cpu_dtype is None

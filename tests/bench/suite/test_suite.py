@@ -1,0 +1,261 @@
+"""A suite's file becomes rows, scenarios and rules, and its rows become what is measured."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.records.record import Record, family_of, may_be_reference
+from bench.records.scenario import Scenario
+from bench.records.steady import Rule
+from bench.records.stopping import Rounds, widest_interval
+from bench.run.plan import plan
+from bench.run.target import Candidate, candidate_of, half_dtype, subject_of
+from bench.suite.suite import checkpoint_candidates, dummy_candidates, shape_words, suite_named
+from bench.worker.request import Dummy
+from quantize.checkpoint import Checkpoint
+from quantize.errors import UserError
+from reports.published import BIOMISTRAL_7B, SHAPE
+
+Make = Callable[..., Checkpoint]
+
+HEAD = """
+shape = "mistral-7b"
+[reference]
+base_model = "Tiny"
+"""
+ROWS = """
+[[row]]
+base_model = "Tiny"
+source = "org/tiny"
+variant = "fp16"
+[[row]]
+base_model = "Tiny"
+source = "org/tiny"
+variant = "awq-gemm"
+group_size = 64
+[[row]]
+base_model = "Tiny-Merged"
+source = "org/merged"
+variant = "awq-gemm"
+group_size = 64
+[[row]]
+base_model = "Tiny"
+source = "org/tiny"
+variant = "awq-gemm"
+group_size = 64
+kernel = "native"
+published = false
+"""
+SCENARIO = """
+[[scenario]]
+name = "own"
+prompt_tokens = 9
+new_tokens = 3
+"""
+
+
+def own(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_biomistral_is_the_published_table() -> None:
+    suite = suite_named("biomistral")
+    published = [row for row in suite.rows if row.published]
+    ours = [(row.base_model, row.group_size, row.quantization.w_bit, row.quantization.version) for row in published]
+    assert ours == [(row.base_model, row.q_group_size, row.w_bit, row.version) for row in BIOMISTRAL_7B]
+    assert [row.checkpoint_name for row in published[1:]] == [row.download for row in BIOMISTRAL_7B[1:]]
+    assert (suite.reference, suite.shape) == ("BioMistral-7B", "mistral-7b")
+    assert suite.rounds.least == 3
+    assert suite.crossover_s > 0
+
+
+def test_its_scenarios_are_the_cards_protocol_and_both_ways_to_decode() -> None:
+    published, chat, graph = suite_named("biomistral").scenarios_named([])
+    assert (published.name, published.new_tokens, published.batch, published.mode) == ("published", 1, 1, "eager")
+    assert len(published.lengths) > 1
+    assert chat == Scenario("chat", prompt_tokens=256, new_tokens=64)
+    assert graph == Scenario("chat-graph", prompt_tokens=256, new_tokens=64, mode="graph")
+    assert suite_named("biomistral").scenarios_named(["chat-graph"]) == (graph,)
+
+
+def test_with_a_tokenizer_the_lengths_are_counted() -> None:
+    suite = suite_named("biomistral")
+    [counted] = suite.scenarios_named(["published"], lambda text: text)
+    [estimated] = suite.scenarios_named(["published"])
+    assert min(counted.lengths) > 2 * max(1, min(estimated.lengths))  # a character is less than a token
+
+
+def test_rules_of_the_file_and_defaults_without(tmp_path: Path) -> None:
+    suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
+    assert (suite.rounds, suite.rule, suite.crossover_s) == (Rounds(), Rule(), 0.0)
+    tables = "[rounds]\nleast = 5\nmax_time_s = 7\n[rule]\nmax_time_s = 0.5\n[crossover]\nbudget_s = 3\n"
+    suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO + tables))
+    assert (suite.rounds, suite.rule) == (Rounds(least=5, max_time_s=7.0), Rule(max_time_s=0.5))
+    assert suite.crossover_s == 3.0
+
+
+def test_lengths_of_ones_own(tmp_path: Path) -> None:
+    lengths = '[[scenario]]\nname = "many"\nlengths = [4, 8]\nnew_tokens = 2\nbatch = 3\n'
+    [scenario] = suite_named(own(tmp_path, HEAD + ROWS + lengths)).scenarios_named([])
+    assert scenario == Scenario.over("many", (4, 8), 2, batch=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ROWS + SCENARIO, r"own\.toml: shape is missing"),
+        ('shape = "x"\n' + ROWS + SCENARIO, r"own\.toml: reference is missing"),
+        (HEAD.replace('"mistral-7b"', "7") + ROWS, r"own\.toml: shape is a name or the path of a config\.json"),
+        (HEAD + SCENARIO, r"own\.toml has no \[\[row\]\]"),
+        (HEAD + ROWS, r"own\.toml: no \[\[scenario\]\]: say what to measure"),
+        (HEAD + ROWS + "[scenario]\n", r"own\.toml: a scenario is one of a list: write \[\[scenario\]\]"),
+        (HEAD.replace("Tiny", "Other") + ROWS + SCENARIO, r"own\.toml: no row is the reference, Other as fp16: add it"),
+        (HEAD + ROWS + SCENARIO * 2, r"own\.toml: the scenario 'own' stands there 2 times: leave one"),
+        (HEAD + ROWS * 2 + SCENARIO, r"own\.toml: the row 'Tiny-FP16' stands there 2 times: leave one"),
+        (HEAD + ROWS + SCENARIO + "[speed]\n", r"own\.toml: unknown key 'speed'"),
+        (HEAD + ROWS + SCENARIO + "[rounds]\nleast = 0\n", r"own\.toml, rounds: --rounds must be at least 1"),
+        (HEAD + ROWS + SCENARIO + "[rule]\nmax_warmups = 1\n", r"own\.toml, rule: a rule that can never be met"),
+        (HEAD + ROWS + SCENARIO + 'batch = "two"\n', r"own\.toml, scenario 1: batch = 'two' has the wrong type"),
+        (HEAD + ROWS + SCENARIO + 'lengths = "3-shot"\n', r"scenario 1: give prompt_tokens or lengths, one of the two"),
+        (HEAD + ROWS + SCENARIO.replace("prompt_tokens = 9", 'lengths = "5-shot"'), r"scenario 1: lengths are numbers"),
+        (HEAD + ROWS + SCENARIO.replace("prompt_tokens = 9", "lengths = [1.5]"), r"scenario 1: lengths are numbers"),
+        (HEAD + ROWS + SCENARIO.replace("prompt_tokens = 9", "lengths = []"), r"scenario 1: scenario own: no prompt"),
+        (HEAD + ROWS + SCENARIO + 'mode = "fast"\n', r"scenario 1: scenario own: mode must be one of eager, graph"),
+        (HEAD + ROWS.replace("fp16", "fp8") + SCENARIO, r"own\.toml, row 1: unknown variant 'fp8'"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        suite_named(own(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_scenario(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no scenario 'chat'; there are: own"):
+        suite_named(own(tmp_path, HEAD + ROWS + SCENARIO)).scenarios_named(["chat"])
+
+
+# Random weights
+
+
+def test_rows_become_random_weights_of_one_family(tmp_path: Path, shrunken: Path) -> None:
+    suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
+    found = dummy_candidates(suite, str(shrunken))
+    subjects = [candidate.subject for candidate in found]
+    assert [subject.name for subject in subjects] == [
+        "Tiny-FP16, random weights",
+        "Tiny-AWQ-QGS64-W4-GEMM, random weights",
+        "Tiny-Merged-AWQ-QGS64-W4-GEMM, random weights",
+        "Tiny-AWQ-QGS64-W4-GEMM, random weights, native kernel",
+    ]
+    assert {family_of(subject) for subject in subjects} == {"Tiny"}
+    assert [may_be_reference(subject) for subject in subjects] == [True, False, False, False]
+    assert [subject.kernel for subject in subjects] == [None, None, None, "native"]
+    assert {subject.dummy for subject in subjects} == {"shrunken, 2 layers, hidden size 256"}
+    assert {subject.file_weights_bytes for subject in subjects} == {None}
+    assert found[1].dummy == Dummy(str(shrunken), "awq-gemm", 64)
+    assert not any(candidate.has_text for candidate in found)
+
+
+def test_what_they_are_is_in_their_hash(tmp_path: Path, shrunken: Path) -> None:
+    suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
+    first = [candidate.subject.content_sha256 for candidate in dummy_candidates(suite, str(shrunken))]
+    assert first == [candidate.subject.content_sha256 for candidate in dummy_candidates(suite, str(shrunken))]
+    assert len(set(first)) == 2  # fp16, and AWQ of one shape and group size, whatever base model it stands for
+    other = tmp_path / "deeper.json"
+    other.write_text(json.dumps(json.loads(shrunken.read_text()) | {"num_hidden_layers": 3}))
+    deeper = [candidate.subject.content_sha256 for candidate in dummy_candidates(suite, str(other))]
+    assert not set(first) & set(deeper)
+
+
+def test_the_suites_own_shape_is_the_published_models() -> None:
+    found = dummy_candidates(suite_named("biomistral"))
+    assert {candidate.subject.dummy for candidate in found} == {f"mistral-7b, {SHAPE}"}
+    assert {candidate.dummy.spec for candidate in found if candidate.dummy} == {"mistral-7b"}
+    assert {candidate.half_dtype for candidate in found} == {"float16"}
+
+
+def test_a_shape_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no config\.json and not one of mistral-7b"):
+        dummy_candidates(suite_named("biomistral"), str(tmp_path / "none.json"))
+
+
+def test_a_shape_in_words() -> None:
+    assert shape_words("x", {}) == "x"
+    assert shape_words("x", {"num_hidden_layers": 4}) == "x, 4 layers"
+
+
+def test_a_round_runs_the_rows_in_their_order_and_back(tmp_path: Path, shrunken: Path) -> None:
+    suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
+    found = dummy_candidates(suite, str(shrunken))
+    runs = plan(list(reversed(found)), [Scenario("own", 9, 3)], range(2))
+    assert [run.candidate for run in runs[:4]] == [found[0], found[3], found[2], found[1]]  # the reference first
+    assert [run.candidate for run in plan(found, [Scenario("own", 9, 3)], range(2))] == [*found, *reversed(found)]
+    assert [run.is_reference for run in runs] == [True, *[False] * 6, True]
+    assert not any(run.quality or run.tasks for run in runs)
+
+
+def test_a_rows_ratio_to_its_familys_reference_decides_when_it_is_enough(
+    tmp_path: Path, shrunken: Path, records_of: Callable[..., list[Record]]
+) -> None:
+    found = dummy_candidates(suite_named(own(tmp_path, HEAD + ROWS + SCENARIO)), str(shrunken))
+    merged = [found[0], found[2]]
+    assert merged[1].subject.base_model != merged[0].subject.base_model
+    runs = plan(merged, [Scenario("own", 9, 3)], range(3))
+    records = [record for run in runs for record in records_of(run)]
+    assert widest_interval(records) == pytest.approx(0.0)
+    assert widest_interval([record for record in records if record.subject == merged[1].subject]) is None
+
+
+# Checkpoints
+
+
+def test_rows_become_the_checkpoints_that_are_there(tmp_path: Path, make_checkpoint: Make) -> None:
+    suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
+    make_checkpoint("awq-gemm", name="a", base_model="Tiny-Merged")
+    make_checkpoint("bnb-8bit", name="not in the suite")
+    folder = make_checkpoint("fp16", name="r").path.parent
+    with pytest.raises(UserError) as caught:
+        checkpoint_candidates(suite, folder)
+    assert str(caught.value) == (
+        f"{folder} lacks Tiny-AWQ-QGS64-W4-GEMM: make what is missing with `quantize --suite "
+        f"{suite.name} --out {folder}`, or measure random weights with --dummy"
+    )
+    make_checkpoint("awq-gemm", name="b")
+    found = checkpoint_candidates(suite, folder)
+    assert [candidate.subject.name for candidate in found] == ["r", "b", "a", "b, native kernel"]
+    assert [candidate.subject.family for candidate in found] == ["Tiny"] * 4
+    assert all(candidate.has_text for candidate in found)
+
+
+def test_a_folder_without_any_is_told_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lacks BioMistral-7B-FP16 and 7 more: make what is missing with `quantize"):
+        checkpoint_candidates(suite_named("biomistral"), tmp_path / "none")
+
+
+def test_a_kernel_is_a_choice_for_awq_alone(make_checkpoint: Make) -> None:
+    reference, awq = make_checkpoint("fp16"), make_checkpoint("awq-gemm")
+    assert candidate_of(reference, kernel="native").subject == subject_of(reference)
+    assert candidate_of(awq, kernel="native").subject.name == "Tiny-awq-gemm, native kernel"
+    assert candidate_of(awq, kernel="auto") == candidate_of(awq)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [({}, "float16"), ({"dtype": None, "torch_dtype": "bfloat16"}, "bfloat16"), ({"dtype": "float32"}, "float16")],
+)
+def test_the_half_dtype_of_a_config(config: dict[str, Any], dtype: str) -> None:
+    assert half_dtype(config) == dtype
+
+
+def test_a_candidate_is_one_of_two(make_checkpoint: Make) -> None:
+    checkpoint = make_checkpoint("fp16")
+    with pytest.raises(ValueError, match="one of the two"):
+        Candidate(subject_of(checkpoint))
+    with pytest.raises(ValueError, match="one of the two"):
+        Candidate(subject_of(checkpoint), checkpoint, Dummy("mistral-7b", "fp16"))

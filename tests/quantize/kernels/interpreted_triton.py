@@ -1,0 +1,79 @@
+"""The Triton kernels on a CPU, in Triton's interpreter: run by test_kernels.py with TRITON_INTERPRET=1."""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+
+from quantize.int4.packing import PACKERS
+from quantize.kernels import KERNELS, triton
+from quantize.quiet import quiet_libraries
+from tests.quantize.kernels.test_kernels import CPU, TOKENS, applicable, check_against_reference, check_the_gate, layer
+
+ONE_PROGRAM, ONE_AND_ITS_TWIN, TWO_PROGRAMS = (4, 128), (8, 128), (8, 384)
+WHOLE_BLOCKS = (80, 256)
+HALF_A_BLOCK = (8, 576)
+ODD_TILES = (24, 1152)
+"""Programs take 4 or 64 rows at a time, and one of 1 or 8 blocks of inputs, of which there are 9."""
+
+OURS = ["triton", "triton-tiles", "triton-gemv"]
+MANY = TOKENS[-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("layout", sorted(PACKERS))
+@pytest.mark.parametrize("name", OURS)
+def test_against_the_reference(name: str, layout: str, group_size: int, tokens: int, dtype: torch.dtype) -> None:
+    shapes = [WHOLE_BLOCKS, HALF_A_BLOCK, ODD_TILES]
+    if name == "triton-tiles":
+        if tokens != MANY:
+            pytest.skip("runs what triton runs for so few tokens")
+        shapes = [WHOLE_BLOCKS if dtype == torch.float32 else ODD_TILES]
+    if name == "triton-gemv":  # a program for every token and four rows, some 25 milliseconds each in the interpreter
+        few = [ODD_TILES] if tokens == 1 else [TWO_PROGRAMS]
+        shapes = few if tokens <= TOKENS[1] else [ONE_PROGRAM if layout == "GEMV" else ONE_AND_ITS_TWIN]
+        if tokens == MANY and (layout, dtype) != ("GEMV", torch.float32 if group_size == 64 else torch.float16):
+            pytest.skip("the same program, as often as there are tokens: not for each layout and dtype")
+    fitting = [shape for shape in shapes if applicable(shape, group_size)]
+    assert fitting
+    for shape in fitting:
+        check_against_reference(name, layer(*shape, group_size, layout), tokens, CPU, dtype)
+
+
+@pytest.mark.parametrize("copies", [3, 8, 23])
+def test_a_long_prompt_in_parts_of_the_weight(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "COPY_BYTES", ODD_TILES[1] * 4 * ODD_TILES[0] // copies)
+    check_against_reference("triton", layer(*ODD_TILES, 64, "GEMM"), 100, CPU, torch.float32)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("triton", 64), ("triton-tiles", 64), ("triton-gemv", 4)])
+def test_the_gate_catches_a_swapped_nibble_order(name: str, rows: int) -> None:
+    check_the_gate(name, layer(rows, 128, 64, "GEMV"))
+
+
+@pytest.fixture
+def autoawq_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """autoawq's wrappers around its Triton programs make their tensors' GPU the current one first: a CPU needs none."""
+    with quiet_libraries():
+        from awq.modules.triton import gemm
+    monkeypatch.setattr(gemm, "get_same_device_cm", lambda tensor: contextlib.nullcontext())
+    anywhere = dataclasses.replace(KERNELS["autoawq-gemm"], why_not=lambda weight, device, dtype: None)
+    monkeypatch.setitem(KERNELS, "autoawq-gemm", anywhere)
+
+
+@pytest.mark.usefixtures("autoawq_on_cpu")
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("layout", sorted(PACKERS))
+def test_autoawqs_own_against_the_reference(layout: str, group_size: int, tokens: int) -> None:
+    for shape in [WHOLE_BLOCKS, ODD_TILES]:
+        if applicable(shape, group_size):
+            check_against_reference("autoawq-gemm", layer(*shape, group_size, layout), tokens, CPU, torch.float16)
+
+
+@pytest.mark.usefixtures("autoawq_on_cpu")
+def test_the_gate_catches_a_swapped_nibble_order_in_autoawqs_own() -> None:
+    check_the_gate("autoawq-gemm", layer(64, 128, 64, "GEMM"), torch.float16)

@@ -1,0 +1,119 @@
+"""The kernels that need CUDA, their arithmetic stood in for by the formulas that their makers document.
+
+What they compute on a GPU is tested there (marked gpu, in test_kernels.py). What they are handed can be wrong too, the
+order of the nibbles first of all, and that shows on a CPU.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantize.int4.packing import PACKERS, unpack_gemv
+from quantize.kernels import KERNELS
+from quantize.quiet import quiet_libraries
+from tests.quantize.kernels.test_kernels import CPU, TOKENS, check_against_reference, check_the_gate, layer
+
+SHAPE = (48, 384)
+
+MARLIN = '''
+import torch
+from awq.utils.packing_utils import dequantize_gemm
+
+class AwqMarlinLinear(torch.nn.Module):
+    """Takes the GEMM layout and repacks it in post_init, as gptqmodel's does."""
+
+    def __init__(self, *, bits, group_size, desc_act, sym, in_features, out_features, bias, dtype, register_buffers):
+        super().__init__()
+        assert (bits, desc_act, sym, bias, register_buffers) == (4, False, False, False, True)
+        self.group_size, self.ready = group_size, False
+        groups, words = in_features // group_size, out_features // 8
+        self.register_buffer("qweight", torch.zeros((in_features, words), dtype=torch.int32))
+        self.register_buffer("qzeros", torch.zeros((groups, words), dtype=torch.int32))
+        self.register_buffer("scales", torch.zeros((groups, out_features), dtype=dtype))
+
+    def post_init(self):
+        self.ready = True
+
+    def forward(self, x):
+        assert self.ready
+        return x @ dequantize_gemm(self.qweight, self.qzeros, self.scales, 4, self.group_size).to(x.dtype)
+'''
+
+
+@pytest.fixture
+def stood_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every operation that needs a GPU replaced, and every kernel willing to run here."""
+    monkeypatch.setattr(torch, "_convert_weight_to_int4pack", lambda pairs, inner_k_tiles: pairs)
+    monkeypatch.setattr(torch, "_weight_int4pack_mm", tinygemm)
+    with quiet_libraries():
+        from awq.modules.linear import gemm, gemv
+    extension = SimpleNamespace(
+        dequantize_weights_cuda=dequantize_weights, gemm_forward_cuda=gemm_forward, gemv_forward_cuda=gemv_forward
+    )
+    extension.gemmv2_forward_cuda = lambda x, *tensors: gemv_forward(x, *tensors[:-1])  # the last splits the sum
+    for module in (gemm, gemv):
+        monkeypatch.setattr(module, "awq_ext", extension)
+    folder = tmp_path / "gptqmodel" / "nn_modules" / "qlinear"
+    folder.mkdir(parents=True)
+    for package in (folder, *folder.parents[:2]):
+        (package / "__init__.py").touch()
+    (folder / "marlin_awq.py").write_text(MARLIN)
+    (folder / "machete_awq.py").write_text(MARLIN.replace("AwqMarlinLinear", "AwqMacheteLinear"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gptqmodel"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in STOOD_IN:
+        willing = dataclasses.replace(KERNELS[name], why_not=lambda weight, device, dtype: None)
+        monkeypatch.setitem(KERNELS, name, willing)
+
+
+def tinygemm(x: Tensor, pairs: Tensor, group_size: int, scale_and_zero: Tensor) -> Tensor:
+    """PyTorch's: two codes a byte, the first in the high half; (code - 8) * scale + zero; bfloat16 throughout."""
+    assert x.dtype == scale_and_zero.dtype == torch.bfloat16
+    assert pairs.dtype == torch.uint8
+    codes = torch.stack([pairs >> 4, pairs & 15], dim=-1).view(pairs.shape[0], -1, group_size)
+    scales, zeros = (part.t().unsqueeze(-1).float() for part in scale_and_zero.unbind(-1))
+    weight = ((codes.float() - 8) * scales + zeros).view(pairs.shape[0], -1)
+    return (x.float() @ weight.t()).to(x.dtype)
+
+
+def dequantize_weights(qweight: Tensor, scales: Tensor, qzeros: Tensor, *rest: Any) -> Tensor:
+    """autoawq's GEMM layout: [in, out]."""
+    from awq.utils.packing_utils import dequantize_gemm
+
+    weight: Tensor = dequantize_gemm(qweight, qzeros, scales, 4, qweight.shape[0] // scales.shape[0])
+    return weight
+
+
+def gemm_forward(x: Tensor, qweight: Tensor, scales: Tensor, qzeros: Tensor, split_k_iters: int) -> Tensor:
+    assert split_k_iters == 8
+    return x @ dequantize_weights(qweight, scales, qzeros)
+
+
+def gemv_forward(x: Tensor, qweight: Tensor, scales: Tensor, qzeros: Tensor, group_size: int) -> Tensor:
+    tensors = {"qweight": qweight, "scales": scales, "qzeros": qzeros}
+    return x @ unpack_gemv(tensors, x.shape[1], group_size).dequantize(x.dtype).t()
+
+
+STOOD_IN = ["torch-cuda", "autoawq-gemm", "autoawq-gemv", "gptqmodel-marlin", "gptqmodel-machete"]
+
+
+@pytest.mark.usefixtures("stood_in")
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("layout", sorted(PACKERS))
+@pytest.mark.parametrize("name", STOOD_IN)
+def test_what_it_is_handed_means_the_weights(name: str, layout: str, group_size: int, tokens: int) -> None:
+    check_against_reference(name, layer(*SHAPE, group_size, layout), tokens, CPU, torch.float16)
+
+
+@pytest.mark.usefixtures("stood_in")
+@pytest.mark.parametrize("name", STOOD_IN)
+def test_the_gate_would_catch_a_swapped_nibble_order(name: str) -> None:
+    check_the_gate(name, layer(*SHAPE, 64, "GEMM"), torch.float16)

@@ -1,0 +1,184 @@
+"""Every kernel against the dequantized weights in float32, on layers that came through either file layout."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantize.int4.packing import PACKERS, UNPACKERS
+from quantize.int4.weight import Int4Weight, round_to_nearest
+from quantize.kernels import KERNELS
+from quantize.kernels.torch_cpu import unpack_int4pack
+from quantize.kernels.verify import BOUNDS, KernelFault, check_layer, relative_error
+
+SHAPES = [(64, 128), (192, 576), (80, 256), (208, 384)]
+TOKENS = [1, 7, 64, 1025]
+CPU = torch.device("cpu")
+CPU_KERNELS = ["torch-cpu", "dequantize"]
+CUDA_KERNELS = [
+    "triton",
+    "triton-tiles",
+    "triton-gemv",
+    "torch-cuda",
+    "autoawq-gemm",
+    "autoawq-gemv",
+    "gptqmodel-marlin",
+    "gptqmodel-machete",
+]
+INTERPRETED = Path(__file__).parent / "interpreted_triton.py"
+ROOT = Path(__file__).parents[3]
+
+
+def layer(out_features: int, in_features: int, group_size: int, layout: str) -> Int4Weight:
+    generator = torch.Generator().manual_seed(out_features + in_features)
+    weight = round_to_nearest(torch.randn((out_features, in_features), generator=generator) * 0.04, group_size)
+    return UNPACKERS[layout](PACKERS[layout](weight), in_features, group_size)
+
+
+def applicable(shape: tuple[int, int], group_size: int) -> bool:
+    return shape[1] % group_size == 0
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("layout", sorted(PACKERS))
+@pytest.mark.parametrize("name", CPU_KERNELS)
+def test_cpu_kernels_against_the_reference(name: str, layout: str, group_size: int, tokens: int) -> None:
+    for shape in SHAPES:
+        if applicable(shape, group_size):
+            check_against_reference(name, layer(*shape, group_size, layout), tokens, CPU, torch.float32)
+
+
+def check_against_reference(
+    name: str, weight: Int4Weight, tokens: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    kernel = KERNELS[name]
+    out_features, in_features = weight.codes.shape
+    assert kernel.why_not(weight, device, dtype) is None
+    x = torch.randn(tokens, in_features, generator=torch.Generator().manual_seed(tokens)).to(dtype)
+    bias = torch.randn(out_features, generator=torch.Generator().manual_seed(1)).to(dtype)
+    exact = x.double() @ weight.dequantize(torch.float64).t() + bias.double()
+    out = kernel.prepare(weight, bias, device, dtype)(x.to(device).unsqueeze(0))
+    assert out.shape == (1, tokens, out_features)
+    assert out.dtype == dtype
+    assert relative_error(out[0].cpu(), exact) < BOUNDS[kernel.arithmetic(tokens, dtype)]
+
+
+def swapped_nibbles(weight: Int4Weight) -> Int4Weight:
+    pairs = weight.codes.view(weight.codes.shape[0], -1, 2)
+    return Int4Weight(pairs.flip(-1).reshape(weight.codes.shape), weight.scales, weight.zeros)
+
+
+@pytest.mark.parametrize("name", CPU_KERNELS)
+def test_the_gate_catches_a_swapped_nibble_order(name: str) -> None:
+    check_the_gate(name, layer(64, 128, 64, "GEMM"))
+
+
+def check_the_gate(name: str, weight: Int4Weight, dtype: torch.dtype = torch.float32) -> None:
+    kernel = KERNELS[name]
+    check_layer(kernel, kernel.prepare(weight, None, CPU, dtype), weight, CPU, dtype)
+    faulty = kernel.prepare(swapped_nibbles(weight), None, CPU, dtype)
+    rows, columns = weight.codes.shape
+    with pytest.raises(KernelFault, match=f"the kernel {name} is wrong by .* on a layer of {rows} x {columns}"):
+        check_layer(kernel, faulty, weight, CPU, dtype)
+
+
+INTERPRETED_PARTS = ("triton-gemv and 1025", "triton-gemv and not 1025", "not triton-gemv")
+"""Of about the same length; the layout of a file has GEMV in its name as well."""
+
+Running = dict[str, tuple[subprocess.Popen[bytes], Path]]
+
+
+@pytest.fixture(scope="module")
+def interpreters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """All parts at once, each in a process of its own and with its output in a file.
+
+    Triton decides at its import whether to interpret.
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    running = {}
+    for part in INTERPRETED_PARTS:
+        output = tmp_path_factory.mktemp("interpreted") / "output.txt"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), "-k", part]
+        with output.open("wb") as file:
+            started = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        running[part] = started, output
+    yield running
+    for started, _ in running.values():
+        started.kill()
+        started.wait()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here")
+@pytest.mark.parametrize("part", INTERPRETED_PARTS)
+def test_triton_kernels_in_the_interpreter(part: str, interpreters: Running) -> None:
+    started, output = interpreters[part]
+    code = started.wait()
+    printed = output.read_text()[-3000:]
+    assert code == 0, printed
+    assert re.search(r"\b[1-9]\d* passed", printed), printed
+
+
+def test_the_gate_catches_what_is_not_finite() -> None:
+    weight, kernel = layer(64, 128, 64, "GEMM"), KERNELS["dequantize"]
+    broken = Int4Weight(weight.codes, torch.full_like(weight.scales, torch.nan), weight.zeros)
+    with pytest.raises(KernelFault, match="wrong by inf"):
+        check_layer(kernel, kernel.prepare(broken, None, CPU, torch.float32), weight, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("out_features", [16, 48, 64, 80, 576, 1008])
+def test_unpacking_torchs_int4_bytes(out_features: int) -> None:
+    codes = torch.randint(0, 16, (out_features, 64), dtype=torch.int32)
+    packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+    assert torch.equal(unpack_int4pack(packed, 64).t().to(torch.int32), codes)
+
+
+def test_the_name_follows_the_number_of_tokens() -> None:
+    describe = KERNELS["torch-cpu"].describe
+    assert "int4" in describe(1, torch.float32)
+    assert "dequantize" in describe(1024, torch.float32)
+
+
+def test_kernels_say_why_they_cannot_run() -> None:
+    weight = layer(64, 128, 64, "GEMM")
+    assert KERNELS["torch-cuda"].why_not(weight, CPU, torch.float32) == "runs on CUDA"
+    assert KERNELS["autoawq-gemm"].why_not(weight, CPU, torch.float32) == "runs on CUDA"
+    odd = Int4Weight(weight.codes[:24], weight.scales[:24], weight.zeros[:24])
+    assert "sixteens" in str(KERNELS["torch-cpu"].why_not(odd, CPU, torch.float32))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("layout", sorted(PACKERS))
+@pytest.mark.parametrize("name", CUDA_KERNELS)
+def test_cuda_kernels_against_the_reference(name: str, layout: str, group_size: int, tokens: int) -> None:
+    cuda = torch.device("cuda")
+    for shape in [(512, 1024), *SHAPES]:
+        weight = layer(*shape, group_size, layout) if applicable(shape, group_size) else None
+        reason = "does not divide" if weight is None else KERNELS[name].why_not(weight, cuda, torch.float16)
+        if weight is not None and reason is None:
+            check_against_reference(name, weight, tokens, cuda, torch.float16)
+        elif shape == (512, 1024):
+            pytest.skip(str(reason))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CUDA_KERNELS)
+def test_the_gate_catches_a_swapped_nibble_order_on_cuda(name: str) -> None:
+    cuda, kernel, weight = torch.device("cuda"), KERNELS[name], layer(512, 1024, 128, "GEMM")
+    if reason := kernel.why_not(weight, cuda, torch.float16):
+        pytest.skip(reason)
+    check_layer(kernel, kernel.prepare(weight, None, cuda, torch.float16), weight, cuda, torch.float16)
+    with pytest.raises(KernelFault):
+        check_layer(
+            kernel, kernel.prepare(swapped_nibbles(weight), None, cuda, torch.float16), weight, cuda, torch.float16
+        )

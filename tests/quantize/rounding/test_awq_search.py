@@ -1,0 +1,226 @@
+"""The search on Gram matrices against what it stands for: errors over tokens, and autoawq's own search."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantize.int4.weight import LEVELS, round_to_nearest, rounded
+from quantize.quiet import quiet_libraries
+from quantize.rounding.awq_search import SCALE_GRID, grid_scales, relative_magnitude, search_clip, search_scale
+from quantize.rounding.gptq import inverse_factor, inverse_triangle, round_with_feedback
+from quantize.rounding.gram import InputStats, StatsAccumulator, column_blocks, output_error
+from quantize.rounding.refit import refit_scales
+
+with quiet_libraries():
+    from awq.quantize.quantizer import AwqQuantizer
+
+GROUP = 32
+
+
+@pytest.fixture(params=[96, 576])
+def inputs(request: pytest.FixtureRequest) -> Tensor:
+    """Tokens with a few loud features, as language models have them."""
+    generator = torch.Generator().manual_seed(3)
+    features: int = request.param
+    loud = torch.exp(torch.randn(features, generator=generator) * 1.2)
+    mixed = torch.randn((700, features), generator=generator) @ torch.randn((features, features), generator=generator)
+    loudest: Tensor = (mixed / features**0.5) * loud
+    return loudest
+
+
+@pytest.fixture
+def single(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in float32, whatever this CPU is good at."""
+    monkeypatch.setattr("quantize.rounding.gram.multiplies_bfloat16", lambda device: False)
+
+
+def stats_of(inputs: Tensor) -> InputStats:
+    accumulator = StatsAccumulator(inputs.shape[-1], torch.device("cpu"))
+    for batch in torch.split(inputs, 256):
+        accumulator.add(batch.unsqueeze(0))
+    return accumulator.finish()
+
+
+def weight_for(inputs: Tensor, out_features: int = 64) -> Tensor:
+    return torch.randn((out_features, inputs.shape[1]), generator=torch.Generator().manual_seed(4)) * 0.05
+
+
+def token_error(inputs: Tensor, difference: Tensor) -> float:
+    return float((inputs.double() @ difference.double().t()).pow(2).sum() / inputs.shape[0])
+
+
+def autoawq() -> AwqQuantizer:
+    """autoawq's quantizer with the fields that its search reads, and no model."""
+    quantizer = AwqQuantizer.__new__(AwqQuantizer)
+    quantizer.group_size, quantizer.zero_point, quantizer.w_bit = GROUP, True, 4
+    quantizer.duo_scaling, quantizer.n_parallel_calib_samples, quantizer.max_chunk_memory = (
+        True,
+        None,
+        1 << 30,
+    )
+    return quantizer
+
+
+@pytest.mark.usefixtures("single")
+def test_gram_and_magnitudes_are_those_of_all_tokens(inputs: Tensor) -> None:
+    stats = stats_of(inputs)
+    assert stats.tokens == inputs.shape[0]
+    torch.testing.assert_close(stats.gram, inputs.t() @ inputs / inputs.shape[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stats.abs_mean, inputs.abs().mean(dim=0))
+
+
+@pytest.mark.usefixtures("single")
+def test_the_error_on_grams_is_the_error_over_tokens(inputs: Tensor) -> None:
+    difference = torch.randn(40, inputs.shape[1]) * 0.01
+    assert float(output_error(difference, stats_of(inputs).gram)) == pytest.approx(
+        token_error(inputs, difference), rel=1e-4
+    )
+
+
+def test_blocks_cover_every_column_once() -> None:
+    for features in (8, 576, 1000, 14336):
+        columns = [c for start, stop in column_blocks(features) for c in range(start, stop)]
+        assert columns == list(range(features))
+
+
+@pytest.mark.usefixtures("single")
+def test_scaled_statistics_are_those_of_scaled_inputs(inputs: Tensor) -> None:
+    scales = torch.rand(inputs.shape[1]) + 0.5
+    torch.testing.assert_close(
+        stats_of(inputs).scaled(scales).gram, stats_of(inputs / scales).gram, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_the_scales_are_those_that_autoawq_finds(inputs: Tensor) -> None:
+    weight, stats = weight_for(inputs), stats_of(inputs)
+    linear = nn.Linear(inputs.shape[1], weight.shape[0], bias=False)
+    linear.weight.data = weight.clone()
+    # On a CPU autoawq's search writes into the state dict it saved; a copy keeps the weights whole.
+    linear.state_dict = lambda: {"weight": weight.clone()}  # type: ignore[method-assign,assignment]
+    with torch.no_grad():
+        _, _, theirs = autoawq()._search_best_scale(nn.Sequential(linear), prev_op=linear, layers=[linear], inp=inputs)
+    ours = search_scale(weight, stats, GROUP)
+    assert ours.exponent is not None
+    torch.testing.assert_close(ours.scales, theirs, rtol=1e-3, atol=1e-3)
+    assert ours.loss < ours.loss_unscaled
+
+
+def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(inputs: Tensor) -> None:
+    weight, stats = weight_for(inputs), stats_of(inputs)
+    losses = {}
+    for step in range(SCALE_GRID):
+        scales = grid_scales(stats.abs_mean, relative_magnitude(weight, GROUP), step)
+        scaled = rounded((weight * scales).view(weight.shape[0], -1, GROUP)).view(weight.shape) / scales
+        losses[step / SCALE_GRID] = token_error(inputs, scaled - weight)
+    choice = search_scale(weight, stats, GROUP)
+    assert choice.loss == pytest.approx(min(losses.values()), rel=1e-3)
+    assert choice.exponent == min(losses, key=lambda exponent: losses[exponent])
+
+
+def test_clipping_lowers_the_error_as_autoawqs_does(inputs: Tensor) -> None:
+    weight, stats = weight_for(inputs), stats_of(inputs)
+    weight[:, 5] *= 6
+    clip = search_clip(weight, stats, GROUP)
+    theirs = autoawq()._compute_best_clip(weight, inputs, n_sample_token=inputs.shape[0]).squeeze(-1)
+    assert clip.shape == theirs.shape
+    assert float((clip == theirs).float().mean()) > 0.9  # ours rounds against scales as float16 stores them
+
+    def error(clipped: Tensor | None) -> float:
+        return token_error(inputs, round_to_nearest(weight, GROUP, clipped).dequantize() - weight)
+
+    assert error(clip) < error(None)
+    assert error(clip) < 1.002 * error(theirs)
+
+
+def test_feedback_beats_rounding_to_nearest(inputs: Tensor) -> None:
+    weight, stats = weight_for(inputs), stats_of(inputs)
+    quantized = round_with_feedback(weight, stats.gram, GROUP)
+    nearest = round_to_nearest(weight, GROUP)
+    assert torch.equal(quantized.scales, nearest.scales)
+    assert int(quantized.codes.max()) <= LEVELS
+    ours = token_error(inputs, quantized.dequantize() - weight)
+    assert ours < 0.75 * token_error(inputs, nearest.dequantize() - weight)
+
+
+def test_feedback_without_correlation_is_rounding_to_nearest() -> None:
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    fed_back = round_with_feedback(weight, torch.eye(64), GROUP)
+    assert torch.equal(fed_back.codes, round_to_nearest(weight, GROUP).codes)
+
+
+def test_feedback_in_blocks_is_feedback_column_by_column(inputs: Tensor) -> None:
+    weight, gram = weight_for(inputs, 8), stats_of(inputs).gram
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    factor = inverse_factor(gram[order][:, order])
+    nearest = round_to_nearest(weight, GROUP)
+    scales = nearest.scales.float().repeat_interleave(GROUP, dim=1)
+    zeros = nearest.zeros.float().repeat_interleave(GROUP, dim=1)
+    work, codes = weight[:, order].double(), torch.empty(weight.shape)
+    for step, column in enumerate(order.tolist()):  # GPTQ's equations 2 and 3, one column after the other
+        code = (work[:, step] / scales[:, column]).round().add(zeros[:, column]).clamp(0, LEVELS)
+        codes[:, column] = code
+        error = work[:, step] - (code - zeros[:, column]) * scales[:, column]
+        work[:, step:] -= torch.outer(error / factor[step, step], factor[step, step:].double())
+    ours = round_with_feedback(weight, gram, GROUP).codes.float()
+    assert float((ours == codes).float().mean()) > 0.99
+
+
+def test_the_factor_survives_a_singular_matrix_and_silent_features() -> None:
+    tokens = torch.randn(5, 64)
+    tokens[:, 7] = 0
+    factor = inverse_factor(tokens.t() @ tokens / 5)
+    assert torch.isfinite(factor).all()
+    assert torch.equal(factor, factor.triu())
+
+
+def test_refitting_the_scales_never_raises_the_error(inputs: Tensor) -> None:
+    weight, gram = weight_for(inputs, 32), stats_of(inputs).gram
+    for quantized in (round_to_nearest(weight, GROUP), round_with_feedback(weight, gram, GROUP)):
+        fitted = refit_scales(quantized, weight, gram)
+        assert torch.equal(fitted.codes, quantized.codes)
+        assert torch.equal(fitted.zeros, quantized.zeros)
+        before, after = (float(output_error(one.dequantize() - weight, gram)) for one in (quantized, fitted))
+        assert after < 0.999 * before
+
+
+def test_a_refitted_scale_is_the_least_squares_one() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(4, GROUP), torch.randn(200, GROUP)
+    quantized = round_to_nearest(weight, GROUP)
+    fitted = refit_scales(quantized, weight, x.t() @ x)
+    codes = quantized.codes.double() - quantized.zeros.double()
+    for row in range(4):
+        against = (x.double() @ codes[row])[:, None]
+        best = torch.linalg.lstsq(against, (x.double() @ weight[row].double())[:, None]).solution
+        assert float(fitted.scales[row, 0]) == pytest.approx(float(best), rel=1e-3)
+
+
+def test_shrinking_lessens_what_features_share_and_keeps_their_loudness(inputs: Tensor) -> None:
+    stats = stats_of(inputs)
+    shrunk = stats.shrunk(0.25)
+    assert torch.equal(shrunk.diagonal(), stats.gram.diagonal())
+    torch.testing.assert_close(shrunk - shrunk.diagonal().diag(), 0.75 * (stats.gram - stats.gram.diagonal().diag()))
+
+
+def test_products_in_bfloat16_change_little(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    weight = weight_for(inputs)
+    for half in (False, True):
+        monkeypatch.setattr("quantize.rounding.gram.multiplies_bfloat16", lambda device, half=half: half)
+        stats = stats_of(inputs)
+        found[half] = (stats, search_scale(weight, stats, GROUP))
+    (exact, exact_choice), (rounded_stats, rounded_choice) = found[False], found[True]
+    loudness = torch.outer(exact.gram.diagonal().sqrt(), exact.gram.diagonal().sqrt())
+    assert float(((rounded_stats.gram - exact.gram).abs() / loudness).max()) < 2**-8
+    assert rounded_choice.loss == pytest.approx(exact_choice.loss, rel=1e-3)
+    assert rounded_choice.exponent == exact_choice.exponent
+
+
+@pytest.mark.parametrize("size", [1, 96, 200, 577])
+def test_the_inverse_of_a_triangle(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    upper = torch.randn((size, size), generator=generator, dtype=torch.float64).triu() / size**0.5
+    upper.diagonal().abs_().add_(1)
+    inverse = inverse_triangle(upper)
+    assert torch.equal(inverse, inverse.triu())
+    torch.testing.assert_close(inverse @ upper, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-9)
