@@ -31,7 +31,7 @@ LIGHT = (
 )
 """Modules and packages that must import with nothing installed but what `report` needs."""
 
-LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich"}
+LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich", "msgspec", "filelock"}
 
 MODEL_LOADERS = ("quantize.loading.loading", "quantize.load", "quantize.loading.dummy_model")
 """The modules that load or draw models, and the loader as the package hands it out."""
