@@ -4,18 +4,15 @@ Imports no torch.
 """
 
 import itertools
-import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from quantize.errors import UserError
+from bench.records.environment import Environment
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CROSSOVER_NAME = "crossover.jsonl"
 
 DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -60,7 +57,7 @@ class CrossoverEntry:
     style: Style
     tokens: int | None
     measured_at: str
-    environment: dict[str, Any]
+    environment: Environment
     kernel: str | None = None
     mode: Mode = "eager"
     seconds: tuple[float, ...] = ()
@@ -69,6 +66,8 @@ class CrossoverEntry:
     weights_bytes: int | None = None
     copies: int | None = None
     reason: str | None = None
+    kind: Literal["crossover"] = "crossover"
+    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         if bool(self.seconds) == (self.reason is not None):
@@ -82,53 +81,6 @@ class CrossoverEntry:
     def median_s(self) -> float | None:
         """The middle of the turns; None without any."""
         return statistics.median(self.seconds) if self.seconds else None
-
-    def to_json_line(self) -> str:
-        """This entry as one line of JSON."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)})
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "CrossoverEntry":
-        """Read what `to_json_line` wrote. Raises ValueError for another schema, TypeError for other fields."""
-        fields = dict(data)
-        version = fields.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"schema version {version!r}, this program reads {SCHEMA_VERSION}")
-        fields["linears"] = tuple((name, out, inner) for name, out, inner in fields["linears"])
-        fields["seconds"] = tuple(fields["seconds"])
-        return cls(**fields)
-
-
-def write_crossover(path: Path, entries: Iterable[CrossoverEntry]) -> None:
-    """Write one measurement's entries to `path`, in place of an older one's; a crash leaves the older.
-
-    Raises UserError when it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("".join(f"{entry.to_json_line()}\n" for entry in entries), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another --out") from None
-
-
-def read_crossover(path: Path) -> list[CrossoverEntry]:
-    """The entries of one measurement, in the order measured.
-
-    Raises UserError for a file that is missing, that is no crossover's, or that mixes two measurements.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        entries = [CrossoverEntry.from_json(json.loads(line)) for line in lines if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no record of a crossover ({error}): run `python -m bench.crossover`") from None
-    if not entries:
-        raise UserError(f"{path} holds no entries: run `python -m bench.crossover`")
-    settings = {(one.shape, one.linears, one.group_size, one.device, one.compute_dtype) for one in entries}
-    if len(settings) > 1:
-        raise UserError(f"{path} mixes measurements of {len(settings)} settings: keep each in a file of its own")
-    return entries
 
 
 def series_by_contender(entries: Iterable[CrossoverEntry]) -> dict[str, dict[int, CrossoverEntry]]:

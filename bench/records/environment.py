@@ -1,179 +1,74 @@
-"""The fingerprint: on what machine and with what libraries a figure was measured. No names, no paths."""
+"""The fingerprint: on which machine and with which libraries a figure was measured. No names, no paths, no torch."""
 
-import importlib.metadata
-import os
-import platform
-import re
-import statistics
-import subprocess
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-from bench.worker.clock import Clock, CudaClock, HostClock
-from bench.worker.gpu import DeviceFacts, cuda_uuid, open_nvml
-
-LIBRARIES = (
-    "torch", "transformers", "autoawq", "autoawq-kernels", "bitsandbytes", "triton", "accelerate", "optimum",
-    "gptqmodel", "tokenizers", "safetensors",
-)  # fmt: skip
-"""Every library that may touch a number."""
-
-DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda", "libraries")
-"""The fields that change figures: records that differ in one of them are not measured alike."""
-
-COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""How much `copy_probe` copies at once: far more than any cache holds."""
-
-FAST_BFLOAT16_RATIO = 0.8
-"""bfloat16 counts as fast where its matrix product takes at most this share of float32's time."""
+DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda")
+"""The fields that change figures, beside the libraries: records that differ in one of them do not compare."""
 
 
-def fingerprint(device_type: str) -> dict[str, Any]:
-    """What is known of machine, libraries and source; None for what is unknown or not there.
+@dataclass(frozen=True)
+class SourceState:
+    """This program. Unknown is None.
 
-    device_type: "cpu" or "cuda"; the GPU's fields are filled for "cuda" alone. Call it in a process of its
-    own: asking CUDA for its device makes a context.
+    quantable: its version.
+    commit:    of its source, where that is a git tree of its own.
+    dirty:     whether files differ from that commit.
     """
-    import torch
 
-    on_cuda = device_type == "cuda"
-    gpu = _gpu_facts() if on_cuda else DeviceFacts(None, None, None)
-    return {
-        "cpu": cpu_model_name(),
-        "cpu_cores": usable_cores(),
-        "torch_threads": torch.get_num_threads(),
-        "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": gpu.name,
-        "gpu_memory_bytes": gpu.memory_bytes,
-        "gpu_driver": gpu.driver,
-        "cuda": torch.version.cuda if on_cuda else None,
-        "os": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
-        "python": platform.python_version(),
-        "libraries": {name: version_of(name) for name in LIBRARIES},
-        "source": source_state(Path(__file__).resolve().parents[2]),
-    }
+    quantable: str | None = None
+    commit: str | None = None
+    dirty: bool | None = None
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True)
+class Environment:
+    """What is known of machine, libraries and source. Unknown, or not there, is None.
+
+    cpu:              the processor's name for itself.
+    cpu_cores:        logical cores that the process may run on.
+    torch_threads:    threads of torch's products.
+    ram_bytes:        memory of the machine.
+    gpu:              the card's name, where the figures are of a GPU; so the next three.
+    gpu_memory_bytes: its memory.
+    gpu_driver:       version of its driver.
+    cuda:             version of CUDA that torch is built for.
+    os:               name, version and architecture of the system.
+    python:           version.
+    libraries:        version of each library that may touch a number, None for one that is not installed.
+    source:           this program's version and commit.
+    matmul_probe_s:   seconds of one matrix product on the CPU, by dtype.
+    cpu_dtype:        the compute dtype that suits this CPU.
+    copy_bytes_per_s: what a plain copy on the device moves, read and written together.
+    """
+
+    cpu: str | None = None
+    cpu_cores: int | None = None
+    torch_threads: int | None = None
+    ram_bytes: int | None = None
+    gpu: str | None = None
+    gpu_memory_bytes: int | None = None
+    gpu_driver: str | None = None
+    cuda: str | None = None
+    os: str | None = None
+    python: str | None = None
+    libraries: dict[str, str | None] = field(default_factory=dict)
+    source: SourceState | None = None
+    matmul_probe_s: dict[str, float] | None = None
+    cpu_dtype: str | None = None
+    copy_bytes_per_s: float | None = None
+
+
+def differences(one: Environment, other: Environment) -> list[str]:
     """Where two fingerprints differ in what decides, as "field: one against other"; empty if nowhere."""
-    found = []
-    for name in DECIDING:
-        mine, theirs = one.get(name), other.get(name)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            keys = [key for key in LIBRARIES if mine.get(key) != theirs.get(key)]
-            found += [f"{key}: {mine.get(key)} against {theirs.get(key)}" for key in keys]
-        elif mine != theirs:
-            found.append(f"{name}: {mine} against {theirs}")
-    return found
-
-
-def cpu_model_name() -> str | None:
-    """The processor's own name for itself."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or None
-
-
-def usable_cores() -> int | None:
-    """Logical cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def version_of(distribution: str) -> str | None:
-    """The installed version, None when it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def source_state(root: Path) -> dict[str, Any]:
-    """Version of this program; commit and whether files differ from it, where `root` is itself a git tree."""
-    commit, changed = None, None
-    if (root / ".git").exists():
-        commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "quantable": version_of("quantable"),
-        "commit": commit,
-        "dirty": None if commit is None or changed is None else bool(changed),
-    }
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(root), *arguments]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return ran.stdout.strip()
-
-
-def _gpu_facts() -> DeviceFacts:
-    import torch
-
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    nvml = open_nvml(cuda_uuid())
-    driver = nvml.facts().driver if nvml else None
-    return DeviceFacts(properties.name, properties.total_memory, driver)
-
-
-def copy_probe(device_type: str, repeats: int = 11) -> float | None:
-    """Bytes a second, read and written together, of a plain copy on the device: the median of some, after a warm-up.
-
-    What memory gives, next to which the bytes that a decode step reads are held (COPY_BYTES are copied). None on a GPU
-    that has no room for the two buffers.
-    """
-    import torch
-
-    size = COPY_BYTES[device_type]
-    if device_type == "cuda" and torch.cuda.mem_get_info()[0] < 3 * size:
-        return None
-    clock: Clock[Any] = CudaClock() if device_type == "cuda" else HostClock()
-    source = torch.ones(size // 4, dtype=torch.float32, device=device_type)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    clock.settle()
-    marks = [clock.mark()]
-    for _ in range(repeats):
-        target.copy_(source)
-        marks.append(clock.mark())
-    return 2 * size / statistics.median(clock.intervals_s(marks))
-
-
-def matmul_probe(repeats: int = 5) -> dict[str, float]:
-    """Median seconds of one matrix product at a prompt-like shape on the CPU, by dtype name.
-
-    [256, 2048] times [2048, 2048], after one warm-up, the dtypes taking turns.
-    """
-    import torch
-
-    operands = {
-        name: (torch.ones(256, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype))
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in operands}
-    with torch.no_grad():
-        for turn in range(repeats + 1):
-            for name, (x, weight) in operands.items():
-                taken = _seconds(lambda x=x, weight=weight: torch.matmul(x, weight.T))  # type: ignore[misc]
-                if turn > 0:
-                    seconds[name].append(taken)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def cpu_compute_dtype(probe: Mapping[str, float]) -> str:
-    """float32, unless the probe found bfloat16 clearly faster."""
-    return "bfloat16" if probe["bfloat16"] <= FAST_BFLOAT16_RATIO * probe["float32"] else "float32"
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    found = [
+        (name, getattr(one, name), getattr(other, name))
+        for name in DECIDING
+        if getattr(one, name) != getattr(other, name)
+    ]
+    names = dict.fromkeys((*one.libraries, *other.libraries))
+    found += [
+        (name, one.libraries.get(name), other.libraries.get(name))
+        for name in names
+        if one.libraries.get(name) != other.libraries.get(name)
+    ]
+    return [f"{name}: {mine} against {theirs}" for name, mine, theirs in found]

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from quantize.errors import UserError
@@ -17,8 +17,14 @@ class Scenario:
     """A shape of work: `batch` prompts of `prompt_tokens` random tokens each, then `new_tokens` tokens each.
 
     The first new token comes out of the prefill; the other `new_tokens - 1` are decode steps of one token.
-    `seed` fixes the prompt's token ids. lengths: tokens of several prompts, which take their turns in every pass, each
-    with its own new tokens, in place of one prompt; `prompt_tokens` is then their mean (`Scenario.over`).
+
+    name:          as the user and the tables call it.
+    prompt_tokens: of one prompt, or the mean of `lengths`.
+    new_tokens:    of each prompt.
+    batch:         prompts at once.
+    seed:          fixes the prompts' token ids.
+    lengths:       tokens of several prompts, which take turns in every pass, in place of one (`Scenario.over`).
+    mode:          how the decode steps run.
     """
 
     name: str
@@ -69,14 +75,6 @@ class Scenario:
     def positions(self) -> int:
         """The most tokens that a model must be able to hold: the longest prompt and what is fed back after it."""
         return max(self.prompt_lengths) + self.decode_steps
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Scenario":
-        """What `to_json` made, or what it made before there were lengths and modes."""
-        return Scenario(**{**data, "lengths": tuple(data.get("lengths", ()))})
 
 
 def mean_length(lengths: Sequence[int]) -> int:

@@ -1,24 +1,27 @@
-"""Whether the rounds of a bench are enough: how noisy its ratios still are. Imports no torch."""
+"""When enough is measured: the rules for rounds of a bench and for passes of one run. Imports no torch."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
-from bench.records.phase import phase_s
-from bench.records.ratio import ratio_of
-from bench.records.record import Record, family_of, latency_records, may_be_reference
 from quantize.errors import UserError
 
-Enough = Literal["noise", "time", "rounds"]
+T = TypeVar("T")
+
+RoundsStopReason = Literal["noise", "time", "rounds"]
+PassesStopReason = Literal["noise", "time", "passes"]
 
 
 @dataclass(frozen=True)
-class Rounds:
-    """How many rounds to measure: `least`, then more until every ratio is known to `noise`, at most `most`.
+class RoundsRule:
+    """How many rounds to measure: `least`, then more until every ratio is precise, at most `most`.
 
-    noise: half the width of the 95% interval of a ratio, as a share of it. max_time_s: no further round begins that
-    would end later than this after the bench began.
+    least:      rounds that are always measured.
+    most:       rounds that are never exceeded.
+    noise:      half the width of the 95% interval of a ratio, as a share of it, that is precise enough.
+    max_time_s: no further round begins that would end later than this after the bench began.
     """
 
     least: int = 3
@@ -32,50 +35,108 @@ class Rounds:
         if not self.noise > 0:
             raise UserError("--noise must be above 0")
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def enough(self, done: int, records: Sequence[Record], elapsed_s: float, round_s: float) -> Enough | None:
+    def stop_reason(
+        self, done: int, widest: Callable[[], float | None], elapsed_s: float, round_s: float
+    ) -> RoundsStopReason | None:
         """Why no further round is needed after `done` of them; None where one is.
 
+        widest: the largest half-width of a ratio's interval as a share of it, None where there is no ratio.
         elapsed_s: since the bench began; round_s: what one more round will take.
         """
         if done < self.least:
             return None
         if done >= max(self.most, self.least):
             return "rounds"
-        known = widest_interval(records)
-        if known is None:
+        width = widest()
+        if width is None:
             return "rounds"  # nothing has a ratio, and more rounds give it none
-        if known <= self.noise:
+        if width <= self.noise:
             return "noise"
         return "time" if elapsed_s + round_s > self.max_time_s else None
 
 
-def widest_interval(records: Sequence[Record]) -> float | None:
-    """The largest half-width of a ratio's interval over all checkpoints and scenarios, as a share of the ratio.
+@dataclass(frozen=True)
+class PassRule:
+    """When one run is warm, and when it has timed enough passes.
 
-    Infinite where one has too few rounds for an interval; None where there is no ratio at all.
+    steady_passes: the warm-up is over when this many passes in a row agree.
+    steady_spread: they agree when the slowest is longer than the fastest by at most this share.
+    max_warmups:   passes after which the warm-up ends anyway.
+    max_warmup_s:  seconds of warm-up after which it ends anyway.
+    min_passes:    timed passes at least.
+    min_time_s:    seconds of timed passes at least.
+    noise:         standard error of their mean, as a share of it, that is low enough.
+    max_time_s:    seconds of timed passes after which no more follow, whatever the noise.
+    max_passes:    timed passes after which no more follow.
     """
-    seconds: dict[tuple[Any, ...], dict[int | None, float]] = {}
-    references: dict[str, str] = {}
-    for record in latency_records(records):
-        spent = phase_s(record, "total")
-        subject, family = record.subject, family_of(record.subject)
-        if may_be_reference(subject):
-            references.setdefault(family, subject.name)
-        if spent is not None:
-            is_reference = references.get(family) == subject.name
-            key = (family, record.scenario, is_reference, subject.name)
-            seconds.setdefault(key, {})[record.round] = spent
-    widths = []
-    for (family, scenario, is_reference, _), own in seconds.items():
-        reference = next((other for key, other in seconds.items() if key[:3] == (family, scenario, True)), None)
-        if is_reference or reference is None:
-            continue
-        both = sorted(number for number in own.keys() & reference.keys() if number is not None)
-        ratio = ratio_of([own[n] for n in both], [reference[n] for n in both]) if both else None
-        if ratio is not None:
-            low, high = ratio.interval or (1.0, math.inf)
-            widths.append(math.sqrt(high / low) - 1)
-    return max(widths, default=None)
+
+    steady_passes: int = 2
+    steady_spread: float = 0.10
+    max_warmups: int = 6
+    max_warmup_s: float = 60.0
+    min_passes: int = 3
+    min_time_s: float = 1.0
+    noise: float = 0.03
+    max_time_s: float = 3.0
+    max_passes: int = 200
+
+    def __post_init__(self) -> None:
+        if min(self.steady_passes, self.min_passes) < 1 or self.max_warmups < self.steady_passes:
+            raise ValueError(f"a rule that can never be met: {self}")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Under which rules a record was measured. rounds: of the bench; rule: of one run."""
+
+    rounds: RoundsRule | None = None
+    rule: PassRule | None = None
+
+
+def is_warmed_up(seconds: Sequence[float], rule: PassRule) -> bool:
+    """Whether a warm-up of these passes is over."""
+    last = seconds[-rule.steady_passes :]
+    return len(last) == rule.steady_passes and max(last) <= (1 + rule.steady_spread) * min(last)
+
+
+def warm_up(one_pass: Callable[[], float], rule: PassRule) -> tuple[tuple[float, ...], bool | None]:
+    """Run passes until they are steady or the rule gives up: their seconds, and whether they became steady.
+
+    None where the time was over before that could be said.
+    """
+    seconds: list[float] = []
+    while len(seconds) < rule.max_warmups:
+        seconds.append(one_pass())
+        if is_warmed_up(seconds, rule):
+            return tuple(seconds), True
+        if math.fsum(seconds) >= rule.max_warmup_s:
+            return tuple(seconds), None
+    return tuple(seconds), False
+
+
+def standard_error(seconds: Sequence[float]) -> float:
+    """Standard error of the mean over the mean; infinite for fewer than two values."""
+    if len(seconds) < 2:
+        return math.inf
+    return statistics.stdev(seconds) / math.sqrt(len(seconds)) / statistics.fmean(seconds)
+
+
+def stop_reason(seconds: Sequence[float], rule: PassRule) -> PassesStopReason | None:
+    """Why no pass after these is needed; None while one is."""
+    spent = math.fsum(seconds)
+    if spent >= rule.max_time_s and seconds:
+        return "time"
+    if len(seconds) >= rule.max_passes:
+        return "passes"
+    enough = len(seconds) >= rule.min_passes and spent >= rule.min_time_s
+    return "noise" if enough and standard_error(seconds) <= rule.noise else None
+
+
+def repeat(
+    one_pass: Callable[[], T], seconds_of: Callable[[T], float], rule: PassRule
+) -> tuple[tuple[T, ...], PassesStopReason]:
+    """Run timed passes until the rule is met: all of them, and what ended them."""
+    passes: list[T] = []
+    while (reason := stop_reason([seconds_of(one) for one in passes], rule)) is None:
+        passes.append(one_pass())
+    return tuple(passes), reason

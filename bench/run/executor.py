@@ -8,47 +8,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from bench.records.record import Record, Status, Subject, read_records
-from bench.records.steady import Rule
-from bench.run.plan import PlannedRun
-from bench.worker.request import QualityRequest, Request, TaskRequest
+from bench.records.record import Record, Status
+from bench.records.store import read_records
+from bench.worker.request import PlannedRun, Request, Settings
+from bench.worker.worker import NO_MEMORY_WORDS, without_folder
 
 Executor = Callable[[PlannedRun], list[Record]]
 """Carries out one run and returns a record for every scenario in it, whatever happens."""
-
-NO_MEMORY_WORDS = ("std::bad_alloc", "can't allocate memory", "Cannot allocate memory", "MemoryError")
-"""What a process that ran out of memory prints before it dies without a record."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all runs of one `bench` share. compute_dtypes: by family; timeout_s: for one process.
-
-    rule: of every latency measurement. quality: what to judge on; expectations: where what the references expect is
-    kept, by base model. plan: goes into every record.
-    """
-
-    device: str
-    compute_dtypes: Mapping[str, str]
-    environment: dict[str, Any]
-    timeout_s: float
-    threads: int | None = None
-    rule: Rule = field(default_factory=Rule)
-    quality: QualityRequest = field(default_factory=QualityRequest)
-    tasks: TaskRequest | None = None
-    expectations: Mapping[str, Path] = field(default_factory=dict)
-    plan: dict[str, Any] | None = None
-
-    def quality_of(self, subject: Subject) -> QualityRequest:
-        """What to judge this one on, and where its reference's expectations are or go."""
-        path = self.expectations.get(subject.base_model)
-        return self.quality if path is None else replace(self.quality, expectations=str(path.resolve()))
-
 
 @dataclass(frozen=True)
 class WorkerExecutor:
@@ -63,7 +33,7 @@ class WorkerExecutor:
     log: Path | None = None
 
     def __call__(self, run: PlannedRun) -> list[Record]:
-        request = self._request(run)
+        request = Request(self.settings, run, parent_pid=os.getpid())
         started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
             request_path, result_path = Path(folder) / "request.json", Path(folder) / "result.jsonl"
@@ -76,42 +46,20 @@ class WorkerExecutor:
             records = read_records(result_path) if result_path.is_file() else []
         wall_s = time.perf_counter() - start
         measured = {(record.kind, record.scenario) for record in records}
-        unmeasured = [work for work in request.works if work not in measured]
+        unmeasured = [work for work in run.works if work not in measured]
         if unmeasured:
             status, reason = ended.verdict()
-            if request.checkpoint is not None:
-                reason = reason.replace(f"{Path(request.checkpoint).parent}{os.sep}", "")
+            reason = without_folder(reason, run.target.checkpoint)
             records += [
                 request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason) for work in unmeasured
             ]
         if self.log is not None and any(record.status != "ok" for record in records):
-            _append_text(self.log, f"--- {request.subject.name}, {started_at}\n{ended.output}\n")
+            _append_text(self.log, f"--- {run.subject.name}, {started_at}\n{ended.output}\n")
         return records
-
-    def _request(self, run: PlannedRun) -> Request:
-        settings, checkpoint = self.settings, run.candidate.checkpoint
-        return Request(
-            checkpoint=None if checkpoint is None else str(checkpoint.path.resolve()),
-            dummy=run.candidate.dummy,
-            subject=run.subject,
-            device=settings.device,
-            compute_dtype=settings.compute_dtypes[run.family],
-            environment=settings.environment,
-            scenarios=run.scenarios,
-            round=run.round,
-            position=run.position,
-            threads=settings.threads,
-            rule=settings.rule,
-            quality=settings.quality_of(run.subject) if run.quality else None,
-            tasks=replace(settings.tasks, names=run.tasks) if run.tasks and settings.tasks else None,
-            is_reference=run.is_reference,
-            plan=settings.plan,
-            parent_pid=os.getpid(),
-        )
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessResult:
     """How a process ended: its exit code (minus the number of a signal), None after a time-out."""
 
     exit_code: int | None
@@ -125,7 +73,7 @@ class Ended:
         if self.exit_code == -signal.SIGKILL:
             return "oom", "killed by the system, probably out of memory"
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
-        if any(words in self.output for words in NO_MEMORY_WORDS):
+        if any(words in self.output.lower() for words in NO_MEMORY_WORDS):
             return "oom", "the process ran out of memory"
         if self.exit_code < 0:
             return (
@@ -136,7 +84,7 @@ class Ended:
         return "error", f"the process ended with code {self.exit_code} and no record: {last}"
 
 
-def run_process(command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]) -> Ended:
+def run_process(command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]) -> ProcessResult:
     """Run to the end or the time-out; whatever interrupts the waiting kills the process and its children."""
     process = subprocess.Popen(
         command,
@@ -150,9 +98,9 @@ def run_process(command: Sequence[str], *, timeout_s: float, environment: Mappin
     )
     try:
         output, _ = process.communicate(timeout=timeout_s)
-        return Ended(process.returncode, output, timeout_s)
+        return ProcessResult(process.returncode, output, timeout_s)
     except subprocess.TimeoutExpired:
-        return Ended(None, _kill(process), timeout_s)
+        return ProcessResult(None, _kill(process), timeout_s)
     finally:
         if process.poll() is None:
             _kill(process)

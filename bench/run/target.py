@@ -1,40 +1,17 @@
-"""What a bench measures: a checkpoint, or random weights in a model's shape. Imports no torch."""
+"""What a bench measures: a checkpoint on disk as a target. Imports no torch."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from bench.records.record import Subject
-from bench.worker.request import Dummy
+from bench.worker.request import Target
 from quantize.checkpoint import Checkpoint
 from quantize.variant import AUTO_KERNEL
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One row to be: how its records name it, and what a worker makes the model of.
-
-    checkpoint: the one on disk, or None and `dummy` says which weights to draw. half_dtype: what the model's config
-    names, "bfloat16" or "float16".
-    """
-
-    subject: Subject
-    checkpoint: Checkpoint | None = None
-    dummy: Dummy | None = None
-    half_dtype: str = "float16"
-
-    def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.dummy is None):
-            raise ValueError("a candidate is a checkpoint or random weights, one of the two")
-
-    @property
-    def has_text(self) -> bool:
-        """Whether it can be judged on text: random weights have no quality, and no tokenizer."""
-        return self.checkpoint is not None and self.checkpoint.manifest.source.kind != "dummy"
-
-
-def candidate_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str | None = None) -> Candidate:
+def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str | None = None) -> Target:
     """A checkpoint on disk. kernel: what AWQ layers shall run on, as quantize.load takes it; others have no choice."""
     subject = replace(subject_of(checkpoint), family=family)
     if checkpoint.variant.is_awq:
@@ -43,7 +20,12 @@ def candidate_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: s
         config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = {}
-    return Candidate(subject, checkpoint, half_dtype=half_dtype(config))
+    return Target(
+        subject,
+        str(checkpoint.path.resolve()),
+        half_dtype=half_dtype(config),
+        has_text=checkpoint.manifest.source.kind != "dummy",
+    )
 
 
 def subject_of(checkpoint: Checkpoint) -> Subject:

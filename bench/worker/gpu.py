@@ -3,76 +3,16 @@
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from bench.records.gpu_state import GpuState
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class DeviceState:
-    """One look at a GPU; every field is None where NVML cannot tell.
-
-    process_bytes:     memory this process holds, the CUDA context included.
-    device_bytes:      memory in use on the whole device, by anyone.
-    sm_clock_mhz, memory_clock_mhz: current clocks.
-    power_limit_w:     the enforced limit.
-    temperature_c:     of the GPU die.
-    throttle_reasons:  names of what holds the clocks down right now, empty when nothing does.
-    other_processes:   compute processes on the device beside this one.
-    energy_j:          the driver's cumulative counter; only a difference of two looks means anything.
-    """
-
-    process_bytes: int | None = None
-    device_bytes: int | None = None
-    sm_clock_mhz: int | None = None
-    memory_clock_mhz: int | None = None
-    power_limit_w: float | None = None
-    temperature_c: int | None = None
-    throttle_reasons: tuple[str, ...] | None = None
-    other_processes: int | None = None
-    energy_j: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass
-class Seen:
-    """What was seen of a GPU between the passes of a run: the extremes, None where NVML told nothing."""
-
-    looks: int = 0
-    lowest_sm_clock_mhz: int | None = None
-    highest_sm_clock_mhz: int | None = None
-    highest_temperature_c: int | None = None
-    throttle_reasons: tuple[str, ...] | None = None
-    other_processes: int | None = None
-
-    def look(self, nvml: "Nvml | None") -> None:
-        """Look once more; without a GPU nothing happens."""
-        if nvml is None:
-            return
-        state = nvml.state()
-        self.looks += 1
-        self.lowest_sm_clock_mhz = _extreme(min, self.lowest_sm_clock_mhz, state.sm_clock_mhz)
-        self.highest_sm_clock_mhz = _extreme(max, self.highest_sm_clock_mhz, state.sm_clock_mhz)
-        self.highest_temperature_c = _extreme(max, self.highest_temperature_c, state.temperature_c)
-        self.other_processes = _extreme(max, self.other_processes, state.other_processes)
-        if state.throttle_reasons is not None:
-            known = self.throttle_reasons or ()
-            self.throttle_reasons = tuple(dict.fromkeys((*known, *state.throttle_reasons)))
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def _extreme(which: Callable[..., int], known: int | None, new: int | None) -> int | None:
-    values = [value for value in (known, new) if value is not None]
-    return which(values) if values else None
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
+class GpuFacts:
     """What does not change while a process runs: the card's name, memory in bytes, driver version."""
 
     name: str | None
@@ -100,20 +40,20 @@ class Nvml:
         self._pynvml = pynvml
         self._handle = handle
 
-    def facts(self) -> DeviceFacts:
+    def facts(self) -> GpuFacts:
         """Name, memory and driver of this GPU."""
         n = self._pynvml
-        return DeviceFacts(
+        return GpuFacts(
             name=_text(self._ask(lambda: n.nvmlDeviceGetName(self._handle))),
             memory_bytes=self._ask(lambda: int(n.nvmlDeviceGetMemoryInfo(self._handle).total)),
             driver=_text(self._ask(lambda: n.nvmlSystemGetDriverVersion())),
         )
 
-    def state(self) -> DeviceState:
+    def state(self) -> GpuState:
         """One look at the GPU now."""
         n, handle = self._pynvml, self._handle
         process_bytes, others = self._processes()
-        return DeviceState(
+        return GpuState(
             process_bytes=process_bytes,
             device_bytes=self._ask(lambda: int(n.nvmlDeviceGetMemoryInfo(handle).used)),
             sm_clock_mhz=self._ask(lambda: int(n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_SM))),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bench.records.record import Divergence, Quality
-from bench.worker.reference_logprobs import Expectations
+from bench.worker.reference_logprobs import ReferenceLogprobs
 from bench.worker.request import BUILTIN_LABEL
 from quantize.calibration import blocks_sha256, builtin_text, text_from, token_blocks
 
@@ -62,7 +62,7 @@ class _Likelihood:
 
 
 def quality(
-    model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expected: Expectations | None = None
+    model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expected: ReferenceLogprobs | None = None
 ) -> Quality:
     """Perplexity, exp(-1/N sum log p(token | its block before it)) over N = blocks * (block_tokens - 1) tokens.
 
@@ -85,7 +85,7 @@ def quality(
     )
 
 
-def reference_quality(model: Any, blocks: torch.Tensor, keep: Expectations, *, text: str = BUILTIN_LABEL) -> Quality:
+def reference_quality(model: Any, blocks: torch.Tensor, keep: ReferenceLogprobs, *, text: str = BUILTIN_LABEL) -> Quality:
     """The reference's own perplexity and noise floor; what it expects is kept for the others.
 
     The noise floor is its divergence from itself when the same sums are done in another order: attention written out

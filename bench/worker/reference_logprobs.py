@@ -1,4 +1,4 @@
-"""What the reference expects at every token of a text, kept on disk while the others are held against it."""
+"""The reference's log-probabilities at every token of a text, kept on disk while the others are compared with it."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quantize.errors import UserError
 
 
-class Expectations:
+class ReferenceLogprobs:
     """The reference's log-probabilities, float16 [tokens, vocabulary], in a .npy file read a few rows at a time.
 
     Half precision moves a divergence by about 1e-5 nats; a file of single precision would be twice as large.

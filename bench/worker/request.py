@@ -1,26 +1,33 @@
-"""What a worker process is asked to do: a JSON file. Imports no torch."""
+"""What a worker process is asked to do: settings that all runs share, and one run. A JSON file. Imports no torch."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.records.environment import Environment
 from bench.records.record import Kind, Record, Status, Subject
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule
+from bench.records.stopping import PassRule, RoundsRule, Rules
+from quantize.schema import from_json
 
 BUILTIN_LABEL = "builtin evaluation"
+
+Work = tuple[Kind, Scenario | None]
+"""What leads to one record."""
+
+QUALITY: Work = ("quality", None)
+TASKS: Work = ("tasks", None)
 
 
 @dataclass(frozen=True)
 class QualityRequest:
     """What to judge on: `blocks` blocks of `block_tokens` tokens of a text.
 
-    data: a text as `quantize.calibration.text_from` reads it, None for the built-in evaluation text; label: how
-    records call it. expectations: where the reference's are, or go.
+    data:  a text as `quantize.calibration.text_from` reads it, None for the built-in evaluation text.
+    label: how records call it.
     """
 
-    expectations: str | None = None
     data: str | None = None
     label: str = BUILTIN_LABEL
     blocks: int = 12
@@ -29,9 +36,8 @@ class QualityRequest:
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """Which tasks of lm-eval to run. folder: holds task files of the user's own; limit: questions of each task."""
+    """How to run tasks of lm-eval. folder: holds task files of the user's; limit: questions of each task."""
 
-    names: tuple[str, ...]
     folder: str | None = None
     limit: int | None = None
 
@@ -40,7 +46,9 @@ class TaskRequest:
 class Dummy:
     """Random weights to draw in place of a checkpoint.
 
-    spec: of the shape, as `quantize.dummy.dummy_config` reads it. group_size: of AWQ variants, None for the others.
+    spec:       of the shape, as `quantize.dummy.dummy_config` reads it.
+    variant:    the name of one.
+    group_size: of AWQ variants, None for the others.
     """
 
     spec: str
@@ -49,76 +57,136 @@ class Dummy:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One process's work: load one checkpoint, then measure each scenario in turn, its quality, its tasks.
+class Target:
+    """One row to be: how its records name it, and what a worker makes the model of.
 
-    checkpoint: its folder, None where `dummy` says what to draw instead. rule: when a scenario is warm, and when it has
-    enough. parent_pid: the worker ends when this process does; None to run on its own. `environment` and `subject` go
-    into every record as they are.
+    subject:    as records name it.
+    checkpoint: the folder of the one on disk, or None and `dummy` says which weights to draw.
+    dummy:      random weights.
+    half_dtype: what the model's config names, "bfloat16" or "float16".
+    has_text:   whether it can be judged on text: random weights have no quality, and no tokenizer.
     """
 
-    checkpoint: str | None
     subject: Subject
-    device: str
-    compute_dtype: str
-    environment: dict[str, Any]
-    scenarios: tuple[Scenario, ...] = ()
-    round: int | None = None
-    position: int | None = None
-    threads: int | None = None
-    rule: Rule = field(default_factory=Rule)
-    quality: QualityRequest | None = None
-    tasks: TaskRequest | None = None
-    is_reference: bool = False
-    plan: dict[str, Any] | None = None
-    parent_pid: int | None = None
+    checkpoint: str | None = None
     dummy: Dummy | None = None
+    half_dtype: str = "float16"
+    has_text: bool = False
 
     def __post_init__(self) -> None:
-        if not self.works:
-            raise ValueError("a request without work")
         if (self.checkpoint is None) == (self.dummy is None):
-            raise ValueError("a request has a checkpoint or random weights, one of the two")
+            raise ValueError("a target is a checkpoint or random weights, one of the two")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One process: a target with all scenarios of one round, then its quality and its tasks where asked for.
+
+    target:       what is measured.
+    position:     its place among the runs that were planned together.
+    scenarios:    measured in turn.
+    round:        of its latencies.
+    quality:      whether to judge it.
+    tasks:        names of lm-eval.
+    is_reference: whether its baseline is compared with it: of several half-precision checkpoints the first alone.
+    """
+
+    target: Target
+    position: int
+    scenarios: tuple[Scenario, ...] = ()
+    round: int | None = None
+    quality: bool = False
+    tasks: tuple[str, ...] = ()
+    is_reference: bool = False
 
     @property
-    def kernel(self) -> str | None:
-        """What the quantized layers shall run on: "native", a kernel's name, or None for what is fastest."""
-        return self.subject.kernel
+    def works(self) -> tuple[Work, ...]:
+        """What it leaves records of, in order."""
+        works: list[Work] = [("latency", scenario) for scenario in self.scenarios]
+        return (*works, *([QUALITY] if self.quality else []), *([TASKS] if self.tasks else []))
 
     @property
-    def works(self) -> tuple[tuple[Kind, Scenario | None], ...]:
-        """What records it leads to: (kind, scenario), in order."""
-        works: list[tuple[Kind, Scenario | None]] = [("latency", scenario) for scenario in self.scenarios]
-        if self.quality:
-            works.append(("quality", None))
-        if self.tasks:
-            works.append(("tasks", None))
-        return tuple(works)
+    def subject(self) -> Subject:
+        """The target as its records name it."""
+        return self.target.subject
 
-    def record(
-        self,
-        status: Status,
-        work: tuple[Kind, Scenario | None],
-        *,
-        started_at: str,
-        wall_s: float,
-        **figures: Any,
-    ) -> Record:
-        """A record of one of this request's works; `figures` are Record's own fields."""
+    @property
+    def baseline(self) -> str:
+        """The base model whose reference it is compared with."""
+        return self.subject.baseline
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of one `bench` share.
+
+    device:             "cpu" or "cuda".
+    compute_dtypes:     by baseline.
+    environment:        the fingerprint, for every record.
+    timeout_s:          for one process.
+    threads:            CPU threads of each process, None for torch's choice.
+    rounds:             how many rounds, for every record.
+    rule:               of every latency measurement.
+    quality:            what to judge on.
+    tasks:              how to run tasks.
+    reference_logprobs: by base model, the file that holds what its reference expects.
+    """
+
+    device: str
+    compute_dtypes: dict[str, str]
+    environment: Environment
+    timeout_s: float
+    threads: int | None = None
+    rounds: RoundsRule | None = None
+    rule: PassRule = field(default_factory=PassRule)
+    quality: QualityRequest = field(default_factory=QualityRequest)
+    tasks: TaskRequest = field(default_factory=TaskRequest)
+    reference_logprobs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One process's work: load one target, then measure each scenario in turn, its quality, its tasks.
+
+    settings:   shared by all runs.
+    run:        this one.
+    parent_pid: the worker ends when this process does; None to run on its own.
+    """
+
+    settings: Settings
+    run: PlannedRun
+    parent_pid: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.run.works:
+            raise ValueError("a request without work")
+
+    @property
+    def compute_dtype(self) -> str:
+        """What the activations are."""
+        return self.settings.compute_dtypes[self.run.baseline]
+
+    @property
+    def reference_logprobs(self) -> str | None:
+        """The file of what the target's reference expects, None where nothing is compared with it."""
+        return self.settings.reference_logprobs.get(self.run.subject.base_model)
+
+    def record(self, status: Status, work: Work, *, started_at: str, wall_s: float, **figures: Any) -> Record:
+        """A record of one of this request's works; `figures` are Record's fields."""
         kind, scenario = work
         return Record(
             kind=kind,
             status=status,
-            subject=self.subject,
-            device=self.device,
+            subject=self.run.subject,
+            device=self.settings.device,
             started_at=started_at,
-            environment=self.environment,
+            environment=self.settings.environment,
             wall_s=wall_s,
             scenario=scenario,
-            round=self.round if kind == "latency" else None,
-            position=self.position,
+            round=self.run.round if kind == "latency" else None,
+            position=self.run.position,
             compute_dtype=self.compute_dtype,
-            plan={**(self.plan or {}), "rule": asdict(self.rule)},
+            plan=Rules(self.settings.rounds, self.settings.rule),
             **figures,
         )
 
@@ -129,14 +197,4 @@ class Request:
     @staticmethod
     def read(path: Path) -> "Request":
         """The request that `write` wrote."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        fields["subject"] = Subject(**fields["subject"])
-        fields["scenarios"] = tuple(Scenario.from_json(scenario) for scenario in fields["scenarios"])
-        fields["rule"] = Rule(**fields["rule"])
-        if fields["dummy"]:
-            fields["dummy"] = Dummy(**fields["dummy"])
-        if fields["quality"]:
-            fields["quality"] = QualityRequest(**fields["quality"])
-        if fields["tasks"]:
-            fields["tasks"] = TaskRequest(**{**fields["tasks"], "names": tuple(fields["tasks"]["names"])})
-        return Request(**fields)
+        return from_json(Request, path.read_bytes(), str(path))

@@ -16,20 +16,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.records.record import Kernels, Kind, Memory, Record, Status, append_record
+from bench.records.gpu_state import GpuExtremes, GpuStates
+from bench.records.record import Kernels, Memory, Record, Status
 from bench.records.scenario import Scenario
+from bench.records.store import append
 from bench.worker.clock import Clock, CudaClock, HostClock
-from bench.worker.gpu import Nvml, Seen, cuda_uuid, open_nvml
+from bench.worker.gpu import Nvml, cuda_uuid, open_nvml
 from bench.worker.memory import MemoryView, memory_view
-from bench.worker.request import Request
+from bench.worker.request import Request, Work
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
 REASON_CHARACTERS = 300
-NO_MEMORY_WORDS = ("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory")
+NO_MEMORY_WORDS = (
+    *("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory"),
+    *("std::bad_alloc", "memoryerror"),
+)
+"""What an error, or a process that dies without a record, says in lower case where memory ran out."""
 
 Load = Callable[..., Any]
-Work = tuple[Kind, Scenario | None]
 Emit = Callable[[Record], None]
 
 
@@ -56,12 +61,12 @@ def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
     try:
         bench = _load(request, load)
     except Exception as error:
-        status, reason = failure(error, request.checkpoint)
+        status, reason = failure(error, request.run.target.checkpoint)
         wall_s = time.perf_counter() - start
-        for asked in request.works:
+        for asked in request.run.works:
             emit(request.record(status, asked, started_at=started_at, wall_s=wall_s, reason=reason))
         return
-    for asked in request.works:
+    for asked in request.run.works:
         emit(_measured(request, bench, asked))
 
 
@@ -70,9 +75,9 @@ def _load(request: Request, load: Load | None) -> Bench:
 
     from quantize.loading.footprint import decode_bytes, weights_bytes
 
-    if request.threads is not None:
-        torch.set_num_threads(request.threads)
-    on_cuda = torch.device(request.device).type == "cuda"
+    if request.settings.threads is not None:
+        torch.set_num_threads(request.settings.threads)
+    on_cuda = torch.device(request.settings.device).type == "cuda"
     view = memory_view("cuda" if on_cuda else "cpu")
     view.reset_peak()
     loaded = _loaded(request, getattr(torch, request.compute_dtype), load)
@@ -93,18 +98,23 @@ def _load(request: Request, load: Load | None) -> Bench:
 
 def _loaded(request: Request, dtype: Any, load: Load | None) -> Any:
     """The model that the request names: a checkpoint, or random weights drawn here."""
-    how: dict[str, Any] = {"device": request.device, "compute_dtype": dtype, "kernel": request.kernel}
-    if request.dummy is not None:
+    target = request.run.target
+    how: dict[str, Any] = {
+        "device": request.settings.device,
+        "compute_dtype": dtype,
+        "kernel": target.subject.kernel,
+    }
+    if target.dummy is not None:
         from quantize.loading.dummy_model import load_dummy
 
-        asked = request.dummy
+        asked = target.dummy
         return load_dummy(asked.spec, asked.variant, group_size=asked.group_size, **how)
-    assert request.checkpoint is not None
+    assert target.checkpoint is not None
     if load is None:
         from quantize.loading.loading import load as load_checkpoint
 
         load = load_checkpoint
-    return load(request.checkpoint, **how)
+    return load(target.checkpoint, **how)
 
 
 def _measured(request: Request, bench: Bench, asked: Work) -> Record:
@@ -116,14 +126,20 @@ def _measured(request: Request, bench: Bench, asked: Work) -> Record:
         "quantization": quantization_of(bench.loaded.model),
         "placement": bench.loaded.placement,
     }
-    seen = Seen()
+    between = GpuExtremes()
+
+    def sample() -> None:
+        nonlocal between
+        if bench.nvml is not None:
+            between = between.with_sample(bench.nvml.state())
+
     before = bench.nvml.state() if bench.nvml else None
     bench.view.reset_peak()
     status: Status = "ok"
     cache: dict[str, int | None] = {}
     try:
         if scenario is not None:
-            measured = _latency(request, bench, scenario, seen)
+            measured = _latency(request, bench, scenario, sample)
             figures |= {"latency": measured.latency, "prompt_sha256": measured.prompt_sha256}
             cache = {
                 "kv_cache_bytes": measured.kv_cache_bytes,
@@ -148,13 +164,9 @@ def _measured(request: Request, bench: Bench, asked: Work) -> Record:
             **cache,
         )
         if before and after:
-            figures["device_state"] = {
-                "before": before.to_json(),
-                "between": seen.to_json(),
-                "after": after.to_json(),
-            }
+            figures["device_state"] = GpuStates(before, between, after)
     except Exception as error:
-        status, figures["reason"] = failure(error, request.checkpoint)
+        status, figures["reason"] = failure(error, request.run.target.checkpoint)
     wall_s = time.perf_counter() - start
     return request.record(status, asked, started_at=started_at, wall_s=wall_s, **figures)
 
@@ -168,7 +180,7 @@ def quantization_of(model: Any) -> dict[str, Any] | None:
     return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | None)}
 
 
-def _latency(request: Request, bench: Bench, scenario: Scenario, seen: Seen) -> Any:
+def _latency(request: Request, bench: Bench, scenario: Scenario, sample: Callable[[], None]) -> Any:
     import torch
 
     from bench.worker.latency import measure_latency
@@ -177,24 +189,23 @@ def _latency(request: Request, bench: Bench, scenario: Scenario, seen: Seen) -> 
         bench.loaded.model,
         scenario,
         bench.clock,
-        request.rule,
+        request.settings.rule,
         compute_dtype=getattr(torch, request.compute_dtype),
-        between=lambda: seen.look(bench.nvml),
+        between=sample,
     )
 
 
 def _quality(request: Request, bench: Bench) -> Any:
     from bench.worker.quality import evaluation_blocks, quality, reference_quality
-    from bench.worker.reference_logprobs import Expectations
+    from bench.worker.reference_logprobs import ReferenceLogprobs
 
-    asked = request.quality
-    assert asked is not None
+    asked = request.settings.quality
     model = bench.loaded.model
     blocks = evaluation_blocks(
         bench.loaded.tokenizer, blocks=asked.blocks, block_tokens=asked.block_tokens, data=asked.data
     )
-    kept = Expectations(Path(asked.expectations)) if asked.expectations else None
-    if kept is not None and request.is_reference:
+    kept = ReferenceLogprobs(Path(request.reference_logprobs)) if request.reference_logprobs else None
+    if kept is not None and request.run.is_reference:
         return reference_quality(model, blocks, kept, text=asked.label)
     there = kept if kept is not None and kept.path.is_file() else None
     return quality(model, blocks, text=asked.label, expected=there)
@@ -203,10 +214,9 @@ def _quality(request: Request, bench: Bench) -> Any:
 def _tasks(request: Request, bench: Bench) -> Any:
     from bench.worker.tasks import evaluate
 
-    asked = request.tasks
-    assert asked is not None
+    asked = request.settings.tasks
     folder = None if asked.folder is None else Path(asked.folder)
-    return evaluate(bench.loaded.model, bench.loaded.tokenizer, asked.names, folder=folder, limit=asked.limit)
+    return evaluate(bench.loaded.model, bench.loaded.tokenizer, request.run.tasks, folder=folder, limit=asked.limit)
 
 
 def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
@@ -218,8 +228,7 @@ def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
     if not isinstance(error, UserError):
         traceback.print_exception(error)
     text = lines[0] if lines else "no message"
-    if checkpoint is not None:
-        text = text.replace(f"{Path(checkpoint).parent}{os.sep}", "")
+    text = without_folder(text, checkpoint)
     if isinstance(error, UserError):
         return "unsupported", text[:REASON_CHARACTERS]
     no_memory = (
@@ -229,6 +238,11 @@ def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
         or any(words in str(error).lower() for words in NO_MEMORY_WORDS)
     )
     return ("oom" if no_memory else "error"), f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]
+
+
+def without_folder(text: str, checkpoint: str | None) -> str:
+    """A message that names a checkpoint without the folder that it lies in: no path goes into a record."""
+    return text if checkpoint is None else text.replace(f"{Path(checkpoint).parent}{os.sep}", "")
 
 
 def die_with(parent_pid: int) -> None:
@@ -252,5 +266,5 @@ def main(arguments: list[str] | None = None) -> int:
     if request.parent_pid is not None:
         die_with(request.parent_pid)
     with quiet_libraries():
-        work(request, lambda record: append_record(result, record))
+        work(request, lambda record: append(result, record))
     return 0

@@ -1,0 +1,167 @@
+"""What the laboratory and the profiler leave: races of quantizers, of decode loops, of benchmarks. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bench.records.environment import Environment
+from bench.records.record import Kernels
+from bench.records.scenario import Scenario
+
+LAB_SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """A text as token ids. shape: [blocks, tokens]; sha256: of shape and ids."""
+
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class RaceRecord:
+    """How one quantizer did (bench.lab.race).
+
+    when:          ISO 8601, UTC.
+    contender:     its name.
+    model:         what was quantized.
+    blocks:        [blocks, tokens] of the calibration.
+    blocks_sha256: of its token ids.
+    texts:         what it was judged on, by kind of text.
+    environment:   the fingerprint.
+    seconds:       of quantizing and packing, the loading of libraries not counted.
+    peak_bytes:    highest resident set size of its process.
+    perplexity:    by kind of text.
+    divergence:    by kind of text: the mean KL(reference || contender) in nats a token.
+    reason:        why there are no figures.
+    """
+
+    when: str
+    contender: str
+    model: str
+    blocks: tuple[int, ...]
+    blocks_sha256: str
+    texts: dict[str, TextFacts]
+    environment: Environment
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    perplexity: dict[str, float] | None = None
+    divergence: dict[str, float] | None = None
+    reason: str | None = None
+    kind: Literal["race"] = "race"
+    schema_version: int = LAB_SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class OverheadRecord:
+    """Our decode loop against a bare `model.generate` (bench.lab.overhead).
+
+    when:             ISO 8601, UTC.
+    checkpoint:       its folder's name.
+    scenario:         prompt and new tokens.
+    compute_dtype:    what both computed in.
+    decode_s_a_token: "ours" and "generate": seconds a token, one value a round.
+    ratio:            ours over generate's.
+    interval:         its 95% interval, None for too few rounds.
+    environment:      the fingerprint.
+    """
+
+    when: str
+    checkpoint: str
+    scenario: Scenario
+    compute_dtype: str
+    decode_s_a_token: dict[str, tuple[float, ...]]
+    ratio: float
+    interval: tuple[float, float] | None
+    environment: Environment
+    kind: Literal["overhead"] = "overhead"
+    schema_version: int = LAB_SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class SideBySideRecord:
+    """One process of us or of optimum-benchmark (bench.lab.optimum_benchmark).
+
+    when:           ISO 8601, UTC.
+    contender:      who ran.
+    round:          in which round.
+    wall_s:         of the whole process, start and imports included.
+    model:          the checkpoint's folder.
+    content_sha256: of its files.
+    prompt:         prompt tokens.
+    new:            new tokens.
+    iterations:     passes that the other tool times at least.
+    duration_s:     seconds that it goes on for at least.
+    seed:           of the prompt.
+    environment:    the fingerprint.
+    prefill_s:      seconds of each prompt pass.
+    decode_s:       for each pass the seconds of each decode step.
+    raw:            what the tool itself reports, in its words.
+    reason:         why there are no figures.
+    """
+
+    when: str
+    contender: str
+    round: int
+    wall_s: float
+    model: str
+    content_sha256: str
+    prompt: int
+    new: int
+    iterations: int
+    duration_s: float
+    seed: int
+    environment: Environment
+    prefill_s: tuple[float, ...] = ()
+    decode_s: tuple[tuple[float, ...], ...] = ()
+    raw: dict[str, Any] | None = None
+    reason: str | None = None
+    kind: Literal["side by side"] = "side by side"
+    schema_version: int = LAB_SCHEMA_VERSION
+
+    @property
+    def steps_s(self) -> list[float]:
+        """Every decode step of every pass."""
+        return [step for steps in self.decode_s for step in steps]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What ran under one name, a pass: kernels on a GPU, torch's operations on a CPU."""
+
+    name: str
+    calls: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ProfileRecord:
+    """Where the time of one phase goes (bench.worker.profile).
+
+    when:        ISO 8601, UTC.
+    source:      a checkpoint's folder name, or the shape of random weights.
+    variant:     of random weights, None for a checkpoint.
+    scenario:    prompt and new tokens, and how they are decoded.
+    kernels:     what ran the quantized layers.
+    environment: the fingerprint.
+    phase:       "prefill" or "decode step" and how it ran.
+    wall_s:      seconds of a pass without the profiler.
+    operations:  of a pass under the profiler, the longest first.
+    """
+
+    when: str
+    source: str
+    variant: str | None
+    scenario: Scenario
+    kernels: Kernels
+    environment: Environment
+    phase: str
+    wall_s: float
+    operations: tuple[Operation, ...]
+    kind: Literal["profile"] = "profile"
+    schema_version: int = LAB_SCHEMA_VERSION
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which the device computes; what is missing to the wall's time it waits."""
+        return sum(operation.seconds for operation in self.operations)

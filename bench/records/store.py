@@ -1,0 +1,202 @@
+"""Record files: one JSON line a record, of every kind; appended under a lock, checked when read. Imports no torch."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+
+from bench.records.crossover import CrossoverEntry
+from bench.records.lab import OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
+from bench.records.record import Record
+from quantize.errors import UserError
+from quantize.files import write_whole
+from quantize.schema import from_data, parse_json
+
+RECORDS_NAME = "records.jsonl"
+
+AnyRecord = Record | CrossoverEntry | RaceRecord | OverheadRecord | SideBySideRecord | ProfileRecord
+R = TypeVar("R", bound=AnyRecord)
+
+TYPES: dict[str, type[AnyRecord]] = {
+    "latency": Record,
+    "quality": Record,
+    "tasks": Record,
+    "crossover": CrossoverEntry,
+    "race": RaceRecord,
+    "overhead": OverheadRecord,
+    "side by side": SideBySideRecord,
+    "profile": ProfileRecord,
+}
+"""By the `kind` of a line."""
+
+NAMES: dict[type[AnyRecord], str] = {
+    Record: "measurements (`bench DIR`)",
+    CrossoverEntry: "a crossover (`python -m bench.crossover`)",
+    RaceRecord: "a race of quantizers (`nox -s race`)",
+    OverheadRecord: "an overhead race (`nox -s overhead`)",
+    SideBySideRecord: "a side-by-side run (`nox -s side_by_side`)",
+    ProfileRecord: "a profile (`python -m bench.profile`)",
+}
+
+WITHOUT_KIND = {
+    "blocks_sha256": "race",
+    "decode_s_a_token": "overhead",
+    "iterations": "side by side",
+    "operations": "profile",
+    "style": "crossover",
+}
+"""Lines of schema 1 of these kinds do not say their kind: the field that tells it."""
+
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _next_version(data: dict[str, Any]) -> dict[str, Any]:
+    """The later schema has more fields alone, which are unknown in older records."""
+    return {**data, "schema_version": data["schema_version"] + 1}
+
+
+def _lab_version_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 says its kind, and holds nothing that follows from the rest."""
+    derived = ("busy_s",) if data["kind"] == "profile" else ()
+    return {**{key: value for key, value in data.items() if key not in derived}, "schema_version": 2}
+
+
+MIGRATIONS: dict[type[AnyRecord], Mapping[int, Migration]] = {
+    Record: {1: _next_version, 2: _next_version},
+    CrossoverEntry: {1: _lab_version_2},
+    RaceRecord: {1: _lab_version_2},
+    OverheadRecord: {1: _lab_version_2},
+    SideBySideRecord: {1: _lab_version_2},
+    ProfileRecord: {1: _lab_version_2},
+}
+"""By the version they start from; each leads to the next."""
+
+
+def append(path: Path, *records: AnyRecord) -> None:
+    """Append a line a record and force them to disk, so that a crash later loses nothing written before.
+
+    A torn last line, left by a crash in the middle of a write, is ended first: it must not swallow the next. A lock
+    file beside `path` keeps two writers apart. Raises UserError where `path` cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")), path.open("ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(b"".join(line_of(record).encode() + b"\n" for record in records))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
+
+
+def write(path: Path, records: Iterable[AnyRecord]) -> None:
+    """Write these records alone, in place of what the file held; a crash leaves the older ones.
+
+    Raises UserError where `path` cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
+    write_whole(path, "".join(f"{line_of(record)}\n" for record in records).encode())
+
+
+def line_of(record: AnyRecord) -> str:
+    """The record as one line of JSON, without the line's end."""
+    return json.dumps(asdict(record), separators=(",", ":"), allow_nan=False)
+
+
+def read(path: Path) -> list[AnyRecord]:
+    """Every record in a file, in the order written; a torn line that a crash left is passed over.
+
+    Raises UserError, naming the line, when the file is missing or holds something that is no record.
+    """
+    if not path.is_file():
+        raise UserError(f"no record file {path}: run `bench` first")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no record file: name the folder that `bench` measured") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+    return list(_parsed(path, lines))
+
+
+def read_only(path: Path, wanted: type[R]) -> list[R]:
+    """Every record in a file that holds this type alone. Raises UserError as `read` does, and for another type."""
+    found = read(path)
+    for record in found:
+        if not isinstance(record, wanted):
+            raise UserError(f"{path} holds {NAMES[type(record)]}, not {NAMES[wanted]}")
+    return [record for record in found if isinstance(record, wanted)]
+
+
+def read_records(path: Path) -> list[Record]:
+    """The measurements in a records file. Raises UserError as `read_only` does."""
+    return read_only(path, Record)
+
+
+def read_crossover(path: Path) -> list[CrossoverEntry]:
+    """The entries of one measurement, in the order measured.
+
+    Raises UserError as `read_only` does, for a file without entries, and for one that mixes two measurements.
+    """
+    entries = read_only(path, CrossoverEntry)
+    if not entries:
+        raise UserError(f"{path} holds no entries: run `python -m bench.crossover`")
+    settings = {(one.shape, one.linears, one.group_size, one.device, one.compute_dtype) for one in entries}
+    if len(settings) > 1:
+        raise UserError(f"{path} mixes measurements of {len(settings)} settings: keep each in a file of its own")
+    return entries
+
+
+def record_from(data: object, where: str) -> AnyRecord:
+    """A record of any kind, from what its JSON line holds, brought up to date. Raises UserError for what is none."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where} is no record: not a file that `bench` wrote?")
+    kind = data.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in data), None)
+    if kind not in TYPES:
+        raise UserError(f"{where} is no record (kind {kind!r}): not a file that `bench` wrote?")
+    return from_data(TYPES[kind], _migrated({**data, "kind": kind}, TYPES[kind], where), where)
+
+
+def _migrated(data: dict[str, Any], wanted: type[AnyRecord], where: str) -> dict[str, Any]:
+    version = data.get("schema_version")
+    migrations = MIGRATIONS[wanted]
+    newest = max(migrations) + 1
+    while type(version) is int and version in migrations:
+        data = migrations[version](data)
+        version = data["schema_version"]
+    if type(version) is not int or version != newest:
+        raise UserError(
+            f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}: "
+            "use the quantable that wrote it, or measure again"
+        )
+    return data
+
+
+def _parsed(path: Path, lines: Iterable[str]) -> Iterator[AnyRecord]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            data = parse_json(line, where)
+        except UserError:
+            if _is_torn(line):
+                continue
+            raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
+        yield record_from(data, where)
+
+
+def _is_torn(line: str) -> bool:
+    """Whether this is the beginning of a line of ours, which a crash cut off."""
+    beginnings = ('{"kind":', '{"schema_version":', '{"when":', '{"shape":')
+    return any(line.startswith(one) or one.startswith(line) for one in beginnings)
