@@ -2,32 +2,20 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
-from bench.records.record import read_records
+from bench.records.comparison import comparison_lines
 from bench.records.scenario import SCENARIOS, Scenario, scenario_named
-from bench.records.steady import Rule
-from bench.records.stopping import Enough, Rounds
-from bench.run.compare import comparison_lines
-from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, RECORDS_NAME, BenchOptions, Outcome, bench
+from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
+from bench.records.store import RECORDS_NAME, read_records
+from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, BenchOptions, Outcome, bench
 from bench.suite.suite import suite_named
-from bench.suite.suite_run import Campaign, run_campaign
+from bench.suite.suite_run import SuiteRun, run_suite
 from quantize.cli import guarded
 from quantize.errors import UserError
-from quantize.progress import Progress as ShowProgress
+from quantize.progress import progress_bar
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,19 +41,19 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument(
         "--rounds",
         type=int,
-        help=f"processes for each checkpoint (default {Rounds.least}); more follow while the ratios are noisy",
+        help=f"processes for each checkpoint (default {RoundsRule.least}); more follow while the ratios are noisy",
     )
     cli.add_argument(
         "--noise",
         metavar="SHARE",
         type=float,
-        help=f"enough when every ratio's 95%% interval is no wider than this to either side (default {Rounds.noise:g})",
+        help=f"enough when every ratio's 95%% interval is no wider than this to either side (default {RoundsRule.noise:g})",
     )
     cli.add_argument(
         "--max-time",
         metavar="S",
         type=float,
-        help=f"no further round that would end later than this after the start (default {Rounds.max_time_s:g})",
+        help=f"no further round that would end later than this after the start (default {RoundsRule.max_time_s:g})",
     )
     cli.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
     cli.add_argument(
@@ -126,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     return cli
 
 
-STOPPED: dict[Enough, str] = {
+STOPPED: dict[RoundsStopReason, str] = {
     "noise": "every ratio is known well enough (--noise)",
     "time": "the time is used up (--max-time); more would narrow the intervals",
     "rounds": "as many as are ever made",
@@ -178,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(line)
         return
     if arguments.suite is not None:
-        run_suite(arguments)
+        measure_suite(arguments)
         return
     for name in SUITE_ONLY:
         given = getattr(arguments, name)
@@ -186,8 +174,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is of a whole table: name it with --suite, or leave it out")
     if arguments.directory is None:
         raise UserError("name the folder of the checkpoints: bench DIR")
-    options = options_from(arguments, tuple(scenarios_from(arguments)), Rounds(), Rule())
-    with one_line_bar() as progress:
+    options = options_from(arguments, tuple(scenarios_from(arguments)), RoundsRule(), PassRule())
+    with progress_bar() as progress:
         outcome = bench(arguments.directory, options, records=arguments.records, progress=progress)
     for line in summary(outcome, arguments.directory):
         print(line)
@@ -202,14 +190,14 @@ NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
 """What the suite says itself, or --out."""
 
 
-def run_suite(arguments: argparse.Namespace) -> None:
-    """Measure a whole table and write its pages. Raises UserError, also at the end if the reference has no figures."""
+def measure_suite(arguments: argparse.Namespace) -> None:
+    """Measure a whole table. Raises UserError, also at the end if the reference has no figures."""
     suite = suite_named(arguments.suite)
     for name in NOT_WITH_SUITE:
         if getattr(arguments, name) is not None:
             shown = "DIR" if name == "directory" else f"--{name}"
             raise UserError(f"{shown} does not go with --suite, which says what to measure: leave one of the two out")
-    campaign = Campaign(
+    suite_run = SuiteRun(
         suite,
         arguments.out or Path("runs") / Path(arguments.suite).stem,
         dummy=arguments.dummy,
@@ -217,19 +205,19 @@ def run_suite(arguments: argparse.Namespace) -> None:
         scenarios=tuple(arguments.scenario or ()),
         crossover_s=arguments.crossover_time,
     )
-    with one_line_bar() as progress:
-        ran = run_campaign(campaign, options_from(arguments, None, suite.rounds, suite.rule), progress)
-    for line in outcome_lines(ran.outcome):
+    with progress_bar() as progress:
+        result = run_suite(suite_run, options_from(arguments, None, suite.rounds, suite.rule), progress)
+    for line in outcome_lines(result.outcome):
         print(line)
-    if not ran.outcome.usable:
+    if not result.outcome.usable:
         raise UserError(NO_REFERENCE)
-    for problem in ran.problems:
-        print(problem)
-    print(f"wrote {', '.join(path.name for path in ran.written)} beside them" if ran.written else "wrote no pages")
+    if result.problem:
+        print(f"no crossover: {result.problem}")
+    print(f"the tables: report {suite_run.out} --all")
 
 
 def options_from(
-    arguments: argparse.Namespace, scenarios: tuple[Scenario, ...] | None, rounds: Rounds, rule: Rule
+    arguments: argparse.Namespace, scenarios: tuple[Scenario, ...] | None, rounds: RoundsRule, rule: PassRule
 ) -> BenchOptions:
     """What the command line says, over these rules. Raises UserError for what is out of range."""
     asked = {"least": arguments.rounds, "noise": arguments.noise, "max_time_s": arguments.max_time}
@@ -249,27 +237,6 @@ def options_from(
         task_limit=arguments.task_limit,
         fresh=arguments.fresh,
     )
-
-
-@contextmanager
-def one_line_bar() -> Iterator[ShowProgress]:
-    """A Progress that draws what runs now, how many runs are done and the time left, on a terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total or None, description=what)
-
-        yield show
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,10 +33,10 @@ from bench.records.crossover import (
     PROMPT_TOKENS,
     CrossoverEntry,
     crossings,
-    write_crossover,
 )
-from bench.records.environment import fingerprint
+from bench.records.store import write
 from bench.worker.clock import Clock, CudaClock, HostClock
+from bench.worker.machine import fingerprint
 from quantize.cli import guarded
 from quantize.errors import UserError
 from quantize.model.architecture import group_size_for
@@ -117,7 +117,7 @@ def measure(
                 continue
             entries += race(layers, tokens, inputs, setting, blank, clock, left_s / (len(counts) - step))
         progress("crossover", steps, steps)
-    write_crossover(out / CROSSOVER_NAME, entries)
+    write(out / CROSSOVER_NAME, entries)
     return entries
 
 

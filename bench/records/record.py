@@ -43,7 +43,7 @@ class Subject:
     file_weights_bytes: every tensor in the checkpoint's safetensors files, None where there are none.
     rounding:           how 4-bit codes were chosen, None where that was no choice.
     family:             the base model that its reference is of, None for its base model.
-    kernel:             what the user chose for the quantized layers ("native" or a kernel's name), None for the fastest.
+    kernel:             what the user chose for the quantized layers ("native" or a name), None for the fastest.
     dummy:              the shape of weights that were random and never on disk, for the reader.
     """
 

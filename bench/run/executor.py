@@ -20,6 +20,7 @@ from bench.worker.worker import NO_MEMORY_WORDS, without_folder
 Executor = Callable[[PlannedRun], list[Record]]
 """Carries out one run and returns a record for every scenario in it, whatever happens."""
 
+
 @dataclass(frozen=True)
 class WorkerExecutor:
     """Runs `python -m bench.worker` for every run.

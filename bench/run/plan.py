@@ -7,6 +7,7 @@ from bench.records.record import Kind, Record
 from bench.records.scenario import Scenario
 from bench.worker.request import QUALITY, TASKS, PlannedRun, Target, Work
 
+
 def plan(
     targets: Sequence[Target],
     scenarios: Sequence[Scenario],

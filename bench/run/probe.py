@@ -6,13 +6,14 @@ python -m bench.run.probe DEVICE RESULT.json        (DEVICE: cpu, cuda or auto)
 import json
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from bench.records.environment import copy_probe, cpu_compute_dtype, fingerprint, matmul_probe
+from bench.records.environment import Environment
 from bench.run.executor import run_process, worker_environment
+from bench.worker.machine import copy_probe, cpu_compute_dtype, fingerprint, matmul_probe
 from quantize.errors import UserError
+from quantize.schema import from_json
 
 PROBE_TIMEOUT_S = 300.0
 
@@ -21,13 +22,12 @@ PROBE_TIMEOUT_S = 300.0
 class Machine:
     """What every run of one `bench` is measured on.
 
-    device: "cpu" or "cuda"; environment: the fingerprint; cpu_dtype: the compute dtype that suits this CPU,
-    None on a GPU.
+    device:      "cpu" or "cuda"; None where CUDA was asked for and is not there.
+    environment: the fingerprint.
     """
 
-    device: str
-    environment: dict[str, Any]
-    cpu_dtype: str | None
+    device: str | None
+    environment: Environment
 
 
 def probe(device: str, threads: int | None) -> Machine:
@@ -43,38 +43,38 @@ def probe(device: str, threads: int | None) -> Machine:
             environment=worker_environment(threads),
         )
         if result.is_file():
-            return machine_from(json.loads(result.read_text(encoding="utf-8")))
+            return checked(from_json(Machine, result.read_bytes(), str(result)))
     if "No module named 'torch'" in ended.output:
         raise UserError("bench needs torch: install it with `pip install 'quantable[models]'`")
     raise RuntimeError(f"looking at the machine failed: {ended.verdict()[1]}\n{ended.output}")
 
 
-def machine_from(found: dict[str, Any]) -> Machine:
+def checked(machine: Machine) -> Machine:
     """The machine that the probe process wrote down. Raises UserError for CUDA asked for and not there."""
-    if found["device"] is None:
+    if machine.device is None:
         raise UserError("no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA")
-    return Machine(**found)
+    return machine
 
 
-def look(device: str) -> dict[str, Any]:
-    """What `probe` wants to know, found in this process; the device is None for CUDA wanted and not there."""
+def look(device: str) -> Machine:
+    """What `probe` wants to know, found in this process."""
     import torch
 
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        return {"device": None}
+        return Machine(None, Environment())
     chosen = "cuda" if cuda and device != "cpu" else "cpu"
     environment = fingerprint(chosen)
     seconds = matmul_probe() if chosen == "cpu" else None
     cpu_dtype = cpu_compute_dtype(seconds) if seconds else None
-    environment.update(matmul_probe_s=seconds, cpu_dtype=cpu_dtype, copy_bytes_per_s=copy_probe(chosen))
-    return asdict(Machine(chosen, environment, cpu_dtype))
+    environment = replace(environment, matmul_probe_s=seconds, cpu_dtype=cpu_dtype, copy_bytes_per_s=copy_probe(chosen))
+    return Machine(chosen, environment)
 
 
 def main() -> int:
     """Write what `look` finds as JSON."""
     device, result = sys.argv[1:]
-    Path(result).write_text(json.dumps(look(device)), encoding="utf-8")
+    Path(result).write_text(json.dumps(asdict(look(device))), encoding="utf-8")
     return 0
 
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from bench.records.record import Subject
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule
-from bench.records.stopping import Rounds
-from bench.run.target import Candidate, candidate_of, half_dtype, with_kernel
+from bench.records.stopping import PassRule, RoundsRule
+from bench.run.target import half_dtype, target_of, with_kernel
 from bench.suite.prompts import TokensOf, published_lengths
-from bench.worker.request import Dummy
+from bench.worker.request import Dummy, Target
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints
 from quantize.errors import UserError
 from quantize.suite import SuiteRow, from_table, suite_file, suite_rows, suite_table
@@ -57,9 +56,14 @@ class SuiteScenario:
 class Suite:
     """A table to be: its rows in order.
 
-    name: what the user typed. shape: of random weights, as `quantize.dummy.dummy_config` reads it. reference: the base
-    model whose half-precision row all ratios are to. rounds, rule: as in BenchOptions. crossover_s: how long the
-    crossover may take, 0 for none.
+    name:        what the user typed.
+    shape:       of random weights, as `quantize.dummy.dummy_config` reads it.
+    reference:   the base model whose half-precision row all ratios are to.
+    rows:        of the table.
+    scenarios:   what is measured of each.
+    rounds:      as in BenchOptions.
+    rule:        as in BenchOptions.
+    crossover_s: how long the crossover may take, 0 for none.
     """
 
     name: str
@@ -67,8 +71,8 @@ class Suite:
     reference: str
     rows: tuple[SuiteRow, ...]
     scenarios: tuple[SuiteScenario, ...]
-    rounds: Rounds = field(default_factory=Rounds)
-    rule: Rule = field(default_factory=Rule)
+    rounds: RoundsRule = field(default_factory=RoundsRule)
+    rule: PassRule = field(default_factory=PassRule)
     crossover_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -109,12 +113,12 @@ class _Crossover:
     budget_s: float = 0.0
 
 
-TABLES: dict[str, Any] = {"reference": _Reference, "rounds": Rounds, "rule": Rule, "crossover": _Crossover}
+TABLES: dict[str, Any] = {"reference": _Reference, "rounds": RoundsRule, "rule": PassRule, "crossover": _Crossover}
 """The tables of a suite's file that stand once."""
 
 
 def suite_named(name_or_path: str) -> Suite:
-    """The suite of this name (a file in bench/suites), or in this .toml file. Raises UserError for what is none."""
+    """The suite of this name (a file in quantize/suites), or in this .toml file. Raises UserError for what is none."""
     where, data = suite_file(name_or_path).name, suite_table(name_or_path)
     known = {"shape", "row", "scenario", *TABLES}
     unknown = [key for key in data if key not in known]
@@ -146,7 +150,7 @@ def suite_named(name_or_path: str) -> Suite:
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
-def dummy_candidates(suite: Suite, shape: str | None = None) -> list[Candidate]:
+def dummy_targets(suite: Suite, shape: str | None = None) -> list[Target]:
     """The suite's rows as random weights in its shape, or in this one. Raises UserError for what is no shape."""
     from quantize.dummy import SHAPES, dummy_config
 
@@ -155,7 +159,7 @@ def dummy_candidates(suite: Suite, shape: str | None = None) -> list[Candidate]:
     if spec not in SHAPES:
         spec = str(Path(spec).resolve())
     words = shape_words(name.removeprefix("dummy-"), config)
-    return [_dummy_candidate(suite, row, spec, config, words) for row in suite.rows]
+    return [_dummy_target(suite, row, spec, config, words) for row in suite.rows]
 
 
 def shape_words(name: str, config: dict[str, Any]) -> str:
@@ -165,7 +169,7 @@ def shape_words(name: str, config: dict[str, Any]) -> str:
     return f"{name}{layers}" + (f", hidden size {facts['hidden size']}" if facts["hidden size"] else "")
 
 
-def _dummy_candidate(suite: Suite, row: SuiteRow, spec: str, config: dict[str, Any], words: str) -> Candidate:
+def _dummy_target(suite: Suite, row: SuiteRow, spec: str, config: dict[str, Any], words: str) -> Target:
     variant = row.quantization
     contents = json.dumps([config, row.variant, row.group_size], sort_keys=True)
     subject = Subject(
@@ -183,10 +187,10 @@ def _dummy_candidate(suite: Suite, row: SuiteRow, spec: str, config: dict[str, A
         dummy=words,
     )
     dummy = Dummy(spec, row.variant, row.group_size)
-    return Candidate(with_kernel(subject, row.kernel), dummy=dummy, half_dtype=half_dtype(config))
+    return Target(with_kernel(subject, row.kernel), dummy=dummy, half_dtype=half_dtype(config))
 
 
-def checkpoint_candidates(suite: Suite, folder: Path) -> list[Candidate]:
+def checkpoint_targets(suite: Suite, folder: Path) -> list[Target]:
     """The suite's rows as the checkpoints in this folder. Raises UserError when some are not there, saying how to
     make them.
     """
@@ -198,7 +202,7 @@ def checkpoint_candidates(suite: Suite, folder: Path) -> list[Candidate]:
             f"{folder} lacks {missing[0]}{rest}: make what is missing with `quantize --suite {suite.name} --out "
             f"{folder}`, or measure random weights with --dummy"
         )
-    return [candidate_of(there[_key(row)], kernel=row.kernel, family=suite.reference) for row in suite.rows]
+    return [target_of(there[_key(row)], kernel=row.kernel, family=suite.reference) for row in suite.rows]
 
 
 def found_in(folder: Path) -> dict[tuple[str, str, int | None], Checkpoint]:

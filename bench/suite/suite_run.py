@@ -1,34 +1,32 @@
-"""A whole suite in one command: its rows, the crossover, and the report's pages. Imports no torch.
-
-Reports stand above this package, which imports nothing of them: their command writes the pages, as it would for a user.
-"""
+"""A whole suite in one command: its rows' records, and the crossover beside them. Imports no torch."""
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.records.crossover import CROSSOVER_NAME, read_crossover
-from bench.records.record import may_be_reference
+from bench.records.crossover import CROSSOVER_NAME
+from bench.records.store import RECORDS_NAME, read_crossover
 from bench.run.executor import run_process, worker_environment
-from bench.run.run import RECORDS_NAME, BenchOptions, Outcome, measure
+from bench.run.run import BenchOptions, Outcome, measure
 from bench.suite.prompts import TokensOf
-from bench.suite.suite import Suite, checkpoint_candidates, dummy_candidates
+from bench.suite.suite import Suite, checkpoint_targets, dummy_targets
 from quantize.errors import UserError
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
-
-PAGE_TIMEOUT_S = 120.0
 
 CROSSOVER_GRACE = 3.0
 """The crossover looks at its budget between measurements; so many times of it, and a minute to start, it may take."""
 
 
 @dataclass(frozen=True)
-class Campaign:
+class SuiteRun:
     """What to do of a suite.
 
-    out: the folder for everything that is written, with the checkpoints in it where the weights are not random.
-    dummy: random weights; shape: of these, None for the suite's. scenarios: names of the suite's, none for all.
+    suite:       its rows and scenarios.
+    out:         the folder for everything that is written, with the checkpoints in it where the weights are not random.
+    dummy:       random weights.
+    shape:       of these, None for the suite's.
+    scenarios:   names of the suite's, none for all.
     crossover_s: how long the crossover may take, None for what the suite says, 0 for none.
     """
 
@@ -45,99 +43,68 @@ class Campaign:
         if self.crossover_s is not None and self.crossover_s < 0:
             raise UserError("--crossover-time must be at least 0 seconds")
 
+    @property
+    def budget_s(self) -> float:
+        """How long the crossover may take."""
+        return self.suite.crossover_s if self.crossover_s is None else self.crossover_s
+
 
 @dataclass(frozen=True)
-class Ran:
-    """What a campaign leaves: the bench's outcome, the files written beside the records, what could not be written."""
+class SuiteResult:
+    """What a suite leaves.
+
+    outcome: the bench's.
+    problem: why there is no crossover, None where there is one or none was wanted.
+    """
 
     outcome: Outcome
-    written: tuple[Path, ...]
-    problems: tuple[str, ...]
+    problem: str | None = None
 
 
-def run_campaign(campaign: Campaign, options: BenchOptions, progress: Progress = silent) -> Ran:
-    """Measure the suite's rows into out/records.jsonl, then the crossover, then write the pages.
+def run_suite(run: SuiteRun, options: BenchOptions, progress: Progress = silent) -> SuiteResult:
+    """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl.
 
-    options: how to measure; its scenarios are those of the campaign. What is measured already is kept, a crossover on
-    the same device too, unless options.fresh. Raises UserError as `bench` does, and for checkpoints that are not there;
-    a crossover or a page that fails is a problem in what is returned.
+    options: how to measure; its scenarios are those of the run. What is measured already is kept, a crossover on the
+    same device too, unless options.fresh. Raises UserError as `bench` does, and for checkpoints that are not there; a
+    crossover that fails is a problem in what is returned.
     """
-    suite, out = campaign.suite, campaign.out
+    suite, out = run.suite, run.out
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
-    candidates = dummy_candidates(suite, campaign.shape) if campaign.dummy else checkpoint_candidates(suite, out)
+    targets = dummy_targets(suite, run.shape) if run.dummy else checkpoint_targets(suite, out)
     tokens_of = None
-    if not campaign.dummy:
-        reference = next(one.checkpoint for one in candidates if may_be_reference(one.subject))
-        tokens_of = _tokenizer_of(reference.path) if reference else None
-    scenarios = suite.scenarios_named(campaign.scenarios, tokens_of)
-    outcome = measure(candidates, out / RECORDS_NAME, replace(options, scenarios=scenarios), progress=progress)
-    written: list[Path] = []
-    problems: list[str] = []
-    for step in _steps(campaign, options, outcome) if outcome.usable else []:
-        progress(f"writing {step.name}", 0, 0)
-        problem = step.take(out, options)
-        if problem is None:
-            written += [out / name for name in (step.name, *step.also)]
-        else:
-            problems.append(f"no {step.name}: {problem}")
-    return Ran(outcome, tuple(written), tuple(problems))
+    if not run.dummy:
+        reference = next(target.checkpoint for target in targets if target.subject.may_be_reference)
+        tokens_of = _tokenizer_of(Path(reference)) if reference else None
+    scenarios = suite.scenarios_named(run.scenarios, tokens_of)
+    outcome = measure(targets, out / RECORDS_NAME, replace(options, scenarios=scenarios), progress)
+    if not outcome.usable or run.budget_s == 0:
+        return SuiteResult(outcome)
+    progress(f"writing {CROSSOVER_NAME}", 0, 0)
+    return SuiteResult(outcome, _crossover(run, options, outcome))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A command of this project that writes a file, run in a process of its own. keep: a file that is there stands."""
+def _crossover(run: SuiteRun, options: BenchOptions, outcome: Outcome) -> str | None:
+    """Where the ways to run a layer of this shape cross over, on the device and in the dtype of the records.
 
-    name: str
-    module: tuple[str, ...]
-    also: tuple[str, ...] = ()
-    keep: bool = False
-    timeout_s: float = PAGE_TIMEOUT_S
-
-    def take(self, out: Path, options: BenchOptions) -> str | None:
-        """Run it. Returns why there is no file now, None when there is one."""
-        if self.keep and (out / self.name).is_file():
-            return None
-        environment = worker_environment(options.threads)
-        command = [sys.executable, "-P", "-m", *self.module]
-        ended = run_process(command, timeout_s=self.timeout_s, environment=environment)
-        if ended.exit_code == 0 and (out / self.name).is_file():
-            return None
-        with (out / RECORDS_NAME).with_suffix(".log").open("a", encoding="utf-8") as log:
-            log.write(f"--- {self.name}\n{ended.output}\n")
-        lines = [line for line in ended.output.splitlines() if line.startswith("error: ")]
-        return lines[-1].removeprefix("error: ") if lines else ended.verdict()[1]
-
-
-def _steps(campaign: Campaign, options: BenchOptions, outcome: Outcome) -> list[_Step]:
-    """The crossover first, since the table shows it too."""
-    out = str(campaign.out)
-    pages = [
-        _Step("table.md", ("reports", out, "--out", str(campaign.out / "table.md"))),
-        _Step("published.md", ("reports", out, "--published", "--out", str(campaign.out / "published.md"))),
-    ]
-    if _budget_s(campaign) == 0:
-        return pages
-    plots = _Step("crossover.png", ("reports", out, "--plots"), also=("crossover.svg",))
-    return [_crossover(campaign, options, outcome), *pages, plots]
-
-
-def _crossover(campaign: Campaign, options: BenchOptions, outcome: Outcome) -> _Step:
-    """Where the ways to run a layer of this shape change places, on the device and in the dtype of the records."""
-    record, budget_s = outcome.records[0], _budget_s(campaign)
-    return _Step(
-        CROSSOVER_NAME,
-        (
-            "bench.crossover",
-            *("--shape", campaign.shape or campaign.suite.shape),
-            *("--device", record.device),
-            *(("--dtype", record.compute_dtype) if record.compute_dtype else ()),
-            *("--out", str(campaign.out)),
-            *("--budget", f"{budget_s:g}"),
-        ),
-        keep=not options.fresh and _is_of(campaign.out / CROSSOVER_NAME, record.device, record.compute_dtype),
-        timeout_s=60.0 + CROSSOVER_GRACE * budget_s,
+    It runs in a process of its own: this one holds no GPU. Returns why there is none, None where there is one.
+    """
+    record, path = outcome.records[0], run.out / CROSSOVER_NAME
+    if not options.fresh and _is_of(path, record.device, record.compute_dtype):
+        return None
+    arguments = ["--shape", run.shape or run.suite.shape, "--device", record.device, "--out", str(run.out)]
+    arguments += ["--dtype", record.compute_dtype] if record.compute_dtype else []
+    ended = run_process(
+        [sys.executable, "-P", "-m", "bench.crossover", *arguments, "--budget", f"{run.budget_s:g}"],
+        timeout_s=60.0 + CROSSOVER_GRACE * run.budget_s,
+        environment=worker_environment(options.threads),
     )
+    if ended.exit_code == 0 and path.is_file():
+        return None
+    with (run.out / RECORDS_NAME).with_suffix(".log").open("a", encoding="utf-8") as log:
+        log.write(f"--- {CROSSOVER_NAME}\n{ended.output}\n")
+    lines = [line for line in ended.output.splitlines() if line.startswith("error: ")]
+    return lines[-1].removeprefix("error: ") if lines else ended.verdict()[1]
 
 
 def _is_of(crossover: Path, device: str, dtype: str | None) -> bool:
@@ -149,14 +116,9 @@ def _is_of(crossover: Path, device: str, dtype: str | None) -> bool:
     return (entry.device, entry.compute_dtype) == (device, dtype)
 
 
-def _budget_s(campaign: Campaign) -> float:
-    return campaign.suite.crossover_s if campaign.crossover_s is None else campaign.crossover_s
-
-
 def _tokenizer_of(checkpoint: Path) -> TokensOf:
     with quiet_libraries():
         from quantize.model.pretrained import tokenizer_of
 
-        tokenizer = tokenizer_of(checkpoint)
-    encode: TokensOf = tokenizer.encode
+        encode: TokensOf = tokenizer_of(checkpoint).encode
     return encode

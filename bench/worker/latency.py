@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.records.record import Latency
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule, repeat, warm_up
+from bench.records.stopping import PassRule, repeat, warm_up
 from bench.worker.clock import Clock
 from quantize.decoding.eager import Decoder, EagerDecoder
 from quantize.errors import UserError
@@ -40,7 +40,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Measured:
+class LatencyResult:
     """What timing one scenario gives: the samples, the cache's bytes (held, and by the formula), the prompts' hash."""
 
     latency: Latency
@@ -109,11 +109,11 @@ def measure_latency(
     model: Any,
     scenario: Scenario,
     clock: Clock[Any],
-    rule: Rule,
+    rule: PassRule,
     *,
     compute_dtype: torch.dtype | None = None,
     between: Callable[[], None] = lambda: None,
-) -> Measured:
+) -> LatencyResult:
     """Warm up at the scenario's shape until steady, then time it until the rule has enough; every sample is kept.
 
     A warm-up is a whole pass but for all decode steps after the first few. compute_dtype: of keys and values, None for
@@ -148,7 +148,7 @@ def measure_latency(
         prefill_by_length_s=tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else (),
         decode_mode=decode_mode if scenario.decode_steps else None,
     )
-    return Measured(latency, cache_bytes, kv_cache_formula_bytes(config, scenario, dtype), tokens_sha256(prompts))
+    return LatencyResult(latency, cache_bytes, kv_cache_formula_bytes(config, scenario, dtype), tokens_sha256(prompts))
 
 
 def timed_by_mode(

@@ -1,4 +1,4 @@
-"""The fingerprint: on what machine and with what libraries a figure was measured. No names, no paths."""
+"""Looks at the machine: its fingerprint, and what a copy and a matrix product take on it."""
 
 import importlib.metadata
 import os
@@ -11,17 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.records.environment import Environment, SourceState
 from bench.worker.clock import Clock, CudaClock, HostClock
-from bench.worker.gpu import DeviceFacts, cuda_uuid, open_nvml
+from bench.worker.gpu import GpuFacts, cuda_uuid, open_nvml
 
 LIBRARIES = (
     "torch", "transformers", "autoawq", "autoawq-kernels", "bitsandbytes", "triton", "accelerate", "optimum",
     "gptqmodel", "tokenizers", "safetensors",
 )  # fmt: skip
 """Every library that may touch a number."""
-
-DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda", "libraries")
-"""The fields that change figures: records that differ in one of them are not measured alike."""
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """How much `copy_probe` copies at once: far more than any cache holds."""
@@ -30,8 +28,8 @@ FAST_BFLOAT16_RATIO = 0.8
 """bfloat16 counts as fast where its matrix product takes at most this share of float32's time."""
 
 
-def fingerprint(device_type: str) -> dict[str, Any]:
-    """What is known of machine, libraries and source; None for what is unknown or not there.
+def fingerprint(device_type: str) -> Environment:
+    """What is known of machine, libraries and source, without the probes of speed.
 
     device_type: "cpu" or "cuda"; the GPU's fields are filled for "cuda" alone. Call it in a process of its
     own: asking CUDA for its device makes a context.
@@ -39,34 +37,21 @@ def fingerprint(device_type: str) -> dict[str, Any]:
     import torch
 
     on_cuda = device_type == "cuda"
-    gpu = _gpu_facts() if on_cuda else DeviceFacts(None, None, None)
-    return {
-        "cpu": cpu_model_name(),
-        "cpu_cores": usable_cores(),
-        "torch_threads": torch.get_num_threads(),
-        "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": gpu.name,
-        "gpu_memory_bytes": gpu.memory_bytes,
-        "gpu_driver": gpu.driver,
-        "cuda": torch.version.cuda if on_cuda else None,
-        "os": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
-        "python": platform.python_version(),
-        "libraries": {name: version_of(name) for name in LIBRARIES},
-        "source": source_state(Path(__file__).resolve().parents[2]),
-    }
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Where two fingerprints differ in what decides, as "field: one against other"; empty if nowhere."""
-    found = []
-    for name in DECIDING:
-        mine, theirs = one.get(name), other.get(name)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            keys = [key for key in LIBRARIES if mine.get(key) != theirs.get(key)]
-            found += [f"{key}: {mine.get(key)} against {theirs.get(key)}" for key in keys]
-        elif mine != theirs:
-            found.append(f"{name}: {mine} against {theirs}")
-    return found
+    gpu = _gpu_facts() if on_cuda else GpuFacts(None, None, None)
+    return Environment(
+        cpu=cpu_model_name(),
+        cpu_cores=usable_cores(),
+        torch_threads=torch.get_num_threads(),
+        ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpu=gpu.name,
+        gpu_memory_bytes=gpu.memory_bytes,
+        gpu_driver=gpu.driver,
+        cuda=torch.version.cuda if on_cuda else None,
+        os=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
+        python=platform.python_version(),
+        libraries={name: version_of(name) for name in LIBRARIES},
+        source=source_state(Path(__file__).resolve().parents[2]),
+    )
 
 
 def cpu_model_name() -> str | None:
@@ -93,17 +78,14 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def source_state(root: Path) -> dict[str, Any]:
+def source_state(root: Path) -> SourceState:
     """Version of this program; commit and whether files differ from it, where `root` is itself a git tree."""
     commit, changed = None, None
     if (root / ".git").exists():
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "quantable": version_of("quantable"),
-        "commit": commit,
-        "dirty": None if commit is None or changed is None else bool(changed),
-    }
+    dirty = None if commit is None or changed is None else bool(changed)
+    return SourceState(version_of("quantable"), commit, dirty)
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -115,13 +97,13 @@ def _git(root: Path, *arguments: str) -> str | None:
     return ran.stdout.strip()
 
 
-def _gpu_facts() -> DeviceFacts:
+def _gpu_facts() -> GpuFacts:
     import torch
 
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     nvml = open_nvml(cuda_uuid())
     driver = nvml.facts().driver if nvml else None
-    return DeviceFacts(properties.name, properties.total_memory, driver)
+    return GpuFacts(properties.name, properties.total_memory, driver)
 
 
 def copy_probe(device_type: str, repeats: int = 11) -> float | None:

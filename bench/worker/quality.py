@@ -85,7 +85,9 @@ def quality(
     )
 
 
-def reference_quality(model: Any, blocks: torch.Tensor, keep: ReferenceLogprobs, *, text: str = BUILTIN_LABEL) -> Quality:
+def reference_quality(
+    model: Any, blocks: torch.Tensor, keep: ReferenceLogprobs, *, text: str = BUILTIN_LABEL
+) -> Quality:
     """The reference's own perplexity and noise floor; what it expects is kept for the others.
 
     The noise floor is its divergence from itself when the same sums are done in another order: attention written out

@@ -1,0 +1,123 @@
+"""What must hold before anything is measured, and where a bench's files lie. Imports no torch."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bench.records.environment import differences
+from bench.records.record import Record
+from bench.run.probe import Machine
+from bench.worker.request import QualityRequest, Target
+from quantize.errors import UserError
+from quantize.variant import REFERENCE
+
+
+def quality_request(data: str | None) -> QualityRequest:
+    """What to judge on. Raises UserError for a text that cannot be read."""
+    if data is None:
+        return QualityRequest()
+    from quantize.calibration import HUB_PREFIX, PARAGRAPH, text_from
+
+    text = PARAGRAPH.join(text_from(data))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    name = data if data.startswith(HUB_PREFIX) else Path(data).name
+    return QualityRequest(data=data if name == data else str(Path(data).resolve()), label=f"{name}, sha256 {digest}")
+
+
+def expand_tasks(names: tuple[str, ...], folder: Path | None) -> tuple[str, ...]:
+    """The names of the tasks asked for, groups taken apart; none where none were.
+
+    Raises UserError for one that lm-eval does not have, before anything runs.
+    """
+    if not names:
+        return ()
+    from bench.worker.tasks import check_names, expand
+
+    expanded = expand(names)
+    check_names(expanded, folder)
+    return expanded
+
+
+def check_references(targets: Sequence[Target], sources: Sequence[str], folder: Path) -> None:
+    """Raises UserError for a target whose baseline has no reference, with the command that makes one.
+
+    sources: of each target, as `quantize` takes it.
+    """
+    with_reference = {target.subject.baseline for target in targets if target.subject.may_be_reference}
+    for target, source in zip(targets, sources, strict=True):
+        if target.subject.baseline not in with_reference:
+            raise UserError(
+                f"{folder} holds no reference of {target.subject.baseline}: make it with "
+                f"`quantize {source} --variant {REFERENCE.name} --out {folder}`"
+            )
+
+
+def check_alike(path: Path, old: Sequence[Record], machine: Machine, targets: Iterable[Target]) -> None:
+    """Raises UserError where the file holds figures of another machine, other libraries or other contents."""
+    contents = {target.subject.name: target.subject.content_sha256 for target in targets}
+    for record in old:
+        name = record.subject.name
+        if contents.get(name, record.subject.content_sha256) != record.subject.content_sha256:
+            raise UserError(
+                f"{name} is not what {path} has records of: use --fresh to begin again, or --records for another file"
+            )
+        differing = differences(record.environment, machine.environment) if record.device == machine.device else []
+        if differing:
+            raise UserError(
+                f"{path} was measured elsewhere ({differing[0]}): use --fresh to begin again, or "
+                "--records for another file"
+            )
+
+
+def check_same_text(path: Path, old: Sequence[Record], quality: QualityRequest) -> None:
+    """Raises UserError where the file holds perplexities on another text."""
+    for record in old:
+        if record.quality is not None and record.quality.text != quality.label:
+            raise UserError(
+                f"{path} holds perplexities on another text ({record.quality.text}, now {quality.label}): use --fresh "
+                "to begin again, or --records for another file"
+            )
+
+
+def compute_dtypes(
+    targets: Iterable[Target], machine: Machine, dtype: str | None, old: Sequence[Record]
+) -> dict[str, str]:
+    """The compute dtype of each baseline's runs, quantized or not: one, so that the rows compare.
+
+    On a CPU it is what the probe found, or what it had found when the records were begun; on a GPU the reference's
+    half dtype.
+    """
+    begun = [record.environment.cpu_dtype for record in old if record.device == machine.device]
+    chosen = dtype or next((one for one in begun if one), None) or machine.environment.cpu_dtype
+    return {
+        target.subject.baseline: chosen or target.half_dtype for target in targets if target.subject.may_be_reference
+    }
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename the file to the first free name with a number; None when there is no file."""
+    if not path.exists():
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def reference_logprobs_folder(path: Path) -> Path:
+    """Where a bench that writes these records keeps what its references expect."""
+    return path.with_suffix(".expectations")
+
+
+def reference_logprobs_paths(
+    path: Path, targets: Iterable[Target], dtypes: dict[str, str], label: str
+) -> dict[str, str]:
+    """Each reference's file of log-probabilities, by base model: another file for other contents or text."""
+    found: dict[str, str] = {}
+    for subject in (target.subject for target in targets):
+        if subject.may_be_reference:
+            key = f"{subject.content_sha256} {dtypes[subject.baseline]} {label}"
+            name = f"{subject.base_model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+            found.setdefault(subject.base_model, str((reference_logprobs_folder(path) / name).resolve()))
+    return found
