@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
         "--noise",
         metavar="SHARE",
         type=float,
-        help=f"enough when every ratio's 95%% interval is no wider than this to either side (default {RoundsRule.noise:g})",
+        help="enough when every ratio's 95%% interval is no wider than this to either side "
+        f"(default {RoundsRule.noise:g})",
     )
     cli.add_argument(
         "--max-time",

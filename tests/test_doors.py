@@ -147,7 +147,7 @@ def test_a_kernels_name_is_checked_before_anything_starts() -> None:
 
 def test_a_tasks_name_is_checked_before_anything_starts(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    from bench.run.run import expand_tasks
+    from bench.run.checks import expand_tasks
 
     with pytest.raises(UserError, match="unknown task 'nosuchtask'"):
-        expand_tasks(BenchOptions(tasks=("nosuchtask",)))
+        expand_tasks(("nosuchtask",), None)

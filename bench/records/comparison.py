@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bench.records.phase import PHASES, Phase, phase_s
 from bench.records.ratio import Ratio, ratio_of
-from bench.records.record import Record
+from bench.records.record import PHASES, Phase, Record
 from bench.records.scenario import Scenario
 
 
@@ -47,7 +46,7 @@ def compare(scenario: Scenario, variant: Sequence[Record], reference: Sequence[R
         return None
     ratios: dict[Phase, Ratio] = {}
     for phase in PHASES:
-        seconds = [(phase_s(one, phase), phase_s(other, phase)) for one, other in pairs]
+        seconds = [(one.seconds(phase), other.seconds(phase)) for one, other in pairs]
         both = [(ours, theirs) for ours, theirs in seconds if ours is not None and theirs is not None]
         if both:
             ratios[phase] = ratio_of([ours for ours, _ in both], [theirs for _, theirs in both])
@@ -97,3 +96,11 @@ def _apart_s(one: Record, other: Record) -> float | None:
 def _order(record: Record) -> tuple[float, int, int]:
     moment = started(record)
     return (0.0 if moment is None else moment.timestamp(), record.round or 0, record.position or 0)
+
+
+def widest_interval(records: Sequence[Record]) -> float | None:
+    return None
+
+
+def comparison_lines(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
+    return []

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass, field
 
+LIBRARIES = (
+    "torch", "transformers", "autoawq", "autoawq-kernels", "bitsandbytes", "triton", "accelerate", "optimum",
+    "gptqmodel", "tokenizers", "safetensors",
+)  # fmt: skip
+"""Every library that may touch a number."""
+
 DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda")
 """The fields that change figures, beside the libraries: records that differ in one of them do not compare."""
 
@@ -65,10 +71,9 @@ def differences(one: Environment, other: Environment) -> list[str]:
         for name in DECIDING
         if getattr(one, name) != getattr(other, name)
     ]
-    names = dict.fromkeys((*one.libraries, *other.libraries))
     found += [
         (name, one.libraries.get(name), other.libraries.get(name))
-        for name in names
+        for name in LIBRARIES
         if one.libraries.get(name) != other.libraries.get(name)
     ]
     return [f"{name}: {mine} against {theirs}" for name, mine, theirs in found]

@@ -11,15 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.records.environment import Environment, SourceState
+from bench.records.environment import LIBRARIES, Environment, SourceState
 from bench.worker.clock import Clock, CudaClock, HostClock
 from bench.worker.gpu import GpuFacts, cuda_uuid, open_nvml
-
-LIBRARIES = (
-    "torch", "transformers", "autoawq", "autoawq-kernels", "bitsandbytes", "triton", "accelerate", "optimum",
-    "gptqmodel", "tokenizers", "safetensors",
-)  # fmt: skip
-"""Every library that may touch a number."""
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """How much `copy_probe` copies at once: far more than any cache holds."""

@@ -1,5 +1,7 @@
 """PyTorch's own int4 kernel on a CPU, and for long prompts its packed weights dequantized into a matrix product."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,9 @@ from quantize.kernels.base import Int4Linear, Kernel, dtype_name
 LONG_PROMPT_TOKENS = 64
 """From this many tokens on, dequantizing once and multiplying in float32 is no slower than the int4 kernel."""
 
-ROW_BLOCK = 64
+ROW_BLOCKS = (64, 32)
+"""Rows that are packed together: with AVX-512, with AVX2."""
+
 INT4_DTYPE = torch.bfloat16
 """The int4 kernel is fast in bfloat16 alone; it adds up in float32."""
 
@@ -52,19 +56,29 @@ class TorchCpuLinear(Int4Linear):
         return (8 - shift / scale).round_()
 
 
-def unpack_int4pack(packed: Tensor, in_features: int) -> Tensor:
+@functools.cache
+def row_block() -> int:
+    """How many rows torch packs together on this processor; 0 where it packs in another way."""
+    probe = torch.arange(max(ROW_BLOCKS) * 32, dtype=torch.int32).view(-1, 32) * 7 // 3 % 16
+    packed = torch._convert_weight_to_int4pack_for_cpu(probe, 1)
+    return next((rows for rows in ROW_BLOCKS if torch.equal(unpack_int4pack(packed, 32, rows).t().int(), probe)), 0)
+
+
+def unpack_int4pack(packed: Tensor, in_features: int, rows: int | None = None) -> Tensor:
     """Undo `torch._convert_weight_to_int4pack_for_cpu`: uint8 [out, in / 2] -> float32 codes [in, out].
 
-    Rows are packed in blocks of 64, feature by feature: the low half-bytes hold rows 0 to 31, the high ones 32 to
-    63. What is left over of the rows is packed in pairs. (ATen/native/cpu/int4mm_kernel.cpp, AVX512.)
+    Rows are packed in blocks of `rows` (None: as this processor does), feature by feature: the low half-bytes hold the
+    block's first half, the high ones its second. What is left over of the rows is packed in pairs.
+    (ATen/native/cpu/int4mm_kernel.cpp.)
     """
+    rows = row_block() if rows is None else rows
     out_features = packed.shape[0]
-    whole = out_features // ROW_BLOCK * ROW_BLOCK
+    whole = out_features // rows * rows
     codes = torch.empty((in_features, out_features), dtype=torch.float32)
     flat = packed.view(-1)
     if whole:
-        blocks = flat[: whole * in_features // 2].view(-1, in_features, ROW_BLOCK // 2).transpose(0, 1)
-        target = codes[:, :whole].view(in_features, -1, 2, ROW_BLOCK // 2)
+        blocks = flat[: whole * in_features // 2].view(-1, in_features, rows // 2).transpose(0, 1)
+        target = codes[:, :whole].view(in_features, -1, 2, rows // 2)
         target[:, :, 0].copy_(blocks & 0xF)
         target[:, :, 1].copy_(blocks >> 4)
     if whole < out_features:
@@ -81,9 +95,7 @@ def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> st
         return "runs on a CPU"
     if out_features % 16 or in_features % 2:
         return f"needs output features in sixteens, the layer has {out_features}"
-    probe = torch.arange(out_features * 32, dtype=torch.int32).view(out_features, 32) * 7 // 3 % 16
-    packed = torch._convert_weight_to_int4pack_for_cpu(probe, 1)
-    if not torch.equal(unpack_int4pack(packed, 32).t().to(torch.int32), probe):
+    if not row_block():
         return "this CPU's packing is not one that quantable can unpack"
     return None
 

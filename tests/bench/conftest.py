@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from bench.records.environment import Environment
 from bench.records.record import Latency, Quality, Record, TaskScore
-from bench.run.plan import PlannedRun
 from bench.run.probe import Machine
+from bench.worker.request import PlannedRun
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 
-ENVIRONMENT = {
-    "cpu": "Model 1",
-    "cpu_cores": 4,
-    "torch_threads": 4,
-    "libraries": {"torch": "2.13.0", "bitsandbytes": None},
-    "cpu_dtype": "float32",
-}
+ENVIRONMENT = Environment(
+    cpu="Model 1",
+    cpu_cores=4,
+    torch_threads=4,
+    libraries={"torch": "2.13.0", "bitsandbytes": None},
+    cpu_dtype="float32",
+)
 
 SHRUNKEN = {
     "architectures": ["MistralForCausalLM"],
@@ -44,7 +45,7 @@ MakeRecords = Callable[..., list[Record]]
 @pytest.fixture
 def machine() -> Machine:
     """A CPU that computes in float32."""
-    return Machine("cpu", dict(ENVIRONMENT), "float32")
+    return Machine("cpu", ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +106,7 @@ def records_of() -> MakeRecords:
                 subject=run.subject,
                 device=device,
                 started_at="2026-01-01T00:00:00+00:00",
-                environment=dict(ENVIRONMENT),
+                environment=ENVIRONMENT,
                 wall_s=1.0,
                 scenario=scenario,
                 round=run.round if kind == "latency" else None,

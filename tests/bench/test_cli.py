@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from bench.cli import main, parser, scenarios_from
-from bench.records.record import Record, read_records
+from bench.records.record import Record
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.records.stopping import Rounds
-from bench.run.executor import Executor, Settings
-from bench.run.plan import PlannedRun
+from bench.records.stopping import RoundsRule
+from bench.records.store import read_records, write
+from bench.run.executor import Executor
 from bench.run.probe import Machine
-from bench.run.run import bench
+from bench.run.run import Instruments
+from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 
@@ -52,8 +53,8 @@ def fake_runs(
     def executor_for(settings: Settings, path: Path) -> Executor:
         return run
 
-    faked = partial(bench, probe_machine=lambda device, threads: machine, executor_for=executor_for)
-    monkeypatch.setattr("bench.cli.bench", faked)
+    faked = partial(Instruments, lambda device, threads: machine, executor_for)
+    monkeypatch.setattr("bench.run.run.Instruments", faked)
 
 
 def test_it_ends_with_where_the_records_are_and_how_to_make_the_table(
@@ -204,7 +205,7 @@ def test_an_empty_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_without_cuda(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.cli.bench", bench)
+    monkeypatch.setattr("bench.run.run.Instruments", Instruments)
     message = "no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA"
     assert fails(capsys, folder, "--device", "cuda") == message
 
@@ -229,7 +230,7 @@ def test_python_m_bench_is_the_command(tmp_path: Path) -> None:
 
 def test_user_errors_only(folder: Path) -> None:
     with pytest.raises(UserError):
-        Rounds(least=0)
+        RoundsRule(least=0)
 
 
 def test_two_record_files_are_compared(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,14 +243,14 @@ def test_two_record_files_are_compared(folder: Path, tmp_path: Path, capsys: pyt
     assert "A, chat, decode: x1.00 (1.00 to 1.00), same within noise" in lines
     assert "what the machine did in between is in it" in lines[-1]
     changed = [
-        replace(record, environment={**record.environment, "cpu": "Model 2"}) for record in read_records(files[1])
+        replace(record, environment=replace(record.environment, cpu="Model 2")) for record in read_records(files[1])
     ]
-    files[1].write_text("".join(record.to_json_line() + "\n" for record in changed))
+    write(files[1], changed)
     assert fails(capsys, "--compare", *files) == (
         "the two files were not measured alike (cpu: Model 1 against Model 2): compare runs of one machine"
     )
     changed = [replace(record, compute_dtype="bfloat16") for record in read_records(files[0])]
-    files[1].write_text("".join(record.to_json_line() + "\n" for record in changed))
+    write(files[1], changed)
     assert "(compute_dtype: float32 against bfloat16)" in fails(capsys, "--compare", *files)
 
 

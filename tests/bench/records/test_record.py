@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.records.gpu_state import GpuState, GpuStates
 from bench.records.record import (
     Divergence,
     Kernels,
@@ -14,13 +15,12 @@ from bench.records.record import (
     Quality,
     Record,
     TaskScore,
-    append_record,
     latency_records,
-    read_records,
 )
 from bench.records.scenario import SCENARIOS, Scenario
+from bench.records.store import append, line_of, read_records, record_from
 from bench.run.plan import plan
-from bench.run.target import candidate_of
+from bench.run.target import target_of
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 
@@ -31,14 +31,14 @@ MakeRecords = Callable[..., list[Record]]
 @pytest.fixture
 def three(make_checkpoint: Make, records_of: MakeRecords) -> list[Record]:
     """An ok latency record with everything in it, one that failed, and a quality record."""
-    runs = plan([candidate_of(make_checkpoint("awq-gemm"))], [SCENARIOS["chat"]], range(2))
+    runs = plan([target_of(make_checkpoint("awq-gemm"))], [SCENARIOS["chat"]], range(2))
     full, quality, failed = (record for run in runs for record in records_of(run))
     return [
         replace(
             full,
             kernels=Kernels("dense", "int4"),
             memory=Memory(10, "RSS", 20, 30, None),
-            device_state={"before": {"energy_j": 1.5}, "after": None},
+            device_state=GpuStates(before=GpuState(energy_j=1.5)),
         ),
         replace(failed, status="oom", reason="no memory", latency=None),
         replace(
@@ -52,7 +52,7 @@ def three(make_checkpoint: Make, records_of: MakeRecords) -> list[Record]:
 def test_records_come_back_as_they_were_written(tmp_path: Path, three: list[Record]) -> None:
     path = tmp_path / "new folder" / "records.jsonl"
     for record in three:
-        append_record(path, record)
+        append(path, record)
     assert read_records(path) == three
     assert latency_records(three) == three[:1]
 
@@ -70,14 +70,14 @@ def test_prompt_lengths_and_modes_come_back_as_they_were_written(tmp_path: Path,
         memory=Memory(10, "RSS", 20, 30, None, decode_bytes=7),
     )
     for record in (lengths, graph):
-        append_record(tmp_path / "records.jsonl", record)
+        append(tmp_path / "records.jsonl", record)
     found = read_records(tmp_path / "records.jsonl")
     assert found == [lengths, graph]
     assert [hash(record.scenario) for record in found] == [hash(record.scenario) for record in (lengths, graph)]
 
 
 def test_records_of_version_2_lack_what_version_3_added(three: list[Record]) -> None:
-    data = json.loads(three[0].to_json_line()) | {"schema_version": 2}
+    data = json.loads(line_of(three[0])) | {"schema_version": 2}
     added = {
         "subject": ("family", "kernel", "dummy"),
         "scenario": ("lengths", "mode"),
@@ -87,35 +87,35 @@ def test_records_of_version_2_lack_what_version_3_added(three: list[Record]) -> 
     for part, names in added.items():
         for name in names:
             del data[part][name]
-    assert Record.from_json(data) == three[0]
+    assert record_from(data, "line 1") == three[0]
 
 
 def test_a_torn_last_line_is_passed_over_and_swallows_nothing(tmp_path: Path, three: list[Record]) -> None:
     path = tmp_path / "records.jsonl"
-    append_record(path, three[0])
+    append(path, three[0])
     whole = path.read_bytes()
-    append_record(path, three[1])
+    append(path, three[1])
     last = path.read_bytes()[len(whole) :]
     for cut in [*range(20), *range(20, len(last) - 1, 23)]:
         path.write_bytes(whole + last[:cut])
         assert read_records(path) == three[:1]
     for cut in (0, 1, len(last) // 2, len(last) - 2):
         path.write_bytes(whole + last[:cut])
-        append_record(path, three[2])
+        append(path, three[2])
         assert read_records(path) == [three[0], three[2]]
 
 
 def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path: Path, three: list[Record]) -> None:
     path = tmp_path / "records.jsonl"
-    append_record(path, three[0])
+    append(path, three[0])
     path.write_bytes(path.read_bytes()[:-1])
-    append_record(path, three[1])
+    append(path, three[1])
     assert read_records(path) == three[:2]
 
 
 @pytest.mark.parametrize("version", [0, 4, None, "1"])
 def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record], version: object) -> None:
-    data = json.loads(three[0].to_json_line()) | {"schema_version": version}
+    data = json.loads(line_of(three[0])) | {"schema_version": version}
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
     with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 3"):
@@ -125,10 +125,10 @@ def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record]
 @pytest.mark.parametrize("line", ["hello", '{"a": 1}', "[1]", '{"kind":"latency","schema_version":1}'])
 def test_what_is_no_record_is_refused_with_its_line(tmp_path: Path, three: list[Record], line: str) -> None:
     path = tmp_path / "records.jsonl"
-    append_record(path, three[0])
+    append(path, three[0])
     with path.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(UserError, match=r"line 2 is no record|schema version"):
+    with pytest.raises(UserError, match=r"line 2( is no record|: )"):
         read_records(path)
 
 
@@ -155,7 +155,7 @@ def test_contradictions_are_rejected(three: list[Record], changed: dict[str, Any
 
 def test_not_a_number_is_never_written(three: list[Record]) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        replace(three[0], wall_s=float("nan")).to_json_line()
+        line_of(replace(three[0], wall_s=float("nan")))
 
 
 def test_records_of_version_1_are_read_with_what_they_lack_unknown() -> None:

@@ -5,8 +5,8 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from bench.records.steady import Rule, is_steady, relative_error, repeat, stop_reason, warm_up
+
 from bench.worker.clock import FakeClock
 
 

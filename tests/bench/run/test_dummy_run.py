@@ -7,45 +7,37 @@ from typing import Any
 
 import pytest
 
+from bench.records.environment import Environment
 from bench.records.record import Record
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule
-from bench.run.executor import Settings, WorkerExecutor
+from bench.records.stopping import PassRule
+from bench.run.executor import WorkerExecutor
 from bench.run.plan import plan
-from bench.run.target import Candidate
-from bench.suite.suite import dummy_candidates, suite_named
-from bench.worker.request import Dummy, Request
+from bench.suite.suite import dummy_targets, suite_named
+from bench.worker.request import Dummy, PlannedRun, Request, Settings, Target
 from bench.worker.worker import work
 
 SHORT = Scenario("short", prompt_tokens=8, new_tokens=4)
 
 
 @pytest.fixture
-def candidates(shrunken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
+def targets(shrunken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Target]:
     """The rows of the published table in two layers."""
     monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path / "cache"))
-    return dummy_candidates(suite_named("biomistral"), str(shrunken))
+    return dummy_targets(suite_named("biomistral"), str(shrunken))
 
 
-def measured(candidate: Candidate, **changed: Any) -> list[Record]:
-    fields: dict[str, Any] = {
-        "checkpoint": None,
-        "dummy": candidate.dummy,
-        "subject": candidate.subject,
-        "device": "cpu",
-        "compute_dtype": "float32",
-        "environment": {},
-        "scenarios": (SHORT,),
-        "rule": Rule(max_time_s=0.0),
-    }
+def measured(target: Target, **changed: Any) -> list[Record]:
+    rule = PassRule(max_time_s=0.0)
+    settings = Settings("cpu", {"BioMistral-7B": "float32"}, Environment(), timeout_s=60.0, rule=rule)
     records: list[Record] = []
-    work(Request(**(fields | changed)), records.append)
+    work(Request(settings, PlannedRun(replace(target, **changed), 0, (SHORT,))), records.append)
     return records
 
 
-def test_random_weights_are_measured_as_a_checkpoint_is(candidates: list[Candidate]) -> None:
-    [reference] = measured(candidates[0])
-    [awq] = measured(candidates[1])
+def test_random_weights_are_measured_as_a_checkpoint_is(targets: list[Target]) -> None:
+    [reference] = measured(targets[0])
+    [awq] = measured(targets[1])
     for record in (reference, awq):
         assert (record.status, record.reason) == ("ok", None)
         assert record.latency is not None
@@ -57,28 +49,28 @@ def test_random_weights_are_measured_as_a_checkpoint_is(candidates: list[Candida
     assert reference.memory.weights_bytes > 1.5 * awq.memory.weights_bytes
 
 
-def test_weights_that_cannot_be_drawn_are_a_record(candidates: list[Candidate]) -> None:
-    [record] = measured(candidates[0], dummy=Dummy("no-such-shape", "fp16"))
+def test_weights_that_cannot_be_drawn_are_a_record(targets: list[Target]) -> None:
+    [record] = measured(targets[0], dummy=Dummy("no-such-shape", "fp16"))
     assert record.status == "unsupported"
     assert str(record.reason).startswith("dummy:no-such-shape is no config.json")
 
 
-def test_an_unknown_kernel_is_a_record(candidates: list[Candidate]) -> None:
-    subject = replace(candidates[1].subject, kernel="steam")
-    [record] = measured(candidates[1], subject=subject)
+def test_an_unknown_kernel_is_a_record(targets: list[Target]) -> None:
+    subject = replace(targets[1].subject, kernel="steam")
+    [record] = measured(targets[1], subject=subject)
     assert record.status == "unsupported"
     assert str(record.reason).startswith("unknown kernel 'steam'")
 
 
-def test_a_worker_is_asked_for_weights_and_no_checkpoint(candidates: list[Candidate], tmp_path: Path) -> None:
+def test_a_worker_is_asked_for_weights_and_no_checkpoint(targets: list[Target], tmp_path: Path) -> None:
     """The worker is replaced by a copy of its request."""
-    settings = Settings("cpu", {"BioMistral-7B": "float32"}, {}, timeout_s=60.0)
+    settings = Settings("cpu", {"BioMistral-7B": "float32"}, Environment(), timeout_s=60.0)
     kept = tmp_path / "kept.json"
     copying = f"import shutil, sys; shutil.copy(sys.argv[1], {str(kept)!r})"
     command = (sys.executable, "-c", copying)
-    run = next(run for run in plan(candidates, [SHORT], range(1)) if run.subject.kernel == "native")
+    run = next(run for run in plan(targets, [SHORT], range(1)) if run.subject.kernel == "native")
     [record] = WorkerExecutor(settings, command=command)(run)
     assert (record.status, record.subject) == ("error", run.subject)
     request = Request.read(kept)
-    assert (request.checkpoint, request.dummy, request.kernel) == (None, run.candidate.dummy, "native")
-    assert (request.quality, request.tasks) == (None, None)
+    assert (request.run, request.settings) == (run, settings)
+    assert (run.target.checkpoint, run.subject.kernel, run.quality, run.tasks) == (None, "native", False, ())

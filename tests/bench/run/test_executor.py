@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.records.environment import Environment
 from bench.records.record import Record
 from bench.records.scenario import SCENARIOS
-from bench.run.executor import Ended, Settings, WorkerExecutor, worker_environment
-from bench.run.plan import PlannedRun, plan
-from bench.run.target import candidate_of
+from bench.run.executor import ProcessResult, WorkerExecutor, worker_environment
+from bench.run.plan import plan
+from bench.run.target import target_of
+from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
@@ -20,28 +22,29 @@ BOTH = tuple(SCENARIOS.values())
 SUCCEEDS = """
 import sys
 from pathlib import Path
-from bench.records.record import Latency, append_record
+from bench.records.record import Latency
+from bench.records.store import append
 from bench.worker.request import Request
 
 request, result = Request.read(Path(sys.argv[1])), Path(sys.argv[2])
 print("chatter of a library")
 def succeed(scenario):
     latency = Latency((1.0,), ((),), ())
-    append_record(
+    append(
         result, request.record("ok", ("latency", scenario), started_at="2026", wall_s=1.0, latency=latency)
     )
 """
-DIES = SUCCEEDS + "succeed(request.scenarios[0])\n"
+DIES = SUCCEEDS + "succeed(request.run.scenarios[0])\n"
 
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings("cpu", {"Tiny": "float32"}, {"cpu": "Model 1"}, timeout_s=60.0, threads=2)
+    return Settings("cpu", {"Tiny": "float32"}, Environment(cpu="Model 1"), timeout_s=60.0, threads=2)
 
 
 @pytest.fixture
 def run(make_checkpoint: Make) -> PlannedRun:
-    return plan([candidate_of(make_checkpoint("fp16"))], BOTH, range(2), quality=False)[1]
+    return plan([target_of(make_checkpoint("fp16"))], BOTH, range(2), quality=False)[1]
 
 
 def executor(settings: Settings, script: str, log: Path | None = None) -> WorkerExecutor:
@@ -49,7 +52,7 @@ def executor(settings: Settings, script: str, log: Path | None = None) -> Worker
 
 
 def test_a_worker_gets_the_run_and_its_records_come_back(settings: Settings, run: PlannedRun) -> None:
-    records = executor(settings, SUCCEEDS + "for one in request.scenarios: succeed(one)")(run)
+    records = executor(settings, SUCCEEDS + "for one in request.run.scenarios: succeed(one)")(run)
     assert [(record.status, record.scenario) for record in records] == [("ok", BOTH[0]), ("ok", BOTH[1])]
     assert {record.subject for record in records} == {run.subject}
     assert {(record.round, record.position) for record in records} == {(1, 1)}
@@ -87,7 +90,7 @@ def test_a_worker_that_takes_too_long_is_killed(settings: Settings, run: Planned
 
 
 def test_a_quality_run_that_dies_is_one_record(settings: Settings, run: PlannedRun) -> None:
-    quality = PlannedRun(run.candidate, 4, quality=True)
+    quality = PlannedRun(run.target, 4, quality=True)
     [record] = executor(settings, "import os; os.kill(os.getpid(), 9)")(quality)
     assert (record.kind, record.status, record.scenario, record.round) == ("quality", "oom", None, None)
 
@@ -110,7 +113,7 @@ def test_what_a_worker_says_goes_to_the_log_when_it_fails(
     settings: Settings, run: PlannedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "records.log"
-    executor(settings, SUCCEEDS + "for one in request.scenarios: succeed(one)", log)(run)
+    executor(settings, SUCCEEDS + "for one in request.run.scenarios: succeed(one)", log)(run)
     assert not log.exists()
     executor(settings, SUCCEEDS + "raise ValueError('why')", log)(run)
     text = log.read_text()
@@ -121,18 +124,18 @@ def test_what_a_worker_says_goes_to_the_log_when_it_fails(
 
 
 def test_a_reason_holds_no_folder(settings: Settings, run: PlannedRun) -> None:
-    assert run.candidate.checkpoint is not None
-    file = run.candidate.checkpoint.path / "x"
-    records = executor(settings, f"import sys; sys.exit({str(file)!r})")(run)
+    assert run.target.checkpoint is not None
+    file = f"{run.target.checkpoint}/x"
+    records = executor(settings, f"import sys; sys.exit({file!r})")(run)
     assert {record.reason for record in records} == {"the process ended with code 1 and no record: Tiny-fp16/x"}
 
 
 def test_an_exit_without_a_word() -> None:
-    assert Ended(3, "", 1.0).verdict() == (
+    assert ProcessResult(3, "", 1.0).verdict() == (
         "error",
         "the process ended with code 3 and no record: it said nothing",
     )
-    assert Ended(-signal.SIGKILL, "", 1.0).verdict()[0] == "oom"
+    assert ProcessResult(-signal.SIGKILL, "", 1.0).verdict()[0] == "oom"
 
 
 def test_workers_are_offline_and_have_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,14 @@ import pytest
 from bench.records.record import Record, TaskScore
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.run.plan import (
-    QUALITY,
-    TASKS,
-    PlannedRun,
     key_of,
     missing,
     plan,
     planned_keys,
     with_references,
 )
-from bench.run.target import Candidate, candidate_of, subject_of
+from bench.run.target import subject_of, target_of
+from bench.worker.request import QUALITY, TASKS, PlannedRun, Target
 from quantize.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
@@ -26,29 +24,27 @@ FLOAT32 = {"Tiny": "float32"}
 
 
 @pytest.fixture
-def five(make_checkpoint: Make) -> list[Candidate]:
+def five(make_checkpoint: Make) -> list[Target]:
     variants = ("fp16", "awq-gemm", "awq-gemv", "bnb-4bit", "bnb-8bit")
-    return [
-        candidate_of(make_checkpoint(variant, name=letter)) for letter, variant in zip("ABCDE", variants, strict=True)
-    ]
+    return [target_of(make_checkpoint(variant, name=letter)) for letter, variant in zip("ABCDE", variants, strict=True)]
 
 
 def order(runs: list[PlannedRun]) -> str:
     return "".join(run.subject.name for run in runs)
 
 
-def test_rounds_are_interleaved_and_every_other_one_is_reversed(five: list[Candidate]) -> None:
+def test_rounds_are_interleaved_and_every_other_one_is_reversed(five: list[Target]) -> None:
     runs = plan(five, BOTH, range(3))
     assert order(runs) == "ABCDEEDCBAABCDE"
     assert [run.round for run in runs] == [0] * 5 + [1] * 5 + [2] * 5
     assert [run.position for run in runs] == list(range(15))
 
 
-def test_every_process_measures_all_scenarios(five: list[Candidate]) -> None:
+def test_every_process_measures_all_scenarios(five: list[Target]) -> None:
     assert {run.scenarios for run in plan(five, BOTH, range(2))} == {BOTH}
 
 
-def test_the_first_rounds_processes_measure_quality_and_tasks_too(five: list[Candidate]) -> None:
+def test_the_first_rounds_processes_measure_quality_and_tasks_too(five: list[Target]) -> None:
     runs = plan(five, BOTH, range(2), tasks=["anatomy"])
     assert [run.quality for run in runs] == [True] * 5 + [False] * 5
     assert [run.tasks for run in runs] == [("anatomy",)] * 5 + [()] * 5
@@ -57,24 +53,22 @@ def test_the_first_rounds_processes_measure_quality_and_tasks_too(five: list[Can
 
 
 def test_the_reference_comes_first_in_the_first_round(make_checkpoint: Make) -> None:
-    candidates = [candidate_of(make_checkpoint("bnb-4bit", name="B")), candidate_of(make_checkpoint("fp16", name="A"))]
-    assert order(plan(candidates, BOTH, range(2))) == "ABBA"
+    targets = [target_of(make_checkpoint("bnb-4bit", name="B")), target_of(make_checkpoint("fp16", name="A"))]
+    assert order(plan(targets, BOTH, range(2))) == "ABBA"
 
 
-def test_a_reference_is_judged_again_when_what_it_expects_is_gone(
-    five: list[Candidate], records_of: MakeRecords
-) -> None:
+def test_a_reference_is_judged_again_when_what_it_expects_is_gone(five: list[Target], records_of: MakeRecords) -> None:
     runs = plan(five, BOTH, range(1))
     records = all_records(runs[:3], records_of)
     left = missing(runs, records, device="cpu", compute_dtypes=FLOAT32)
     assert with_references(left, runs, {"Tiny"}) == left
     [again, *rest] = with_references(left, runs, set())
-    assert (again.candidate, again.works, rest) == (five[0], (QUALITY,), left)
+    assert (again.target, again.works, rest) == (five[0], (QUALITY,), left)
     assert with_references(runs, runs, set()) == runs
     assert with_references([], runs, set()) == []
 
 
-def test_tasks_are_done_when_every_one_has_a_score(five: list[Candidate], records_of: MakeRecords) -> None:
+def test_tasks_are_done_when_every_one_has_a_score(five: list[Target], records_of: MakeRecords) -> None:
     [run] = plan(five[:1], BOTH, range(1), quality=False, tasks=["anatomy", "medqa"])
     [*latency, tasks] = records_of(run)
     scored = replace(tasks, tasks=(TaskScore("anatomy", "acc", 0.5),))
@@ -84,18 +78,18 @@ def test_tasks_are_done_when_every_one_has_a_score(five: list[Candidate], record
     assert missing([run], [*latency, both], device="cpu", compute_dtypes=FLOAT32) == []
 
 
-def test_no_two_rounds_of_one_checkpoint_follow_one_another_within_a_round(five: list[Candidate]) -> None:
+def test_no_two_rounds_of_one_checkpoint_follow_one_another_within_a_round(five: list[Target]) -> None:
     for start in (0, 5, 10):
         assert sorted(order(plan(five, BOTH, range(3)))[start : start + 5]) == list("ABCDE")
 
 
 def test_each_base_model_is_finished_before_the_next(make_checkpoint: Make) -> None:
-    candidates = [
-        candidate_of(make_checkpoint("fp16", name="A", base_model="One")),
-        candidate_of(make_checkpoint("bnb-4bit", name="B", base_model="One")),
-        candidate_of(make_checkpoint("fp16", name="C", base_model="Two")),
+    targets = [
+        target_of(make_checkpoint("fp16", name="A", base_model="One")),
+        target_of(make_checkpoint("bnb-4bit", name="B", base_model="One")),
+        target_of(make_checkpoint("fp16", name="C", base_model="Two")),
     ]
-    assert order(plan(candidates, BOTH, range(2))) == "ABBACC"
+    assert order(plan(targets, BOTH, range(2))) == "ABBACC"
 
 
 def test_the_subject_is_what_the_manifest_says(make_checkpoint: Make) -> None:
@@ -111,16 +105,14 @@ def all_records(runs: list[PlannedRun], records_of: MakeRecords) -> list[Record]
     return [record for run in runs for record in records_of(run)]
 
 
-def test_what_is_recorded_is_not_planned_again(five: list[Candidate], records_of: MakeRecords) -> None:
+def test_what_is_recorded_is_not_planned_again(five: list[Target], records_of: MakeRecords) -> None:
     runs = plan(five, BOTH, range(3))
     records = all_records(runs[:7], records_of)
     assert missing(runs, records, device="cpu", compute_dtypes=FLOAT32) == runs[7:]
     assert missing(runs, all_records(runs, records_of), device="cpu", compute_dtypes=FLOAT32) == []
 
 
-def test_a_scenario_that_is_missing_is_planned_alone_in_its_place(
-    five: list[Candidate], records_of: MakeRecords
-) -> None:
+def test_a_scenario_that_is_missing_is_planned_alone_in_its_place(five: list[Target], records_of: MakeRecords) -> None:
     runs = plan(five, BOTH, range(1))
     records = [r for r in all_records(runs, records_of) if not (r.position == 3 and r.scenario == BOTH[1])]
     assert missing(runs, records, device="cpu", compute_dtypes=FLOAT32) == [
@@ -128,14 +120,14 @@ def test_a_scenario_that_is_missing_is_planned_alone_in_its_place(
     ]
 
 
-def test_a_round_more_plans_that_round_alone(five: list[Candidate], records_of: MakeRecords) -> None:
+def test_a_round_more_plans_that_round_alone(five: list[Target], records_of: MakeRecords) -> None:
     records = all_records(plan(five, BOTH, range(2)), records_of)
     left = missing(plan(five, BOTH, range(3)), records, device="cpu", compute_dtypes=FLOAT32)
     assert [(run.works, run.round) for run in left] == [((("latency", BOTH[0]), ("latency", BOTH[1])), 2)] * 5
     assert order(left) == "ABCDE"
 
 
-def test_a_failed_run_is_tried_again(five: list[Candidate], records_of: MakeRecords) -> None:
+def test_a_failed_run_is_tried_again(five: list[Target], records_of: MakeRecords) -> None:
     runs = plan(five, BOTH, range(1))
     records = all_records(runs[1:], records_of) + records_of(runs[0], status="oom", reason="no memory")
     assert missing(runs, records, device="cpu", compute_dtypes=FLOAT32) == [runs[0]]
@@ -151,7 +143,7 @@ def test_a_failed_run_is_tried_again(five: list[Candidate], records_of: MakeReco
     ],
 )
 def test_records_of_something_else_cover_nothing(
-    five: list[Candidate], records_of: MakeRecords, changed: dict[str, Any]
+    five: list[Target], records_of: MakeRecords, changed: dict[str, Any]
 ) -> None:
     runs = plan(five[:1], BOTH[:1], range(1), quality=False)
     records = [replace(record, **changed) for record in records_of(runs[0])]
@@ -159,8 +151,8 @@ def test_records_of_something_else_cover_nothing(
 
 
 def test_other_contents_under_the_same_name_are_another_subject(make_checkpoint: Make, records_of: MakeRecords) -> None:
-    before = candidate_of(make_checkpoint("fp16", name="A", weights=b"before"))
-    after = candidate_of(make_checkpoint("fp16", name="B", weights=b"after"))
+    before = target_of(make_checkpoint("fp16", name="A", weights=b"before"))
+    after = target_of(make_checkpoint("fp16", name="B", weights=b"after"))
     [record] = records_of(plan([before], BOTH[:1], range(1), quality=False)[0])
     renamed = replace(record, subject=replace(record.subject, name="B"))
     runs = plan([after], BOTH[:1], range(1), quality=False)
@@ -168,13 +160,13 @@ def test_other_contents_under_the_same_name_are_another_subject(make_checkpoint:
 
 
 def test_the_same_contents_under_two_names_are_two_subjects(make_checkpoint: Make, records_of: MakeRecords) -> None:
-    twins = [candidate_of(make_checkpoint("fp16", name=name, weights=b"same")) for name in ("A", "B")]
+    twins = [target_of(make_checkpoint("fp16", name=name, weights=b"same")) for name in ("A", "B")]
     runs = plan(twins, BOTH[:1], range(1), quality=False)
     assert twins[0].subject.content_sha256 == twins[1].subject.content_sha256
     assert missing(runs, records_of(runs[0]), device="cpu", compute_dtypes=FLOAT32) == [runs[1]]
 
 
-def test_the_plans_keys_are_those_of_its_records(five: list[Candidate], records_of: MakeRecords) -> None:
+def test_the_plans_keys_are_those_of_its_records(five: list[Target], records_of: MakeRecords) -> None:
     runs = plan(five, BOTH, range(2))
     keys = planned_keys(runs, device="cpu", compute_dtypes=FLOAT32)
     assert keys == {key_of(record) for record in all_records(runs, records_of)}

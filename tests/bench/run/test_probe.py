@@ -1,43 +1,42 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import bench.run.probe
-from bench.records.environment import version_of
-from bench.run.executor import Ended
-from bench.run.probe import look, machine_from, probe
+from bench.records.environment import Environment
+from bench.run.executor import ProcessResult
+from bench.run.probe import Machine, checked, look, probe
+from bench.worker.machine import version_of
 from quantize.errors import UserError
 
 
 def test_a_look_at_this_machine() -> None:
-    machine = machine_from(look("cpu"))
+    machine = checked(look("cpu"))
     assert machine.device == "cpu"
-    assert machine.cpu_dtype in ("float32", "bfloat16")
-    assert machine.environment["cpu_dtype"] == machine.cpu_dtype
-    assert set(machine.environment["matmul_probe_s"]) == {"float32", "bfloat16"}
-    assert machine.environment["copy_bytes_per_s"] > 0
+    assert machine.environment.cpu_dtype in ("float32", "bfloat16")
+    assert set(machine.environment.matmul_probe_s or {}) == {"float32", "bfloat16"}
+    assert (machine.environment.copy_bytes_per_s or 0) > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused() -> None:
-    assert look("auto")["device"] == "cpu"
+    assert look("auto").device == "cpu"
     with pytest.raises(UserError, match=r"no CUDA device here: use --device cpu, or install"):
-        machine_from(look("cuda"))
+        checked(look("cuda"))
 
 
 def test_the_process_sees_what_a_worker_will_see() -> None:
     machine = probe("cpu", 1)
-    assert machine.environment["torch_threads"] == 1
-    assert machine.environment["libraries"]["torch"] == version_of("torch")
+    assert machine.environment.torch_threads == 1
+    assert machine.environment.libraries["torch"] == version_of("torch")
 
 
 def replace_process(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
-    def run_process(command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]) -> Ended:
+    def run_process(command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]) -> ProcessResult:
         assert not Path(command[-1]).exists()
-        return Ended(1, output, timeout_s)
+        return ProcessResult(1, output, timeout_s)
 
     monkeypatch.setattr(bench.run.probe, "run_process", run_process)
 
@@ -54,6 +53,6 @@ def test_any_other_failure_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) 
         probe("auto", None)
 
 
-def test_a_gpu_has_no_cpu_dtype() -> None:
-    found: dict[str, Any] = {"device": "cuda", "environment": {}, "cpu_dtype": None}
-    assert machine_from(found).cpu_dtype is None
+def test_a_machine_with_a_gpu_is_taken_as_it_is() -> None:
+    machine = Machine("cuda", Environment(gpu="Card 9000"))
+    assert checked(machine) is machine

@@ -4,22 +4,26 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.records.record import Latency, Record, read_records
+from bench.records.comparison import widest_interval
+from bench.records.environment import Environment
+from bench.records.record import Latency, Record
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.records.steady import Rule
-from bench.records.stopping import Rounds, widest_interval
-from bench.run.executor import Executor, Settings
-from bench.run.plan import PlannedRun
+from bench.records.stopping import PassRule, RoundsRule, Rules
+from bench.records.store import RECORDS_NAME, read_records
+from bench.run import run as module
+from bench.run.checks import compute_dtypes, set_aside
+from bench.run.executor import Executor
 from bench.run.probe import Machine
-from bench.run.run import BenchOptions, Outcome, bench, compute_dtypes, set_aside
-from bench.run.target import candidate_of
+from bench.run.run import BenchOptions, Instruments, Outcome, bench, targets_in
+from bench.run.target import target_of
 from bench.worker.clock import FakeClock
+from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, seal
 from quantize.errors import UserError
 
@@ -49,7 +53,7 @@ class FakeExecutor:
             raise KeyboardInterrupt
         self.ran.append(run)
         assert self.settings is not None
-        dtype = self.settings.compute_dtypes[run.family]
+        dtype = self.settings.compute_dtypes[run.baseline]
         status = self.failing.get(run.subject.name)
         if status is None:
             return self.records_of(run, dtype=dtype, device=self.settings.device)
@@ -78,10 +82,12 @@ def measure(folder: Path, executor: FakeExecutor, machine: Machine) -> Callable[
     """`bench` of the five with the fake executor on a fake machine; `rounds` are exactly so many."""
 
     def run(*, rounds: int = 3, **arguments: Any) -> Outcome:
-        own = {name: arguments.pop(name) for name in ("records", "progress", "probe_machine") if name in arguments}
-        options = BenchOptions(**{"rounds": Rounds(least=rounds, most=rounds)} | arguments)
-        defaults = {"probe_machine": lambda device, threads: machine, "executor_for": executor.for_settings}
-        return bench(folder, options, **(defaults | own))  # type: ignore[arg-type]
+        own = {name: arguments.pop(name) for name in ("progress",) if name in arguments}
+        path = arguments.pop("records", folder / RECORDS_NAME)
+        probe_machine = arguments.pop("probe_machine", lambda device, threads: machine)
+        options = BenchOptions(**{"rounds": RoundsRule(least=rounds, most=rounds)} | arguments)
+        instruments = Instruments(probe_machine, executor.for_settings)
+        return module.measure(targets_in(folder, options.kernel), path, options, instruments=instruments, **own)
 
     return run
 
@@ -110,7 +116,7 @@ def test_all_runs_share_device_dtype_threads_and_timeout(
         3,
     )
     assert settings.environment == machine.environment
-    assert settings.plan == {"rounds": {"least": 1, "most": 1, "noise": 0.05, "max_time_s": 300.0}}
+    assert (settings.rounds, settings.rule) == (RoundsRule(least=1, most=1), PassRule())
     measure(rounds=1, dtype="bfloat16")
     assert executor.settings is not None
     assert executor.settings.compute_dtypes == {"Tiny": "bfloat16"}
@@ -161,12 +167,12 @@ def test_an_interrupted_bench_goes_on_where_it_was(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from bench import bench
-from bench.worker.clock import FakeClock
-from bench.records.stopping import Rounds, widest_interval
-from bench.run.probe import Machine
-from bench.run.run import BenchOptions
+from bench.records.environment import Environment
+from bench.records.stopping import RoundsRule
 from bench.run.executor import WorkerExecutor
+from bench.run.probe import Machine
+from bench.run.run import BenchOptions, Instruments, measure, targets_in
+from quantize.schema import from_json
 
 def executor_for(settings, path):
     worker = WorkerExecutor(settings, command=(sys.executable, "-P", "-c", sys.argv[2]))
@@ -180,30 +186,33 @@ def executor_for(settings, path):
         return worker(planned)
     return run
 
-machine = Machine("cpu", __import__("json").loads(sys.argv[3]), "float32")
-options = BenchOptions(rounds=Rounds(least=2, most=2))
-bench(sys.argv[1], options, probe_machine=lambda device, threads: machine, executor_for=executor_for)
+machine = Machine("cpu", from_json(Environment, sys.argv[3], "argument"))
+options = BenchOptions(rounds=RoundsRule(least=2, most=2))
+instruments = Instruments(lambda device, threads: machine, executor_for)
+folder = Path(sys.argv[1])
+measure(targets_in(folder), folder / "records.jsonl", options, instruments=instruments)
 """
 WORKER = """
 import sys
 from pathlib import Path
-from bench.records.record import Latency, Quality, append_record
+from bench.records.record import Latency, Quality
+from bench.records.store import append
 from bench.worker.request import Request
 
 request = Request.read(Path(sys.argv[1]))
-for work in request.works:
+for work in request.run.works:
     latency = work[0] == "latency"
     quality = Quality(2.0, 1, "builtin evaluation", "0")
     figures = {"latency": Latency((1.0,), ((),), ())} if latency else {"quality": quality}
     record = request.record("ok", work, started_at="2026", wall_s=1.0, **figures)
-    append_record(Path(sys.argv[2]), record)
+    append(Path(sys.argv[2]), record)
 """
 
 
 def test_kill_9_loses_no_finished_record(
     measure: Callable[..., Outcome], executor: FakeExecutor, folder: Path, machine: Machine
 ) -> None:
-    arguments = [str(folder), WORKER, json.dumps(machine.environment), "6"]
+    arguments = [str(folder), WORKER, json.dumps(asdict(machine.environment)), "6"]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = read_records(folder / "records.jsonl")
@@ -313,7 +322,7 @@ def test_records_of_another_machine_are_not_mixed_in(
     measure: Callable[..., Outcome], machine: Machine, executor: FakeExecutor
 ) -> None:
     measure(rounds=1)
-    other = replace(machine, environment=machine.environment | {"cpu": "Model 2"})
+    other = replace(machine, environment=replace(machine.environment, cpu="Model 2"))
     with pytest.raises(UserError, match=r"measured elsewhere \(cpu: Model 1 against Model 2\): use --fresh"):
         measure(rounds=1, probe_machine=lambda device, threads: other)
     assert measure(rounds=1, fresh=True, probe_machine=lambda device, threads: other).measured == 15
@@ -321,7 +330,7 @@ def test_records_of_another_machine_are_not_mixed_in(
 
 def test_records_of_another_device_do_not_matter(measure: Callable[..., Outcome]) -> None:
     measure(rounds=1)
-    gpu = Machine("cuda", {"gpu": "Card 9000"}, None)
+    gpu = Machine("cuda", Environment(gpu="Card 9000"))
     assert measure(rounds=1, probe_machine=lambda device, threads: gpu).measured == 15
 
 
@@ -385,25 +394,20 @@ def test_rounds_go_on_while_ratios_are_noisy_and_there_is_time(
 
         return run
 
-    def measured(rounds: Rounds, name: str) -> Outcome:
+    def measured(rounds: RoundsRule, name: str) -> Outcome:
         rounds_run.clear()
-        return bench(
-            folder,
-            BenchOptions(rounds=rounds, quality=False, scenarios=BOTH[:1]),
-            records=folder.parent / name,
-            probe_machine=lambda device, threads: machine,
-            executor_for=executor_for,
-            now=clock.mark,
-        )
+        options = BenchOptions(rounds=rounds, quality=False, scenarios=BOTH[:1])
+        instruments = Instruments(lambda device, threads: machine, executor_for, clock.mark)
+        return module.measure(targets_in(folder), folder.parent / name, options, instruments=instruments)
 
-    until_known = measured(Rounds(least=3, most=50, noise=0.1, max_time_s=1e6), "known.jsonl")
+    until_known = measured(RoundsRule(least=3, most=50, noise=0.1, max_time_s=1e6), "known.jsonl")
     assert until_known.stopped == "noise"
     assert 5 < until_known.rounds < 50
     assert (widest_interval(until_known.records) or 1.0) <= 0.1
-    out_of_time = measured(Rounds(least=3, most=50, noise=0.001, max_time_s=27.0), "time.jsonl")
+    out_of_time = measured(RoundsRule(least=3, most=50, noise=0.001, max_time_s=27.0), "time.jsonl")
     assert (out_of_time.stopped, out_of_time.rounds) == ("time", 5)
     assert len(rounds_run) == 25
-    at_most = measured(Rounds(least=3, most=4, noise=0.001, max_time_s=1e6), "most.jsonl")
+    at_most = measured(RoundsRule(least=3, most=4, noise=0.001, max_time_s=1e6), "most.jsonl")
     assert (at_most.stopped, at_most.rounds) == ("rounds", 4)
 
 
@@ -415,9 +419,9 @@ def test_on_a_cpu_the_dtype_is_the_probes_or_that_of_the_records_begun(
 ) -> None:
     from bench.run.plan import plan
 
-    one = candidate_of(make_checkpoint("fp16"))
+    one = target_of(make_checkpoint("fp16"))
     begun = records_of(plan([one], BOTH, range(1))[0])
-    fast = replace(machine, cpu_dtype="bfloat16")
+    fast = replace(machine, environment=replace(machine.environment, cpu_dtype="bfloat16"))
     assert compute_dtypes([one], fast, None, []) == {"Tiny": "bfloat16"}
     assert compute_dtypes([one], fast, None, begun) == {"Tiny": "float32"}
     assert compute_dtypes([one], fast, "float16", begun) == {"Tiny": "float16"}
@@ -436,7 +440,7 @@ def test_on_a_cpu_the_dtype_is_the_probes_or_that_of_the_records_begun(
 def test_on_a_gpu_the_dtype_is_the_references_half_dtype(make_checkpoint: Make, config: str, dtype: str) -> None:
     checkpoint = make_checkpoint("fp16")
     (checkpoint.path / "config.json").write_text(config)
-    assert compute_dtypes([candidate_of(checkpoint)], Machine("cuda", {}, None), None, []) == {"Tiny": dtype}
+    assert compute_dtypes([target_of(checkpoint)], Machine("cuda", Environment()), None, []) == {"Tiny": dtype}
 
 
 # The real thing
@@ -465,7 +469,11 @@ def test_a_real_bench_of_a_tiny_model(tmp_path: Path, tiny_llama: Path, capfd: p
     folder = tmp_path / "models"
     seal_reference(tiny_llama, folder / "tiny-llama-FP16", 1000)
     options = BenchOptions(
-        scenarios=(Scenario("own", 32, 5),), rounds=Rounds(least=1, most=1), device="cpu", threads=1, dtype="float32"
+        scenarios=(Scenario("own", 32, 5),),
+        rounds=RoundsRule(least=1, most=1),
+        device="cpu",
+        threads=1,
+        dtype="float32",
     )
     outcome = bench(folder, options)
     assert [(record.kind, record.status, record.reason) for record in outcome.records] == [
@@ -482,19 +490,19 @@ def test_a_real_bench_of_a_tiny_model(tmp_path: Path, tiny_llama: Path, capfd: p
     assert latency.memory.kv_cache_bytes == latency.memory.kv_cache_formula_bytes == 2 * 2 * 2 * 32 * 36 * 4
     assert latency.prompt_sha256 is not None
     assert latency.plan is not None
-    assert latency.plan["rule"]["noise"] == Rule().noise
+    assert latency.plan == Rules(RoundsRule(least=1, most=1), PassRule())
     assert quality.quality.tokens == 12 * 511
     assert 200 < quality.quality.perplexity < 2000  # a random model over 512 tokens
     assert quality.quality.noise_floor is not None
     assert 0 <= quality.quality.noise_floor.mean < 1e-4
-    assert latency.environment["torch_threads"] == 1
-    assert latency.environment["libraries"]["transformers"]
+    assert latency.environment.torch_threads == 1
+    assert latency.environment.libraries["transformers"]
     assert latency.kernels is not None
     assert outcome.usable
     assert read_records(outcome.path) == list(outcome.records)
     assert capfd.readouterr() == ("", "")
     assert str(tmp_path) not in outcome.path.read_text()
-    assert sorted(path.name for path in folder.iterdir()) == ["records.jsonl", "tiny-llama-FP16"]
+    assert sorted(path.name for path in folder.iterdir()) == [".records.jsonl.lock", "records.jsonl", "tiny-llama-FP16"]
 
 
 def test_importing_bench_imports_no_torch() -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from bench.records.record import Record, family_of, may_be_reference
+from bench.records.record import Record
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule
-from bench.records.stopping import Rounds, widest_interval
+from bench.records.comparison import widest_interval
+from bench.records.stopping import PassRule, RoundsRule
 from bench.run.plan import plan
-from bench.run.target import Candidate, candidate_of, half_dtype, subject_of
-from bench.suite.suite import checkpoint_candidates, dummy_candidates, shape_words, suite_named
-from bench.worker.request import Dummy
+from bench.run.target import target_of
+from bench.suite.suite import checkpoint_targets, dummy_targets, shape_words, suite_named
+from bench.worker.request import Dummy, Target, half_dtype, subject_of
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.published import BIOMISTRAL_7B, SHAPE
@@ -92,10 +92,10 @@ def test_with_a_tokenizer_the_lengths_are_counted() -> None:
 
 def test_rules_of_the_file_and_defaults_without(tmp_path: Path) -> None:
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
-    assert (suite.rounds, suite.rule, suite.crossover_s) == (Rounds(), Rule(), 0.0)
+    assert (suite.rounds, suite.rule, suite.crossover_s) == (RoundsRule(), PassRule(), 0.0)
     tables = "[rounds]\nleast = 5\nmax_time_s = 7\n[rule]\nmax_time_s = 0.5\n[crossover]\nbudget_s = 3\n"
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO + tables))
-    assert (suite.rounds, suite.rule) == (Rounds(least=5, max_time_s=7.0), Rule(max_time_s=0.5))
+    assert (suite.rounds, suite.rule) == (RoundsRule(least=5, max_time_s=7.0), PassRule(max_time_s=0.5))
     assert suite.crossover_s == 3.0
 
 
@@ -145,44 +145,44 @@ def test_an_unknown_scenario(tmp_path: Path) -> None:
 
 def test_rows_become_random_weights_of_one_family(tmp_path: Path, shrunken: Path) -> None:
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
-    found = dummy_candidates(suite, str(shrunken))
-    subjects = [candidate.subject for candidate in found]
+    found = dummy_targets(suite, str(shrunken))
+    subjects = [target.subject for target in found]
     assert [subject.name for subject in subjects] == [
         "Tiny-FP16, random weights",
         "Tiny-AWQ-QGS64-W4-GEMM, random weights",
         "Tiny-Merged-AWQ-QGS64-W4-GEMM, random weights",
         "Tiny-AWQ-QGS64-W4-GEMM, random weights, native kernel",
     ]
-    assert {family_of(subject) for subject in subjects} == {"Tiny"}
-    assert [may_be_reference(subject) for subject in subjects] == [True, False, False, False]
+    assert {subject.baseline for subject in subjects} == {"Tiny"}
+    assert [subject.may_be_reference for subject in subjects] == [True, False, False, False]
     assert [subject.kernel for subject in subjects] == [None, None, None, "native"]
     assert {subject.dummy for subject in subjects} == {"shrunken, 2 layers, hidden size 256"}
     assert {subject.file_weights_bytes for subject in subjects} == {None}
     assert found[1].dummy == Dummy(str(shrunken), "awq-gemm", 64)
-    assert not any(candidate.has_text for candidate in found)
+    assert not any(target.has_text for target in found)
 
 
 def test_what_they_are_is_in_their_hash(tmp_path: Path, shrunken: Path) -> None:
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
-    first = [candidate.subject.content_sha256 for candidate in dummy_candidates(suite, str(shrunken))]
-    assert first == [candidate.subject.content_sha256 for candidate in dummy_candidates(suite, str(shrunken))]
+    first = [target.subject.content_sha256 for target in dummy_targets(suite, str(shrunken))]
+    assert first == [target.subject.content_sha256 for target in dummy_targets(suite, str(shrunken))]
     assert len(set(first)) == 2  # fp16, and AWQ of one shape and group size, whatever base model it stands for
     other = tmp_path / "deeper.json"
     other.write_text(json.dumps(json.loads(shrunken.read_text()) | {"num_hidden_layers": 3}))
-    deeper = [candidate.subject.content_sha256 for candidate in dummy_candidates(suite, str(other))]
+    deeper = [target.subject.content_sha256 for target in dummy_targets(suite, str(other))]
     assert not set(first) & set(deeper)
 
 
 def test_the_suites_own_shape_is_the_published_models() -> None:
-    found = dummy_candidates(suite_named("biomistral"))
-    assert {candidate.subject.dummy for candidate in found} == {f"mistral-7b, {SHAPE}"}
-    assert {candidate.dummy.spec for candidate in found if candidate.dummy} == {"mistral-7b"}
-    assert {candidate.half_dtype for candidate in found} == {"float16"}
+    found = dummy_targets(suite_named("biomistral"))
+    assert {target.subject.dummy for target in found} == {f"mistral-7b, {SHAPE}"}
+    assert {target.dummy.spec for target in found if target.dummy} == {"mistral-7b"}
+    assert {target.half_dtype for target in found} == {"float16"}
 
 
 def test_a_shape_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no config\.json and not one of mistral-7b"):
-        dummy_candidates(suite_named("biomistral"), str(tmp_path / "none.json"))
+        dummy_targets(suite_named("biomistral"), str(tmp_path / "none.json"))
 
 
 def test_a_shape_in_words() -> None:
@@ -192,10 +192,10 @@ def test_a_shape_in_words() -> None:
 
 def test_a_round_runs_the_rows_in_their_order_and_back(tmp_path: Path, shrunken: Path) -> None:
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
-    found = dummy_candidates(suite, str(shrunken))
+    found = dummy_targets(suite, str(shrunken))
     runs = plan(list(reversed(found)), [Scenario("own", 9, 3)], range(2))
-    assert [run.candidate for run in runs[:4]] == [found[0], found[3], found[2], found[1]]  # the reference first
-    assert [run.candidate for run in plan(found, [Scenario("own", 9, 3)], range(2))] == [*found, *reversed(found)]
+    assert [run.target for run in runs[:4]] == [found[0], found[3], found[2], found[1]]  # the reference first
+    assert [run.target for run in plan(found, [Scenario("own", 9, 3)], range(2))] == [*found, *reversed(found)]
     assert [run.is_reference for run in runs] == [True, *[False] * 6, True]
     assert not any(run.quality or run.tasks for run in runs)
 
@@ -203,7 +203,7 @@ def test_a_round_runs_the_rows_in_their_order_and_back(tmp_path: Path, shrunken:
 def test_a_rows_ratio_to_its_familys_reference_decides_when_it_is_enough(
     tmp_path: Path, shrunken: Path, records_of: Callable[..., list[Record]]
 ) -> None:
-    found = dummy_candidates(suite_named(own(tmp_path, HEAD + ROWS + SCENARIO)), str(shrunken))
+    found = dummy_targets(suite_named(own(tmp_path, HEAD + ROWS + SCENARIO)), str(shrunken))
     merged = [found[0], found[2]]
     assert merged[1].subject.base_model != merged[0].subject.base_model
     runs = plan(merged, [Scenario("own", 9, 3)], range(3))
@@ -221,28 +221,28 @@ def test_rows_become_the_checkpoints_that_are_there(tmp_path: Path, make_checkpo
     make_checkpoint("bnb-8bit", name="not in the suite")
     folder = make_checkpoint("fp16", name="r").path.parent
     with pytest.raises(UserError) as caught:
-        checkpoint_candidates(suite, folder)
+        checkpoint_targets(suite, folder)
     assert str(caught.value) == (
         f"{folder} lacks Tiny-AWQ-QGS64-W4-GEMM: make what is missing with `quantize --suite "
         f"{suite.name} --out {folder}`, or measure random weights with --dummy"
     )
     make_checkpoint("awq-gemm", name="b")
-    found = checkpoint_candidates(suite, folder)
-    assert [candidate.subject.name for candidate in found] == ["r", "b", "a", "b, native kernel"]
-    assert [candidate.subject.family for candidate in found] == ["Tiny"] * 4
-    assert all(candidate.has_text for candidate in found)
+    found = checkpoint_targets(suite, folder)
+    assert [target.subject.name for target in found] == ["r", "b", "a", "b, native kernel"]
+    assert [target.subject.family for target in found] == ["Tiny"] * 4
+    assert all(target.has_text for target in found)
 
 
 def test_a_folder_without_any_is_told_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks BioMistral-7B-FP16 and 7 more: make what is missing with `quantize"):
-        checkpoint_candidates(suite_named("biomistral"), tmp_path / "none")
+        checkpoint_targets(suite_named("biomistral"), tmp_path / "none")
 
 
 def test_a_kernel_is_a_choice_for_awq_alone(make_checkpoint: Make) -> None:
     reference, awq = make_checkpoint("fp16"), make_checkpoint("awq-gemm")
-    assert candidate_of(reference, kernel="native").subject == subject_of(reference)
-    assert candidate_of(awq, kernel="native").subject.name == "Tiny-awq-gemm, native kernel"
-    assert candidate_of(awq, kernel="auto") == candidate_of(awq)
+    assert target_of(reference, kernel="native").subject == subject_of(reference)
+    assert target_of(awq, kernel="native").subject.name == "Tiny-awq-gemm, native kernel"
+    assert target_of(awq, kernel="auto") == target_of(awq)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,6 @@ def test_the_half_dtype_of_a_config(config: dict[str, Any], dtype: str) -> None:
 def test_a_candidate_is_one_of_two(make_checkpoint: Make) -> None:
     checkpoint = make_checkpoint("fp16")
     with pytest.raises(ValueError, match="one of the two"):
-        Candidate(subject_of(checkpoint))
+        Target(subject_of(checkpoint))
     with pytest.raises(ValueError, match="one of the two"):
-        Candidate(subject_of(checkpoint), checkpoint, Dummy("mistral-7b", "fp16"))
+        Target(subject_of(checkpoint), checkpoint, Dummy("mistral-7b", "fp16"))

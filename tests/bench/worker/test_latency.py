@@ -7,7 +7,7 @@ import torch
 
 from bench.records.record import Latency
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule
+from bench.records.stopping import PassRule
 from bench.worker.clock import FakeClock, HostClock
 from bench.worker.latency import (
     WARMUP_DECODE_STEPS,
@@ -21,7 +21,7 @@ from bench.worker.latency import (
 from quantize.errors import UserError
 
 CPU = torch.device("cpu")
-TWICE = Rule(min_passes=2, max_time_s=100.0)
+TWICE = PassRule(min_passes=2, max_time_s=100.0)
 CHAT = Scenario("chat", prompt_tokens=12, new_tokens=15)
 
 
@@ -83,7 +83,7 @@ def test_the_warm_up_has_the_measured_shape() -> None:
     clock = FakeClock()
     model = FakeModel(clock)
     looks: list[int] = []
-    rule = Rule(steady_passes=1, max_warmups=1, max_time_s=0.0)
+    rule = PassRule(steady_passes=1, max_warmups=1, max_time_s=0.0)
     found = measure_latency(
         model, Scenario("x", 12, 3, batch=4), clock, rule, between=lambda: looks.append(len(model.prompts))
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from bench.records.environment import Environment
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule
-from bench.run.target import subject_of
-from bench.worker.request import Request
+from bench.records.stopping import PassRule
+from bench.run.target import target_of
+from bench.worker.request import PlannedRun, Request, Settings
 from quantize.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[3]
@@ -62,15 +63,10 @@ print(json.dumps({"status": records[0].reason, **asdict(memory), **roles}))
 @pytest.fixture
 def measured(make_checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Callable[[int], dict[str, Any]]:
     checkpoint = make_checkpoint("fp16")
-    request = Request(
-        checkpoint=str(checkpoint.path),
-        subject=subject_of(checkpoint),
-        device="cpu",
-        compute_dtype="float32",
-        environment={},
-        scenarios=(Scenario("prefill", prompt_tokens=4, new_tokens=1),),
-        rule=Rule(max_time_s=0.0),
-    )
+    target = target_of(checkpoint)
+    rule = PassRule(max_time_s=0.0)
+    settings = Settings("cpu", {target.subject.baseline: "float32"}, Environment(), timeout_s=60.0, rule=rule)
+    request = Request(settings, PlannedRun(target, 0, (Scenario("prefill", prompt_tokens=4, new_tokens=1),)))
     request.write(tmp_path / "request.json")
 
     def measure(ballast: int) -> dict[str, Any]:

@@ -1,73 +1,76 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from bench.records.environment import Environment
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.records.steady import Rule
-from bench.run.target import subject_of
-from bench.worker.request import Dummy, QualityRequest, Request, TaskRequest
+from bench.records.stopping import PassRule, RoundsRule, Rules
+from bench.run.target import target_of
+from bench.worker.request import Dummy, PlannedRun, QualityRequest, Request, Settings, Target, TaskRequest
 from quantize.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
+CHAT = SCENARIOS["chat"]
 
 
 @pytest.fixture
-def fields(make_checkpoint: Make) -> dict[str, Any]:
-    checkpoint = make_checkpoint("awq-gemm")
-    return {
-        "checkpoint": str(checkpoint.path),
-        "subject": subject_of(checkpoint),
-        "device": "cpu",
-        "compute_dtype": "float32",
-        "environment": {"cpu": "Model 1"},
-    }
+def target(make_checkpoint: Make) -> Target:
+    return target_of(make_checkpoint("awq-gemm"))
 
 
-def test_a_request_comes_back_as_it_was_written(tmp_path: Path, fields: dict[str, Any]) -> None:
-    request = Request(
-        scenarios=tuple(SCENARIOS.values()),
-        round=1,
-        position=7,
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(
+        "cpu",
+        {"Tiny": "float32"},
+        Environment(cpu="Model 1", libraries={"torch": "1", "triton": None}),
+        timeout_s=9.0,
         threads=2,
-        quality=QualityRequest(expectations="x.npy", label="mine"),
-        tasks=TaskRequest(("anatomy",), limit=3),
-        rule=Rule(noise=0.5),
-        **fields,
+        rounds=RoundsRule(least=2),
+        rule=PassRule(noise=0.5),
+        quality=QualityRequest(label="mine"),
+        tasks=TaskRequest(limit=3),
+        reference_logprobs={"Tiny": "x.npy"},
     )
+
+
+def test_a_request_comes_back_as_it_was_written(tmp_path: Path, settings: Settings, target: Target) -> None:
+    run = PlannedRun(target, 7, tuple(SCENARIOS.values()), 1, quality=True, tasks=("anatomy",), is_reference=True)
+    request = Request(settings, run, parent_pid=3)
     request.write(tmp_path / "request.json")
     assert Request.read(tmp_path / "request.json") == request
 
 
-def test_a_request_for_random_weights_comes_back_too(tmp_path: Path, fields: dict[str, Any]) -> None:
-    scenario = Scenario.over("many", (4, 8), 2)
-    asked: dict[str, Any] = fields | {"checkpoint": None, "scenarios": (scenario,)}
-    request = Request(**asked, dummy=Dummy("mistral-7b", "awq-gemm", 128))
+def test_a_request_for_random_weights_comes_back_too(tmp_path: Path, settings: Settings, target: Target) -> None:
+    drawn = replace(target, checkpoint=None, dummy=Dummy("mistral-7b", "awq-gemm", 128))
+    request = Request(settings, PlannedRun(drawn, 0, (Scenario.over("many", (4, 8), 2),)))
     request.write(tmp_path / "request.json")
     assert Request.read(tmp_path / "request.json") == request
 
 
-def test_the_kernel_is_the_subjects(fields: dict[str, Any]) -> None:
-    chosen = replace(fields["subject"], kernel="native")
-    assert Request(**fields | {"subject": chosen, "scenarios": (SCENARIOS["chat"],)}).kernel == "native"
-
-
-def test_a_request_is_for_a_checkpoint_or_for_random_weights(fields: dict[str, Any]) -> None:
+def test_a_target_is_a_checkpoint_or_random_weights(target: Target) -> None:
     with pytest.raises(ValueError, match="one of the two"):
-        Request(scenarios=(SCENARIOS["chat"],), dummy=Dummy("mistral-7b", "fp16"), **fields)
+        replace(target, dummy=Dummy("mistral-7b", "fp16"))
     with pytest.raises(ValueError, match="one of the two"):
-        Request(scenarios=(SCENARIOS["chat"],), **fields | {"checkpoint": None})
+        replace(target, checkpoint=None)
 
 
-def test_a_record_says_whose_run_it_was(fields: dict[str, Any]) -> None:
-    request = Request(scenarios=(SCENARIOS["chat"],), round=1, position=7, **fields)
-    record = request.record("oom", request.works[0], started_at="2026-01-01", wall_s=2.0, reason="no memory")
-    assert (record.subject, record.environment) == (request.subject, request.environment)
+def test_a_record_says_whose_run_it_was_and_under_which_rules(settings: Settings, target: Target) -> None:
+    request = Request(settings, PlannedRun(target, 7, (CHAT,), 1))
+    record = request.record("oom", ("latency", CHAT), started_at="2026-01-01", wall_s=2.0, reason="no memory")
+    assert (record.subject, record.environment) == (target.subject, settings.environment)
     assert (record.device, record.compute_dtype, record.round, record.position) == ("cpu", "float32", 1, 7)
+    assert record.plan == Rules(RoundsRule(least=2), PassRule(noise=0.5))
 
 
-def test_a_request_without_work_is_rejected(fields: dict[str, Any]) -> None:
+def test_what_the_reference_expects_is_kept_by_base_model(settings: Settings, target: Target) -> None:
+    assert Request(settings, PlannedRun(target, 0, quality=True)).reference_logprobs == "x.npy"
+    other = replace(target, subject=replace(target.subject, base_model="Other", family="Tiny"))
+    assert Request(settings, PlannedRun(other, 0, quality=True)).reference_logprobs is None
+
+
+def test_a_request_without_work_is_rejected(settings: Settings, target: Target) -> None:
     with pytest.raises(ValueError, match="without work"):
-        Request(**fields)
+        Request(settings, PlannedRun(target, 0))

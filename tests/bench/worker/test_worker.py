@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench.records.record import Kernels, Record, read_records
+from bench.records.environment import Environment
+from bench.records.record import Kernels, Record
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule
-from bench.run.target import subject_of
-from bench.worker.request import QualityRequest, Request
+from bench.records.stopping import PassRule
+from bench.records.store import read_records
+from bench.run.target import target_of
+from bench.worker.request import PlannedRun, QualityRequest, Request, Settings
 from bench.worker.worker import REASON_CHARACTERS, failure, main, work
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
@@ -25,17 +28,21 @@ PREFILL = Scenario("prefill", prompt_tokens=16, new_tokens=1)
 
 
 def request_for(checkpoint: Checkpoint, *scenarios: Scenario, **changed: Any) -> Request:
-    fields: dict[str, Any] = {
-        "checkpoint": str(checkpoint.path),
-        "subject": subject_of(checkpoint),
-        "device": "cpu",
-        "compute_dtype": "float32",
-        "environment": {"cpu": "Model 1"},
-        "scenarios": scenarios,
-        "quality": None if scenarios else QualityRequest(blocks=2, block_tokens=64),
-        "rule": Rule(max_time_s=0.0),
-    }
-    return Request(**(fields | changed))
+    """Latency in these scenarios, or quality without any. changed: fields of the settings, or of the run."""
+    target = target_of(checkpoint)
+    settings = Settings(
+        "cpu",
+        {target.subject.baseline: "float32"},
+        Environment(cpu="Model 1"),
+        timeout_s=60.0,
+        rule=PassRule(max_time_s=0.0),
+        quality=QualityRequest(blocks=2, block_tokens=64),
+    )
+    run = PlannedRun(target, 0, scenarios, quality=not scenarios)
+    shared = {name: changed.pop(name) for name in list(changed) if hasattr(settings, name) and name != "tasks"}
+    if "quality" in shared:
+        changed["quality"] = True
+    return Request(replace(settings, **shared), replace(run, **changed))
 
 
 @pytest.fixture
@@ -89,7 +96,7 @@ def test_every_scenario_becomes_a_record_with_all_its_samples(
     assert [len(prefill.latency.prefill_s), len(short.latency.prefill_s)] == [1, 1]
     assert [len(steps) for steps in prefill.latency.decode_s] == [0]
     assert [len(steps) for steps in short.latency.decode_s] == [3]
-    assert 2 <= len(short.latency.warmup_s) <= Rule().max_warmups
+    assert 2 <= len(short.latency.warmup_s) <= PassRule().max_warmups
     assert short.latency.stopped == "time"
     assert short.kernels == Kernels("dense", "int4")
     assert (short.round, short.position, short.compute_dtype) == (2, 9, "float32")
@@ -119,15 +126,18 @@ def test_quality_is_a_record_of_its_own(make_checkpoint: Make, load_tiny: Callab
     assert 100 < record.quality.perplexity < 2000  # a random model over 512 tokens
 
 
-def test_others_are_held_against_what_the_reference_expects(
+def test_others_are_compared_with_what_the_reference_expects(
     make_checkpoint: Make, load_tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
-    asked = QualityRequest(expectations=str(tmp_path / "e" / "reference.npy"), blocks=3, block_tokens=64)
-    variant = request_for(make_checkpoint("bnb-4bit"), quality=asked)
+    asked: dict[str, Any] = {
+        "quality": QualityRequest(blocks=3, block_tokens=64),
+        "reference_logprobs": {"Tiny": str(tmp_path / "e" / "reference.npy")},
+    }
+    variant = request_for(make_checkpoint("bnb-4bit"), **asked)
     [alone] = records_from(variant, load_tiny)
     assert alone.quality is not None
     assert alone.quality.divergence is None
-    [reference] = records_from(request_for(make_checkpoint("fp16"), quality=asked, is_reference=True), load_tiny)
+    [reference] = records_from(request_for(make_checkpoint("fp16"), **asked, is_reference=True), load_tiny)
     assert reference.quality is not None
     assert reference.quality.noise_floor is not None
     assert reference.quality.noise_floor.mean < 1e-5
