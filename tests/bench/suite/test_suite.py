@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
+from bench.records.comparison import widest_interval
 from bench.records.record import Record
 from bench.records.scenario import Scenario
-from bench.records.comparison import widest_interval
 from bench.records.stopping import PassRule, RoundsRule
 from bench.run.plan import plan
-from bench.run.target import target_of
+from bench.run.target import half_dtype, subject_of, target_of
 from bench.suite.suite import checkpoint_targets, dummy_targets, shape_words, suite_named
-from bench.worker.request import Dummy, Target, half_dtype, subject_of
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.published import BIOMISTRAL_7B, SHAPE
@@ -251,11 +250,3 @@ def test_a_kernel_is_a_choice_for_awq_alone(make_checkpoint: Make) -> None:
 )
 def test_the_half_dtype_of_a_config(config: dict[str, Any], dtype: str) -> None:
     assert half_dtype(config) == dtype
-
-
-def test_a_candidate_is_one_of_two(make_checkpoint: Make) -> None:
-    checkpoint = make_checkpoint("fp16")
-    with pytest.raises(ValueError, match="one of the two"):
-        Target(subject_of(checkpoint))
-    with pytest.raises(ValueError, match="one of the two"):
-        Target(subject_of(checkpoint), checkpoint, Dummy("mistral-7b", "fp16"))

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from bench.worker.gpu import THROTTLE_REASONS, DeviceState, Nvml, open_nvml
+from bench.records.gpu_state import GpuState
+from bench.worker.gpu import THROTTLE_REASONS, Nvml, open_nvml
 
 
 class NVMLError(Exception):
@@ -49,7 +50,7 @@ def opened(**replaced: Any) -> Nvml:
 
 
 def test_a_look_at_a_card_that_tells_everything() -> None:
-    assert opened().state() == DeviceState(
+    assert opened().state() == GpuState(
         process_bytes=3_000_000,
         device_bytes=12_500_000,
         sm_clock_mhz=1980,
@@ -70,7 +71,7 @@ def test_the_facts_of_a_card() -> None:
 def test_a_card_that_tells_nothing_is_none_and_never_zero() -> None:
     queries = [name for name in vars(FakePynvml()) if name.startswith("nvmlDeviceGet")]
     queries = [name for name in queries if "Handle" not in name and "Count" not in name]
-    assert opened(**dict.fromkeys(queries, refuse)).state() == DeviceState()
+    assert opened(**dict.fromkeys(queries, refuse)).state() == GpuState()
 
 
 def test_one_query_that_fails_takes_no_other_with_it() -> None:
