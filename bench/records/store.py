@@ -33,7 +33,7 @@ TYPES: dict[str, type[AnyRecord]] = {
 }
 """By the `kind` of a line."""
 
-NAMES: dict[type[AnyRecord], str] = {
+NAMES: dict[type[Any], str] = {
     Record: "measurements (`bench DIR`)",
     CrossoverEntry: "a crossover (`python -m bench.crossover`)",
     RaceRecord: "a race of quantizers (`nox -s race`)",

@@ -16,17 +16,19 @@ from quantize.errors import UserError
 from quantize.schema import from_json
 
 PROBE_TIMEOUT_S = 300.0
+NO_CUDA = 3
+"""The exit code of a probe that found no CUDA."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """What every run of one `bench` is measured on.
 
-    device:      "cpu" or "cuda"; None where CUDA was asked for and is not there.
+    device:      "cpu" or "cuda".
     environment: the fingerprint.
     """
 
-    device: str | None
+    device: str
     environment: Environment
 
 
@@ -43,26 +45,21 @@ def probe(device: str, threads: int | None) -> Machine:
             environment=worker_environment(threads),
         )
         if result.is_file():
-            return checked(from_json(Machine, result.read_bytes(), str(result)))
+            return from_json(Machine, result.read_bytes(), str(result))
+    if ended.exit_code == NO_CUDA:
+        raise UserError("no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA")
     if "No module named 'torch'" in ended.output:
         raise UserError("bench needs torch: install it with `pip install 'quantable[models]'`")
     raise RuntimeError(f"looking at the machine failed: {ended.verdict()[1]}\n{ended.output}")
 
 
-def checked(machine: Machine) -> Machine:
-    """The machine that the probe process wrote down. Raises UserError for CUDA asked for and not there."""
-    if machine.device is None:
-        raise UserError("no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA")
-    return machine
-
-
-def look(device: str) -> Machine:
-    """What `probe` wants to know, found in this process."""
+def look(device: str) -> Machine | None:
+    """What `probe` wants to know, found in this process; None for CUDA asked for and not there."""
     import torch
 
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        return Machine(None, Environment())
+        return None
     chosen = "cuda" if cuda and device != "cpu" else "cpu"
     environment = fingerprint(chosen)
     seconds = matmul_probe() if chosen == "cpu" else None
@@ -72,9 +69,12 @@ def look(device: str) -> Machine:
 
 
 def main() -> int:
-    """Write what `look` finds as JSON."""
+    """Write what `look` finds as JSON; return the exit code, NO_CUDA where there is nothing to write."""
     device, result = sys.argv[1:]
-    Path(result).write_text(json.dumps(asdict(look(device))), encoding="utf-8")
+    machine = look(device)
+    if machine is None:
+        return NO_CUDA
+    Path(result).write_text(json.dumps(asdict(machine)), encoding="utf-8")
     return 0
 
 
