@@ -13,6 +13,7 @@ from bench.records.crossover import Style
 from quantize.dummy import DummyWeights
 from quantize.int4.weight import round_to_nearest
 from quantize.kernels import KERNELS, Kernel
+from quantize.kernels.base import dtype_name
 from quantize.kernels.verify import BOUNDS
 from quantize.methods.bnb import BnbOptions, bnb_linear, bnb_tensors
 from quantize.variant import VARIANTS
@@ -83,9 +84,12 @@ def dense(dtype: torch.dtype) -> Contender:
         module.weight = nn.Parameter(weight.to(setting.dtype), requires_grad=False)
         return Built(module, module.weight.float())
 
-    name = str(dtype).removeprefix("torch.")
     return Contender(
-        DENSE_NAMES[dtype], "dense", build, lambda tokens, setting: f"torch ({name})", lambda t, s: BOUNDS[s.dtype]
+        DENSE_NAMES[dtype],
+        "dense",
+        build,
+        lambda tokens, setting: f"torch ({dtype_name(dtype)})",
+        lambda t, s: BOUNDS[s.dtype],
     )
 
 
@@ -129,7 +133,7 @@ def _bnb_bound(tokens: int, setting: Setting) -> float:
 
 
 def _named(bits: str) -> Callable[[int, Setting], str]:
-    return lambda tokens, setting: f"bitsandbytes {bits} ({str(setting.dtype).removeprefix('torch.')})"
+    return lambda tokens, setting: f"bitsandbytes {bits} ({dtype_name(setting.dtype)})"
 
 
 BNB_4BIT = Contender("BnB.4", "bitsandbytes", partial(_build_bnb, "bnb-4bit"), _named("nf4"), _bnb_bound)

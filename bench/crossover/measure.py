@@ -1,4 +1,4 @@
-"""At how many tokens at once do two ways to run a decoder layer's linear layers change places?
+"""At how many tokens at once do two ways to run a decoder layer's linear layers cross over?
 
 `python -m bench.crossover --shape mistral-7b --device cuda --out DIR` writes DIR/crossover.jsonl. Tokens at once are
 the batch in decode (1 to 32) and the prompt in prefill (64 to 2048).
@@ -35,10 +35,11 @@ from bench.records.crossover import (
     crossings,
 )
 from bench.records.store import write
-from bench.worker.clock import Clock, CudaClock, HostClock
+from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint
 from quantize.cli import guarded
 from quantize.errors import UserError
+from quantize.kernels.base import dtype_name
 from quantize.model.architecture import group_size_for
 from quantize.progress import Progress, progress_bar, silent
 from quantize.quiet import quiet_libraries
@@ -80,9 +81,9 @@ def measure(
     take; it shortens turns, then their number, and numbers of tokens that it does not reach have that as their reason
     (the first is always measured). racing: who takes part, default all of bench.crossover.contenders.
 
-    Outputs are first held against the product with the weights in float32; who is off by more than its arithmetic
-    explains is an entry with a reason, not a number. Raises UserError for CUDA where there is none, an unknown shape
-    or dtype, and layers that AWQ cannot pack.
+    Outputs are first compared with the product with the weights in float32; one that differs by more than its
+    arithmetic explains is an entry with a reason, not a number. Raises UserError for CUDA where there is none, an
+    unknown shape or dtype, and layers that AWQ cannot pack.
     """
     deadline = time.monotonic() + budget_s
     if device.split(":")[0] == "cuda" and not torch.cuda.is_available():
@@ -107,7 +108,7 @@ def measure(
                 layers.append(built)
             else:
                 entries.append(replace(blank, contender=contender.name, style=contender.style, reason=built))
-        clock: Clock[Any] = CudaClock() if target.type == "cuda" else HostClock()
+        clock = clock_for(target.type)
         for step, tokens in enumerate(counts):
             progress("crossover", len(chosen) + step, steps)
             left_s = deadline - time.monotonic()
@@ -128,7 +129,7 @@ def blank_entry(shape: str, linears: tuple[Linear, ...], setting: Setting) -> Cr
         linears=linears,
         group_size=setting.group_size,
         device=setting.device.type,
-        compute_dtype=str(setting.dtype).removeprefix("torch."),
+        compute_dtype=dtype_name(setting.dtype),
         contender="",
         style="dense",
         tokens=None,
@@ -241,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Measure, and say in a few lines what changes places with the dense product."""
+    """Measure, and say in a few lines what crosses over with the dense product."""
     with progress_bar() as progress:
         entries = measure(arguments.shape, arguments.device, arguments.dtype, arguments.out, arguments.budget, progress)
     dense = {entry.contender for entry in entries if entry.style == "dense"}

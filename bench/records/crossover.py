@@ -1,4 +1,4 @@
-"""What `bench.crossover` leaves: seconds of each way to run a layer, and where two ways change places.
+"""What `bench.crossover` leaves: seconds of each way to run a layer, and where two ways cross over.
 
 Imports no torch.
 """
@@ -95,10 +95,10 @@ def series_by_contender(entries: Iterable[CrossoverEntry]) -> dict[str, dict[int
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where two contenders change places.
+    """Where two contenders cross over.
 
     tokens: how many at once, between two measured numbers; None when they never do. faster_below, faster_above: who
-    is faster with fewer and with more tokens; the same when they never change places, None when no number of tokens
+    is faster with fewer and with more tokens; the same when they never cross over, None when no number of tokens
     told an order.
     """
 
@@ -109,11 +109,11 @@ class Crossing:
 
 
 def crossings(entries: Sequence[CrossoverEntry]) -> list[Crossing]:
-    """Every change of places of every pair, by tokens; one entry with None for a pair that has none.
+    """Every crossing of every pair, by tokens; one entry with None for a pair that has none.
 
     The logarithm of the ratio of medians is taken to be straight in the logarithm of the tokens between two measured
     numbers. Two contenders are in an order where their medians differ by more than SAME_WITHIN and AGREEING_TURNS of
-    at least MIN_TURNS turns agree; places are changed between two numbers of tokens with opposite orders and nothing
+    at least MIN_TURNS turns agree; they cross between two numbers of tokens with opposite orders and nothing
     but ties between.
     """
     found = []

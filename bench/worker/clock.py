@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,11 @@ class CudaClock:
         if marks:
             marks[-1].synchronize()
         return [start.elapsed_time(end) / 1000 for start, end in itertools.pairwise(marks)]
+
+
+def clock_for(device_type: str) -> Clock[Any]:
+    """The clock that means something on this device type ("cpu" or "cuda")."""
+    return CudaClock() if device_type == "cuda" else HostClock()
 
 
 class FakeClock:

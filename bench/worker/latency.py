@@ -156,7 +156,7 @@ def timed_by_mode(
 ) -> tuple[Timed, str]:
     """How to time one prompt of the scenario in its mode, and the name of how the decode steps really run.
 
-    Mode "graph" sets itself up here, once for all prompts, and is held against eager decoding.
+    Mode "graph" sets itself up here, once for all prompts, and is compared with eager decoding.
     """
     if scenario.mode == "eager":
         return lambda prompt, steps: greedy_pass(model, prompt, steps, clock), EagerDecoder.name

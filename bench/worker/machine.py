@@ -9,10 +9,9 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from bench.records.environment import LIBRARIES, Environment, SourceState
-from bench.worker.clock import Clock, CudaClock, HostClock
+from bench.worker.clock import clock_for
 from bench.worker.gpu import GpuFacts, cuda_uuid, open_nvml
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
@@ -111,7 +110,7 @@ def copy_probe(device_type: str, repeats: int = 11) -> float | None:
     size = COPY_BYTES[device_type]
     if device_type == "cuda" and torch.cuda.mem_get_info()[0] < 3 * size:
         return None
-    clock: Clock[Any] = CudaClock() if device_type == "cuda" else HostClock()
+    clock = clock_for(device_type)
     source = torch.ones(size // 4, dtype=torch.float32, device=device_type)
     target = torch.empty_like(source)
     target.copy_(source)

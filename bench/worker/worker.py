@@ -20,7 +20,7 @@ from bench.records.gpu_state import GpuExtremes, GpuStates
 from bench.records.record import Kernels, Memory, Record, Status
 from bench.records.scenario import Scenario
 from bench.records.store import append
-from bench.worker.clock import Clock, CudaClock, HostClock
+from bench.worker.clock import Clock, clock_for
 from bench.worker.gpu import Nvml, cuda_uuid, open_nvml
 from bench.worker.memory import MemoryView, memory_view
 from bench.worker.request import Request, Work
@@ -77,8 +77,8 @@ def _load(request: Request, load: Load | None) -> Bench:
 
     if request.settings.threads is not None:
         torch.set_num_threads(request.settings.threads)
-    on_cuda = torch.device(request.settings.device).type == "cuda"
-    view = memory_view("cuda" if on_cuda else "cpu")
+    device_type = torch.device(request.settings.device).type
+    view = memory_view(device_type)
     view.reset_peak()
     loaded = _loaded(request, getattr(torch, request.compute_dtype), load)
     load_peak_bytes = view.peak_bytes()
@@ -86,9 +86,9 @@ def _load(request: Request, load: Load | None) -> Bench:
     spread = loaded.placement is not None  # weights that wait in RAM are not in the model between two passes
     return Bench(
         loaded=loaded,
-        clock=CudaClock() if on_cuda else HostClock(),
+        clock=clock_for(device_type),
         view=view,
-        nvml=open_nvml(cuda_uuid()) if on_cuda else None,
+        nvml=open_nvml(cuda_uuid()) if device_type == "cuda" else None,
         weights_bytes=loaded.weights_bytes if spread else weights_bytes(loaded.model),
         baseline_bytes=view.current_bytes(),
         load_peak_bytes=load_peak_bytes,

@@ -14,6 +14,7 @@ from bench.records.stopping import PassRule, RoundsRule
 from bench.run.plan import plan
 from bench.run.target import half_dtype, subject_of, target_of
 from bench.suite.suite import checkpoint_targets, dummy_targets, shape_words, suite_named
+from bench.worker.request import Dummy
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.published import BIOMISTRAL_7B, SHAPE

@@ -64,7 +64,7 @@ class Ticking:
 
 
 def test_a_copy_counts_what_is_read_and_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.worker.machine.HostClock", Ticking)
+    monkeypatch.setattr("bench.worker.machine.clock_for", lambda device_type: Ticking())
     monkeypatch.setitem(COPY_BYTES, "cpu", 4096)
     assert copy_probe("cpu", repeats=5) == 2 * 4096 / 3.0
 
