@@ -54,6 +54,7 @@ def race(session: nox.Session) -> None:
     install(session, "models", "embedded")
     session.install("--no-deps", *GPTQMODEL, success_codes=[0, 1])
     session.run("python", "-m", "bench.lab.race", "--out", "runs/race", *session.posargs)
+    session.run("report", "runs/race/race.jsonl")
 
 
 @nox.session
@@ -63,6 +64,7 @@ def overhead(session: nox.Session) -> None:
     session.run("quantize", EMBEDDED, "--variant", "fp16", "--out", "runs")
     reference = "runs/SmolLM2-135M-Instruct-FP16"
     session.run("python", "-m", "bench.lab.overhead", reference, "--out", "runs/overhead.jsonl", *session.posargs)
+    session.run("report", "runs/overhead.jsonl")
 
 
 @nox.session
@@ -78,6 +80,7 @@ def side_by_side(session: nox.Session) -> None:
     reference = "runs/SmolLM2-135M-Instruct-FP16"
     command = ["python", "-m", "bench.lab.optimum_benchmark", "--theirs", python, "--model", reference]
     session.run(*command, "--out", "runs/side_by_side", *session.posargs)
+    session.run("report", "runs/side_by_side/side_by_side.jsonl")
 
 
 @nox.session(venv_backend="none")
@@ -87,6 +90,7 @@ def gpu(session: nox.Session) -> None:
     It uses the Python that runs nox, which has torch with CUDA there. Options after -- go to the bench.
     """
     session.run("python3", "-m", "bench", "--suite", "biomistral", "--dummy", "--device", "cuda", *session.posargs)
+    session.run("python3", "-m", "reports", "runs/biomistral", "--all")
     session.run("python3", "-m", "pytest", "-m", "gpu")
 
 

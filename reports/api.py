@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from bench.records.crossover import CROSSOVER_NAME, read_crossover
-from bench.records.record import Record, read_records
-from bench.run.run import RECORDS_NAME
+from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
+from bench.records.lab import OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
+from bench.records.record import Record
+from bench.records.store import RECORDS_NAME, AnyRecord, read, read_crossover, read_records
 from quantize.errors import UserError
 from quantize.files import write_whole
 from reports.crossover import crossover_file, crossover_page
 from reports.export import csv_text, json_text
+from reports.lab import overhead_page, profile_page, race_page, side_by_side_page
 from reports.markdown import markdown
 from reports.pages import page
 from reports.plots import crossover_plots
 from reports.results import Measurement, measurements
 from reports.table import Page
-from reports.versus_published import versus_page
+from reports.versus_published import has_published_rows, versus_page
 
 Format = Literal["md", "csv", "json"]
 
@@ -24,19 +26,31 @@ Format = Literal["md", "csv", "json"]
 EXPORTS: dict[Format, Callable[[Sequence[Measurement]], str]] = {"csv": csv_text, "json": json_text}
 FORMATS: tuple[Format, ...] = ("md", *EXPORTS)
 
+PAGES: dict[type[AnyRecord], Callable[[Sequence[Any]], Page]] = {
+    Record: lambda records: page(measurements(records)),
+    CrossoverEntry: crossover_page,
+    RaceRecord: race_page,
+    OverheadRecord: overhead_page,
+    SideBySideRecord: side_by_side_page,
+    ProfileRecord: profile_page,
+}
+"""What is shown of each kind of record."""
+
 
 def report(source: Path | str, *, format: Format = "md", out: Path | str | None = None, published: bool = False) -> str:
-    """The report on a folder that `bench` measured, or on one record file, as text; also written to `out`.
+    """The report on a folder that `bench` measured, or on one record file of any kind, as text; also written to `out`.
 
     format: "md", the tables as markdown; "csv", one flat row a checkpoint and scenario; "json", everything.
     published: the published table beside ours instead, as markdown alone.
-    Raises UserError when there are no records, none of a reference, or records that may not stand in one
-    table.
+    Raises UserError when there are no records, none of a reference, records that may not stand in one table, and where
+    `out` is a record file.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
     if published and format != "md":
         raise UserError("the published table beside ours is markdown: leave --format out")
+    if out is not None and (Path(out).suffix == ".jsonl" or _is_file(source, out)):
+        raise UserError(f"{out} would be written over with a report: give --out another name")
     if format == "md":
         text = markdown(report_page(source, published=published))
     else:
@@ -46,16 +60,75 @@ def report(source: Path | str, *, format: Format = "md", out: Path | str | None 
     return text
 
 
+def _is_file(source: Path | str, out: Path | str) -> bool:
+    return Path(source).is_file() and Path(out).resolve() == Path(source).resolve()
+
+
 def report_page(source: Path | str, *, published: bool = False) -> Page:
     """The report as blocks, for a terminal; the crossover's at its end. Raises UserError as `report` does."""
     path = Path(source)
     if published:
         return versus_page(measurements(load_records(path)))
+    if path.is_file():
+        return page_of(path)
     crossover = crossover_file(path)
     blocks = crossover_page(read_crossover(crossover)) if crossover else ()
-    if crossover and (path == crossover or not (path / RECORDS_NAME).exists()):
+    if crossover and not (path / RECORDS_NAME).exists():
         return blocks
     return (*page(measurements(load_records(path))), *blocks)
+
+
+def page_of(path: Path) -> Page:
+    """The page of one record file, of whatever kind. Raises UserError for an empty one, and one of several kinds."""
+    if path.name == CROSSOVER_NAME:
+        return crossover_page(read_crossover(path))
+    records = read(path)
+    if not records:
+        raise UserError(f"{path} holds no records: run `bench` first")
+    kinds = {type(record) for record in records}
+    if len(kinds) > 1:
+        raise UserError(f"{path} holds records of {len(kinds)} kinds: keep each in a file of its own")
+    return PAGES[kinds.pop()](records)
+
+
+def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
+    """Write every page and plot that a folder has records for beside them; the files, and what could not be written.
+
+    table.md and, where a row is one of the published table's, published.md; the crossover's plots; NAME.md for every
+    other record file NAME.jsonl. Raises UserError for a folder without any record file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: name one that `bench` measured")
+    written: list[Path] = []
+    problems: list[str] = []
+
+    def attempt(name: str, make: Callable[[], list[Path]]) -> None:
+        try:
+            written.extend(make())
+        except UserError as error:
+            problems.append(f"no {name}: {error}")
+
+    def page_file(name: str, make: Callable[[], Page]) -> None:
+        def write() -> list[Path]:
+            write_whole(folder / name, markdown(make()).encode())
+            return [folder / name]
+
+        attempt(name, write)
+
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise UserError(f"{folder} holds no record files: run `bench` first")
+    if folder / RECORDS_NAME in files:
+        page_file("table.md", lambda: report_page(folder))
+        if has_published_rows(load_records(folder)):
+            page_file("published.md", lambda: report_page(folder, published=True))
+    if folder / CROSSOVER_NAME in files:
+        attempt("crossover.png", lambda: draw_plots(folder))
+    for path in files:
+        if path.name != RECORDS_NAME and not path.name.startswith("records."):
+            page_file(f"{path.stem}.md", lambda path=path: page_of(path))  # type: ignore[misc]
+    return written, problems
 
 
 def draw_plots(source: Path | str) -> list[Path]:
@@ -76,12 +149,7 @@ def load_records(source: Path | str) -> list[Record]:
         raise UserError(f"no such folder or file: {path}")
     if path.is_dir():
         path = path / RECORDS_NAME
-    try:
-        records = read_records(path)
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no record file: name the folder that `bench` measured") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
+    records = read_records(path)
     if not records:
         raise UserError(f"{path} holds no records: run `bench` first")
     return records

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.run.run import RECORDS_NAME
+from bench.records.store import RECORDS_NAME
 from quantize.errors import UserError
-from reports.api import FORMATS, draw_plots, report, report_page
+from reports.api import FORMATS, draw_plots, report, report_page, write_all
 
 USER_ERROR = 2
 
@@ -20,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the dash shows a question mark
     try:
+        if options.all:
+            return _write_all(options)
         if options.out is None and options.format == "md" and sys.stdout.isatty():
             _show(options.source, published=options.published)
         else:
@@ -33,6 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough: nothing is left to say at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _write_all(options: argparse.Namespace) -> int:
+    """Every page of a folder; the exit code, 1 where one could not be written."""
+    if options.out is not None or options.format != "md" or options.published or options.plots:
+        raise UserError("--all writes every page beside the records: leave the other options out")
+    written, problems = write_all(options.source)
+    print(*(f"wrote {path}" for path in written), *problems, sep="\n")
+    return 1 if problems else 0
 
 
 def _show(source: Path, *, published: bool) -> None:
@@ -58,5 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--published", action="store_true", help="the published table and the measured one side by side"
     )
+    parser.add_argument("--all", action="store_true", help="write every page that DIR has records for beside them")
     parser.add_argument("--plots", action="store_true", help="draw the crossover, PNG and SVG, beside its record")
     return parser

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import NoReturn
 
 from bench.records.environment import differences
-from bench.records.record import Record, Subject, family_of
+from bench.records.record import Record, Subject
 from bench.records.scenario import Scenario
 from quantize.errors import UserError
 
@@ -46,7 +46,7 @@ def check_alike(records: Sequence[Record]) -> None:
     prompts: dict[tuple[str, Scenario | None], Record] = {}
     for record in good:
         if record.prompt_sha256 is not None:
-            first = prompts.setdefault((family_of(record.subject), record.scenario), record)
+            first = prompts.setdefault((record.subject.baseline, record.scenario), record)
             if first.prompt_sha256 != record.prompt_sha256:
                 _refuse(first, record, f"prompt_sha256: {first.prompt_sha256} against {record.prompt_sha256}")
     memory = [(record, record.memory) for record in good if record.memory is not None]

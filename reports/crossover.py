@@ -1,4 +1,4 @@
-"""The crossover as tables: where two ways to run a layer change places, and how long each takes."""
+"""The crossover as tables: where two ways to run a layer cross over, and how long each takes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def crossover_page(entries: Sequence[CrossoverEntry]) -> Page:
     blocks: list[Block] = []
     pairs = crossover_table(entries)
     if pairs.rows:
-        title = "Tokens at once (batch in decode, prompt in prefill) at which two ways to run a layer change places"
+        title = "Tokens at once (batch in decode, prompt in prefill) at which two ways to run a layer cross over"
         blocks += [Paragraph(f"{title}, {setting_text(first)}:"), pairs]
     times = seconds_table(entries)
     if times.rows:
@@ -45,16 +45,16 @@ def crossover_page(entries: Sequence[CrossoverEntry]) -> Page:
 
 def setting_text(entry: CrossoverEntry) -> str:
     """mistral-7b's shape, float16 on NVIDIA H100 80GB HBM3"""
-    where = entry.environment.get("gpu") if entry.device == "cuda" else entry.environment.get("cpu")
+    where = entry.environment.gpu if entry.device == "cuda" else entry.environment.cpu
     return f"{entry.shape}'s shape, {entry.compute_dtype} on {where or entry.device}"
 
 
 def crossover_table(entries: Sequence[CrossoverEntry]) -> Table:
-    """One row a change of places, and for every pair with the dense product that has none a row that says so."""
+    """One row a crossing, and for every pair with the dense product that has none a row that says so."""
     dense = {entry.contender for entry in entries if entry.style == "dense"}
     columns = (
         Column("Pair"),
-        Column("Change places at", "count"),
+        Column("Cross over at", "count"),
         Column("Faster with fewer tokens"),
         Column("Faster with more"),
     )
@@ -68,7 +68,7 @@ def _crossing_row(crossing: Crossing) -> tuple[Cell, ...]:
 
 
 def tokens_text(tokens: float) -> str:
-    """Where places are changed: 2.8, from 10 on 91, 1,318."""
+    """Where two ways cross over: 2.8, from 10 on 91, 1,318."""
     return f"{tokens:.1f}" if tokens < 10 else f"{tokens:,.0f}"
 
 
@@ -127,7 +127,7 @@ def _method(entries: Sequence[CrossoverEntry]) -> str:
         plural = "" if turns[-1] == 1 else "s"
         said.append(f"Figures are medians of {told} turn{plural}, whose order is reversed from one to the next.")
     said.append(
-        "Before it was timed, each kernel's output was held against the product with its dequantized weights in "
+        "Before it was timed, each kernel's output was compared with the product with its dequantized weights in "
         f"float32. Medians within {SAME_WITHIN:.0%} count as a tie; between measured numbers of tokens the ratio is "
         "taken to be straight in log-log."
     )

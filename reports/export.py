@@ -7,15 +7,19 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from bench.records.phase import PHASES, Phase
-from bench.records.ratio import Ratio
+from bench.records.record import PHASES, Phase
 from bench.records.scenario import Scenario
-from reports.results import Failure, Measurement, Result, Timing
+from quantize.schema import to_data
+from reports.results import Measurement, Result, Timing
 
 EXPORT_VERSION = 1
+
+MEMORY_FIELDS = (
+    *("kv_cache_bytes", "kv_cache_formula_bytes", "activations_bytes", "rest_bytes", "baseline_bytes"),
+    *("reserved_peak_bytes", "nvml_process_bytes", "nvml_device_bytes"),
+)
 
 
 def csv_text(found: Sequence[Measurement]) -> str:
@@ -49,18 +53,18 @@ def _scenarios(measurement: Measurement, result: Result) -> list[Scenario | None
 def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -> dict[str, Any]:
     timing = result.timing(scenario)
     failure = next((item for item in result.failures if scenario and item.work == scenario.name), None)
+    shape = dict.fromkeys(("prompt_tokens", "new_tokens", "batch", "mode")) if scenario is None else to_data(scenario)
+    quality = result.quality
+    divergence = quality.divergence if quality else None
     row: dict[str, Any] = {
-        **asdict(result.subject),
+        **to_data(result.subject),
         "is_reference": int(result.is_reference),
         "device": measurement.device,
         "compute_dtype": result.compute_dtype,
         "scenario": scenario.name if scenario else None,
-        "prompt_tokens": scenario.prompt_tokens if scenario else None,
-        "new_tokens": scenario.new_tokens if scenario else None,
-        "batch": scenario.batch if scenario else None,
-        "mode": scenario.mode if scenario else None,
+        **{name: shape[name] for name in ("prompt_tokens", "new_tokens", "batch", "mode")},
         "prompt_lengths": " ".join(map(str, scenario.prompt_lengths)) if scenario else None,
-        "status": _status(timing, failure),
+        "status": "ok" if timing else failure.status if failure else None,
         "reason": failure.reason if failure else None,
         "rounds": timing.rounds if timing else None,
         "memory_source": measurement.memory,
@@ -73,60 +77,20 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
     return row | {
         "prefill_tokens_per_s": timing.prefill_tokens_per_s if timing else None,
         "decode_tokens_per_s": timing.decode_tokens_per_s if timing else None,
-        "prefill_kernel": timing.kernels.prefill if timing and timing.kernels else None,
-        "decode_kernel": timing.kernels.decode if timing and timing.kernels else None,
-        **_flat_decode(measurement, timing),
-        "perplexity": result.quality.perplexity if result.quality else None,
+        "prefill_kernel": " / ".join(timing.prefill_kernels) if timing else None,
+        "decode_kernel": " / ".join(timing.decode_kernels) if timing else None,
+        **_decode(measurement, timing),
+        "perplexity": quality.perplexity if quality else None,
         "perplexity_ratio": result.perplexity_ratio,
-        **_flat_divergence(result),
-        **_flat_memory(timing),
-        "energy_j": timing.energy_j if timing else None,
-        "unsteady_rounds": timing.unsteady if timing else None,
-        "outliers": timing.outliers[0] if timing else None,
-        "samples": timing.outliers[1] if timing else None,
+        **{f"kl_{name}": getattr(divergence, name, None) for name in ("mean", "median", "p99")},
+        "flips": divergence.flips if divergence else None,
+        **_memory(timing),
+        **_steadiness(timing),
     }
-
-
-def _flat_decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
-    return {
-        "decode_mode": timing.decode_mode if timing else None,
-        "decode_bytes": timing.memory.decode_bytes if timing and timing.memory else None,
-        "decode_bytes_per_s": timing.decode_bytes_per_s if timing else None,
-        "decode_copy_share": measurement.copy_share(timing) if timing else None,
-    }
-
-
-def _flat_divergence(result: Result) -> dict[str, Any]:
-    divergence = result.quality.divergence if result.quality else None
-    fields = ("mean", "median", "p99")
-    told: dict[str, Any] = {f"kl_{name}": getattr(divergence, name) if divergence else None for name in fields}
-    return told | {"flips": divergence.flips if divergence else None}
-
-
-def _flat_memory(timing: Timing | None) -> dict[str, Any]:
-    memory = timing.memory if timing else None
-    fields = (
-        "kv_cache_bytes",
-        "kv_cache_formula_bytes",
-        "activations_bytes",
-        "rest_bytes",
-        "baseline_bytes",
-        "reserved_peak_bytes",
-        "nvml_process_bytes",
-        "nvml_device_bytes",
-    )
-    return {name: getattr(memory, name) if memory else None for name in fields}
-
-
-def _status(timing: Timing | None, failure: Failure | None) -> str | None:
-    """ "ok" where any round ended well; the reason of one that did not stands beside it."""
-    if timing:
-        return "ok"
-    return failure.status if failure else None
 
 
 def _flat_phase(timing: Timing | None, phase: Phase) -> dict[str, Any]:
-    ratio = _ratio(timing, phase)
+    ratio = timing.ratio(phase) if timing else None
     low, high = ratio.interval if ratio and ratio.interval else (None, None)
     least, most = ratio.spread if ratio else (None, None)
     return {
@@ -140,59 +104,61 @@ def _flat_phase(timing: Timing | None, phase: Phase) -> dict[str, Any]:
     }
 
 
-def _ratio(timing: Timing | None, phase: Phase) -> Ratio | None:
-    return timing.comparison.ratios.get(phase) if timing and timing.comparison else None
+def _decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
+    return {
+        "decode_mode": (" / ".join(timing.decode_modes) or None) if timing else None,
+        "decode_bytes": timing.memory.decode_bytes if timing and timing.memory else None,
+        "decode_bytes_per_s": timing.decode_bytes_per_s if timing else None,
+        "decode_copy_share": measurement.copy_share(timing) if timing else None,
+    }
+
+
+def _memory(timing: Timing | None) -> dict[str, Any]:
+    return {name: getattr(timing.memory if timing else None, name, None) for name in MEMORY_FIELDS}
+
+
+def _steadiness(timing: Timing | None) -> dict[str, Any]:
+    return {
+        "energy_j": timing.energy_j if timing else None,
+        "unsteady_rounds": timing.unsteady if timing else None,
+        "outliers": timing.outliers.far if timing else None,
+        "samples": timing.outliers.samples if timing else None,
+    }
 
 
 def _measurement(measurement: Measurement) -> dict[str, Any]:
     first, last = measurement.first_start, measurement.last_start
     return {
         "device": measurement.device,
-        "environment": measurement.environment,
+        "environment": to_data(measurement.environment),
         "memory_source": measurement.memory,
         "first_start": first.isoformat() if first else None,
         "last_start": last.isoformat() if last else None,
-        "scenarios": [asdict(scenario) for scenario in measurement.scenarios],
+        "scenarios": [to_data(scenario) for scenario in measurement.scenarios],
         "rows": [_row(measurement, result) for result in measurement.results],
     }
 
 
 def _row(measurement: Measurement, result: Result) -> dict[str, Any]:
-    return {
-        "subject": asdict(result.subject),
-        "is_reference": result.is_reference,
-        "compute_dtype": result.compute_dtype,
-        "weights_bytes": result.weights_bytes,
-        "load_peak_bytes": result.load_peak_bytes,
-        "quality": asdict(result.quality) if result.quality else None,
-        "perplexity_ratio": result.perplexity_ratio,
-        "timings": [_timing(measurement, timing) for timing in result.timings.values()],
-        "tasks": [asdict(score) for score in result.tasks],
-        "failures": [asdict(failure) for failure in result.failures],
-        "placements": list(result.placements),
-    }
+    row = {name: value for name, value in vars(result).items() if name != "timings"}
+    return {**to_data(row), "timings": [_timing(measurement, timing) for timing in result.timings.values()]}
 
 
 def _timing(measurement: Measurement, timing: Timing) -> dict[str, Any]:
     comparison = timing.comparison
+    kernels = {"prefill": " / ".join(timing.prefill_kernels), "decode": " / ".join(timing.decode_kernels)}
     return {
-        "scenario": asdict(timing.scenario),
-        "rounds": timing.rounds,
-        "seconds": timing.seconds,
+        **to_data({name: getattr(timing, name) for name in ("scenario", "rounds", "seconds", "prefill_by_length_s")}),
         "prefill_tokens_per_s": timing.prefill_tokens_per_s,
         "decode_tokens_per_s": timing.decode_tokens_per_s,
-        **_flat_decode(measurement, timing),
-        "prefill_by_length_s": list(timing.prefill_by_length_s),
+        **_decode(measurement, timing),
         "run_peak_bytes": timing.run_peak_bytes,
-        "memory": _flat_memory(timing),
-        "energy_j": timing.energy_j,
-        "unsteady_rounds": timing.unsteady,
-        "outliers": timing.outliers[0],
-        "samples": timing.outliers[1],
+        "memory": _memory(timing),
+        **_steadiness(timing),
         "throttled": list(timing.throttled),
-        "other_processes": timing.neighbours,
-        "kernels": asdict(timing.kernels) if timing.kernels else None,
+        "other_processes": timing.other_processes,
+        "kernels": kernels if timing.prefill_kernels else None,
         "reference": comparison.reference if comparison else None,
         "apart_s": comparison.apart_s if comparison else None,
-        "ratios": {phase: asdict(ratio) for phase, ratio in comparison.ratios.items()} if comparison else {},
+        "ratios": to_data(comparison.ratios) if comparison else {},
     }

@@ -3,10 +3,14 @@
 from datetime import UTC, datetime
 
 from bench.records.ratio import CONFIDENCE, EQUIVALENCE
-from bench.records.record import Quality, Subject, family_of
+from bench.records.record import Subject
 from bench.records.scenario import Scenario
-from reports.results import HEADLINE, OUTLIER_MADS, Measurement, Result, Timing
+from reports.results import HEADLINE, Measurement, Result, Timing
+from reports.signals import OUTLIER_MADS
 from reports.table import gigabytes_text, ratio_text
+
+CUDA_GRAPH = "CUDA graph"
+"""The decode mode of steps that a CUDA graph replays (Latency.decode_mode)."""
 
 BROKEN_PERPLEXITY_RATIO = 2.0
 """From here on a checkpoint is called broken: quantization that works costs some percent."""
@@ -40,10 +44,13 @@ def paragraph(measurement: Measurement) -> str:
 def warnings(measurement: Measurement, labels: dict[Subject, str]) -> tuple[str, ...]:
     """One line for each thing that makes a row less than it seems."""
     found: list[str] = []
-    references = {family_of(result.subject) for result in measurement.results if result.is_reference}
-    families = dict.fromkeys(family_of(result.subject) for result in measurement.results)
-    missing = [family for family in families if family not in references]
-    found += [f"{family}: no reference was measured, so its rows have no ratios." for family in missing]
+    references = {result.subject.baseline for result in measurement.results if result.is_reference}
+    baselines = dict.fromkeys(result.subject.baseline for result in measurement.results)
+    found += [
+        f"{baseline}: no reference was measured, so its rows have no ratios."
+        for baseline in baselines
+        if baseline not in references
+    ]
     for result in measurement.results:
         label = labels[result.subject]
         found += [f"{label}: {words}" for words in _result_warnings(result)]
@@ -87,19 +94,19 @@ def _stability_warnings(timing: Timing) -> list[str]:
             f"in `{name}` the warm-up never became steady in {timing.unsteady} of {timing.rounds} rounds: close other "
             "programs and measure again."
         )
-    far, samples = timing.outliers
-    if far > OUTLIER_SHARE * samples:
+    outliers = timing.outliers
+    if outliers.far > OUTLIER_SHARE * outliers.samples:
         found.append(
-            f"in `{name}` {far} of {samples} samples lie far from the rest (none is dropped): something else ran; "
-            "close it and measure again, or raise --rounds."
+            f"in `{name}` {outliers.far} of {outliers.samples} samples lie far from the rest (none is dropped): "
+            "something else ran; close it and measure again, or raise --rounds."
         )
     if timing.throttled:
         found.append(
             f"in `{name}` the GPU's clocks were held down ({', '.join(timing.throttled)}): let it cool, or lower the "
             "load, and measure again."
         )
-    if timing.neighbours:
-        programs = _plural(timing.neighbours, "{} other program")
+    if timing.other_processes:
+        programs = _plural(timing.other_processes, "{} other program")
         found.append(f"in `{name}` {programs} used the GPU: stop what runs there and measure again.")
     return found
 
@@ -115,15 +122,13 @@ def dummy_text(measurement: Measurement) -> str:
 def machine_text(measurement: Measurement) -> str:
     """The processor, and with it the GPU where that was measured."""
     facts = measurement.environment
-    cpu = str(facts.get("cpu") or "unknown processor")
-    if not measurement.device.startswith("cuda"):
-        threads = facts.get("torch_threads")
-        return f"a CPU ({cpu}{_plural(threads, ', {} thread')})"
-    memory = facts.get("gpu_memory_bytes")
-    size = f", {gigabytes_text(memory)} GB" if memory else ""
-    driver = f", driver {facts['gpu_driver']}" if facts.get("gpu_driver") else ""
-    cuda = f", CUDA {facts['cuda']}" if facts.get("cuda") else ""
-    return f"a GPU ({facts.get('gpu') or 'unknown'}{size}{driver}{cuda}; host {cpu})"
+    cpu = facts.cpu or "unknown processor"
+    if not measurement.on_gpu:
+        return f"a CPU ({cpu}{_plural(facts.torch_threads, ', {} thread')})"
+    size = f", {gigabytes_text(facts.gpu_memory_bytes)} GB" if facts.gpu_memory_bytes else ""
+    driver = f", driver {facts.gpu_driver}" if facts.gpu_driver else ""
+    cuda = f", CUDA {facts.cuda}" if facts.cuda else ""
+    return f"a GPU ({facts.gpu or 'unknown'}{size}{driver}{cuda}; host {cpu})"
 
 
 def _plural(count: object, text: str) -> str:
@@ -153,11 +158,9 @@ def _rounds(measurement: Measurement) -> str:
 
 def _versions(measurement: Measurement) -> str:
     facts = measurement.environment
-    libraries = facts.get("libraries") or {}
-    versions = {"Python": facts.get("python"), **libraries}
-    source = facts.get("source") or {}
-    if source.get("quantable"):
-        versions["quantable"] = source["quantable"]
+    versions = {"Python": facts.python, **facts.libraries}
+    if facts.source and facts.source.quantable:
+        versions["quantable"] = facts.source.quantable
     known = [f"{name} {version}" for name, version in versions.items() if version]
     return f"Versions: {', '.join(known)}." if known else ""
 
@@ -194,7 +197,7 @@ def _modes(measurement: Measurement) -> str:
     if not graph:
         return ""
     timings = [result.timing(scenario) for result in measurement.results for scenario in graph]
-    replayed = any("CUDA graph" in (timing.decode_mode or "") for timing in timings if timing)
+    replayed = any(CUDA_GRAPH in timing.decode_modes for timing in timings if timing)
     how = (
         "one step is recorded as a CUDA graph, its RMS norms in one kernel each, and replayed"
         if replayed
@@ -217,7 +220,7 @@ def _bandwidth(measurement: Measurement) -> str:
     timings = [timing for result in measurement.results for timing in result.timings.values()]
     if not any(timing.decode_bytes_per_s for timing in timings):
         return ""
-    copied = measurement.environment.get("copy_bytes_per_s")
+    copied = measurement.environment.copy_bytes_per_s
     copy = f"; a plain copy moves {gigabytes_text(copied)} GB/s here, read and written together" if copied else ""
     return (
         f"GB/s are the weights that a decode step must read at least, over its time, keys and values not counted{copy}."
@@ -251,12 +254,8 @@ def _time(measurement: Measurement) -> str:
 
 
 def _quality(measurement: Measurement) -> str:
-    texts: dict[Quality, None] = dict.fromkeys(
-        Quality(0.0, result.quality.tokens, result.quality.text, result.quality.text_sha256)
-        for result in measurement.results
-        if result.quality
-    )
-    words = [f"Perplexity is over {text.tokens} tokens of held-out text ({text.text})." for text in texts]
+    texts = dict.fromkeys((one.tokens, one.text) for result in measurement.results if (one := result.quality))
+    words = [f"Perplexity is over {tokens} tokens of held-out text ({text})." for tokens, text in texts]
     if any(result.quality and result.quality.divergence for result in measurement.results):
         words.append(
             "KLD is the divergence KL(reference || row) of the next-token distributions on the same text, in nats a "
@@ -268,7 +267,7 @@ def _quality(measurement: Measurement) -> str:
 
 def _outliers(measurement: Measurement) -> str:
     counts = [timing.outliers for result in measurement.results for timing in result.timings.values()]
-    far, samples = sum(count for count, _ in counts), sum(count for _, count in counts)
+    far, samples = sum(one.far for one in counts), sum(one.samples for one in counts)
     if not far:
         return ""
     return (

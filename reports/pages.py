@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from bench.records.phase import Phase
-from bench.records.ratio import Ratio
-from bench.records.record import Divergence, Subject, family_of
+from bench.records.record import Divergence, Phase, Subject
 from bench.records.scenario import Scenario
 from quantize.variant import REFERENCE
 from reports.notes import paragraph, prompts_text, warnings
-from reports.results import Failure, Measurement, Result, Timing
+from reports.results import Measurement, Result, Timing
+from reports.signals import Failure
 from reports.table import Block, Bullets, Cell, Column, Heading, Page, Paragraph, Table
 
 REFERENCE_METHOD = "FP16/BF16"
@@ -17,6 +16,19 @@ REFERENCE_METHOD = "FP16/BF16"
 SPEED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
 """The blocks of rows in the speed table."""
 
+
+MEMORY_ROLES = {
+    "Weights": "weights_bytes",
+    "KV cache": "kv_cache_bytes",
+    "Activations": "activations_bytes",
+    "Rest": "rest_bytes",
+    "Run peak": "run_peak_bytes",
+    "Load peak": "load_peak_bytes",
+    "Reserved": "reserved_peak_bytes",
+    "Process (NVML)": "nvml_process_bytes",
+    "Device (NVML)": "nvml_device_bytes",
+}
+"""The memory table's columns, and the fields of Memory behind them."""
 
 CHECKPOINT_COLUMNS = (
     Column("Base Model"),
@@ -70,7 +82,7 @@ def _blocks(measurement: Measurement) -> list[Block]:
 
 def published_table(measurement: Measurement) -> Table:
     """The columns of the published table, in its order."""
-    memory = "RAM GB" if memory_is_ram(measurement) else "VRAM GB"
+    memory = "RAM GB" if measurement.memory_is_ram else "VRAM GB"
     columns = (
         *CHECKPOINT_COLUMNS,
         Column(memory, "gigabytes"),
@@ -88,8 +100,8 @@ def _published_row(measurement: Measurement, result: Result) -> tuple[Cell, ...]
         subject.q_group_size,
         subject.w_bit,
         subject.version,
-        run_peak_bytes(measurement, result),
-        time_cell(measurement, result),
+        measurement.run_peak_bytes(result),
+        measurement.time(result),
         subject.download or subject.name,
     )
 
@@ -101,44 +113,6 @@ def method_text(result: Result) -> str:
     if result.compute_dtype == "float32":
         return f"{REFERENCE_METHOD}, computed in float32"
     return REFERENCE_METHOD
-
-
-def run_peak_bytes(measurement: Measurement, result: Result) -> int | None:
-    """The peak while running `published`, or when that was not run at all, while running anything."""
-    if measurement.headline:
-        timing = result.timing(measurement.headline)
-        return timing.run_peak_bytes if timing else None
-    peaks = [timing.run_peak_bytes for timing in result.timings.values() if timing.run_peak_bytes is not None]
-    return max(peaks, default=None)
-
-
-def memory_is_ram(measurement: Measurement) -> bool:
-    """Whether the peaks are of the machine's memory, not the GPU's."""
-    if measurement.memory is None:
-        return not measurement.device.startswith("cuda")
-    return measurement.memory == "RSS"
-
-
-def time_cell(measurement: Measurement, result: Result) -> Cell:
-    """The ratio of total latency in `published`; the status where that failed."""
-    headline = measurement.headline
-    timing = result.timing(headline)
-    if timing is not None:
-        return ratio_cell(result, timing, "total")
-    failed = [failure.status for failure in result.failures if headline and failure.work == headline.name]
-    return failed[-1] if failed else None
-
-
-def ratio_cell(result: Result, timing: Timing, phase: Phase) -> float | None:
-    """The ratio to the reference; 1 for the reference itself."""
-    if result.is_reference:
-        return 1.0 if phase in timing.seconds else None
-    ratio = _ratio(timing, phase)
-    return ratio.value if ratio else None
-
-
-def _ratio(timing: Timing, phase: Phase) -> Ratio | None:
-    return timing.comparison.ratios.get(phase) if timing.comparison else None
 
 
 def speed_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
@@ -154,8 +128,8 @@ def speed_table(measurement: Measurement, scenario: Scenario, labels: dict[Subje
         Column("Spread", "range", missing=""),
         Column("Verdict", missing=""),
         Column("Tokens/s", "per_second"),
-        Column("GB/s", "gigabytes", missing=""),
-        Column("of copy", "share", missing=""),
+        Column("GB/s", "gigabytes", missing="", optional=True),
+        Column("of copy", "share", missing="", optional=True),
         Column("Kernel"),
     )
     phases = [phase for phase in SPEED_PHASES if scenario.decode_steps or phase == "prefill"]
@@ -165,13 +139,11 @@ def speed_table(measurement: Measurement, scenario: Scenario, labels: dict[Subje
         for result in measurement.results
         if (timing := result.timing(scenario)) is not None
     ]
-    optional = ("GB/s", "of copy")
-    kept = [n for n, column in enumerate(columns) if column.title not in optional or any(row[n] for row in rows)]
-    return Table(tuple(columns[n] for n in kept), tuple(tuple(row[n] for n in kept) for row in rows))
+    return Table(columns, tuple(rows)).without_empty()
 
 
 def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing, label: str) -> tuple[Cell, ...]:
-    ratio = _ratio(timing, phase)
+    ratio = timing.ratio(phase)
     interval: Cell = None
     if ratio is not None:
         interval = ratio.interval or f"{len(ratio.rounds)} round{'s' if len(ratio.rounds) > 1 else ''}"
@@ -179,7 +151,7 @@ def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: T
     return (
         phase,
         label,
-        ratio_cell(result, timing, phase),
+        result.ratio_in(timing, phase),
         interval,
         ratio.spread if ratio else None,
         ratio.verdict if ratio else None,
@@ -193,9 +165,9 @@ def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: T
 def _kernel_text(phase: Phase, timing: Timing) -> str | None:
     """What ran; of decode steps in mode "graph" also how they ran."""
     if phase == "prefill":
-        return timing.kernels.prefill if timing.kernels else None
-    mode = timing.decode_mode if timing.scenario.mode == "graph" else None
-    return ", ".join(words for words in (timing.kernels and timing.kernels.decode, mode) if words) or None
+        return " / ".join(timing.prefill_kernels) or None
+    modes = timing.decode_modes if timing.scenario.mode == "graph" else ()
+    return ", ".join(filter(None, (" / ".join(timing.decode_kernels), " / ".join(modes)))) or None
 
 
 def length_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
@@ -206,14 +178,14 @@ def length_table(measurement: Measurement, scenario: Scenario, labels: dict[Subj
         if (timing := result.timing(scenario)) is not None and timing.prefill_by_length_s
     }
     references = {
-        family_of(result.subject): seconds[result.subject]
+        result.subject.baseline: seconds[result.subject]
         for result in measurement.results
         if result.is_reference and result.subject in seconds
     }
     rows: list[tuple[Cell, ...]] = [
-        (labels[subject], *(ours / theirs for ours, theirs in zip(own, references[family_of(subject)], strict=True)))
+        (labels[subject], *(ours / theirs for ours, theirs in zip(own, references[subject.baseline], strict=True)))
         for subject, own in seconds.items()
-        if family_of(subject) in references
+        if subject.baseline in references
     ]
     return Table((Column("Row"), *(Column(f"{length:,}", "ratio") for length in scenario.lengths)), tuple(rows))
 
@@ -224,13 +196,11 @@ def quality_table(measurement: Measurement, labels: dict[Subject, str]) -> Table
         Column("Row"),
         Column("Perplexity", "perplexity"),
         Column("to reference", "ratio"),
-        Column("KLD mean", "nats", missing=""),
-        Column("median", "nats", missing=""),
-        Column("99%", "nats", missing=""),
-        Column("Flips", "share", missing=""),
+        Column("KLD mean", "nats", missing="", optional=True),
+        Column("median", "nats", missing="", optional=True),
+        Column("99%", "nats", missing="", optional=True),
+        Column("Flips", "share", missing="", optional=True),
     )
-    judged = [result.quality for result in measurement.results if result.quality]
-    told = len(columns) if any(one.divergence or one.noise_floor for one in judged) else 3
     rows = [
         (
             labels[result.subject],
@@ -245,7 +215,7 @@ def quality_table(measurement: Measurement, labels: dict[Subject, str]) -> Table
         for result in measurement.results
         if result.quality and result.quality.noise_floor
     ]
-    return Table(columns[:told], tuple(row[:told] for row in (*rows, *floors)))
+    return Table(columns, (*rows, *floors)).without_empty()
 
 
 def _divergence_cells(divergence: Divergence | None) -> tuple[Cell, ...]:
@@ -261,24 +231,12 @@ def memory_table(measurement: Measurement, scenario: Scenario, labels: dict[Subj
         for result in measurement.results
         if (timing := result.timing(scenario)) is not None and timing.memory is not None
     }
-    columns = [
-        ("Weights", "weights_bytes"),
-        ("KV cache", "kv_cache_bytes"),
-        ("Activations", "activations_bytes"),
-        ("Rest", "rest_bytes"),
-        ("Run peak", "run_peak_bytes"),
-        ("Load peak", "load_peak_bytes"),
-        ("Reserved", "reserved_peak_bytes"),
-        ("Process (NVML)", "nvml_process_bytes"),
-        ("Device (NVML)", "nvml_device_bytes"),
+    rows = [
+        (labels[subject], *(getattr(memory, field) for field in MEMORY_ROLES.values()))
+        for subject, memory in memories.items()
     ]
-    told = [
-        (title, field)
-        for title, field in columns
-        if any(getattr(memory, field) is not None for memory in memories.values())
-    ]
-    rows = [(labels[subject], *(getattr(memory, field) for _, field in told)) for subject, memory in memories.items()]
-    return Table((Column("Row"), *(Column(f"{title} GB", "gigabytes") for title, _ in told)), tuple(rows))
+    columns = (Column(f"{title} GB", "gigabytes", optional=True) for title in MEMORY_ROLES)
+    return Table((Column("Row"), *columns), tuple(rows)).without_empty()
 
 
 def task_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:

@@ -160,7 +160,7 @@ def _axes(axes: "Axes", counts: Sequence[int], first: CrossoverEntry) -> None:
 
 
 def _mark_crossings(axes: "Axes", entries: Sequence[CrossoverEntry], relative: Mapping[str, Series]) -> None:
-    """A ring at every change of places; a filled one, with its tokens, where it is with the dense product."""
+    """A ring at every crossing; a filled one, with its tokens, where it is with the dense product."""
     dense = next(iter(relative))
     below = False
     for crossing in sorted(crossings(entries), key=lambda one: one.tokens or 0.0):

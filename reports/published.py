@@ -37,5 +37,5 @@ BIOMISTRAL_7B: tuple[PublishedRow, ...] = (
 )
 """All eight rows, in the card's order. One GPU, batch 1, 3-shot medical questions, one new token."""
 
-SHAPE = "32 layers, hidden size 4096"
-"""Of all four base models, in the words of bench.suite.suite.shape_words."""
+LAYERS, HIDDEN_SIZE = 32, 4096
+"""The shape of all four base models."""

@@ -2,77 +2,71 @@
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from bench.records.comparison import Comparison, compare, started
-from bench.records.phase import PHASES, Phase, phase_s
+from bench.records.comparison import Comparison, compare, started, unique
+from bench.records.environment import Environment
+from bench.records.ratio import Ratio
 from bench.records.record import (
-    Kernels,
-    Latency,
+    PHASES,
     Memory,
+    Phase,
     Quality,
     Record,
-    Status,
     Subject,
     TaskScore,
-    family_of,
     latency_records,
-    may_be_reference,
 )
 from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
 from reports.compatibility import check_alike, check_subjects, refuse_compute_dtype, refuse_scenarios
-
-OUTLIER_MADS = 5.0
-"""A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
+from reports.signals import Failure, Outliers, by_length, failures, latest_quality, outliers
 
 HEADLINE = SCENARIOS["published"].name
 """The scenario behind the column Time."""
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Runs of one checkpoint that did not end well, for one reason. `rounds` is empty for a quality run."""
-
-    work: str
-    status: Status
-    reason: str
-    rounds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Timing:
     """One checkpoint in one scenario.
 
-    rounds:         how many ended well.
-    seconds:        median over rounds of each phase; "decode" is seconds a step.
-    kernels:        what ran the linear layers, None where no run told.
-    run_peak_bytes: highest over the rounds. memory: of the run with that peak.
-    unsteady:       in how many rounds the warm-up never became steady. outliers: how many samples lie far from the
-    median of their run, of how many (`outliers_of`).
-    decode_mode:    how the decode steps ran (bench.records.record.Latency), None where no record tells.
+    scenario:        what ran.
+    rounds:          how many ended well.
+    seconds:         median over rounds of each phase.
+    comparison:      with the reference; None for the reference itself and where there is nothing to compare with.
+    prefill_kernels: what ran the linear layers of the prompt, each name once.
+    decode_kernels:  what ran them in decode steps.
+    decode_modes:    how the decode steps ran (Latency.decode_mode).
+    memory:          of the run with the highest peak.
+    unsteady:        in how many rounds the warm-up never became steady.
+    outliers:        samples far from the median of their run.
+    energy_j:        median over rounds, None where nothing told.
+    throttled:       what held the GPU's clocks down.
+    other_processes: other programs on the GPU, at most.
     prefill_by_length_s: median over all passes of all rounds, for each of the scenario's prompt lengths.
-    comparison:     against the reference; None for the reference itself and where there is nothing to
-    compare with.
     """
 
     scenario: Scenario
     rounds: int
     seconds: dict[Phase, float]
-    kernels: Kernels | None
-    run_peak_bytes: int | None
-    comparison: Comparison | None
+    comparison: Comparison | None = None
+    prefill_kernels: tuple[str, ...] = ()
+    decode_kernels: tuple[str, ...] = ()
+    decode_modes: tuple[str, ...] = ()
     memory: Memory | None = None
     unsteady: int = 0
-    outliers: tuple[int, int] = (0, 0)
+    outliers: Outliers = field(default_factory=Outliers)
     energy_j: float | None = None
     throttled: tuple[str, ...] = ()
-    neighbours: int = 0
-    decode_mode: str | None = None
+    other_processes: int = 0
     prefill_by_length_s: tuple[float, ...] = ()
+
+    @property
+    def run_peak_bytes(self) -> int | None:
+        """The highest over the rounds."""
+        return self.memory.run_peak_bytes if self.memory else None
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -92,14 +86,27 @@ class Timing:
         seconds, read = self.seconds.get("decode"), self.memory.decode_bytes if self.memory else None
         return read / seconds if seconds and read else None
 
+    def ratio(self, phase: Phase) -> Ratio | None:
+        """The ratio to the reference in this phase, None where there is none."""
+        return self.comparison.ratios.get(phase) if self.comparison else None
+
 
 @dataclass(frozen=True)
 class Result:
     """One row: a checkpoint on one device. Unknown is None.
 
-    load_peak_bytes: highest over all loads. perplexity_ratio: over the reference's perplexity on the same
-    text, None where the reference is of another base model: it would say nothing of the quantization. placements: how
-    a model too big for one GPU was spread, each way once; empty for one on one device.
+    subject:          what was measured.
+    is_reference:     whether its baseline is compared with it.
+    compute_dtype:    what it computed in.
+    weights_bytes:    of the loaded model.
+    load_peak_bytes:  highest over all loads.
+    quality:          the latest figures.
+    perplexity_ratio: over the reference's perplexity on the same text, None where the reference is of another base
+                      model: it would say nothing of the quantization.
+    timings:          by scenario.
+    tasks:            the latest scores.
+    failures:         what did not end well.
+    placements:       how a model too big for one GPU was spread, each way once; empty for one on one device.
     """
 
     subject: Subject
@@ -115,35 +122,52 @@ class Result:
     placements: tuple[str, ...] = ()
 
     def timing(self, scenario: Scenario | None) -> Timing | None:
+        """Its times in this scenario."""
         return self.timings.get(scenario) if scenario else None
+
+    def ratio_in(self, timing: Timing, phase: Phase) -> float | None:
+        """The ratio to the reference; 1 for the reference itself."""
+        if self.is_reference:
+            return 1.0 if phase in timing.seconds else None
+        ratio = timing.ratio(phase)
+        return ratio.value if ratio else None
 
 
 @dataclass(frozen=True)
 class Measurement:
     """All that was measured on one device, each base model in one compute dtype.
 
+    device:      "cpu" or "cuda".
     environment: the fingerprint, the same for every record in what matters; empty when every run failed.
-    scenarios:   in the order in which they were first run.
     memory:      what the peaks mean, "RSS" or "CUDA allocator", None when unknown.
+    scenarios:   in the order in which they were first run.
+    results:     the rows.
+    first_start: of the first run that ended well.
+    last_start:  of the last.
     """
 
     device: str
-    environment: dict[str, Any]
+    environment: Environment
     memory: str | None
     scenarios: tuple[Scenario, ...]
     results: tuple[Result, ...]
-    first_start: datetime | None
-    last_start: datetime | None
+    first_start: datetime | None = None
+    last_start: datetime | None = None
 
     @property
     def headline(self) -> Scenario | None:
         """The scenario `published`, None when it was not run."""
         return next((scenario for scenario in self.scenarios if scenario.name == HEADLINE), None)
 
-    def copy_share(self, timing: Timing) -> float | None:
-        """The bytes a second that decoding reads, as a share of what a plain copy on the device moves."""
-        copied, read = self.environment.get("copy_bytes_per_s"), timing.decode_bytes_per_s
-        return read / copied if copied and read else None
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it ran on a GPU."""
+        return self.device.startswith("cuda")
+
+    @property
+    def memory_is_ram(self) -> bool:
+        """Whether the peaks are of the machine's memory, not the GPU's."""
+        return not self.on_gpu if self.memory is None else self.memory == "RSS"
 
     @property
     def compute_dtypes(self) -> tuple[str, ...]:
@@ -152,7 +176,29 @@ class Measurement:
 
     @property
     def base_models(self) -> tuple[str, ...]:
+        """Every base model, in the rows' order."""
         return tuple(dict.fromkeys(result.subject.base_model for result in self.results))
+
+    def run_peak_bytes(self, result: Result) -> int | None:
+        """The peak while running `published`, or when that was not run at all, while running anything."""
+        if self.headline:
+            timing = result.timing(self.headline)
+            return timing.run_peak_bytes if timing else None
+        peaks = [timing.run_peak_bytes for timing in result.timings.values() if timing.run_peak_bytes is not None]
+        return max(peaks, default=None)
+
+    def time(self, result: Result) -> float | str | None:
+        """The ratio of total latency in `published`; the status where that failed."""
+        timing = result.timing(self.headline)
+        if timing is not None:
+            return result.ratio_in(timing, "total")
+        failed = [one.status for one in result.failures if self.headline and one.work == self.headline.name]
+        return failed[-1] if failed else None
+
+    def copy_share(self, timing: Timing) -> float | None:
+        """The bytes a second that decoding reads, as a share of what a plain copy on the device moves."""
+        copied, read = self.environment.copy_bytes_per_s, timing.decode_bytes_per_s
+        return read / copied if copied and read else None
 
 
 def measurements(records: Sequence[Record]) -> list[Measurement]:
@@ -163,30 +209,34 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     Raises UserError for records that may not stand in one table (see reports.compatibility), and when there is no
     latency record of any reference, since every ratio is to it.
     """
+    records = unique(records)
     check_subjects(records)
-    if not any(may_be_reference(record.subject) for record in latency_records(records)):
+    if not any(record.subject.may_be_reference for record in latency_records(records)):
         raise _no_reference(records)
     _check_compute_dtypes(records)
     return [_measurement(device, group) for (device, _), group in _groups(records).items()]
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
-    """The records of each device; by compute dtype too where a family ran in several on that device.
+    """The records of each device; by compute dtype too where a baseline ran in several on that device.
 
     A run that failed before its compute dtype was known joins every group of its device.
     """
-    dtypes: dict[str, dict[str, list[str]]] = {}
+    dtypes: dict[str, dict[str, dict[str, None]]] = {}
     for record in records:
-        known = dtypes.setdefault(record.device, {}).setdefault(family_of(record.subject), [])
-        if record.compute_dtype and record.compute_dtype not in known:
-            known.append(record.compute_dtype)
+        found = dtypes.setdefault(record.device, {}).setdefault(record.subject.baseline, {})
+        if record.compute_dtype:
+            found[record.compute_dtype] = None
+    split = {
+        device: list(dict.fromkeys(dtype for found in baselines.values() for dtype in found))
+        if any(len(found) > 1 for found in baselines.values())
+        else [None]
+        for device, baselines in dtypes.items()
+    }
     groups: dict[tuple[str, str | None], list[Record]] = {}
     for record in records:
-        models = dtypes[record.device].values()
-        split = dict.fromkeys(dtype for known in models for dtype in known)
-        several = any(len(known) > 1 for known in models)
-        own = [record.compute_dtype] if record.compute_dtype else list(split)
-        for dtype in own if several else [None]:
+        several = split[record.device]
+        for dtype in several if several == [None] or not record.compute_dtype else [record.compute_dtype]:
             groups.setdefault((record.device, dtype), []).append(record)
     return groups
 
@@ -199,61 +249,54 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         refuse_scenarios(headlines[0], headlines[1])
     good = [record for record in records if record.status == "ok"]
     starts = sorted(moment for record in good if (moment := started(record)))
-    references = _references(records)
-    subjects = sorted(
-        dict.fromkeys(record.subject for record in records),
-        key=lambda subject: _row_order(subject, references, records),
+    of_subject: dict[Subject, list[Record]] = {}
+    for record in records:
+        of_subject.setdefault(record.subject, []).append(record)
+    references: dict[str, Subject] = {}
+    for subject in of_subject:
+        if subject.may_be_reference:  # of several half-precision checkpoints the first
+            references.setdefault(subject.baseline, subject)
+    baselines = {name: place for place, name in enumerate(dict.fromkeys(one.baseline for one in of_subject))}
+    rows = sorted(
+        of_subject,
+        key=lambda one: (
+            baselines[one.baseline],
+            references.get(one.baseline) != one,
+            _place(one, of_subject[one]),
+            one.name,
+        ),
     )
     return Measurement(
         device=device,
-        environment=good[0].environment if good else {},
+        environment=good[0].environment if good else Environment(),
         memory=next((record.memory.source for record in good if record.memory), None),
         scenarios=scenarios,
-        results=tuple(_result(subject, references, records) for subject in subjects),
+        results=tuple(_result(one, references.get(one.baseline), of_subject) for one in rows),
         first_start=starts[0] if starts else None,
         last_start=starts[-1] if starts else None,
     )
 
 
-def _references(records: Iterable[Record]) -> dict[str, Subject]:
-    """The reference of each family: its base model in half precision, of several the first."""
-    references: dict[str, Subject] = {}
-    for record in records:
-        if may_be_reference(record.subject):
-            references.setdefault(family_of(record.subject), record.subject)
-    return references
+def _place(subject: Subject, records: Sequence[Record]) -> float:
+    """Where a row stands among those of its baseline: in the order of VARIANTS; a suite's in the suite's own.
+
+    A suite's first round runs its rows in their order; what has no position comes last.
+    """
+    if subject.family is None:
+        variants = list(VARIANTS)
+        return variants.index(subject.variant) if subject.variant in variants else len(variants)
+    return min(
+        (record.position for record in records if record.round == 0 and record.position is not None),
+        default=float("inf"),
+    )
 
 
-def _row_order(
-    subject: Subject, references: dict[str, Subject], records: Sequence[Record]
-) -> tuple[int, bool, int, str]:
-    """Families as first measured; in each the reference, then a suite's own order, else the order of VARIANTS."""
-    family = family_of(subject)
-    families = list(dict.fromkeys(family_of(record.subject) for record in records))
-    variants = list(VARIANTS)
-    place = variants.index(subject.variant) if subject.variant in variants else len(variants)
-    if subject.family is not None:
-        place = _place_in_suite(subject, records)
-    return families.index(family), references.get(family) != subject, place, subject.name
-
-
-def _place_in_suite(subject: Subject, records: Sequence[Record]) -> int:
-    """The position in the first round, which runs a suite's rows in its order; after all others where it has none."""
-    places = [
-        record.position
-        for record in records
-        if record.subject == subject and record.round == 0 and record.position is not None
-    ]
-    return min(places, default=len(records))
-
-
-def _result(subject: Subject, references: dict[str, Subject], records: Sequence[Record]) -> Result:
-    own = [record for record in records if record.subject == subject]
-    reference = references.get(family_of(subject))
-    others = [record for record in records if record.subject == reference and reference != subject]
-    good = latency_records(own)
-    quality = _quality(own)
-    reference_quality = _quality(record for record in others if record.subject.base_model == subject.base_model)
+def _result(subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]]) -> Result:
+    own = of_subject[subject]
+    others = of_subject[reference] if reference is not None and reference != subject else []
+    good, reference_good = latency_records(own), latency_records(others)
+    quality = latest_quality(own)
+    reference_quality = latest_quality(record for record in others if record.subject.base_model == subject.base_model)
     memory = [record.memory for record in own if record.status == "ok" and record.memory]
     load_peaks = [figures.load_peak_bytes for figures in memory if figures.load_peak_bytes is not None]
     scenarios = dict.fromkeys(record.scenario for record in good if record.scenario)
@@ -265,9 +308,9 @@ def _result(subject: Subject, references: dict[str, Subject], records: Sequence[
         load_peak_bytes=max(load_peaks, default=None),
         quality=quality,
         perplexity_ratio=quality.perplexity / reference_quality.perplexity if quality and reference_quality else None,
-        timings={scenario: _timing(scenario, good, latency_records(others)) for scenario in scenarios},
+        timings={scenario: _timing(scenario, good, reference_good) for scenario in scenarios},
         tasks=next((record.tasks for record in reversed(own) if record.status == "ok" and record.tasks), ()),
-        failures=_failures(own),
+        failures=failures(own),
         placements=tuple(dict.fromkeys(record.placement for record in own if record.placement)),
     )
 
@@ -277,117 +320,39 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
     runs = [record for record in own if record.scenario == scenario]
     seconds: dict[Phase, float] = {}
     for phase in PHASES:
-        rounds = [value for run in runs if (value := phase_s(run, phase)) is not None]
+        rounds = [value for run in runs if (value := run.seconds(phase)) is not None]
         if rounds:
             seconds[phase] = statistics.median(rounds)
     latencies = [run.latency for run in runs if run.latency]
-    memories = [run.memory for run in runs if run.memory]
-    peaks = [memory.run_peak_bytes for memory in memories if memory.run_peak_bytes is not None]
+    states = [run.device_state for run in runs if run.device_state]
+    energies = [state.energy_j for state in states if state.energy_j is not None]
     return Timing(
         scenario=scenario,
         rounds=len(runs),
         seconds=seconds,
-        kernels=_kernels(runs),
-        run_peak_bytes=max(peaks, default=None),
         comparison=compare(scenario, runs, [record for record in reference if record.scenario == scenario]),
-        memory=max(memories, key=lambda memory: memory.run_peak_bytes or 0, default=None),
-        unsteady=sum(run.latency is not None and run.latency.steady is False for run in runs),
-        outliers=_outliers(runs),
-        energy_j=_median([spent for run in runs if (spent := energy_of(run)) is not None]),
-        throttled=tuple(dict.fromkeys(reason for run in runs for reason in _throttled(run))),
-        neighbours=max((_neighbours(run) for run in runs), default=0),
-        decode_mode=" / ".join(dict.fromkeys(one.decode_mode for one in latencies if one.decode_mode)) or None,
-        prefill_by_length_s=_by_length(latencies),
+        prefill_kernels=_each_once(run.kernels.prefill for run in runs if run.kernels),
+        decode_kernels=_each_once(run.kernels.decode for run in runs if run.kernels),
+        decode_modes=_each_once(one.decode_mode for one in latencies if one.decode_mode),
+        memory=max((run.memory for run in runs if run.memory), key=lambda one: one.run_peak_bytes or 0, default=None),
+        unsteady=sum(one.steady is False for one in latencies),
+        outliers=outliers(latencies),
+        energy_j=statistics.median(energies) if energies else None,
+        throttled=_each_once(reason for state in states for reason in state.throttle_reasons),
+        other_processes=max((state.other_processes for state in states), default=0),
+        prefill_by_length_s=by_length(latencies),
     )
 
 
-def _by_length(latencies: Iterable[Latency]) -> tuple[float, ...]:
-    passes = [one for latency in latencies for one in latency.prefill_by_length_s]
-    return tuple(statistics.median(seconds) for seconds in zip(*passes, strict=True))
-
-
-def outliers_of(samples: Sequence[float]) -> int:
-    """How many lie further from the median than OUTLIER_MADS median absolute deviations and a tenth of the median."""
-    if len(samples) < 3:
-        return 0
-    middle = statistics.median(samples)
-    deviation = statistics.median(abs(sample - middle) for sample in samples)
-    bound = max(OUTLIER_MADS * 1.4826 * deviation, 0.1 * middle)
-    return sum(abs(sample - middle) > bound for sample in samples)
-
-
-def _outliers(runs: Iterable[Record]) -> tuple[int, int]:
-    series = [
-        samples
-        for run in runs
-        if run.latency
-        for samples in (run.latency.prefill_s, tuple(step for steps in run.latency.decode_s for step in steps))
-    ]
-    return sum(map(outliers_of, series)), sum(map(len, series))
-
-
-def energy_of(run: Record) -> float | None:
-    """Joules that the GPU took while the run's passes ran, its warm-up included; None where nothing told."""
-    state = run.device_state or {}
-    before, after = ((state.get(when) or {}).get("energy_j") for when in ("before", "after"))
-    return None if before is None or after is None else float(after - before)
-
-
-def _throttled(run: Record) -> tuple[str, ...]:
-    looks = [(run.device_state or {}).get(when) or {} for when in ("before", "between", "after")]
-    return tuple(reason for look in looks for reason in look.get("throttle_reasons") or ())
-
-
-def _neighbours(run: Record) -> int:
-    looks = [(run.device_state or {}).get(when) or {} for when in ("before", "between", "after")]
-    return max((look.get("other_processes") or 0 for look in looks), default=0)
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
-
-
-def _kernels(runs: Sequence[Record]) -> Kernels | None:
-    """What ran; where it changed from round to round, every name."""
-    found = [run.kernels for run in runs if run.kernels]
-    if not found:
-        return None
-    prefill = dict.fromkeys(kernels.prefill for kernels in found)
-    decode = dict.fromkeys(kernels.decode for kernels in found)
-    return Kernels(" / ".join(prefill), " / ".join(decode))
-
-
-def _quality(records: Iterable[Record]) -> Quality | None:
-    """The latest figures."""
-    found = [record.quality for record in records if record.status == "ok" and record.quality]
-    return found[-1] if found else None
-
-
-def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
-    """Failed runs that no later run of the same work made good, those of one work and reason together."""
-    found: dict[tuple[str, Status, str], list[int]] = {}
-    for place, record in enumerate(records):
-        work = (record.kind, record.scenario, record.round)
-        made_good = any(
-            later.status == "ok" and (later.kind, later.scenario, later.round) == work for later in records[place + 1 :]
-        )
-        if record.status != "ok" and not made_good:
-            key = (_work(record), record.status, record.reason or "")
-            found.setdefault(key, []).extend([] if record.round is None else [record.round])
-    return tuple(
-        Failure(work, status, reason, tuple(dict.fromkeys(rounds))) for (work, status, reason), rounds in found.items()
-    )
-
-
-def _work(record: Record) -> str:
-    return record.scenario.name if record.scenario else record.kind
+def _each_once(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))
 
 
 def _no_reference(records: Iterable[Record]) -> UserError:
-    failed = [record for record in records if may_be_reference(record.subject) and record.status != "ok"]
+    failed = [record for record in records if record.subject.may_be_reference and record.status != "ok"]
     if failed:
         why = f"the reference did not run ({failed[-1].status}: {failed[-1].reason})"
-        return UserError(f"no latency record of the reference: {why}; mend that and run `bench` again")
+        return UserError(f"no latency record of the reference: {why}; fix that and run `bench` again")
     return UserError(
         f"no latency record of the reference: quantize --variant {REFERENCE.name} into the same folder "
         "and run `bench` again"
@@ -399,9 +364,10 @@ def _check_compute_dtypes(records: Sequence[Record]) -> None:
     good = latency_records(records)
     references: dict[tuple[str, str], list[Record]] = {}
     for record in good:
-        if may_be_reference(record.subject):
-            references.setdefault((record.device, family_of(record.subject)), []).append(record)
+        if record.subject.may_be_reference:
+            references.setdefault((record.device, record.subject.baseline), []).append(record)
+    dtypes = {key: {one.compute_dtype for one in found} for key, found in references.items()}
     for record in good:
-        own = references.get((record.device, family_of(record.subject)), [])
-        if own and record.compute_dtype not in [reference.compute_dtype for reference in own]:
-            refuse_compute_dtype(record, own)
+        key = (record.device, record.subject.baseline)
+        if key in dtypes and record.compute_dtype not in dtypes[key]:
+            refuse_compute_dtype(record, references[key])

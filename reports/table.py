@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal[
-    "text", "count", "gigabytes", "ratio", "range", "per_second", "milliseconds", "perplexity", "nats", "share"
+    "text",
+    "count",
+    "calls",
+    "gigabytes",
+    "ratio",
+    "times",
+    "range",
+    "per_second",
+    "milliseconds",
+    "perplexity",
+    "nats",
+    "share",
 ]
 Cell = str | int | float | tuple[float, float] | None
 Align = Literal["left", "right", "center"]
@@ -19,8 +30,10 @@ class Column:
 
     text:       as it is.
     count:      a whole number.
+    calls:      how often, a pass.
     gigabytes:  bytes, shown in GB of 1e9 bytes: 15.02, 4.68, below one GB 0.269, from 100 on 141.0.
     ratio:      x1.41; from 100 on x14,889.
+    times:      a ratio of any size in three digits: x0.0214, x0.873, x77.3.
     range:      two ratios, low and high: 1.38 to 1.45.
     per_second: three digits: 24.8, 1.52, from 100 on 1,318.
     milliseconds: seconds, shown in ms: 0.131, 2.40, 81.5, 1,318.
@@ -29,16 +42,18 @@ class Column:
     share:      a share of one, in percent: 12.4%.
 
     A cell that holds a string is shown as it is in any column ("oom", "2 rounds"). None is shown as
-    `missing`: a dash for what is unknown, nothing for what does not apply.
+    `missing`: a dash for what is unknown, nothing for what does not apply. An `optional` column is left out of a table
+    where it would be empty (`Table.without_empty`).
     """
 
     title: str
     kind: Kind = "text"
     missing: str = UNKNOWN
+    optional: bool = False
 
     @property
     def align(self) -> Align:
-        return ALIGNMENTS[self.kind]
+        return "left" if self.kind == "text" else "right"
 
     def text(self, cell: Cell) -> str:
         """How this value looks in this column."""
@@ -62,6 +77,12 @@ class Table:
     @property
     def titles(self) -> list[str]:
         return [column.title for column in self.columns]
+
+    def without_empty(self) -> "Table":
+        """This table without its optional columns that no row has a value in."""
+        filled = [any(row[n] is not None for row in self.rows) for n in range(len(self.columns))]
+        kept = [n for n, column in enumerate(self.columns) if filled[n] or not column.optional]
+        return Table(tuple(self.columns[n] for n in kept), tuple(tuple(row[n] for n in kept) for row in self.rows))
 
     def texts(self) -> list[list[str]]:
         """The rows as they are shown."""
@@ -134,25 +155,14 @@ def share_text(value: float) -> str:
 FORMATS: dict[Kind, Callable[[Any], str]] = {
     "text": str,
     "count": str,
+    "calls": lambda value: f"{value:g}",
     "gigabytes": gigabytes_text,
     "ratio": ratio_text,
+    "times": lambda value: f"x{value:.3g}",
     "range": range_text,
     "per_second": per_second_text,
     "milliseconds": milliseconds_text,
     "perplexity": perplexity_text,
     "nats": nats_text,
     "share": share_text,
-}
-
-ALIGNMENTS: dict[Kind, Align] = {
-    "text": "left",
-    "count": "right",
-    "gigabytes": "right",
-    "ratio": "right",
-    "range": "right",
-    "per_second": "right",
-    "milliseconds": "right",
-    "perplexity": "right",
-    "nats": "right",
-    "share": "right",
 }

@@ -1,12 +1,12 @@
 """The published table and ours side by side: row by row in the published order, with the quotient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from bench.records.record import Subject
+from bench.records.record import Record, Subject
 from quantize.variant import NATIVE_KERNEL, REFERENCE
 from reports.notes import dummy_text, machine_text
-from reports.pages import CHECKPOINT_COLUMNS, REFERENCE_METHOD, memory_is_ram, run_peak_bytes, shape_text, time_cell
-from reports.published import BIOMISTRAL_7B, SHAPE, PublishedRow
+from reports.pages import CHECKPOINT_COLUMNS, REFERENCE_METHOD, shape_text
+from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS, PublishedRow
 from reports.results import HEADLINE, Measurement, Result
 from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Table
 
@@ -32,7 +32,7 @@ def versus_page(found: Sequence[Measurement]) -> Page:
 
 def versus_table(measurement: Measurement, rows: Sequence[PublishedRow], *, native: bool) -> Table:
     """One row a published one; what was not measured is a dash."""
-    memory = "RAM" if memory_is_ram(measurement) else "VRAM"
+    memory = "RAM" if measurement.memory_is_ram else "VRAM"
     columns = (
         *CHECKPOINT_COLUMNS,
         Column("Published VRAM GB", "gigabytes"),
@@ -48,8 +48,8 @@ def versus_table(measurement: Measurement, rows: Sequence[PublishedRow], *, nati
 
 def _row(measurement: Measurement, row: PublishedRow, native: bool) -> tuple[Cell, ...]:
     result = measured(measurement, row, native=native)
-    peak = run_peak_bytes(measurement, result) if result else None
-    time = time_cell(measurement, result) if result else None
+    peak = measurement.run_peak_bytes(result) if result else None
+    time = measurement.time(result) if result else None
     comparable = has_published_shape(measurement)
     return (
         row.base_model,
@@ -67,9 +67,16 @@ def _row(measurement: Measurement, row: PublishedRow, native: bool) -> tuple[Cel
     )
 
 
+def has_published_rows(records: Iterable[Record]) -> bool:
+    """Whether one of these records is of a row of the published table."""
+    subjects = dict.fromkeys(record.subject for record in records)
+    return any(_is_of(subject, row) for subject in subjects for row in BIOMISTRAL_7B)
+
+
 def has_published_shape(measurement: Measurement) -> bool:
     """False where random weights were measured in another shape than the published models'."""
-    return all(SHAPE in result.subject.dummy for result in measurement.results if result.subject.dummy)
+    drawn = [result.subject for result in measurement.results if result.subject.dummy]
+    return all((one.dummy_layers, one.dummy_hidden_size) == (LAYERS, HIDDEN_SIZE) for one in drawn)
 
 
 def measured(measurement: Measurement, row: PublishedRow, *, native: bool) -> Result | None:
@@ -88,7 +95,7 @@ def _is_of(subject: Subject, row: PublishedRow) -> bool:
 
 
 def _paragraph(measurement: Measurement) -> str:
-    peak = "the process's resident memory" if memory_is_ram(measurement) else "the CUDA allocator's memory"
+    peak = "the process's resident memory" if measurement.memory_is_ram else "the CUDA allocator's memory"
     headline = measurement.headline
     protocol = f"`{HEADLINE}` ({shape_text(headline)})" if headline else f"other scenarios than `{HEADLINE}`"
     sentences = (
@@ -110,5 +117,6 @@ def _other_shape(measurement: Measurement) -> str:
     if has_published_shape(measurement):
         return ""
     return (
-        f"It is not the shape of the published models ({SHAPE}), so that nothing here compares with a published figure."
+        f"It is not the shape of the published models ({LAYERS} layers, hidden size {HIDDEN_SIZE}), so that nothing "
+        "here compares with a published figure."
     )

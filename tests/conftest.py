@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from quantize.source import Source
+    from tests.builder import Builder
 
 ROOT = Path(__file__).resolve().parents[1]
 END = "<|end|>"
@@ -20,6 +21,19 @@ END = "<|end|>"
 def _interrupts_arrive() -> None:
     """A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def new_builder() -> "type[Builder]":
+    """For tests with several base models, machines or devices."""
+    from tests.builder import Builder
+
+    return Builder
+
+
+@pytest.fixture
+def builder(new_builder: "type[Builder]") -> "Builder":
+    return new_builder()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""Judges packed 4-bit layers by what the model predicts with them, on two kinds of held-out text."""
+"""Evaluates packed 4-bit layers by what the model predicts with them, on two kinds of held-out text."""
 
 import importlib.metadata
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.records.lab import RaceRecord, TextFacts
+from bench.worker.machine import fingerprint
 from bench.worker.quality import divergences, perplexity
 from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_from, token_blocks, unseen_paragraphs
 from quantize.int4.packing import unpack_gemm
 from quantize.model.pretrained import model_of, tokenizer_of
 from quantize.source import open_source
 
-JUDGE_BLOCKS = 8
-JUDGE_BLOCK_TOKENS = 512
+EVALUATION_BLOCKS = 8
+EVALUATION_BLOCK_TOKENS = 512
 
 
 def licence_texts() -> list[str]:
@@ -34,10 +37,13 @@ def licence_texts() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """The reference model in float32, the calibration tokens that all contenders get, and the texts to judge on.
+class Evaluation:
+    """The reference model in float32, the calibration tokens that all contenders get, and the texts to evaluate on.
 
-    texts: "calibration" (held-out text of the calibration's kind) and "other", token ids [blocks, tokens].
+    folder:    the reference's.
+    reference: the model.
+    blocks:    calibration token ids, int64 [blocks, tokens].
+    texts:     "calibration" (held-out text of the calibration's kind) and "other", token ids [blocks, tokens].
     """
 
     folder: Path
@@ -46,18 +52,18 @@ class Judge:
     texts: dict[str, Tensor]
 
     @staticmethod
-    def prepare(source: str, blocks: int, block_tokens: int, other: Path | None) -> "Judge":
+    def prepare(source: str, blocks: int, block_tokens: int, other: Path | None) -> "Evaluation":
         """Open the source, load the reference, tokenise the texts."""
         folder = open_source(source).folder
         tokenizer = tokenizer_of(folder)
         other_texts = text_from(str(other)) if other is not None else licence_texts()
         texts = {"calibration": builtin_texts("evaluation"), "other": other_texts}
-        return Judge(
+        return Evaluation(
             folder,
             model_of(folder, dtype=torch.float32),
             token_blocks(builtin_texts("calibration"), tokenizer, blocks=blocks, block_tokens=block_tokens),
             {
-                kind: token_blocks(text, tokenizer, blocks=JUDGE_BLOCKS, block_tokens=JUDGE_BLOCK_TOKENS)
+                kind: token_blocks(text, tokenizer, blocks=EVALUATION_BLOCKS, block_tokens=EVALUATION_BLOCK_TOKENS)
                 for kind, text in texts.items()
             },
         )
@@ -71,22 +77,27 @@ class Judge:
         """Whether this file holds the same calibration tokens."""
         return torch.equal(load_file(path)["blocks"], self.blocks)
 
-    def judge(self, layers: Path, group_size: int) -> tuple[dict[str, float], dict[str, float]]:
+    def figures(self, layers: Path, group_size: int) -> dict[str, dict[str, float]]:
         """Perplexity and mean KL divergence (nats a token) of the model with these layers, on each text."""
         model = model_of(self.folder, dtype=torch.float32)
         put_layers(model, load_file(layers), group_size)
-        perplexities = {kind: perplexity(model, text) for kind, text in self.texts.items()}
         means = {kind: float(divergences(self.reference, model, text).mean()) for kind, text in self.texts.items()}
-        return perplexities, means
-
-    def facts(self) -> dict[str, Any]:
-        """What was raced, for the record."""
         return {
-            "model": self.folder.name,
-            "blocks": list(self.blocks.shape),
-            "blocks_sha256": blocks_sha256(self.blocks),
-            "texts": {kind: {"shape": list(t.shape), "sha256": blocks_sha256(t)} for kind, t in self.texts.items()},
+            "perplexity": {kind: perplexity(model, text) for kind, text in self.texts.items()},
+            "divergence": means,
         }
+
+    def record(self, contender: str) -> RaceRecord:
+        """What is raced, without the contender's figures."""
+        return RaceRecord(
+            when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            contender=contender,
+            model=self.folder.name,
+            blocks=tuple(self.blocks.shape),
+            blocks_sha256=blocks_sha256(self.blocks),
+            texts={kind: TextFacts(tuple(t.shape), blocks_sha256(t)) for kind, t in self.texts.items()},
+            environment=fingerprint("cpu"),
+        )
 
 
 @torch.no_grad()

@@ -4,16 +4,17 @@ python -m bench.lab.overhead CHECKPOINT --out overhead.jsonl
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.records.environment import fingerprint
+from bench.records.lab import OverheadRecord
 from bench.records.ratio import Ratio, ratio_of
 from bench.records.scenario import Scenario
+from bench.records.store import append
+from bench.worker.machine import fingerprint
 from quantize.cli import guarded
 from quantize.quiet import quiet_libraries
 
@@ -22,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     cli = argparse.ArgumentParser(prog="overhead", description=__doc__)
     cli.add_argument("checkpoint", type=Path, help="a checkpoint folder that `quantize` made")
-    cli.add_argument("--out", type=Path, required=True, help="a file to append one JSON line to")
+    cli.add_argument("--out", type=Path, required=True, help="a record file to append to")
     cli.add_argument("--prompt", type=int, default=128, help="prompt tokens (default %(default)s)")
     cli.add_argument("--new", type=int, default=65, help="new tokens (default %(default)s)")
     cli.add_argument("--rounds", type=int, default=15, help="turns of each (default %(default)s)")
@@ -48,19 +49,17 @@ def race(arguments: argparse.Namespace) -> Ratio:
             for name in TURNS if number % 2 == 0 else reversed(TURNS):
                 seconds[name].append(TURNS[name](model, scenario))
     ratio = ratio_of(seconds["ours"], seconds["generate"])
-    line: dict[str, Any] = {
-        "schema_version": 1,
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "checkpoint": arguments.checkpoint.resolve().name,
-        "scenario": scenario.to_json(),
-        "compute_dtype": arguments.dtype,
-        "decode_s_a_token": seconds,
-        "ratio": ratio.value,
-        "interval": ratio.interval,
-        "environment": fingerprint(arguments.device),
-    }
-    with arguments.out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    record = OverheadRecord(
+        when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        checkpoint=arguments.checkpoint.resolve().name,
+        scenario=scenario,
+        compute_dtype=arguments.dtype,
+        decode_s_a_token={name: tuple(values) for name, values in seconds.items()},
+        ratio=ratio.value,
+        interval=ratio.interval,
+        environment=fingerprint(arguments.device),
+    )
+    append(arguments.out, record)
     return ratio
 
 
@@ -68,11 +67,11 @@ def ours(model: Any, scenario: Scenario) -> float:
     """Median seconds of a decode step as the worker times them."""
     import statistics
 
-    from bench.worker.clock import CudaClock, HostClock
+    from bench.worker.clock import clock_for
     from bench.worker.latency import greedy_pass, prompt_ids
 
     config = model.config.get_text_config()
-    clock = CudaClock() if model.device.type == "cuda" else HostClock()
+    clock = clock_for(model.device.type)
     timed = greedy_pass(model, prompt_ids(scenario, config.vocab_size, model.device), scenario.decode_steps, clock)
     return statistics.median(timed.decode_s)
 

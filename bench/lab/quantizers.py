@@ -25,11 +25,11 @@ from quantize.quiet import quiet_libraries
 OFF_GRID = 1e-2
 """How far, in steps, a rounded weight may lie from its code: float32 division leaves a millionth."""
 
-Work = Callable[["Request"], float]
+Work = Callable[["Task"], float]
 
 
 @dataclass(frozen=True)
-class Request:
+class Task:
     """What a contender is given: the model's folder, the calibration token ids and where its layers go.
 
     source: half-precision safetensors folder; blocks: a safetensors file with int64 `blocks` [blocks, tokens];
@@ -49,23 +49,23 @@ class Request:
 def ours(options: AwqOptions) -> Work:
     """Our pipeline from files to packed layers; its seconds include reading the weights and packing."""
 
-    def work(request: Request) -> float:
+    def work(task: Task) -> float:
         prefer_huge_pages()  # as the command does
         from quantize.building.stream import LayerStream
         from quantize.source import open_weights
 
-        folder = Path(request.source)
+        folder = Path(task.source)
         stream = LayerStream(folder, open_weights(folder), torch.device("cpu"))
         tensors: dict[str, Tensor] = {}
         started = time.perf_counter()
-        chosen = AwqOptions(**{**asdict(options), "group_size": request.group_size})
+        chosen = AwqOptions(**{**asdict(options), "group_size": task.group_size})
         with torch.inference_mode():
-            for result, _ in stream.quantized(request.token_ids(), chosen):
+            for result, _ in stream.quantized(task.token_ids(), chosen):
                 for name, weight in result.weights.items():
                     tensors |= {f"{name}.{part}": tensor for part, tensor in pack_gemm(weight).items()}
                 tensors |= {name: tensor.half() for name, tensor in result.others.items()}
         seconds = time.perf_counter() - started
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, request.out)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, task.out)
         return seconds
 
     return work
@@ -78,7 +78,7 @@ def autoawq(*, repaired: bool) -> Work:
     from outside; nothing else is changed.
     """
 
-    def work(request: Request) -> float:
+    def work(task: Task) -> float:
         with quiet_libraries():
             from awq import AutoAWQForCausalLM
             from awq.quantize.quantizer import AwqQuantizer
@@ -103,16 +103,16 @@ def autoawq(*, repaired: bool) -> Work:
                     return scales
 
             model = AutoAWQForCausalLM.from_pretrained(
-                request.source, torch_dtype=torch.float32, trust_remote_code=False, safetensors=True
+                task.source, torch_dtype=torch.float32, trust_remote_code=False, safetensors=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(request.source, trust_remote_code=False)
-            ids = request.token_ids()
+            tokenizer = AutoTokenizer.from_pretrained(task.source, trust_remote_code=False)
+            ids = task.token_ids()
             started = time.perf_counter()
             model.quantize(
                 tokenizer,
                 quant_config={
                     "zero_point": True,
-                    "q_group_size": request.group_size,
+                    "q_group_size": task.group_size,
                     "w_bit": 4,
                     "version": "GEMM",
                 },
@@ -125,35 +125,35 @@ def autoawq(*, repaired: bool) -> Work:
         state = model.model.state_dict()
         embeddings = model.model.get_input_embeddings().weight.data_ptr()
         kept = {name: tensor.contiguous() for name, tensor in state.items() if tensor.data_ptr() != embeddings}
-        save_file(kept, request.out)
+        save_file(kept, task.out)
         return seconds
 
     return work
 
 
-def gptqmodel(request: Request) -> float:
+def gptqmodel(task: Task) -> float:
     """gptqmodel's AWQ with its defaults, where that package is installed; it saves a folder, which we read back."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(torch.get_num_threads()))  # without it, it wants more cores
     with quiet_libraries():
         from gptqmodel import GPTQModel  # type: ignore[import-not-found]
         from gptqmodel.quantization import FORMAT, METHOD, QuantizeConfig  # type: ignore[import-not-found]
 
-        config = QuantizeConfig(bits=4, group_size=request.group_size, quant_method=METHOD.AWQ, format=FORMAT.GEMM)
-        model = GPTQModel.load(request.source, config)
-        data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in request.token_ids().tolist()]
+        config = QuantizeConfig(bits=4, group_size=task.group_size, quant_method=METHOD.AWQ, format=FORMAT.GEMM)
+        model = GPTQModel.load(task.source, config)
+        data = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in task.token_ids().tolist()]
         started = time.perf_counter()
         model.quantize(data, batch_size=8)
         seconds = time.perf_counter() - started
-        folder = Path(request.out).with_suffix("")
+        folder = Path(task.out).with_suffix("")
         model.save(str(folder))
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
-    save_file(tensors, request.out)
+    save_file(tensors, task.out)
     return seconds
 
 
-def optimum_gptq(request: Request) -> float:
+def optimum_gptq(task: Task) -> float:
     """optimum's GPTQ with its defaults but for zero points, which AWQ's format has too; needs gptqmodel beside it.
 
     Its codes are packed in the GEMM layout here, outside its seconds, in place of its own packing.
@@ -170,7 +170,7 @@ def optimum_gptq(request: Request) -> float:
                 nonlocal rounded
                 rounded = time.perf_counter()
                 for name, (_, scales, zeros, group_of) in quantizers.items():
-                    if not torch.equal(group_of.cpu(), torch.arange(len(group_of)) // request.group_size):
+                    if not torch.equal(group_of.cpu(), torch.arange(len(group_of)) // task.group_size):
                         raise ValueError(f"{name}: its groups are not in the order of the columns")
                     weight = _as_codes(model.get_submodule(name).weight.data, scales.float(), zeros.float())
                     tensors.update({f"{name}.{part}": tensor for part, tensor in pack_gemm(weight).items()})
@@ -179,15 +179,15 @@ def optimum_gptq(request: Request) -> float:
                 return model
 
         model = AutoModelForCausalLM.from_pretrained(
-            request.source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+            task.source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
         )
-        rows = request.token_ids().unsqueeze(1).tolist()
+        rows = task.token_ids().unsqueeze(1).tolist()
         data = [{"input_ids": row, "attention_mask": [[1] * len(row[0])]} for row in rows]
-        quantizer = Unpacked(bits=4, dataset=data, group_size=request.group_size, sym=False)
-        tokenizer = AutoTokenizer.from_pretrained(request.source, trust_remote_code=False)
+        quantizer = Unpacked(bits=4, dataset=data, group_size=task.group_size, sym=False)
+        tokenizer = AutoTokenizer.from_pretrained(task.source, trust_remote_code=False)
         started = time.perf_counter()
         quantizer.quantize_model(model, tokenizer)
-    save_file(tensors, request.out)
+    save_file(tensors, task.out)
     return rounded - started
 
 
@@ -221,10 +221,10 @@ CONTENDERS: dict[str, Work] = {
 def main(arguments: list[str]) -> int:
     """Run one contender; write {"seconds", "peak_bytes"} beside its layers. peak_bytes: highest resident set size."""
     name, path = arguments
-    request = Request(**json.loads(Path(path).read_text()))
-    seconds = CONTENDERS[name](request)
-    facts = {"seconds": seconds, "peak_bytes": peak_resident_bytes(), "libraries": {"torch": torch.__version__}}
-    Path(request.out).with_suffix(".json").write_text(json.dumps(facts))
+    task = Task(**json.loads(Path(path).read_text()))
+    seconds = CONTENDERS[name](task)
+    facts = {"seconds": seconds, "peak_bytes": peak_resident_bytes()}
+    Path(task.out).with_suffix(".json").write_text(json.dumps(facts))
     return 0
 
 

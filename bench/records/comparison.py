@@ -1,24 +1,38 @@
-"""From records to comparisons: each checkpoint against the reference of its base model, round by round."""
+"""One checkpoint's time over another's: the only comparison, for the stopping rule, `--compare` and the report.
+
+Imports no torch.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from bench.records.ratio import Ratio, ratio_of
-from bench.records.record import PHASES, Phase, Record
+from bench.records.environment import differences
+from bench.records.ratio import Ratio, independent_ratio_of, ratio_of
+from bench.records.record import PHASES, Phase, Record, latency_records
 from bench.records.scenario import Scenario
+from quantize.errors import UserError
+
+Setting = tuple[str, str | None]
+"""Device and compute dtype: records of different settings are never paired."""
+
+
+Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One checkpoint against its reference in one scenario.
+    """One checkpoint against its reference in one scenario, on one device and in one compute dtype.
 
-    subject, reference: their names.
-    ratios:      for each phase that both have: "total" (prefill and decode), "prefill", "decode" (a token).
-    rounds:      how many rounds both finished; the ratios are over these.
-    first:       in how many of them the reference ran before the checkpoint.
-    apart_s:     the longest time between the starts of two paired runs, None where the records do not tell.
+    subject:   the checkpoint's name.
+    reference: its reference's.
+    scenario:  what both ran.
+    ratios:    for each phase that both have.
+    rounds:    how many rounds both finished; the ratios are over these.
+    first:     in how many of them the reference ran before the checkpoint.
+    apart_s:   the longest time between the starts of two paired runs, None where the records do not say.
     """
 
     subject: str
@@ -38,8 +52,8 @@ class Comparison:
 def compare(scenario: Scenario, variant: Sequence[Record], reference: Sequence[Record]) -> Comparison | None:
     """Compare the ok latency records of one checkpoint in one scenario with the reference's, paired by round.
 
-    Each run of the checkpoint is paired with the reference's run of the same round, and where a round was
-    measured more than once with the one that started closest in time. None when no round has both.
+    Each run of the checkpoint is paired with the reference's run of the same round, device and compute dtype, and where
+    that was measured more than once with the one that started closest in time. None when no round has both.
     """
     pairs = _paired(variant, reference)
     if not pairs:
@@ -62,6 +76,81 @@ def compare(scenario: Scenario, variant: Sequence[Record], reference: Sequence[R
     )
 
 
+def widest_interval(records: Sequence[Record]) -> float | None:
+    """The largest half-width of a ratio's interval over all checkpoints and scenarios, as a share of the ratio.
+
+    Infinite where one has too few rounds for an interval; None where there is no ratio at all.
+    """
+    good = latency_records(records)
+    references: dict[str, str] = {}
+    for record in good:
+        if record.subject.may_be_reference:
+            references.setdefault(record.subject.baseline, record.subject.name)
+    series = _grouped(good, lambda one: (one.subject.baseline, one.scenario, _setting(one), one.subject.name))
+    widths = []
+    for (baseline, scenario, setting, name), runs in series.items():
+        reference = series.get((baseline, scenario, setting, references.get(baseline)))
+        if reference is None or name == references[baseline]:
+            continue
+        comparison = compare(scenario, runs, reference)
+        if comparison is not None and "total" in comparison.ratios:
+            low, high = comparison.ratios["total"].interval or (1.0, math.inf)
+            widths.append(math.sqrt(high / low) - 1)
+    return max(widths, default=None)
+
+
+def comparison_lines(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
+    """One line for each checkpoint, scenario and phase of two record files: the second's seconds over the first's.
+
+    The two were measured apart, so that no run of one has a neighbour in the other: they are independent series.
+    Raises UserError, naming the field, when they were not measured alike, and when they have no run in common.
+    """
+    check_comparable(before, after)
+    first, second = (_grouped(latency_records(records), _series_key) for records in (before, after))
+    lines = []
+    for key in first.keys() & second.keys():
+        name, scenario, (device, dtype) = key
+        for phase in PHASES:
+            theirs, ours = ([spent for one in runs[key] if (spent := one.seconds(phase))] for runs in (first, second))
+            if ours and theirs:
+                ratio = independent_ratio_of(ours, theirs)
+                interval = "" if ratio.interval is None else f" ({ratio.interval[0]:.2f} to {ratio.interval[1]:.2f})"
+                where = f"{name}, {scenario.name}, {phase}, {device}, {dtype}"
+                lines.append(f"{where}: x{ratio.value:.2f}{interval}, {ratio.verdict}")
+    if not lines:
+        raise UserError("the two files have no checkpoint and scenario in common: nothing to compare")
+    return [
+        *sorted(lines),
+        "The second file's time over the first's. They were measured apart, so they are compared as independent "
+        "series, and what the machine did in between is in the ratio.",
+    ]
+
+
+def check_comparable(before: Sequence[Record], after: Sequence[Record]) -> None:
+    """Raises UserError, naming the field, for two series that were not measured alike."""
+    good = [[record for record in unique(records) if record.status == "ok"] for records in (before, after)]
+    for one, other in zip(*(records[:1] for records in good), strict=False):
+        found = differences(one.environment, other.environment)
+        if found:
+            raise UserError(f"the two files were not measured alike ({found[0]}): compare runs of one machine")
+    theirs = _grouped(good[0], lambda one: (one.kind, one.subject.name, one.scenario))
+    for record in good[1]:
+        same = theirs.get((record.kind, record.subject.name, record.scenario), [])
+        alike = [one for one in same if _setting(one) == _setting(record)]
+        for field in ("device", "compute_dtype") if same and not alike else ("prompt_sha256",):
+            values = [getattr(one, field) for one in (alike or same)[:1]]
+            if values and None not in (*values, getattr(record, field)) and values[0] != getattr(record, field):
+                raise UserError(
+                    f"{record.subject.name} was not measured alike in the two files ({field}: {values[0]} against "
+                    f"{getattr(record, field)}): measure again"
+                )
+
+
+def unique(records: Iterable[Record]) -> list[Record]:
+    """Every record once: one that stands twice in a file is one measurement."""
+    return list({_identity(record): record for record in records}.values())
+
+
 def started(record: Record) -> datetime | None:
     """When the run started; a time without a zone counts as UTC, an unreadable one is None."""
     try:
@@ -71,13 +160,34 @@ def started(record: Record) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def _grouped(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
+    found: dict[Key, list[Record]] = {}
+    for record in unique(records):
+        found.setdefault(key(record), []).append(record)
+    return found
+
+
+def _series_key(record: Record) -> tuple[Any, ...]:
+    return record.subject.name, record.scenario, _setting(record)
+
+
+def _setting(record: Record) -> Setting:
+    return record.device, record.compute_dtype
+
+
+def _identity(record: Record) -> tuple[Any, ...]:
+    moment = (record.started_at, record.wall_s, record.position, record.status)
+    return (record.kind, record.subject, record.scenario, record.round, _setting(record), *moment)
+
+
 def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
     """Pairs of one round each, in the order in which they ran."""
+    by_round = _grouped(reference, lambda one: (one.round, _setting(one)))
     pairs = []
-    for record in variant:
-        candidates = [other for other in reference if other.round == record.round]
-        if candidates:
-            pairs.append((record, min(candidates, key=lambda other: _distance(record, other))))
+    for record in unique(variant):
+        found = by_round.get((record.round, _setting(record)))
+        if found:
+            pairs.append((record, min(found, key=lambda other: _distance(record, other))))
     return sorted(pairs, key=lambda pair: _order(pair[0]))
 
 
@@ -96,11 +206,3 @@ def _apart_s(one: Record, other: Record) -> float | None:
 def _order(record: Record) -> tuple[float, int, int]:
     moment = started(record)
     return (0.0 if moment is None else moment.timestamp(), record.round or 0, record.position or 0)
-
-
-def widest_interval(records: Sequence[Record]) -> float | None:
-    return None
-
-
-def comparison_lines(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
-    return []

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean, variance
 from typing import Literal
 
 Verdict = Literal["faster", "slower", "same within noise", "unsure"]
@@ -28,7 +28,7 @@ class Ratio:
     """The variant's seconds over the reference's; above 1 the variant is slower.
 
     value:    the estimate over all rounds (see `ratio_of`).
-    rounds:   the ratio of each round on its own, in the order in which they ran.
+    rounds:   the ratio of each round alone, in the order in which they ran; empty for series measured apart.
     interval: 95% bootstrap interval of `value`, None below INTERVAL_MIN_ROUNDS rounds.
     verdict:  see `verdict_of`.
     """
@@ -116,36 +116,55 @@ def _bootstrap(logs: list[float]) -> tuple[float, float]:
     tail = (1 - CONFIDENCE) / 2
     low = means[math.floor(tail * (RESAMPLES - 1))]
     high = means[math.ceil((1 - tail) * (RESAMPLES - 1))]
-    stretch = student_quantile(1 - tail, n - 1) / NormalDist().inv_cdf(1 - tail) * math.sqrt(n / (n - 1))
+    stretch = student_quantile(n - 1) / NormalDist().inv_cdf(1 - tail) * math.sqrt(n / (n - 1))
     # The estimate counts the first and the last round half, which makes it a little noisier than a mean of n.
     weights = math.sqrt(n * (n - 1.5)) / (n - 1)
     return low * stretch * weights, high * stretch * weights
 
 
-def student_quantile(probability: float, degrees: int) -> float:
-    """The quantile of Student's t distribution, for a probability of at least one half.
+def independent_ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
+    """The ratio of two series of positive seconds that were measured apart, of any two lengths.
 
-    By bisection on the distribution function, which is a finite sum for whole degrees of freedom (Abramowitz
-    and Stegun 26.7.3 and 26.7.4).
+    The estimate is the ratio of their geometric means. The interval is Welch's (1947) for the difference of the means
+    of the logarithms: t * sqrt(v1 / n1 + v2 / n2), t with the degrees of Welch and Satterthwaite; None where a series
+    has fewer than INTERVAL_MIN_ROUNDS values. Nothing pairs, so `rounds` is empty.
+
+    Raises ValueError for an empty series, or a value that is not above 0.
     """
-    low, high = 0.0, 1e6
-    while high - low > 1e-9 * (1 + low):
-        middle = (low + high) / 2
-        if _student_cdf(middle, degrees) < probability:
-            low = middle
-        else:
-            high = middle
-    return low
+    series = [variant_s, reference_s]
+    if not all(series) or not all(value > 0 and math.isfinite(value) for one in series for value in one):
+        raise ValueError("seconds must be above 0")
+    logs = [[math.log(value) for value in one] for one in series]
+    middle = fmean(logs[0]) - fmean(logs[1])
+    interval = None
+    if min(map(len, logs)) >= INTERVAL_MIN_ROUNDS:
+        errors = [variance(one) / len(one) for one in logs]
+        spread = sum(error**2 / (len(one) - 1) for error, one in zip(errors, logs, strict=True))
+        half = student_quantile(sum(errors) ** 2 / spread) * math.sqrt(sum(errors)) if spread else 0.0
+        interval = (math.exp(middle - half), math.exp(middle + half))
+    return Ratio(math.exp(middle), (), interval, verdict_of(interval))
 
 
-def _student_cdf(t: float, degrees: int) -> float:
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2 == 1
-    term = cosine if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 if odd else 1, degrees - 2, 2):
-        term *= cosine * cosine * k / (k + 1)
-        total += term
-    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return 0.5 + inside / 2
+STUDENT = (
+    *(12.706204735, 4.302652727, 3.182446303, 2.776445104, 2.570581835, 2.446911850),
+    *(2.364624251, 2.306004134, 2.262157162, 2.228138850, 2.200985159, 2.178812828),
+    *(2.160368656, 2.144786688, 2.131449545, 2.119905298, 2.109815577, 2.100922039),
+    *(2.093024053, 2.085963446, 2.079613845, 2.073873066, 2.068657610, 2.063898561),
+    *(2.059538552, 2.055529437, 2.051830515, 2.048407142, 2.045229641, 2.042272456),
+)
+"""The 97.5% quantiles of Student's t distribution for 1 to 30 degrees of freedom."""
+
+
+def student_quantile(degrees: float) -> float:
+    """The 97.5% quantile of Student's t distribution; between whole degrees straight in their reciprocals.
+
+    Beyond the table it is the beginning of the series in Abramowitz and Stegun 26.7.5.
+    """
+    if degrees > len(STUDENT):
+        z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2)
+        return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    low = max(1, math.floor(degrees))
+    if degrees <= low:
+        return STUDENT[low - 1]
+    share = (1 / low - 1 / degrees) / (1 / low - 1 / (low + 1))
+    return STUDENT[low - 1] + share * (STUDENT[low] - STUDENT[low - 1])

@@ -18,7 +18,7 @@ from quantize.errors import UserError
 from quantize.schema import Count, Positive, Share
 from quantize.variant import REFERENCE
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Kind = Literal["latency", "quality", "tasks"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error"]
@@ -45,6 +45,8 @@ class Subject:
     family:             the base model that its reference is of, None for its base model.
     kernel:             what the user chose for the quantized layers ("native" or a name), None for the fastest.
     dummy:              the shape of weights that were random and never on disk, for the reader.
+    dummy_layers:       decoder layers of that shape.
+    dummy_hidden_size:  its hidden size.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Subject:
     family: str | None = None
     kernel: str | None = None
     dummy: str | None = None
+    dummy_layers: int | None = None
+    dummy_hidden_size: int | None = None
 
     @property
     def baseline(self) -> str:

@@ -66,7 +66,7 @@ def _lab_version_2(data: dict[str, Any]) -> dict[str, Any]:
 
 
 MIGRATIONS: dict[type[AnyRecord], Mapping[int, Migration]] = {
-    Record: {1: _next_version, 2: _next_version},
+    Record: {1: _next_version, 2: _next_version, 3: _next_version},
     CrossoverEntry: {1: _lab_version_2},
     RaceRecord: {1: _lab_version_2},
     OverheadRecord: {1: _lab_version_2},

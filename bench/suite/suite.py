@@ -158,19 +158,18 @@ def dummy_targets(suite: Suite, shape: str | None = None) -> list[Target]:
     name, config = dummy_config(spec)
     if spec not in SHAPES:
         spec = str(Path(spec).resolve())
-    words = shape_words(name.removeprefix("dummy-"), config)
-    return [_dummy_target(suite, row, spec, config, words) for row in suite.rows]
+    return [_dummy_target(suite, row, spec, config, name.removeprefix("dummy-")) for row in suite.rows]
 
 
-def shape_words(name: str, config: dict[str, Any]) -> str:
-    """How records call a shape: "mistral-7b, 32 layers, hidden size 4096"."""
-    facts = {"layers": config.get("num_hidden_layers"), "hidden size": config.get("hidden_size")}
-    layers = f", {facts['layers']} layers" if facts["layers"] else ""
-    return f"{name}{layers}" + (f", hidden size {facts['hidden size']}" if facts["hidden size"] else "")
+def shape_name(name: str, layers: int | None, hidden_size: int | None) -> str:
+    """How the reader is told a shape: "mistral-7b, 32 layers, hidden size 4096"."""
+    parts = [name, f"{layers} layers" if layers else "", f"hidden size {hidden_size}" if hidden_size else ""]
+    return ", ".join(filter(None, parts))
 
 
-def _dummy_target(suite: Suite, row: SuiteRow, spec: str, config: dict[str, Any], words: str) -> Target:
+def _dummy_target(suite: Suite, row: SuiteRow, spec: str, config: dict[str, Any], name: str) -> Target:
     variant = row.quantization
+    layers, hidden_size = config.get("num_hidden_layers"), config.get("hidden_size")
     contents = json.dumps([config, row.variant, row.group_size], sort_keys=True)
     subject = Subject(
         name=f"{row.checkpoint_name}, random weights",
@@ -184,7 +183,9 @@ def _dummy_target(suite: Suite, row: SuiteRow, spec: str, config: dict[str, Any]
         content_sha256=hashlib.sha256(contents.encode()).hexdigest(),
         file_weights_bytes=None,
         family=suite.reference,
-        dummy=words,
+        dummy=shape_name(name, layers, hidden_size),
+        dummy_layers=layers,
+        dummy_hidden_size=hidden_size,
     )
     dummy = Dummy(spec, row.variant, row.group_size)
     return Target(with_kernel(subject, row.kernel), dummy=dummy, half_dtype=half_dtype(config))

@@ -5,17 +5,19 @@ python -m bench.profile dummy:mistral-7b --variant awq-gemm --mode graph --devic
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from bench.records.environment import fingerprint
+from bench.records.lab import Operation, ProfileRecord
+from bench.records.record import Kernels
 from bench.records.scenario import Mode, Scenario
-from bench.worker.clock import Clock, CudaClock, HostClock
+from bench.records.store import append
+from bench.worker.clock import Clock, clock_for
+from bench.worker.machine import fingerprint
 from quantize.cli import guarded
 from quantize.dummy import DUMMY_PREFIX
 from quantize.errors import UserError
@@ -25,18 +27,6 @@ from quantize.variant import VARIANTS
 PASSES = 5
 """Times that a prompt or a step runs, once for the clock and once more under the profiler."""
 
-SHOWN = 12
-NAME_CHARACTERS = 70
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What ran under one name, a pass: kernels on a GPU, torch's operations on a CPU."""
-
-    name: str
-    calls: float
-    seconds: float
-
 
 @dataclass(frozen=True)
 class Profile:
@@ -45,11 +35,6 @@ class Profile:
     phase: str
     wall_s: float
     operations: tuple[Operation, ...]
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds in which the device computes; what is missing to the wall's time it waits."""
-        return sum(operation.seconds for operation in self.operations)
 
 
 def profile_of(phase: str, work: Callable[[], object], device_type: str, clock: Clock[Any]) -> Profile:
@@ -90,7 +75,7 @@ def profiles(loaded: Any, scenario: Scenario) -> list[Profile]:
 
     check_positions(loaded.model, scenario)
     model, device_type = loaded.model, loaded.device.type
-    clock: Clock[Any] = CudaClock() if device_type == "cuda" else HostClock()
+    clock = clock_for(device_type)
     prompt = prompt_ids(scenario, model.config.get_text_config().vocab_size, loaded.device)
     eager = EagerDecoder(model)
     with torch.no_grad():
@@ -105,22 +90,6 @@ def profiles(loaded: Any, scenario: Scenario) -> list[Profile]:
     return [prefill, decode]
 
 
-def table(profile: Profile) -> str:
-    """The longest operations of a pass as text, the rest in one line."""
-    rest = profile.operations[SHOWN:]
-    rows = [*profile.operations[:SHOWN]]
-    if rest:
-        name = f"{len(rest)} others"
-        rows.append(Operation(name, sum(one.calls for one in rest), sum(one.seconds for one in rest)))
-    head = f"{profile.phase}: {profile.wall_s * 1e3:.2f} ms, of which busy {profile.busy_s * 1e3:.2f} ms"
-    shares = [one.seconds / profile.busy_s for one in rows]
-    lines = [
-        f"{one.seconds * 1e3:9.3f} ms {share:5.0%} {one.calls:7g} x  {one.name[:NAME_CHARACTERS]}"
-        for one, share in zip(rows, shares, strict=True)
-    ]
-    return "\n".join([head, *lines])
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     cli = argparse.ArgumentParser(prog="profile", description=__doc__)
@@ -130,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--prompt", type=int, default=256, help="prompt tokens (default %(default)s)")
     cli.add_argument("--mode", choices=get_args(Mode), default="eager", help="how to decode (default %(default)s)")
     cli.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default %(default)s)")
-    cli.add_argument("--out", type=Path, required=True, help="a file to append one JSON line a phase to")
+    cli.add_argument("--out", type=Path, required=True, help="a record file to append to")
     return cli
 
 
@@ -149,31 +118,31 @@ def _loaded(arguments: argparse.Namespace) -> Any:
     return load_dummy(arguments.source.removeprefix(DUMMY_PREFIX), arguments.variant, **how)
 
 
-def report(arguments: argparse.Namespace) -> None:
-    """Profile, append the records, and print them."""
+def run(arguments: argparse.Namespace) -> None:
+    """Profile, and append the records."""
     scenario = Scenario("profile", arguments.prompt, 3 * PASSES, mode=arguments.mode)
     with quiet_libraries():
         loaded = _loaded(arguments)
         found = profiles(loaded, scenario)
-    line: dict[str, Any] = {
-        "schema_version": 1,
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "source": arguments.source if arguments.variant else Path(arguments.source).resolve().name,
-        "variant": arguments.variant,
-        "scenario": scenario.to_json(),
-        "kernels": {"prefill": loaded.prefill_kernel, "decode": loaded.decode_kernel},
-        "environment": fingerprint(arguments.device),
-    }
-    lines = [json.dumps({**line, **asdict(one), "busy_s": one.busy_s}) + "\n" for one in found]
-    try:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-    except OSError as error:
-        raise UserError(f"{arguments.out} cannot be written ({error.strerror}): give another --out") from None
-    print("\n\n".join(table(one) for one in found))
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    records = [
+        ProfileRecord(
+            when=when,
+            source=arguments.source if arguments.variant else Path(arguments.source).resolve().name,
+            variant=arguments.variant,
+            scenario=scenario,
+            kernels=Kernels(loaded.prefill_kernel, loaded.decode_kernel),
+            environment=fingerprint(arguments.device),
+            phase=one.phase,
+            wall_s=one.wall_s,
+            operations=one.operations,
+        )
+        for one in found
+    ]
+    append(arguments.out, *records)
+    print(f"the operations: report {arguments.out}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Profile; return the exit code."""
-    return guarded("profile", lambda: report(parser().parse_args(argv)))
+    return guarded("profile", lambda: run(parser().parse_args(argv)))

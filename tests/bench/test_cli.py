@@ -240,8 +240,8 @@ def test_two_record_files_are_compared(folder: Path, tmp_path: Path, capsys: pyt
     capsys.readouterr()
     assert main(["--compare", *map(str, files)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "A, chat, decode: x1.00 (1.00 to 1.00), same within noise" in lines
-    assert "what the machine did in between is in it" in lines[-1]
+    assert "A, chat, decode, cpu, float32: x1.00 (1.00 to 1.00), same within noise" in lines
+    assert "independent series, and what the machine did in between is in the ratio" in lines[-1]
     changed = [
         replace(record, environment=replace(record.environment, cpu="Model 2")) for record in read_records(files[1])
     ]

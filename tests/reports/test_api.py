@@ -16,7 +16,7 @@ from reports import report
 from reports.api import load_records
 
 if TYPE_CHECKING:
-    from tests.reports.conftest import Builder
+    from tests.builder import Builder
 
 Write = Callable[[Iterable[Record]], Path]
 
@@ -43,7 +43,12 @@ def test_out_is_written_whole_and_replaced(builder: "Builder", write: Write, tmp
     text = report(write(builder.five_rows()), out=out)
     assert out.read_text(encoding="utf-8") == text
     assert reader.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["reader.md", "records.jsonl", "table.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".records.jsonl.lock",
+        "reader.md",
+        "records.jsonl",
+        "table.md",
+    ]
 
 
 def test_a_full_disk_leaves_the_old_file(
@@ -89,8 +94,8 @@ def test_an_unknown_format(tmp_path: Path) -> None:
         (b"\n\n", "holds no records"),
         (b"# a readme\n", "line 1 is no record"),
         (b"[1, 2]\n", "line 1 is no record"),
-        (b'{"a": 1}\n', "schema version None"),
-        (b'{"schema_version": 99}\n', "schema version 99"),
+        (b'{"a": 1}\n', "line 1 is no record"),
+        (b'{"kind": "race", "schema_version": 99}\n', "schema version 99"),
         (b'{"schema_version": 1}\n', "line 1 is no record"),
         (b"\x93NUMPY\x01\x00\xff\xfe", "no record file"),
     ],

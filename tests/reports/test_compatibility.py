@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bench.records.environment import Environment, SourceState
 from bench.records.record import Quality
 from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
@@ -12,13 +13,13 @@ from reports.compatibility import check_alike
 from reports.results import measurements
 
 if TYPE_CHECKING:
-    from tests.reports.conftest import Builder
+    from tests.builder import Builder
 
 
-def changed(environment: dict[str, Any], field: str, value: object) -> dict[str, Any]:
-    if field in environment["libraries"]:
-        return {**environment, "libraries": {**environment["libraries"], field: value}}
-    return {**environment, field: value}
+def changed(environment: Environment, field: str, value: Any) -> Environment:
+    if field in environment.libraries:
+        return replace(environment, libraries={**environment.libraries, field: value})
+    return replace(environment, **{field: value})
 
 
 @pytest.mark.parametrize(
@@ -42,13 +43,13 @@ def test_another_machine_or_library_is_refused_by_name(builder: "Builder", field
 
 
 def test_what_does_not_decide_may_differ(builder: "Builder") -> None:
-    elsewhere = {**builder.environment, "python": "3.12.1", "source": {"commit": "abc"}}
+    elsewhere = replace(builder.environment, python="3.12.1", source=SourceState(commit="abc"))
     records = [builder.latency("fp16"), builder.latency("bnb-4bit", environment=elsewhere)]
     assert len(measurements(records)[0].results) == 2
 
 
-def test_the_fingerprint_of_a_failed_run_is_not_held_against_the_others(builder: "Builder") -> None:
-    records = [builder.latency("fp16"), builder.failure("bnb-4bit", "error", "no module", environment={})]
+def test_the_fingerprint_of_a_failed_run_does_not_count_against_the_others(builder: "Builder") -> None:
+    records = [builder.latency("fp16"), builder.failure("bnb-4bit", "error", "no module", environment=Environment())]
     assert len(measurements(records)[0].results) == 2
 
 
@@ -103,7 +104,7 @@ def test_two_scenarios_called_published_are_refused(builder: "Builder") -> None:
 def test_two_devices_are_two_measurements_and_may_differ(new_builder: "type[Builder]") -> None:
     cpu = new_builder()
     gpu = new_builder(
-        device="cuda", compute_dtype="float16", environment={**cpu.environment, "gpu": "H100", "cuda": "12.8"}
+        device="cuda", compute_dtype="float16", environment=replace(cpu.environment, gpu="H100", cuda="12.8")
     )
     records = [cpu.latency("fp16"), cpu.latency("bnb-4bit"), gpu.latency("fp16"), gpu.latency("bnb-4bit")]
     found = measurements(records)
@@ -114,7 +115,7 @@ def test_two_devices_are_two_measurements_and_may_differ(new_builder: "type[Buil
 
 
 def test_every_refusal_is_one_line(builder: "Builder") -> None:
-    records = [builder.latency("fp16"), builder.latency("bnb-4bit", environment={"cpu": "Xeon 1"})]
+    records = [builder.latency("fp16"), builder.latency("bnb-4bit", environment=Environment(cpu="Xeon 1"))]
     with pytest.raises(UserError) as caught:
         measurements(records)
     assert "\n" not in str(caught.value)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry, write_crossover
+from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
 from bench.records.record import Record
+from bench.records.store import write as write_records
 from quantize.errors import UserError
 from reports import report
 from reports.cli import main
@@ -17,14 +18,14 @@ from reports.crossover import crossover_page, crossover_table, reasons_of, secon
 from reports.table import Paragraph
 
 if TYPE_CHECKING:
-    from tests.reports.conftest import Builder
+    from tests.builder import Builder
 
 Write = Callable[[Iterable[Record]], Path]
 
 
 def test_every_pair_with_the_dense_product_has_a_row(crossover: list[CrossoverEntry]) -> None:
     table = crossover_table(crossover)
-    assert table.titles == ["Pair", "Change places at", "Faster with fewer tokens", "Faster with more"]
+    assert table.titles == ["Pair", "Cross over at", "Faster with fewer tokens", "Faster with more"]
     assert table.texts() == [
         ["FP16 / gemm", "91", "gemm", "FP16"],
         ["FP16 / gemv", "4.0", "gemv", "FP16"],
@@ -93,7 +94,7 @@ def test_a_measurement_in_which_nothing_ran_has_reasons_alone(crossover: list[Cr
 def test_it_stands_at_the_end_of_the_report(builder: "Builder", write: Write, crossover: list[CrossoverEntry]) -> None:
     folder = write(builder.five_rows())
     before = report(folder)
-    write_crossover(folder / CROSSOVER_NAME, crossover)
+    write_records(folder / CROSSOVER_NAME, crossover)
     after = report(folder)
     assert after.startswith(before)
     assert "| FP16 / gemm |" in after
@@ -104,7 +105,7 @@ def test_it_stands_at_the_end_of_the_report(builder: "Builder", write: Write, cr
 def test_it_can_be_reported_alone(
     tmp_path: Path, crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_crossover(tmp_path / CROSSOVER_NAME, crossover)
+    write_records(tmp_path / CROSSOVER_NAME, crossover)
     assert main([str(tmp_path)]) == 0
     of_folder = capsys.readouterr().out
     assert "| FP16 / gemm |" in of_folder
@@ -116,7 +117,7 @@ def test_plots_are_drawn_beside_the_record(
     tmp_path: Path, crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    write_crossover(tmp_path / CROSSOVER_NAME, crossover)
+    write_records(tmp_path / CROSSOVER_NAME, crossover)
     assert main([str(tmp_path), "--plots"]) == 0
     captured = capsys.readouterr()
     assert captured.out == report(tmp_path)
@@ -134,7 +135,7 @@ def test_plots_without_a_crossover_or_matplotlib(
     folder = write(builder.five_rows())
     assert main([str(folder), "--plots"]) == 2
     assert f"run `python -m bench.crossover --out {folder}` first" in capsys.readouterr().err
-    write_crossover(folder / CROSSOVER_NAME, crossover)
+    write_records(folder / CROSSOVER_NAME, crossover)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([str(folder), "--plots"]) == 2
     assert capsys.readouterr().err == "error: plots need matplotlib: install quantable[plots]\n"
@@ -142,5 +143,5 @@ def test_plots_without_a_crossover_or_matplotlib(
 
 def test_a_broken_crossover_is_one_line(tmp_path: Path) -> None:
     (tmp_path / CROSSOVER_NAME).write_text("{}\n")
-    with pytest.raises(UserError, match="is no record of a crossover"):
+    with pytest.raises(UserError, match="line 1 is no record"):
         report(tmp_path)

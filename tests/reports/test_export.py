@@ -3,16 +3,19 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from bench.records.environment import Environment
 from bench.records.scenario import SCENARIOS, Scenario
+from quantize.schema import from_data
 from reports.export import csv_text, json_text
 from reports.results import measurements
 
 if TYPE_CHECKING:
-    from tests.reports.conftest import Builder
+    from tests.builder import Builder
 
 PUBLISHED, CHAT = SCENARIOS["published"], SCENARIOS["chat"]
 
@@ -67,7 +70,7 @@ def test_json_holds_every_round_interval_and_failure(builder: "Builder") -> None
     data = json.loads(json_text(found))
     assert data["export_version"] == 1
     [measurement] = data["measurements"]
-    assert measurement["environment"] == builder.environment
+    assert from_data(Environment, measurement["environment"], "export") == builder.environment
     assert [scenario["name"] for scenario in measurement["scenarios"]] == ["published", "chat"]
     rows = {row["subject"]["variant"]: row for row in measurement["rows"]}
     timing = next(t for t in rows["bnb-4bit"]["timings"] if t["scenario"]["name"] == "chat")
@@ -84,7 +87,7 @@ def test_json_holds_every_round_interval_and_failure(builder: "Builder") -> None
 
 
 def test_lengths_modes_and_bytes_a_second_are_exported(new_builder: "type[Builder]") -> None:
-    environment = {**new_builder().environment, "copy_bytes_per_s": 1e11}
+    environment = replace(new_builder().environment, copy_bytes_per_s=1e11)
     builder = new_builder(device="cuda", compute_dtype="float16", environment=environment)
     scenario = Scenario.over("published", (100, 300), 1)
     graph = Scenario("chat-graph", 256, 64, mode="graph")

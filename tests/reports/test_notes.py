@@ -4,14 +4,17 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from bench.records.environment import Environment
+from bench.records.gpu_state import GpuExtremes, GpuState, GpuStates
 from bench.records.record import Latency, Record
 from bench.records.scenario import SCENARIOS, Scenario
 from reports.notes import paragraph, warnings
 from reports.pages import row_labels
 from reports.results import measurements
+from reports.signals import Outliers
 
 if TYPE_CHECKING:
-    from tests.reports.conftest import Builder
+    from tests.builder import Builder
 
 CHAT = SCENARIOS["chat"]
 CHAT_GRAPH = replace(CHAT, name="chat-graph", mode="graph")
@@ -45,13 +48,8 @@ def test_the_paragraph_of_a_cpu(builder: "Builder") -> None:
 
 
 def test_the_paragraph_of_a_gpu(new_builder: "type[Builder]") -> None:
-    environment = {
-        **new_builder().environment,
-        "gpu": "NVIDIA H100",
-        "gpu_memory_bytes": 85_000_000_000,
-        "gpu_driver": "570.1",
-        "cuda": "12.8",
-    }
+    card = {"gpu": "NVIDIA H100", "gpu_memory_bytes": 85_000_000_000, "gpu_driver": "570.1", "cuda": "12.8"}
+    environment = replace(new_builder().environment, **card)  # type: ignore[arg-type]
     builder = new_builder(device="cuda", compute_dtype="bfloat16", environment=environment)
     text = words([builder.latency("fp16")])
     assert "Measured on a GPU (NVIDIA H100, 85.00 GB, driver 570.1, CUDA 12.8; host Epyc 9)" in text
@@ -81,7 +79,7 @@ def test_decoding_by_graph_and_eagerly_are_told_apart(new_builder: "type[Builder
 
 
 def test_what_bytes_a_second_mean_is_said_where_they_are(new_builder: "type[Builder]") -> None:
-    environment = {**new_builder().environment, "copy_bytes_per_s": 2.5e12}
+    environment = replace(new_builder().environment, copy_bytes_per_s=2.5e12)
     builder = new_builder(device="cuda", compute_dtype="float16", environment=environment)
     assert "GB/s" not in words([builder.decoded("fp16", "eager")])
     text = words([builder.decoded("fp16", "eager", read_bytes=10**9)])
@@ -91,7 +89,7 @@ def test_what_bytes_a_second_mean_is_said_where_they_are(new_builder: "type[Buil
 
 
 def test_what_the_fingerprint_does_not_know_is_not_said(new_builder: "type[Builder]") -> None:
-    bare = new_builder(environment={}, device="cuda")
+    bare = new_builder(environment=Environment(), device="cuda")
     text = words([bare.latency("fp16", memory=None, compute_dtype=None)])
     assert "None" not in text
     assert "Versions" not in text
@@ -167,16 +165,16 @@ def test_outliers_are_counted_told_and_not_dropped(builder: "Builder") -> None:
         "in `published` 1 of 8 samples lie far from the rest (none is dropped)" in line for line in warned(records)
     )
     [found] = measurements(records)
-    assert found.results[1].timings[SCENARIOS["published"]].outliers == (1, 8)
+    assert found.results[1].timings[SCENARIOS["published"]].outliers == Outliers(1, 8)
 
 
-def test_a_throttled_gpu_and_its_neighbours_are_said(new_builder: "type[Builder]") -> None:
+def test_a_throttled_gpu_and_other_programs_on_it_are_said(new_builder: "type[Builder]") -> None:
     builder = new_builder(device="cuda", compute_dtype="float16")
-    state = {
-        "before": {"energy_j": 100.0, "throttle_reasons": [], "other_processes": 0},
-        "between": {"throttle_reasons": ["power cap"], "other_processes": 2},
-        "after": {"energy_j": 350.0, "throttle_reasons": []},
-    }
+    state = GpuStates(
+        GpuState(energy_j=100.0, throttle_reasons=(), other_processes=0),
+        GpuExtremes(throttle_reasons=("power cap",), other_processes=2),
+        GpuState(energy_j=350.0, throttle_reasons=()),
+    )
     records = [builder.latency("fp16"), builder.latency("awq-gemm", device_state=state)]
     lines = warned(records)
     assert any("the GPU's clocks were held down (power cap): let it cool" in line for line in lines)

@@ -23,7 +23,7 @@ from reports.results import Measurement, measurements
 from reports.table import UNKNOWN, Bullets, Heading, Table
 
 if TYPE_CHECKING:
-    from tests.reports.conftest import Builder
+    from tests.builder import Builder
 
 PUBLISHED, CHAT = SCENARIOS["published"], SCENARIOS["chat"]
 CHAT_GRAPH = replace(CHAT, name="chat-graph", mode="graph")
@@ -127,7 +127,7 @@ def test_speed_has_a_row_for_each_phase_and_checkpoint(builder: "Builder") -> No
 
 
 def on_gpu(new_builder: "type[Builder]", copy_bytes_per_s: float | None) -> "Builder":
-    environment = {**new_builder().environment, "copy_bytes_per_s": copy_bytes_per_s}
+    environment = replace(new_builder().environment, copy_bytes_per_s=copy_bytes_per_s)
     return new_builder(device="cuda", compute_dtype="float16", environment=environment)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry, write_crossover
+from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
+from bench.records.store import write
 from quantize.errors import UserError
 from reports.plots import crossover_plot, crossover_plots, height_at, relative_to_dense, spread
 
@@ -82,7 +83,7 @@ def test_the_same_record_gives_the_same_bytes(
 
 def test_what_matplotlib_has_to_say_stays_off_the_screen(crossover: list[CrossoverEntry], tmp_path: Path) -> None:
     """Without a folder for its caches it warns, and builds its list of fonts anew."""
-    write_crossover(tmp_path / CROSSOVER_NAME, crossover)
+    write(tmp_path / CROSSOVER_NAME, crossover)
     command = [sys.executable, "-m", "reports", str(tmp_path), "--plots"]
     environment = {**os.environ, "MPLCONFIGDIR": os.devnull}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

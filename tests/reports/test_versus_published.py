@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.records.record import Latency, Memory, Record, Subject, append_record
+from bench.records.record import Latency, Memory, Record, Subject
+from bench.records.store import append
 from quantize.errors import UserError
 from quantize.variant import VARIANTS
 from reports import report
 from reports.cli import main
-from reports.published import BIOMISTRAL_7B, SHAPE
+from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS
 from reports.results import Measurement, measurements
 from reports.table import Table
 from reports.versus_published import versus_page
 
 if TYPE_CHECKING:
-    from tests.reports.conftest import Builder
+    from tests.builder import Builder
 
 GPU = "the card of our tests"
 ROWS = [
@@ -42,6 +43,7 @@ def subject(base_model: str, variant: str, kernel: str | None, *, dummy: str | N
     return Subject(
         name, base_model, variant, row.method, group, row.w_bit, row.version, None, f"sha of {name}", None,
         family="BioMistral-7B", kernel=kernel, dummy=dummy,
+        dummy_layers=LAYERS if dummy else None, dummy_hidden_size=HIDDEN_SIZE if dummy else None,
     )  # fmt: skip
 
 
@@ -49,8 +51,8 @@ def subject(base_model: str, variant: str, kernel: str | None, *, dummy: str | N
 def suite_records(new_builder: "type[Builder]") -> list[Record]:
     """Three rounds of all rows on a GPU, every other one backwards."""
     own = new_builder(device="cuda", compute_dtype="float16")
-    own.environment = {**own.environment, "gpu": GPU}
-    shape = f"mistral-7b, {SHAPE}"
+    own.environment = replace(own.environment, gpu=GPU)
+    shape = f"mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}"
     rows = [
         (subject(*row, dummy=shape), seconds, int(peak))
         for row, seconds, peak in zip(ROWS, SECONDS, PEAKS, strict=True)
@@ -106,7 +108,8 @@ def test_the_words_say_what_was_published_and_what_was_measured(suite_records: l
     assert "one new token, relative to FP16/BF16: the prompt's pass (prefill) and no decoding" in page
     assert "The card does not say on which GPU." in page
     assert f"on a GPU ({GPU}" in page
-    assert f"The weights are random, in the shape mistral-7b, {SHAPE}: time and memory depend on it alone." in page
+    shape = f"mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}"
+    assert f"The weights are random, in the shape {shape}: time and memory depend on it alone." in page
     assert "not the shape of the published models" not in page
 
 
@@ -118,14 +121,16 @@ def report_text(records: list[Record]) -> str:
 
 def test_another_shape_has_no_quotients_and_says_so(suite_records: list[Record]) -> None:
     small = [
-        replace(record, subject=replace(record.subject, dummy="tiny, 2 layers, hidden size 256"))
+        replace(record, subject=replace(record.subject, dummy="tiny", dummy_layers=2, dummy_hidden_size=256))
         for record in suite_records
     ]
     [measurement] = measurements(small)
     for table in tables(measurement):
         assert all(row[8] is None and row[11] is None for row in table.rows)
         assert all(row[7] is not None and row[10] is not None for row in table.rows)
-    assert f"It is not the shape of the published models ({SHAPE})" in report_text(small)
+    assert f"It is not the shape of the published models ({LAYERS} layers, hidden size {HIDDEN_SIZE})" in report_text(
+        small
+    )
 
 
 def test_real_weights_are_not_called_random(suite_records: list[Record]) -> None:
@@ -206,7 +211,7 @@ def test_the_command_writes_the_page(
     suite_records: list[Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for record in suite_records:
-        append_record(tmp_path / "records.jsonl", record)
+        append(tmp_path / "records.jsonl", record)
     assert main([str(tmp_path), "--published"]) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[0].startswith("| Base Model ")
@@ -222,8 +227,8 @@ def test_the_first_table_of_the_report_names_the_random_weights_and_the_kernels(
 ) -> None:
     records = [replace(one, latency=Latency((1.0,), ((),), ())) for one in suite_records]
     for record in records:
-        append_record(tmp_path / "records.jsonl", record)
+        append(tmp_path / "records.jsonl", record)
     text = report(tmp_path)
     assert "Quality:" not in text  # random weights have none
     assert "BioMistral-7B AWQ GEMV, group 128, native kernel" in text
-    assert f"random, in the shape mistral-7b, {SHAPE}" in " ".join(text.split())
+    assert f"random, in the shape mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}" in " ".join(text.split())

@@ -29,9 +29,8 @@ from bench.records.crossover import (
     SAME_WITHIN,
     CrossoverEntry,
     crossings,
-    read_crossover,
-    write_crossover,
 )
+from bench.records.store import line_of, read_crossover, write
 from bench.worker.clock import FakeClock
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
@@ -170,9 +169,9 @@ def test_every_pair_is_looked_at_where_both_were_timed() -> None:
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     entries = [timed("a", 1, 0.5, 0.25), replace(BLANK, contender="b", reason="needs the package b")]
     path = tmp_path / "new" / CROSSOVER_NAME
-    write_crossover(path, entries)
+    write(path, entries)
     assert read_crossover(path) == entries
-    write_crossover(path, entries[:1])
+    write(path, entries[:1])
     assert read_crossover(path) == entries[:1]
     assert [one.name for one in path.parent.iterdir()] == [CROSSOVER_NAME]
 
@@ -181,16 +180,16 @@ def test_what_is_no_crossover_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / CROSSOVER_NAME
     with pytest.raises(UserError, match=r"run `python -m bench\.crossover`"):
         read_crossover(path)
-    good = json.loads(timed("a", 1, 0.5).to_json_line())
+    good = json.loads(line_of(timed("a", 1, 0.5)))
     for lines in ("", "{}", "[1]", "no json", json.dumps({**good, "schema_version": 99}), json.dumps({**good, "x": 1})):
         path.write_text(lines)
         with pytest.raises(UserError, match=r"run `python -m bench\.crossover`"):
             read_crossover(path)
-    write_crossover(path, [timed("a", 1, 0.5), replace(timed("a", 2, 0.5), shape="other")])
+    write(path, [timed("a", 1, 0.5), replace(timed("a", 2, 0.5), shape="other")])
     with pytest.raises(UserError, match="mixes measurements of 2 settings"):
         read_crossover(path)
     with pytest.raises(UserError, match="choose another --out"):
-        write_crossover(path / "below" / CROSSOVER_NAME, [])
+        write(path / "below" / CROSSOVER_NAME, [])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The comparison with optimum-benchmark, without it: its lists of times, its launcher and a table made by hand."""
 
+import ast
 import itertools
 import json
 import os
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bench.lab import optimum_benchmark
-from bench.lab.optimum_benchmark import ASLEEP, CONTENDERS, OURS, THEIRS, WORKS, Run
+from bench.lab import foreign, optimum_benchmark
+from bench.lab.foreign import WORKS
+from bench.lab.optimum_benchmark import ASLEEP, CONTENDERS, OURS, THEIRS
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 
@@ -87,34 +89,6 @@ def test_every_other_round_runs_backwards() -> None:
     assert optimum_benchmark.order(CONTENDERS, 1) == [ASLEEP, THEIRS, OURS]
 
 
-def runs_of(name: str, prefill_s: float, decode_s: float, wall_s: float) -> list[Run]:
-    latency = {"per_token": {"p50": decode_s, "mean": decode_s, "count": 2}}
-    raw = {} if name == OURS.name else {"launcher_cpu_s": wall_s, "latency": latency}
-    return [Run(name, number, wall_s, (prefill_s,), ((decode_s, decode_s),), raw) for number in range(2)]
-
-
-def test_table_and_findings() -> None:
-    runs = runs_of(OURS.name, 0.5, 0.04, 10.0) + runs_of(THEIRS.name, 1.0, 0.16, 40.0)
-    runs += runs_of(ASLEEP.name, 0.51, 0.04, 16.0)
-    heading, ours, theirs, asleep = optimum_benchmark.table(runs)
-    assert "ours / it" in heading
-    assert ours.split() == ["quantable", "0.5000", "0.0400", "10.0000"]
-    assert "0.500 (0.50-0.50)" in theirs
-    assert "0.250 (0.25-0.25)" in theirs
-    assert "wait asleep" in asleep
-    said = optimum_benchmark.findings(runs)
-    assert "prefill: not within 5% of optimum-benchmark (0.500)" in said
-    assert "prefill: within 5% of optimum-benchmark, wait asleep (0.980)" in said
-    assert "wall: at most 0.5 of optimum-benchmark (0.250)" in said
-    assert "wall: not at most 0.5 of optimum-benchmark, wait asleep (0.625)" in said
-
-
-def test_a_contender_without_figures_says_why() -> None:
-    runs = [*runs_of(OURS.name, 0.5, 0.04, 10.0), Run(THEIRS.name, 0, 3.0, reason="no such luck")]
-    assert optimum_benchmark.table(runs)[-1].endswith("could not run: no such luck")
-    assert optimum_benchmark.findings(runs) == []
-
-
 def test_the_reference_is_found_or_asked_for(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     make_checkpoint("bnb-8bit")
     with pytest.raises(UserError, match="holds no half-precision checkpoint"):
@@ -159,10 +133,10 @@ def echo(request: dict[str, Any]) -> dict[str, Any]:
 
 def test_another_interpreter_gets_the_work_and_not_our_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WORKS, "echo", echo)
-    wall_s, result = optimum_benchmark.run_inside(sys.executable, "echo", {"said": "hello"})
+    wall_s, result = foreign.run_inside(sys.executable, "echo", {"said": "hello"})
     assert result == {"said": "hello", "path": None}
     assert wall_s > 0
-    _, reason = optimum_benchmark.run_inside(sys.executable, "echo", {"said": "fail"})
+    _, reason = foreign.run_inside(sys.executable, "echo", {"said": "fail"})
     assert isinstance(reason, str)
     assert reason.endswith("RuntimeError: no echo")
 
@@ -176,13 +150,25 @@ def test_asleep_the_launcher_waits_without_using_the_processor(tmp_path: Path) -
     used = {}
     for asleep in (False, True):
         request = {"model": os.fspath(tmp_path), **vars(shape), "launcher": "process", "asleep": asleep}
-        _, result = optimum_benchmark.run_inside(python, "launched", request)
+        _, result = foreign.run_inside(python, "launched", request)
         assert isinstance(result, dict), result
         assert result["latency"] == {"prefill": {"values": [1.0], "p50": 1.0, "mean": 1.0, "count": 1}}
         used[asleep] = result["launcher_cpu_s"]
     assert used[True] < used[False]
 
 
+def test_the_machine_is_described_by_the_interpreter_that_measures() -> None:
+    """`facts`, which is one of the programs sent to another interpreter, in this one."""
+    found = optimum_benchmark.environment_of(Path(sys.executable), theirs=False)
+    assert found.libraries["torch"]
+    assert (found.torch_threads or 0) >= 1
+    with pytest.raises(UserError, match="cannot import optimum-benchmark"):
+        optimum_benchmark.environment_of(Path(sys.executable), theirs=True)
+
+
 @pytest.mark.parametrize("work", WORKS)
-def test_scripts_are_programs(work: str) -> None:
-    compile(optimum_benchmark.script_of(work), work, "exec")
+def test_each_program_needs_none_of_our_packages(work: str) -> None:
+    script = foreign.script_of(work)
+    names = {node.module for node in ast.walk(ast.parse(script)) if isinstance(node, ast.ImportFrom)}
+    assert not {name for name in names if str(name).split(".")[0] in ("bench", "quantize", "reports")}
+    assert script.endswith(f"answer({work}, sys.argv[1:])\n")

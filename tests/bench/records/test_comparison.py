@@ -2,20 +2,21 @@
 
 import math
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.records.comparison import Comparison, compare
-from bench.records.phase import phase_s
+from bench.records.comparison import Comparison, compare, comparison_lines, unique, widest_interval
 from bench.records.record import Latency, Record
 from bench.records.scenario import SCENARIOS
+from bench.records.stopping import RoundsRule
 from quantize.errors import UserError
 
 if TYPE_CHECKING:
-    from tests.reports.conftest import Builder
+    from tests.builder import Builder
 
 PUBLISHED, CHAT = SCENARIOS["published"], SCENARIOS["chat"]
 
@@ -121,24 +122,24 @@ def test_phases_are_medians_of_their_own_samples(builder: "Builder") -> None:
     steps = ((0.1,) * 62 + (9.0,), (0.2,) * 63, (0.3,) * 63)
     latency = Latency(prefill_s=(1.0, 3.0, 2.0), decode_s=steps, warmup_s=(50.0,))
     record = builder.latency("fp16", scenario, latency=latency)
-    assert phase_s(record, "prefill") == 2.0
-    assert phase_s(record, "decode") == 0.2
+    assert record.seconds("prefill") == 2.0
+    assert record.seconds("decode") == 0.2
     # The repetitions took 16.2, 15.6 and 20.9 s.
-    assert phase_s(record, "total") == pytest.approx(16.2)
+    assert record.seconds("total") == pytest.approx(16.2)
 
 
 def test_a_scenario_of_one_new_token_has_no_decode(builder: "Builder") -> None:
     for decode_s in ((), ((), ())):
         record = builder.latency("fp16", latency=Latency((1.0, 2.0), decode_s, ()))
-        assert phase_s(record, "decode") is None
-        assert phase_s(record, "total") == phase_s(record, "prefill") == 1.5
+        assert record.seconds("decode") is None
+        assert record.seconds("total") == record.seconds("prefill") == 1.5
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf])
 def test_a_time_that_cannot_be_is_refused(builder: "Builder", seconds: float) -> None:
     record = builder.latency("fp16", prefill_s=(seconds,))
     with pytest.raises(UserError, match=r"Tiny-1M-FP16 holds a prefill time of .* no measurement"):
-        phase_s(record, "prefill")
+        record.seconds("prefill")
 
 
 def test_runs_are_paired_by_round_and_a_missing_round_is_left_out(builder: "Builder") -> None:
@@ -192,3 +193,75 @@ def test_an_unreadable_start_is_unknown_and_zones_may_differ(builder: "Builder")
     assert unknown is not None
     assert unknown.apart_s is None
     assert datetime.fromisoformat(reference.started_at).tzinfo is None
+
+
+# Two devices, two compute dtypes, two files
+
+
+def of(new_builder: "type[Builder]", device: str, factor: float, dtype: str = "float32") -> list[Record]:
+    """A bench of two checkpoints on a device of which one takes so many times the other's time, a little noisy."""
+    return new_builder(device=device, compute_dtype=dtype).rounds({"fp16": 1.0, "awq-gemm": factor})
+
+
+def test_devices_and_dtypes_in_one_file_are_each_what_they_are_alone(new_builder: "type[Builder]") -> None:
+    """CPU and CUDA records, and two compute dtypes, with the same names and rounds."""
+    parts = [
+        of(new_builder, "cpu", 0.5),
+        of(new_builder, "cuda", 4.0),
+        of(new_builder, "cpu", 1.2, "bfloat16"),
+    ]
+    mixed = [record for turn in zip(*parts, strict=True) for record in turn]
+    for part in parts:
+        own = [record for record in part if record.subject.variant == "awq-gemm"]
+        others = [record for record in mixed if record.subject.variant == "fp16"]
+        alone = compare(PUBLISHED, own, [record for record in part if record.subject.variant == "fp16"])
+        assert compare(PUBLISHED, own, others) == alone
+    assert widest_interval(mixed) == max(widest_interval(part) or 0.0 for part in parts)
+
+
+def test_the_stopping_rule_decides_by_its_own_device(new_builder: "type[Builder]") -> None:
+    """A noisy CPU does not keep a quiet GPU measuring: `bench` hands over the records of its plan alone."""
+    noisy = new_builder().rounds({"fp16": 1.0, "awq-gemm": 1.0}, noise=(0.5, 1.5, 1.0))
+    quiet = new_builder(device="cuda").rounds({"fp16": 1.0, "awq-gemm": 1.0}, noise=(1.0, 1.001, 0.999))
+    rule = RoundsRule()
+    assert rule.stop_reason(3, lambda: widest_interval(noisy), 0.0, 0.0) is None
+    assert rule.stop_reason(3, lambda: widest_interval(quiet), 0.0, 0.0) == "noise"
+
+
+def test_a_record_that_stands_twice_counts_once(new_builder: "type[Builder]") -> None:
+    once = of(new_builder, "cpu", 1.5)
+    assert unique([*once, *once]) == once
+    assert compared([*once, *once], "awq-gemm") == compared(once, "awq-gemm")
+    assert widest_interval([*once, *once]) == widest_interval(once)
+
+
+def slow_and_noisy(builder: "Builder", factor: float, seed: int, rounds: int = 5) -> list[Record]:
+    rng = random.Random(seed)
+    return [
+        builder.latency("fp16", round=number, prefill_s=(factor * math.exp(rng.gauss(0, 0.01)),))
+        for number in range(rounds)
+    ]
+
+
+def test_two_files_measured_apart_are_independent_series(new_builder: "type[Builder]") -> None:
+    """Planted 1.30: no round of one file is the neighbour of the same round in the other."""
+    covered = near = 0
+    for seed in range(100):
+        before = slow_and_noisy(new_builder(), 1.0, seed)
+        after = slow_and_noisy(new_builder(), 1.3, 1000 + seed, rounds=4)
+        line = next(one for one in comparison_lines(before, after) if ", prefill, cpu, float32: x" in one)
+        found = re.search(r": x([\d.]+) \(([\d.]+) to ([\d.]+)\), slower$", line)
+        assert found is not None
+        value, low, high = map(float, found.groups())
+        near += abs(value - 1.3) <= 0.02
+        covered += low <= 1.3 <= high
+    assert near >= 93
+    assert covered >= 93
+    assert "independent series" in comparison_lines(before, after)[-1]
+
+
+def test_each_device_of_two_files_is_compared_with_itself(new_builder: "type[Builder]") -> None:
+    before = of(new_builder, "cpu", 1.0) + of(new_builder, "cuda", 1.0)
+    after = of(new_builder, "cpu", 2.0) + of(new_builder, "cuda", 1.0)
+    lines = [line for line in comparison_lines(before, after) if "AWQ" in line and "total" in line]
+    assert [line.split(": x")[1][:4] for line in lines] == ["2.00", "1.00"]

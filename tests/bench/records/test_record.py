@@ -79,7 +79,7 @@ def test_prompt_lengths_and_modes_come_back_as_they_were_written(tmp_path: Path,
 def test_records_of_version_2_lack_what_version_3_added(three: list[Record]) -> None:
     data = json.loads(line_of(three[0])) | {"schema_version": 2}
     added = {
-        "subject": ("family", "kernel", "dummy"),
+        "subject": ("family", "kernel", "dummy", "dummy_layers", "dummy_hidden_size"),
         "scenario": ("lengths", "mode"),
         "latency": ("prefill_by_length_s", "decode_mode"),
         "memory": ("decode_bytes",),
@@ -113,12 +113,12 @@ def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path: Path, three: lis
     assert read_records(path) == three[:2]
 
 
-@pytest.mark.parametrize("version", [0, 4, None, "1"])
+@pytest.mark.parametrize("version", [0, 5, None, "1"])
 def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record], version: object) -> None:
     data = json.loads(line_of(three[0])) | {"schema_version": version}
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
-    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 3"):
+    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 4"):
         read_records(path)
 
 
@@ -163,7 +163,7 @@ def test_records_of_version_1_are_read_with_what_they_lack_unknown() -> None:
     assert '"schema_version":1' in path.read_text()
     records = read_records(path)
     assert [record.kind for record in records] == ["latency", "quality"]
-    assert {record.schema_version for record in records} == {3}
+    assert {record.schema_version for record in records} == {4}
     latency, quality = records
     assert latency.latency is not None
     assert (latency.latency.steady, latency.prompt_sha256) == (None, None)

@@ -5,6 +5,7 @@ import pytest
 
 from bench.records.scenario import SCENARIOS, Scenario, scenario_named
 from quantize.errors import UserError
+from quantize.schema import from_data, from_json, to_data
 
 
 def test_named_scenarios() -> None:
@@ -28,14 +29,14 @@ def test_nothing_to_do_is_rejected(field: str) -> None:
 def test_json_and_back() -> None:
     others = [Scenario.over("x", (5, 7, 100), 3, batch=2, seed=4), Scenario("y", 5, 2, mode="graph")]
     for scenario in [*SCENARIOS.values(), *others]:
-        again = Scenario.from_json(json.loads(json.dumps(scenario.to_json())))
+        again = from_json(Scenario, json.dumps(to_data(scenario)), "test")
         assert again == scenario
         assert hash(again) == hash(scenario)
 
 
 def test_what_was_written_before_there_were_lengths_and_modes_is_read() -> None:
     old = {"name": "chat", "prompt_tokens": 256, "new_tokens": 64, "batch": 1, "seed": 0}
-    assert Scenario.from_json(old) == SCENARIOS["chat"]
+    assert from_data(Scenario, old, "test") == SCENARIOS["chat"]
 
 
 def test_several_lengths_have_their_mean_and_their_sum() -> None:

@@ -13,11 +13,11 @@ from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule
 from bench.run.plan import plan
 from bench.run.target import half_dtype, subject_of, target_of
-from bench.suite.suite import checkpoint_targets, dummy_targets, shape_words, suite_named
+from bench.suite.suite import checkpoint_targets, dummy_targets, shape_name, suite_named
 from bench.worker.request import Dummy
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
-from reports.published import BIOMISTRAL_7B, SHAPE
+from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS
 
 Make = Callable[..., Checkpoint]
 
@@ -175,7 +175,9 @@ def test_what_they_are_is_in_their_hash(tmp_path: Path, shrunken: Path) -> None:
 
 def test_the_suites_own_shape_is_the_published_models() -> None:
     found = dummy_targets(suite_named("biomistral"))
-    assert {target.subject.dummy for target in found} == {f"mistral-7b, {SHAPE}"}
+    subjects = [target.subject for target in found]
+    assert {one.dummy for one in subjects} == {f"mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}"}
+    assert {(one.dummy_layers, one.dummy_hidden_size) for one in subjects} == {(LAYERS, HIDDEN_SIZE)}
     assert {target.dummy.spec for target in found if target.dummy} == {"mistral-7b"}
     assert {target.half_dtype for target in found} == {"float16"}
 
@@ -186,8 +188,8 @@ def test_a_shape_that_is_none(tmp_path: Path) -> None:
 
 
 def test_a_shape_in_words() -> None:
-    assert shape_words("x", {}) == "x"
-    assert shape_words("x", {"num_hidden_layers": 4}) == "x, 4 layers"
+    assert shape_name("x", None, None) == "x"
+    assert shape_name("x", 4, None) == "x, 4 layers"
 
 
 def test_a_round_runs_the_rows_in_their_order_and_back(tmp_path: Path, shrunken: Path) -> None:

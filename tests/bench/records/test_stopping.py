@@ -5,8 +5,8 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from bench.records.steady import Rule, is_steady, relative_error, repeat, stop_reason, warm_up
 
+from bench.records.stopping import PassRule, is_warmed_up, repeat, standard_error, stop_reason, warm_up
 from bench.worker.clock import FakeClock
 
 
@@ -24,52 +24,52 @@ def passes_of(series: Iterator[float]) -> Callable[[], float]:
 
 
 def test_a_cold_start_is_warmed_away() -> None:
-    seconds, steady = warm_up(passes_of(iter([5.0, 2.0, 1.2, 1.02, 1.0, 1.0])), Rule())
+    seconds, steady = warm_up(passes_of(iter([5.0, 2.0, 1.2, 1.02, 1.0, 1.0])), PassRule())
     assert seconds == pytest.approx((5.0, 2.0, 1.2, 1.02, 1.0))
     assert steady
 
 
 def test_a_steady_machine_needs_two_passes() -> None:
-    assert warm_up(passes_of(itertools.repeat(1.0)), Rule())[0] == (1.0, 1.0)
+    assert warm_up(passes_of(itertools.repeat(1.0)), PassRule())[0] == (1.0, 1.0)
 
 
 def test_a_machine_in_two_minds_never_becomes_steady_and_that_is_said() -> None:
-    seconds, steady = warm_up(passes_of(itertools.cycle([1.0, 1.5])), Rule(max_warmups=5))
+    seconds, steady = warm_up(passes_of(itertools.cycle([1.0, 1.5])), PassRule(max_warmups=5))
     assert (len(seconds), steady) == (5, False)
 
 
 def test_slow_passes_are_not_repeated_for_warmth() -> None:
-    assert warm_up(passes_of(itertools.repeat(8.0)), Rule(max_warmup_s=5.0)) == ((8.0,), None)
-    assert warm_up(passes_of(iter([4.0, 1.0, 2.0])), Rule(max_warmup_s=5.0)) == ((4.0, 1.0), None)
-    assert warm_up(passes_of(iter([4.0, 4.0])), Rule(max_warmup_s=5.0)) == ((4.0, 4.0), True)
+    assert warm_up(passes_of(itertools.repeat(8.0)), PassRule(max_warmup_s=5.0)) == ((8.0,), None)
+    assert warm_up(passes_of(iter([4.0, 1.0, 2.0])), PassRule(max_warmup_s=5.0)) == ((4.0, 1.0), None)
+    assert warm_up(passes_of(iter([4.0, 4.0])), PassRule(max_warmup_s=5.0)) == ((4.0, 4.0), True)
 
 
 def test_steady_looks_at_the_last_passes_alone() -> None:
-    rule = Rule(steady_passes=3)
-    assert not is_steady([1.0, 1.0], rule)
-    assert is_steady([9.0, 1.0, 1.05, 1.1], rule)
-    assert not is_steady([1.0, 1.0, 1.2], rule)
+    rule = PassRule(steady_passes=3)
+    assert not is_warmed_up([1.0, 1.0], rule)
+    assert is_warmed_up([9.0, 1.0, 1.05, 1.1], rule)
+    assert not is_warmed_up([1.0, 1.0, 1.2], rule)
 
 
 def test_quiet_passes_stop_at_the_least_time() -> None:
-    rule = Rule(min_time_s=1.0, max_time_s=100.0)
+    rule = PassRule(min_time_s=1.0, max_time_s=100.0)
     passes, stopped = repeat(passes_of(itertools.repeat(0.25)), float, rule)
     assert (len(passes), stopped) == (4, "noise")
 
 
 def test_two_passes_that_happen_to_agree_are_not_enough() -> None:
-    passes, _ = repeat(passes_of(itertools.repeat(10.0)), float, Rule(max_time_s=100.0))
+    passes, _ = repeat(passes_of(itertools.repeat(10.0)), float, PassRule(max_time_s=100.0))
     assert len(passes) == 3
 
 
 def test_noisy_passes_go_on_until_their_mean_is_known() -> None:
     generator = random.Random(1)
-    rule = Rule(min_passes=8, min_time_s=0.0, noise=0.02, max_time_s=1e6)
+    rule = PassRule(min_passes=8, min_time_s=0.0, noise=0.02, max_time_s=1e6)
     passes, stopped = repeat(passes_of(generator.gauss(1.0, 0.15) for _ in itertools.count()), float, rule)
     assert stopped == "noise"
     assert 10 < len(passes) < 200
-    assert relative_error(passes) <= 0.02
-    assert relative_error(passes[:-1]) > 0.02
+    assert standard_error(passes) <= 0.02
+    assert standard_error(passes[:-1]) > 0.02
 
 
 @pytest.mark.parametrize(
@@ -81,22 +81,22 @@ def test_noisy_passes_go_on_until_their_mean_is_known() -> None:
     ],
 )
 def test_what_never_settles_stops_at_the_time_limit(series: Iterator[float]) -> None:
-    rule = Rule(noise=0.001, max_time_s=50.0)
+    rule = PassRule(noise=0.001, max_time_s=50.0)
     passes, stopped = repeat(passes_of(series), float, rule)
     assert stopped == "time"
     assert 50.0 <= sum(passes) < 60.0
 
 
 def test_very_short_passes_end_somewhere() -> None:
-    passes, stopped = repeat(passes_of(itertools.repeat(1e-6)), float, Rule())
-    assert (len(passes), stopped) == (Rule().max_passes, "passes")
+    passes, stopped = repeat(passes_of(itertools.repeat(1e-6)), float, PassRule())
+    assert (len(passes), stopped) == (PassRule().max_passes, "passes")
 
 
 def test_one_long_pass_is_enough_when_the_time_is_used_up() -> None:
-    assert stop_reason([], Rule(max_time_s=0.0)) is None
-    assert stop_reason([7.0], Rule(max_time_s=5.0)) == "time"
+    assert stop_reason([], PassRule(max_time_s=0.0)) is None
+    assert stop_reason([7.0], PassRule(max_time_s=5.0)) == "time"
 
 
 def test_a_rule_that_can_never_be_met_is_rejected() -> None:
     with pytest.raises(ValueError, match="can never be met"):
-        Rule(steady_passes=3, max_warmups=2)
+        PassRule(steady_passes=3, max_warmups=2)

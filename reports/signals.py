@@ -1,0 +1,85 @@
+"""What the records of one checkpoint say beside its times: outliers, kernels, quality, and what failed."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bench.records.record import Latency, Quality, Record, Status
+
+OUTLIER_MADS = 5.0
+"""A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Runs of one checkpoint that did not end well, for one reason.
+
+    work:   the scenario, or the kind of run.
+    status: how they ended.
+    reason: in one line.
+    rounds: in which rounds; empty for a quality run.
+    """
+
+    work: str
+    status: Status
+    reason: str
+    rounds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """How many samples lie far from the median of their run, of how many."""
+
+    far: int = 0
+    samples: int = 0
+
+
+def outliers_of(samples: Sequence[float]) -> int:
+    """How many lie further from the median than OUTLIER_MADS median absolute deviations and a tenth of the median."""
+    if len(samples) < 3:
+        return 0
+    middle = statistics.median(samples)
+    deviation = statistics.median(abs(sample - middle) for sample in samples)
+    bound = max(OUTLIER_MADS * 1.4826 * deviation, 0.1 * middle)
+    return sum(abs(sample - middle) > bound for sample in samples)
+
+
+def outliers(latencies: Iterable[Latency]) -> Outliers:
+    """The outliers of several runs, prompt passes and decode steps apart."""
+    series = [
+        samples
+        for latency in latencies
+        for samples in (latency.prefill_s, tuple(step for steps in latency.decode_s for step in steps))
+    ]
+    return Outliers(sum(map(outliers_of, series)), sum(map(len, series)))
+
+
+def by_length(latencies: Iterable[Latency]) -> tuple[float, ...]:
+    """The median over all passes of all runs, for each prompt length."""
+    passes = [one for latency in latencies for one in latency.prefill_by_length_s]
+    return tuple(statistics.median(seconds) for seconds in zip(*passes, strict=True))
+
+
+def latest_quality(records: Iterable[Record]) -> Quality | None:
+    """The latest figures."""
+    found = [record.quality for record in records if record.status == "ok" and record.quality]
+    return found[-1] if found else None
+
+
+def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
+    """Failed runs that no later run of the same work made good, those of one work and reason together."""
+    last_good = {
+        (record.kind, record.scenario, record.round): place
+        for place, record in enumerate(records)
+        if record.status == "ok"
+    }
+    found: dict[tuple[str, Status, str], list[int]] = {}
+    for place, record in enumerate(records):
+        made_good = last_good.get((record.kind, record.scenario, record.round), -1) > place
+        if record.status != "ok" and not made_good:
+            work = record.scenario.name if record.scenario else record.kind
+            key = (work, record.status, record.reason or "")
+            found.setdefault(key, []).extend([] if record.round is None else [record.round])
+    return tuple(
+        Failure(work, status, reason, tuple(dict.fromkeys(rounds))) for (work, status, reason), rounds in found.items()
+    )
