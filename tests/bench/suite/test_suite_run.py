@@ -1,4 +1,4 @@
-"""`bench --suite`: the whole published table in one command, rehearsed on a shrunken model on the CPU."""
+"""`bench --suite`: a whole table in one command, rehearsed on a shrunken model on the CPU."""
 
 import importlib.util
 import os
@@ -11,61 +11,83 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.records.record import Record, read_records
-from bench.records.stopping import Rounds
-from bench.run.executor import Ended
+from bench.records.record import Record
+from bench.records.stopping import RoundsRule
+from bench.records.store import read_records
+from bench.run.executor import ProcessResult
 from bench.run.probe import Machine
-from bench.run.run import BenchOptions, measure
+from bench.run.run import BenchOptions, Instruments
 from bench.suite.suite import suite_named
-from bench.suite.suite_run import Campaign, run_campaign
+from bench.suite.suite_run import SuiteRun, run_suite
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
-from reports.api import load_records
+from reports.api import load_records, write_all
 from reports.published import BIOMISTRAL_7B
 from reports.results import measurements
 from reports.versus_published import versus_page
 
 ROOT = Path(__file__).parents[3]
-FILES = {
-    "records.jsonl",
-    "table.md",
-    "published.md",
-    "crossover.jsonl",
-    "crossover.png",
-    "crossover.svg",
-    "records.log",
-}
-"""Everything that the command may write; the last one when something failed."""
+SUITE = """
+shape = "mistral-7b"
+[reference]
+base_model = "BioMistral-7B"
+[rule]
+max_warmups = 2
+min_passes = 1
+max_time_s = 0.1
+[crossover]
+budget_s = 1
+[[scenario]]
+name = "published"
+lengths = [20, 60]
+new_tokens = 1
+[[scenario]]
+name = "chat-graph"
+prompt_tokens = 16
+new_tokens = 4
+mode = "graph"
+"""
+ROW = """
+[[row]]
+base_model = "BioMistral-7B"
+source = "BioMistral/BioMistral-7B"
+variant = "{}"
+"""
+ROWS = ROW.format("fp16") + ROW.format("awq-gemm") + "group_size = 128\n" + ROW.format("bnb-4bit")
+ROWS += ROW.format("awq-gemm") + 'group_size = 128\nkernel = "native"\npublished = false\n'
+SCENARIOS = ["published", "chat-graph"]
+FILES = {".records.jsonl.lock", "records.jsonl", "records.log", "crossover.jsonl"}
+"""Everything that the command may write; the log when something failed."""
 
-MOST_FILES = 8
-SCENARIOS = ["published", "chat", "chat-graph"]
+PAGES = {"table.md", "published.md", "crossover.png", "crossover.svg", "crossover.md"}
+"""What `report --all` makes of it."""
 
 
-def rehearse(out: Path, shape: Path, cache: Path) -> "subprocess.CompletedProcess[str]":
+def rehearse(suite: Path, out: Path, shape: Path, cache: Path) -> "subprocess.CompletedProcess[str]":
     """The command as a user types it, with one round and a short crossover."""
-    command = [sys.executable, "-m", "bench", "--suite", "biomistral", "--dummy", "--shape", str(shape)]
-    command += ["--device", "cpu", "--rounds", "1", "--max-time", "0", "--crossover-time", "2", "--out", str(out)]
+    command = [sys.executable, "-m", "bench", "--suite", str(suite), "--dummy", "--shape", str(shape)]
+    command += ["--device", "cpu", "--rounds", "1", "--max-time", "0", "--crossover-time", "1", "--out", str(out)]
     command += ["--dtype", "float32", "--threads", "1"]
     environment = {**os.environ, "QUANTABLE_CACHE": str(cache)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+Rehearsal = tuple[Path, "subprocess.CompletedProcess[str]"]
+
+
 @pytest.fixture(scope="module")
-def rehearsal(
-    shrunken: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
+def rehearsal(shrunken: Path, tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     """The folder that the command filled, and what it said."""
-    folder = tmp_path_factory.mktemp("campaign")
-    return folder / "out", rehearse(folder / "out", shrunken, folder / "cache")
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "four.toml").write_text(SUITE + ROWS)
+    return folder / "out", rehearse(folder / "four.toml", folder / "out", shrunken, folder / "cache")
 
 
-def test_the_command_measures_every_row_and_ends_well(
-    rehearsal: tuple[Path, "subprocess.CompletedProcess[str]"],
-) -> None:
+def test_the_command_measures_every_row_and_ends_well(rehearsal: Rehearsal) -> None:
     out, ran = rehearsal
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
     records = read_records(out / "records.jsonl")
-    suite = suite_named("biomistral")
+    suite = suite_named(str(out.parent / "four.toml"))
     assert [(record.subject.base_model, record.subject.variant, record.subject.kernel) for record in records] == [
         (row.base_model, row.variant, row.kernel) for row in suite.rows for _ in SCENARIOS
     ]
@@ -73,87 +95,76 @@ def test_the_command_measures_every_row_and_ends_well(
     published = [record for record in records if record.subject.kernel is None]
     assert [(record.subject.name, record.reason) for record in published if record.status != "ok"] == []
     assert f"{len(records)} records" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == f"the tables: report {out} --all"
     assert str(ROOT) not in (out / "records.jsonl").read_text()
 
 
-def test_it_writes_no_more_than_the_files_it_names(
-    rehearsal: tuple[Path, "subprocess.CompletedProcess[str]"],
-) -> None:
+def test_it_leaves_records_and_the_crossover_and_report_makes_the_pages(rehearsal: Rehearsal) -> None:
     out, ran = rehearsal
     written = {path.relative_to(out).as_posix() for path in out.rglob("*")}
-    assert written <= FILES
-    assert len(written) <= MOST_FILES
-    assert {"records.jsonl", "table.md", "published.md", "crossover.jsonl"} <= written, ran.stdout
+    assert written <= FILES | PAGES
+    assert {"records.jsonl", "crossover.jsonl"} <= written, ran.stdout
+    pages, problems = write_all(out)
     if importlib.util.find_spec("matplotlib"):
-        assert {"crossover.png", "crossover.svg"} <= written, ran.stdout
+        assert ({path.name for path in pages}, problems) == (PAGES, [])
     else:
-        assert "no crossover.png: " in ran.stdout
+        assert problems == ["no crossover.png: plots need matplotlib: install quantable[plots]"]
 
 
-def test_the_page_has_the_eight_rows_in_the_published_order(
-    rehearsal: tuple[Path, "subprocess.CompletedProcess[str]"],
-) -> None:
+def test_the_page_has_the_eight_rows_in_the_published_order(rehearsal: Rehearsal) -> None:
     out, _ = rehearsal
-    lines = (out / "published.md").read_text(encoding="utf-8").splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    titles, _, *rows = cells
-    assert titles[:6] == ["Base Model", "Method", "q_group_size", "w_bit", "version", "Published VRAM GB"]
-    expected = [
-        [row.base_model, row.method, *(str(one or "") for one in (row.q_group_size, row.w_bit, row.version))]
-        for row in BIOMISTRAL_7B
-    ]
-    assert [row[:5] for row in rows[: len(expected)]] == expected
-    time = titles.index("Measured Time")
-    assert rows[0][time] == "x1.00"
-    assert all(row[time].startswith("x") for row in rows[: len(expected)])
-
-
-def test_a_rehearsal_does_not_pass_for_the_table(
-    rehearsal: tuple[Path, "subprocess.CompletedProcess[str]"],
-) -> None:
-    out, _ = rehearsal
-    page = " ".join((out / "published.md").read_text(encoding="utf-8").split())
-    assert "random, in the shape shrunken, 2 layers, hidden size 256" in page
-    assert "It is not the shape of the published models (32 layers, hidden size 4096)" in page
     [measurement] = measurements(load_records(out))
     table = versus_page([measurement])[0]
+    expected = [(row.base_model, row.method, row.q_group_size, row.w_bit, row.version) for row in BIOMISTRAL_7B]
+    assert [row[:5] for row in table.rows] == expected  # type: ignore[union-attr]
+    time = table.titles.index("Measured Time")  # type: ignore[union-attr]
+    times = [row[time] for row in table.rows]  # type: ignore[union-attr]
+    assert times[0] == 1.0
+    assert [isinstance(one, float) for one in times] == [True, True, False, True, False, False, False, False]
+
+
+def test_a_rehearsal_does_not_pass_for_the_table(rehearsal: Rehearsal) -> None:
+    out, _ = rehearsal
+    [measurement] = measurements(load_records(out))
+    page = versus_page([measurement])
+    said = page[-1].text  # type: ignore[union-attr]
+    assert "random, in the shape shrunken, 2 layers, hidden size 256" in said
+    assert "It is not the shape of the published models (32 layers, hidden size 4096)" in said
+    table = page[0]
     quotients = [place for place, title in enumerate(table.titles) if "/ published" in title]  # type: ignore[union-attr]
     assert len(quotients) == 2
     assert {row[place] for row in table.rows for place in quotients} == {None}  # type: ignore[union-attr]
 
 
-def test_the_report_keeps_the_suites_order_and_has_every_ratio(
-    rehearsal: tuple[Path, "subprocess.CompletedProcess[str]"],
-) -> None:
+def test_the_report_keeps_the_suites_order_and_has_every_ratio(rehearsal: Rehearsal) -> None:
     out, _ = rehearsal
     [measurement] = measurements(load_records(out))
-    rows = suite_named("biomistral").rows
     subjects = [result.subject for result in measurement.results]
-    assert [(one.base_model, one.variant, one.kernel) for one in subjects] == [
-        (row.base_model, row.variant, row.kernel) for row in rows
+    assert [(one.variant, one.kernel) for one in subjects] == [
+        ("fp16", None),
+        ("awq-gemm", None),
+        ("bnb-4bit", None),
+        ("awq-gemm", "native"),
     ]
-    assert [result.is_reference for result in measurement.results] == [True] + [False] * (len(rows) - 1)
+    assert [result.is_reference for result in measurement.results] == [True, False, False, False]
     for result in measurement.results[1:]:
         for timing in result.timings.values():
             assert timing.comparison is not None
             assert timing.comparison.reference == subjects[0].name
 
 
-def test_a_second_time_nothing_is_measured(
-    rehearsal: tuple[Path, "subprocess.CompletedProcess[str]"], shrunken: Path
-) -> None:
+def test_a_second_time_nothing_is_measured(rehearsal: Rehearsal, shrunken: Path) -> None:
     out, _ = rehearsal
     before = {name: (out / name).read_bytes() for name in ("records.jsonl", "crossover.jsonl")}
     good = sum(record.status == "ok" for record in read_records(out / "records.jsonl"))
-    again = rehearse(out, shrunken, out.parent / "cache")
+    again = rehearse(out.parent / "four.toml", out, shrunken, out.parent / "cache")
     assert (again.returncode, again.stderr) == (0, "")
     assert f"({good} of them measured before)" in again.stdout
-    after = (out / "records.jsonl").read_bytes()
-    assert after.startswith(before["records.jsonl"])
+    assert (out / "records.jsonl").read_bytes().startswith(before["records.jsonl"])
     assert (out / "crossover.jsonl").read_bytes() == before["crossover.jsonl"]
 
 
-# What the user gets to mend
+# What the user can fix
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -206,87 +217,47 @@ def test_a_scenario_that_the_suite_lacks(tmp_path: Path, capsys: pytest.CaptureF
 # Without a model
 
 
-SUITE = """
-shape = "mistral-7b"
-[reference]
-base_model = "Tiny"
-[crossover]
-budget_s = 1
-[[row]]
-base_model = "Tiny"
-source = "org/tiny"
-variant = "fp16"
-[[scenario]]
-name = "published"
-prompt_tokens = 8
-new_tokens = 1
-"""
-
-
 @pytest.fixture
 def fake_runs(monkeypatch: pytest.MonkeyPatch, machine: Machine, records_of: Callable[..., list[Record]]) -> None:
-    """The campaign's bench runs on a fake machine and measures nothing."""
-    faked = partial(
-        measure,
-        probe_machine=lambda device, threads: machine,
-        executor_for=lambda settings, path: records_of,
-    )
-    monkeypatch.setattr("bench.suite.suite_run.measure", faked)
-
-
-@pytest.mark.usefixtures("fake_runs")
-def test_a_step_that_fails_is_told_and_the_others_are_taken(
-    tmp_path: Path, make_checkpoint: Callable[..., Checkpoint], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suite_path = tmp_path / "one.toml"
-    suite_path.write_text(SUITE)
-    out = make_checkpoint("fp16").path.parent
+    """The suite's bench runs on a fake machine and measures nothing."""
+    faked = partial(Instruments, lambda device, threads: machine, lambda settings, path: records_of)
+    monkeypatch.setattr("bench.run.run.Instruments", faked)
     monkeypatch.setattr("bench.suite.suite_run._tokenizer_of", lambda path: str.split)
-    campaign = Campaign(suite_named(str(suite_path)), out, crossover_s=0)
-    ran = run_campaign(campaign, BenchOptions(rounds=Rounds(least=1, most=1), quality=False))
-    assert ([path.name for path in ran.written], ran.problems) == (["table.md", "published.md"], ())
-    (out / "table.md").unlink()
-    (out / "table.md").mkdir()
-    ran = run_campaign(campaign, BenchOptions(rounds=Rounds(least=1, most=1), quality=False))
-    assert [path.name for path in ran.written] == ["published.md"]
-    [problem] = ran.problems
-    assert problem.startswith("no table.md: cannot write ")
-    assert "table.md" in (out / "records.log").read_text()
 
 
 @pytest.mark.usefixtures("fake_runs")
 def test_a_crossover_of_another_device_or_a_damaged_one_is_measured_again(
     tmp_path: Path,
     make_checkpoint: Callable[..., Checkpoint],
-    rehearsal: tuple[Path, "subprocess.CompletedProcess[str]"],
+    rehearsal: Rehearsal,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The process that would measure it is replaced by one that only says what it was asked."""
-    suite_path = tmp_path / "one.toml"
-    suite_path.write_text(SUITE)
-    folder = make_checkpoint("fp16").path.parent
+    (tmp_path / "one.toml").write_text(SUITE + ROW.format("fp16"))
+    folder = make_checkpoint("fp16", base_model="BioMistral-7B").path.parent
     asked: list[list[str]] = []
 
-    def run_process(command: list[str], **settings: object) -> Ended:
+    def run_process(command: list[str], **settings: object) -> ProcessResult:
         asked.append(command)
-        return Ended(1, "error: not today", 1.0)
+        return ProcessResult(1, "error: not today", 1.0)
 
     monkeypatch.setattr("bench.suite.suite_run.run_process", run_process)
-    monkeypatch.setattr("bench.suite.suite_run._tokenizer_of", lambda path: str.split)
-    campaign = Campaign(suite_named(str(suite_path)), folder)
-    options = BenchOptions(rounds=Rounds(least=1, most=1), quality=False)
+    run = SuiteRun(suite_named(str(tmp_path / "one.toml")), folder)
+    options = BenchOptions(rounds=RoundsRule(least=1, most=1), quality=False)
     kept = (rehearsal[0] / "crossover.jsonl").read_text()
-    for text, measured in (("", True), (kept, False), (kept.replace('"device": "cpu"', '"device": "cuda"'), True)):
+    for text, measured in (("", True), (kept, False), (kept.replace('"device":"cpu"', '"device":"cuda"'), True)):
         (folder / "crossover.jsonl").write_text(text)
         asked.clear()
-        ran = run_campaign(campaign, options)
+        result = run_suite(run, options)
         assert any("bench.crossover" in command for command in asked) is measured
-        assert ("no crossover.jsonl: not today" in ran.problems) is measured
+        assert (result.problem == "not today") is measured
+    assert "crossover.jsonl" in (folder / "records.log").read_text()
+    assert run_suite(SuiteRun(run.suite, folder, crossover_s=0), options).problem is None
 
 
-def test_a_campaign_out_of_range() -> None:
+def test_a_suite_run_out_of_range() -> None:
     suite = suite_named("biomistral")
     with pytest.raises(UserError, match="--shape is of random weights"):
-        Campaign(suite, Path("o"), shape="mistral-7b")
+        SuiteRun(suite, Path("o"), shape="mistral-7b")
     with pytest.raises(UserError, match="at least 0 seconds"):
-        Campaign(suite, Path("o"), crossover_s=-0.5)
+        SuiteRun(suite, Path("o"), crossover_s=-0.5)
