@@ -1,5 +1,19 @@
-"""Measure memory, latency and quality of checkpoints against their reference."""
+"""Measure memory, latency and quality of checkpoints against their reference: `bench.bench(...)`.
 
-from bench.run.run import bench
+Importing the package imports no torch, and nothing of the run; the function does, when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.run.run import bench
 
 __all__ = ["bench"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "bench":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from bench.run.run import bench
+
+    return bench
