@@ -77,8 +77,8 @@ class Evaluation:
         """Whether this file holds the same calibration tokens."""
         return torch.equal(load_file(path)["blocks"], self.blocks)
 
-    def figures(self, layers: Path, group_size: int) -> dict[str, dict[str, float]]:
-        """Perplexity and mean KL divergence (nats a token) of the model with these layers, on each text."""
+    def figures(self, layers: Path, group_size: int) -> dict[str, Any]:
+        """`perplexity` and `divergence` (mean KL, nats a token) of the model with these layers, on each text."""
         model = model_of(self.folder, dtype=torch.float32)
         put_layers(model, load_file(layers), group_size)
         means = {kind: float(divergences(self.reference, model, text).mean()) for kind, text in self.texts.items()}

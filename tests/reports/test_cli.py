@@ -52,7 +52,7 @@ raise SystemExit(f"imported {heavy}" if heavy else code)
 def run(*arguments: str | Path, code: str | None = None) -> subprocess.CompletedProcess[str]:
     start = ["-m", "reports"] if code is None else ["-c", code]
     command = [sys.executable, *start, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def on_a_terminal(*arguments: str | Path, code: str | None = None) -> str:

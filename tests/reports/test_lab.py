@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,7 +33,7 @@ def lines_of(path: Path) -> list[list[str]]:
 
 
 def racer(name: str, seconds: float | None = None, kld: float = 0.0, reason: str | None = None) -> RaceRecord:
-    figures = {"perplexity": {"a": 14.0}, "divergence": {"a": kld}} if seconds else {}
+    figures: dict[str, Any] = {"perplexity": {"a": 14.0}, "divergence": {"a": kld}} if seconds else {}
     return RaceRecord(
         "2026", name, "Tiny", (4, 64), "0", {}, MACHINE, seconds, 10**9 if seconds else None, **figures, reason=reason
     )
@@ -50,7 +50,7 @@ def test_a_race_has_medians_and_ratios_to_autoawq(tmp_path: Path) -> None:
 
 
 def test_an_overhead_race_is_a_row(tmp_path: Path) -> None:
-    seconds = {"ours": (0.05,) * 3, "generate": (0.1,) * 3}
+    seconds: dict[str, tuple[float, ...]] = {"ours": (0.05,) * 3, "generate": (0.1,) * 3}
     record = OverheadRecord("2026", "Tiny-FP16", SCENARIO, "float32", seconds, 0.5, (0.49, 0.51), MACHINE)
     append(tmp_path / "overhead.jsonl", record)
     assert lines_of(tmp_path / "overhead.jsonl")[2] == [

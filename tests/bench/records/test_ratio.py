@@ -149,7 +149,8 @@ def test_the_interval_of_independent_series_covers_the_truth(counts: tuple[int, 
 
 def test_independent_series_of_few_values_have_no_interval() -> None:
     ratio = independent_ratio_of([2.0, 2.0], [1.0, 1.0, 1.0])
-    assert (ratio.value, ratio.interval, ratio.verdict, ratio.rounds) == (pytest.approx(2.0), None, "unsure", ())
+    assert ratio.value == pytest.approx(2.0)
+    assert (ratio.interval, ratio.verdict, ratio.rounds) == (None, "unsure", ())
     exact = independent_ratio_of([2.0] * 3, [1.0] * 4)
     assert exact.interval == pytest.approx((2.0, 2.0))
     for wrong in ([], [0.0], [math.nan]):

@@ -39,7 +39,7 @@ DIES = SUCCEEDS + "succeed(request.run.scenarios[0])\n"
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings("cpu", {"Tiny": "float32"}, Environment(cpu="Model 1"), timeout_s=60.0, threads=2)
+    return Settings("cpu", {"Tiny": "float32"}, Environment(cpu="Model 1"), timeout_s=600.0, threads=2)
 
 
 @pytest.fixture
