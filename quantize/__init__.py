@@ -9,16 +9,17 @@ from quantize.errors import UserError
 from quantize.variant import VARIANTS, Variant
 
 if TYPE_CHECKING:
-    from quantize.building.build import BuildOptions, quantize
-    from quantize.loading.loading import Loaded, load
+    from quantize.building.build import quantize
+    from quantize.building.job import BuildOptions
+    from quantize.loader import LoadedModel, load
 
-__all__ = ["VARIANTS", "BuildOptions", "Loaded", "UserError", "Variant", "load", "quantize"]
+__all__ = ["VARIANTS", "BuildOptions", "LoadedModel", "UserError", "Variant", "load", "quantize"]
 
 _HOMES = {
     "quantize": "building.build",
-    "BuildOptions": "building.build",
-    "load": "loading.loading",
-    "Loaded": "loading.loading",
+    "BuildOptions": "building.job",
+    "load": "loader",
+    "LoadedModel": "loader",
 }
 
 

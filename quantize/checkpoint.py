@@ -5,32 +5,32 @@ A finished checkpoint is a folder that other software reads (config.json, safete
 """
 
 import contextlib
-import errno
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from quantize.errors import UserError
+from quantize.files import disk_is_full, hash_of_hashes, replace_file, sha256_of
+from quantize.schema import Count, from_json, to_data
 from quantize.variant import VARIANTS, Variant
 
 MANIFEST_NAME = "quantable.json"
 MANIFEST_SCHEMA = 1
 PARTIAL_SUFFIX = ".partial"
 OLD_SUFFIX = ".old"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class SourceFacts:
     """Where the weights came from.
 
-    kind: "hub", "folder", "embedded" or "dummy"; id: what the user named; revision: the hub commit, else
-    None; weights_sha256: hash over names and contents of the source's weight files, None for dummy weights.
+    kind:           "hub", "folder", "embedded" or "dummy".
+    id:             what the user named.
+    revision:       the hub commit, else None.
+    weights_sha256: hash over names and contents of the source's weight files, None for dummy weights.
     """
 
     kind: str
@@ -41,7 +41,13 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """The text that AWQ looked at: where from, how many blocks of how many tokens, their SHA-256."""
+    """The text that calibration looked at.
+
+    text:         where from.
+    blocks:       how many.
+    block_tokens: of how many tokens.
+    sha256:       of their token ids.
+    """
 
     text: str
     blocks: int
@@ -53,7 +59,7 @@ class CalibrationFacts:
 class FileFacts:
     """Size in bytes and SHA-256 of one file of the checkpoint."""
 
-    bytes: int
+    bytes: Count
     sha256: str
 
 
@@ -61,10 +67,22 @@ class FileFacts:
 class Manifest:
     """What `quantable.json` says: how this checkpoint came to be and what its files should hold.
 
-    weights_bytes counts the tensors in the safetensors files (not their headers); seconds are wall-clock
-    seconds a phase; layers holds one entry a quantized linear layer (what the search found), empty where
-    there was no search. estimate and measured: what the run was expected to take and what it took, where it was
-    estimated.
+    name:           the checkpoint's folder.
+    base_model:     as the table names it.
+    variant:        a name of VARIANTS.
+    q_group_size:   of groups of codes, None where there are none.
+    source:         where the weights came from.
+    calibration:    the text that was looked at, None for none.
+    options:        the settings that decided the bytes.
+    libraries:      versions of those that made it.
+    seconds:        wall-clock seconds a phase.
+    created:        ISO 8601, UTC.
+    weights_bytes:  of the tensors in the safetensors files, not their headers.
+    files:          every other file in the folder.
+    layers:         what the search found of each quantized linear layer, empty where there was no search.
+    estimate:       what the run was expected to take, where it was estimated.
+    measured:       what it took.
+    schema_version: of this file.
     """
 
     name: str
@@ -77,7 +95,7 @@ class Manifest:
     libraries: dict[str, str]
     seconds: dict[str, float]
     created: str
-    weights_bytes: int
+    weights_bytes: Count
     files: dict[str, FileFacts] = field(default_factory=dict)
     layers: tuple[dict[str, Any], ...] = ()
     estimate: dict[str, Any] | None = None
@@ -87,22 +105,8 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r}")
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> "Manifest":
-        """Raises ValueError, TypeError or KeyError for what is no manifest of this schema version."""
-        if data.get("schema_version") != MANIFEST_SCHEMA:
-            raise ValueError(f"manifest schema {data.get('schema_version')!r}, expected {MANIFEST_SCHEMA}")
-        fields = dict(data)
-        fields["source"] = SourceFacts(**fields["source"])
-        if fields["calibration"] is not None:
-            fields["calibration"] = CalibrationFacts(**fields["calibration"])
-        fields["files"] = {name: FileFacts(**facts) for name, facts in fields["files"].items()}
-        fields["layers"] = tuple(fields["layers"])
-        return Manifest(**fields)
+        if self.schema_version != MANIFEST_SCHEMA:
+            raise ValueError(f"manifest schema {self.schema_version!r}, expected {MANIFEST_SCHEMA}")
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not manifest.is_file():
         raise UserError(f"{path} is no quantable checkpoint (no {MANIFEST_NAME}): make one with `quantize`")
     try:
-        return Checkpoint(path, Manifest.from_json(json.loads(manifest.read_text(encoding="utf-8"))))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Checkpoint(path, from_json(Manifest, manifest.read_bytes(), MANIFEST_NAME))
+    except UserError as error:
         raise UserError(f"{manifest} is damaged ({error}): make the checkpoint again with `quantize --force`") from None
 
 
@@ -165,25 +169,6 @@ def verify(checkpoint: Checkpoint) -> None:
         else:
             continue
         raise UserError(f"{path} {problem}: make the checkpoint again with `quantize --force`")
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_of_hashes(files: Mapping[str, str]) -> str:
-    """One hex SHA-256 for several files: over their sorted names and their own hashes."""
-    lines = (f"{name} {sha256}\n" for name, sha256 in sorted(files.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space or quota; safetensors says so in words, not as an OSError."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    return type(error).__name__ == "SafetensorError" and any(f"(os error {code})" in str(error) for code in FULL)
 
 
 @contextlib.contextmanager
@@ -246,10 +231,6 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_NAME
     }
-    sealed = Manifest(**{**manifest.__dict__, "files": files})
-    with (folder / MANIFEST_NAME).open("w", encoding="utf-8") as file:
-        json.dump(sealed.to_json(), file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    sealed = replace(manifest, files=files)
+    replace_file(folder / MANIFEST_NAME, (json.dumps(to_data(sealed), indent=1) + "\n").encode())
     return sealed

@@ -75,8 +75,9 @@ NOT_WITH_SUITE = ("source", "variant", "revision", "group_size")
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can mend."""
     jobs = jobs_from(arguments)
-    from quantize.building.build import BuildOptions, quantize
-    from quantize.methods.bnb import BnbOptions
+    from quantize.building.build import quantize
+    from quantize.building.job import BuildOptions
+    from quantize.rounding.options import BnbOptions
 
     options = BuildOptions(
         calibration=arguments.calibration,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from quantize.errors import UserError
+from quantize.files import replace_file
 from quantize.quiet import quiet_libraries
 
 DUMMY_PREFIX = "dummy:"
@@ -16,7 +17,7 @@ SHAPES = {"mistral-7b": "MistralConfig", "llama-2-7b": "LlamaConfig"}
 """Shapes by name: the defaults of transformers' configuration classes are those of these models."""
 
 DUMMY_SEED = 0
-SPREAD = 0.02
+WEIGHT_STD = 0.02
 """Standard deviation of the weights, transformers' usual initializer_range."""
 
 
@@ -53,9 +54,7 @@ def write_dummy_folder(config: dict[str, Any], name: str, cache: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     if not path.is_file():
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.rename(path)
+        replace_file(path, text.encode())
     return folder
 
 
@@ -80,7 +79,7 @@ class DummyWeights:
             fill = 0.0 if name.endswith("bias") else 1.0
             return torch.full(shape, fill, dtype=torch.float16, device=self.device)
         drawn = torch.randn(shape, generator=generator_for(name, self.device), device=self.device)
-        return drawn.mul_(SPREAD).half()
+        return drawn.mul_(WEIGHT_STD).half()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, without drawing it."""

@@ -1,16 +1,29 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and their hashes. Imports no torch."""
 
 import contextlib
+import errno
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from quantize.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write all of `content` to `path` or leave what was there. Raises UserError when it cannot be written."""
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file in it")
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write all of `content` to `path` or leave what was there. Raises OSError when it cannot be written."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -18,8 +31,25 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of_hashes(files: Mapping[str, str]) -> str:
+    """One hex SHA-256 for several files: over their sorted names and their own hashes."""
+    lines = (f"{name} {sha256}\n" for name, sha256 in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space or quota; safetensors says so in words, not as an OSError."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return type(error).__name__ == "SafetensorError" and any(f"(os error {code})" in str(error) for code in FULL)

@@ -72,7 +72,7 @@ class _MallocInfo(ctypes.Structure):
     ]
 
 
-def give_back_freed_memory(*, above: float = 0.0) -> None:
+def trim_memory(*, above: float = 0.0) -> None:
     """Have the C library return freed pages to the system, where it can: kept ones count as this process's memory.
 
     above: leave them while they are at most this share of the resident memory; pages cost time to get again.

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from quantize.checkpoint import SourceFacts, disk_is_full, hash_of_hashes, sha256_of
+from quantize.checkpoint import SourceFacts
 from quantize.dummy import DUMMY_PREFIX, dummy_config, write_dummy_folder
 from quantize.errors import UserError
+from quantize.files import disk_is_full, hash_of_hashes, sha256_of
 from quantize.quiet import quiet_libraries
 
 EMBEDDED_ID = "smollm2-135m"

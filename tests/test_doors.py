@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_model_of_the_same_name_is_not_kept(
 def test_a_checkpoint_made_with_other_options_is_not_kept(
     tiny_llama: Path, tmp_path: Path, changed: dict[str, Any], said: str
 ) -> None:
-    options = {"blocks": 2, "block_tokens": 32}
+    options: dict[str, Any] = {"blocks": 2, "block_tokens": 32}
     quantize.quantize(str(tiny_llama), ["awq-gemm"], tmp_path, options=quantize.BuildOptions(**options))
     with pytest.raises(UserError, match=said):
         quantize.quantize(str(tiny_llama), ["awq-gemm"], tmp_path, options=quantize.BuildOptions(**options | changed))

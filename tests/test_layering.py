@@ -33,7 +33,7 @@ LIGHT = (
 
 LIGHT_MAY_IMPORT = {*sys.stdlib_module_names, *PACKAGES, "rich", "msgspec", "filelock"}
 
-MODEL_LOADERS = ("quantize.loading.loading", "quantize.load", "quantize.loading.dummy_model")
+MODEL_LOADERS = ("quantize.loader", "quantize.load", "quantize.loading.dummy_model")
 """The modules that load or draw models, and the loader as the package hands it out."""
 
 MAY_LOAD_MODELS = (
@@ -234,7 +234,7 @@ def test_the_source_keeps_the_rule(rule: str) -> None:
         ("heavy_for_light", "quantize.checkpoint", "import torch"),
         ("heavy_for_light", "bench.records.record", "from torch import nn"),
         ("heavy_for_light", "reports.table", "import numpy as np"),
-        ("loads_models", "bench.records.scenario", "from quantize.loading.loading import load"),
+        ("loads_models", "bench.records.scenario", "from quantize.loader import load"),
     ],
 )
 def test_one_line_more_in_the_source_breaks_the_rule(rule: str, module: str, line: str) -> None:
@@ -246,7 +246,7 @@ def test_one_line_more_in_the_source_breaks_the_rule(rule: str, module: str, lin
 
 def skeleton(**planted: str) -> Sources:
     """Empty packages with these modules ("bench__plan" stands for bench.run.plan)."""
-    empty = dict.fromkeys([*PACKAGES, "quantize.loading.loading", "bench.run.plan", "reports.table"], "")
+    empty = dict.fromkeys([*PACKAGES, "quantize.loader", "bench.run.plan", "reports.table"], "")
     return {**empty, **{name.replace("__", "."): text for name, text in planted.items()}}
 
 
@@ -307,11 +307,11 @@ def test_a_late_import_is_no_violation(allowed: Sources) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "from quantize.loading.loading import load",
+        "from quantize.loader import load",
         "from quantize import load",
-        "import quantize.loading.loading",
+        "import quantize.loader",
         "from quantize import VARIANTS, loading",
-        "def f():\n    from quantize.loading.loading import load",
+        "def f():\n    from quantize.loader import load",
         "from transformers import AutoModelForCausalLM",
         "from transformers.models.llama import LlamaForCausalLM",
         "import transformers\ntransformers.AutoModel.from_pretrained('x')",
@@ -324,6 +324,6 @@ def test_loading_a_model_outside_the_worker_is_caught(line: str) -> None:
 
 
 def test_a_type_or_a_tokenizer_is_not_a_model() -> None:
-    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from quantize.loading.loading import Loaded\n"
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from quantize.loader import Loaded\n"
     tokenizer = "from transformers import AutoTokenizer, AutoConfig\n"
     assert loads_models(skeleton(bench__plan=typed + tokenizer)) == []

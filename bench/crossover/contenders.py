@@ -15,7 +15,8 @@ from quantize.int4.weight import round_to_nearest
 from quantize.kernels import KERNELS, Kernel
 from quantize.kernels.base import dtype_name
 from quantize.kernels.verify import BOUNDS
-from quantize.methods.bnb import BnbOptions, bnb_linear, bnb_tensors
+from quantize.methods.bnb_weights import bnb_linear, bnb_tensors
+from quantize.rounding.options import BnbOptions
 from quantize.variant import VARIANTS
 
 INT8_BOUND = 2e-2
@@ -98,7 +99,7 @@ def int4(kernel: Kernel) -> Contender:
 
     def build(weight: Tensor, setting: Setting) -> Built:
         rounded = round_to_nearest(weight, setting.group_size)
-        reason = kernel.why_not(rounded, setting.device, setting.dtype)
+        reason = kernel.unsupported_reason(rounded, setting.device, setting.dtype)
         if reason is not None:
             raise CannotRun(reason)
         return Built(kernel.prepare(rounded, None, setting.device, setting.dtype), rounded.dequantize())
@@ -108,7 +109,7 @@ def int4(kernel: Kernel) -> Contender:
         kernel.style,
         build,
         lambda tokens, setting: kernel.describe(tokens, setting.dtype),
-        lambda tokens, setting: BOUNDS[kernel.arithmetic(tokens, setting.dtype)],
+        lambda tokens, setting: BOUNDS[kernel.compute_dtype(tokens, setting.dtype)],
     )
 
 

@@ -36,7 +36,7 @@ def race(arguments: argparse.Namespace) -> Ratio:
     """Take turns, the order reversed every round; append the samples, return ours over generate's seconds a token."""
     import torch
 
-    from quantize.loading.loading import load
+    from quantize.loader import load
 
     scenario = Scenario("overhead", arguments.prompt, arguments.new)
     dtype = getattr(torch, arguments.dtype)

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantize.building.layer import AwqOptions
 from quantize.int4.packing import pack_gemm
 from quantize.int4.weight import LEVELS, Int4Weight
 from quantize.process_memory import peak_resident_bytes, prefer_huge_pages
 from quantize.quiet import quiet_libraries
+from quantize.rounding.options import AwqOptions
 
 OFF_GRID = 1e-2
 """How far, in steps, a rounded weight may lie from its code: float32 division leaves a millionth."""

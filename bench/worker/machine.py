@@ -1,6 +1,5 @@
 """Looks at the machine: its fingerprint, and what a copy and a matrix product take on it."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from bench.records.environment import LIBRARIES, Environment, SourceState
 from bench.worker.clock import clock_for
 from bench.worker.gpu import GpuFacts, cuda_uuid, open_nvml
+from quantize.versions import version_of
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """How much `copy_probe` copies at once: far more than any cache holds."""
@@ -61,14 +61,6 @@ def usable_cores() -> int | None:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
-
-
-def version_of(distribution: str) -> str | None:
-    """The installed version, None when it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def source_state(root: Path) -> SourceState:

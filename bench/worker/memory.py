@@ -39,10 +39,10 @@ class RssView:
         self._older_peak_bytes = 0
 
     def reset_peak(self) -> None:
-        from quantize.process_memory import give_back_freed_memory
+        from quantize.process_memory import trim_memory
 
         gc.collect()
-        give_back_freed_memory()
+        trim_memory()
         try:
             (self._proc / "clear_refs").write_text("5")
             self._older_peak_bytes = 0

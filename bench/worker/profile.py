@@ -106,12 +106,12 @@ def parser() -> argparse.ArgumentParser:
 def _loaded(arguments: argparse.Namespace) -> Any:
     how = {"device": arguments.device, "kernel": arguments.kernel}
     if not arguments.source.startswith(DUMMY_PREFIX):
-        from quantize.loading.loading import load
+        from quantize.loader import load
 
         if arguments.variant is not None:
             raise UserError(f"a checkpoint is of one variant: give --variant for a {DUMMY_PREFIX}SHAPE alone")
         return load(arguments.source, **how)
-    from quantize.loading.dummy_model import load_dummy
+    from quantize.loader import load_dummy
 
     if arguments.variant is None:
         raise UserError(f"{arguments.source} needs a --variant: {', '.join(VARIANTS)}")

@@ -105,13 +105,13 @@ def _loaded(request: Request, dtype: Any, load: Load | None) -> Any:
         "kernel": target.subject.kernel,
     }
     if target.dummy is not None:
-        from quantize.loading.dummy_model import load_dummy
+        from quantize.loader import load_dummy
 
         asked = target.dummy
         return load_dummy(asked.spec, asked.variant, group_size=asked.group_size, **how)
     assert target.checkpoint is not None
     if load is None:
-        from quantize.loading.loading import load as load_checkpoint
+        from quantize.loader import load as load_checkpoint
 
         load = load_checkpoint
     return load(target.checkpoint, **how)

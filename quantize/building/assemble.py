@@ -1,42 +1,22 @@
 """Turn a folder of tensor parts into a finished checkpoint: config, tokenizer, manifest."""
 
 import datetime
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from quantize.building.shards import ShardWriter
-from quantize.checkpoint import MANIFEST_NAME, CalibrationFacts, Manifest, seal
-from quantize.source import INDEX_NAME, Source, check_finite
-from quantize.variant import Variant
+from quantize.checkpoint import MANIFEST_NAME, Manifest, seal
+from quantize.kernels.base import dtype_name
+from quantize.methods.base import Recipe
+from quantize.source import INDEX_NAME, Source
+from quantize.versions import MAKERS, installed_versions
 
-LIBRARIES = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
 COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """Tokenizer, generation settings and chat template: what stands beside the weights and is no weight."""
 NOT_COPIED = ("config.json", MANIFEST_NAME, INDEX_NAME)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one checkpoint is made, as its manifest and its config.json will say.
-
-    dtype: of the tensors that are not quantized; quantization: what config.json says under quantization_config, None
-    for the reference; options: the choices that decided the bytes.
-    """
-
-    variant: Variant
-    dtype: torch.dtype
-    quantization: dict[str, Any] | None = None
-    group_size: int | None = None
-    calibration: CalibrationFacts | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def finish(
@@ -62,8 +42,8 @@ def finish(
         q_group_size=recipe.group_size,
         source=source.facts,
         calibration=recipe.calibration,
-        options=dict(recipe.options),
-        libraries=library_versions(),
+        options=recipe.options,
+        libraries=installed_versions(MAKERS),
         seconds={phase: round(spent, 3) for phase, spent in seconds.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,
@@ -72,26 +52,6 @@ def finish(
         measured=measured,
     )
     return seal(folder, manifest)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the installed libraries that decide what a checkpoint holds."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def half(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A floating-point tensor in half precision, others as they are. Raises UserError when a value does not fit."""
-    if not tensor.is_floating_point():
-        return tensor
-    converted = tensor.to(dtype)
-    check_finite(f"{name}, rounded to {str(dtype).removeprefix('torch.')},", converted)
-    return converted
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -104,7 +64,7 @@ def _write_config(source: Path, target: Path, recipe: Recipe) -> None:
     config = read_config(source)
     for key in ("_name_or_path", "_model_name_or_path", "torch_dtype"):
         config.pop(key, None)
-    config["dtype"] = str(recipe.dtype).removeprefix("torch.")
+    config["dtype"] = dtype_name(recipe.dtype)
     if recipe.quantization is not None:
         config["quantization_config"] = recipe.quantization
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -3,15 +3,15 @@
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quantize.building.assemble import Recipe
 from quantize.building.layer import BATCH_TOKENS
 from quantize.errors import UserError
+from quantize.methods.base import Recipe
 from quantize.model.architecture import Architecture
 from quantize.process_memory import peak_resident_bytes
 from quantize.quiet import quiet_libraries
@@ -31,8 +31,14 @@ ELEMENTWISE_FLOPS = 400
 class Estimate:
     """What a calibrated run will take. Bytes and seconds; None where it cannot be told.
 
-    peak_bytes: of the process on a CPU, of the device on CUDA. disk_bytes: parts and finished files together, at the
-    worst moment.
+    parameters:        weights of the model.
+    layers:            decoder layers.
+    heads:             attention heads.
+    peak_bytes:        of the process on a CPU, of the device on CUDA.
+    disk_bytes:        parts and finished files together, at the worst moment.
+    seconds:           of the whole run.
+    free_memory_bytes: that this process may hold in all.
+    free_disk_bytes:   where the checkpoints go.
     """
 
     parameters: int
@@ -43,9 +49,6 @@ class Estimate:
     seconds: float
     free_memory_bytes: int | None
     free_disk_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def line(self) -> str:
         """One line for the screen."""

@@ -5,13 +5,14 @@ At the end it tells what the quantization costs, without ever holding the whole 
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.building.layer import LayerResult, run_layer, standing_in
+from quantize.building.layer import LayerResult, run_layer
+from quantize.building.layer_stub import replace_layers
 from quantize.errors import UserError
 from quantize.model.architecture import Architecture
 
@@ -20,20 +21,19 @@ JUMP = 2.0
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What the watched text showed, over `tokens` predicted tokens.
+class HeldOutResult:
+    """What the held-out text showed, over `tokens` predicted tokens.
 
-    perplexity_source, perplexity: of the source and of the quantized model; divergence: mean KL(source || quantized)
-    in nats a token.
+    perplexity_source: of the source.
+    perplexity:        of the quantized model.
+    divergence:        mean KL(source || quantized) in nats a token.
+    tokens:            predicted ones.
     """
 
     perplexity_source: float
     perplexity: float
     divergence: float
     tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def check(self) -> None:
         """Raise UserError when the quantized model has lost what the source knows."""
@@ -45,8 +45,8 @@ class Watched:
             )
 
 
-class Watch:
-    """The hidden states of the watched text between two layers, of the source and of the quantized model.
+class HeldOutCheck:
+    """The hidden states of the held-out text between two layers, of the source and of the quantized model.
 
     blocks: token ids, int64 [n, t], t as in the calibration. state: what `state` gave after an earlier layer.
     """
@@ -86,7 +86,7 @@ class Watch:
             self._quantized = next(run_layer(layer, [self._quantized], kwargs))
 
     @torch.no_grad()
-    def judge(self, model: Any, architecture: Architecture) -> Watched:
+    def judge(self, model: Any, architecture: Architecture) -> HeldOutResult:
         """Compare what the two predict; the model's norm and output head must hold weights, its layers need not."""
         losses = torch.zeros(2, dtype=torch.float64)
         divergence, tokens = 0.0, 0
@@ -101,7 +101,7 @@ class Watch:
             divergence += float((exact.exp() * (exact - other)).sum().double())
             tokens += len(following)
         source, quantized = (_exp(float(loss) / tokens) for loss in losses)
-        return Watched(source, quantized, divergence / tokens, tokens)
+        return HeldOutResult(source, quantized, divergence / tokens, tokens)
 
 
 def _log_probabilities(model: Any, architecture: Architecture, ids: Tensor, hidden: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _log_probabilities(model: Any, architecture: Architecture, ids: Tensor, hidd
 
     hidden: what the last layer gave.
     """
-    with standing_in(architecture, lambda index, incoming, kwargs: hidden):
+    with replace_layers(architecture, lambda index, incoming, kwargs: hidden):
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
     return torch.log_softmax(logits.float(), dim=-1)
 

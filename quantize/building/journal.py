@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantize.building.layer import LayerResult
+from quantize.building.layer import LayerResult, LinearFacts
 from quantize.building.shards import ShardWriter
+from quantize.errors import UserError
+from quantize.files import replace_file
+from quantize.schema import from_json, to_data
 
 JOURNAL_NAME = "journal.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """What journal.json says.
+
+    key:     hash of what the run depends on.
+    layers:  the facts of each finished layer's linears.
+    seconds: a phase so far.
+    """
+
+    key: str
+    layers: tuple[tuple[LinearFacts, ...], ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Journal:
@@ -30,27 +47,27 @@ class Journal:
         self.folder = folder
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         state = self._read()
-        self.restarted = folder.exists() and (state is None or state["key"] != digest)
-        if state is None or state["key"] != digest:
+        self.restarted = folder.exists() and (state is None or state.key != digest)
+        if state is None or state.key != digest:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            state = {"key": digest, "layers": [], "seconds": {}}
-        self._state: dict[str, Any] = state
+            state = State(digest)
+        self._state = state
 
     @property
     def finished_layers(self) -> int:
         """How many decoder layers are done and on disk."""
-        return len(self._state["layers"])
+        return len(self._state.layers)
 
     @property
     def facts(self) -> list[dict[str, Any]]:
         """The LinearFacts of every layer done, as plain data, in order."""
-        return [linear for layer in self._state["layers"] for linear in layer]
+        return [to_data(linear) for layer in self._state.layers for linear in layer]
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds a phase so far, over all runs of this journal."""
-        return dict(self._state["seconds"])
+        return dict(self._state.seconds)
 
     def writer(self, variant: str) -> ShardWriter:
         """Where the parts of one variant go."""
@@ -72,12 +89,11 @@ class Journal:
             {f"{number:06d}": batch.contiguous().cpu() for number, batch in enumerate(hidden)},
             self._hidden_path(done),
         )
-        self._state["layers"].append([asdict(facts) for facts in result.facts])
+        seconds = self.seconds
         for phase, spent in result.seconds.items():
-            self._state["seconds"][phase] = self._state["seconds"].get(phase, 0.0) + spent
-        temporary = self.folder / f"{JOURNAL_NAME}.tmp"
-        temporary.write_text(json.dumps(self._state))
-        temporary.rename(self.folder / JOURNAL_NAME)
+            seconds[phase] = seconds.get(phase, 0.0) + spent
+        self._state = replace(self._state, layers=(*self._state.layers, result.facts), seconds=seconds)
+        replace_file(self.folder / JOURNAL_NAME, json.dumps(to_data(self._state)).encode())
         self._hidden_path(result.index).unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -87,15 +103,14 @@ class Journal:
     def _hidden_path(self, layer: int) -> Path:
         return self.folder / f"hidden-{layer:05d}.safetensors"
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> State | None:
         path = self.folder / JOURNAL_NAME
         if not path.is_file():
             return None
         try:
-            state: dict[str, Any] = json.loads(path.read_text())
-        except ValueError:
+            return from_json(State, path.read_bytes(), str(path))
+        except UserError:
             return None
-        return state if {"key", "layers", "seconds"} <= state.keys() else None
 
 
 def options_key(

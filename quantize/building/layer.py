@@ -4,26 +4,26 @@ Memory holds one layer's weights, its Gram matrices and the activations between 
 model has.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
+from quantize.methods.base import LayerInputs
 from quantize.model.architecture import Architecture, ScaleGroup, apply_scales
-from quantize.process_memory import give_back_freed_memory
+from quantize.process_memory import trim_memory
 from quantize.rounding.awq_search import search_clip, search_scale
 from quantize.rounding.gptq import round_with_feedback
 from quantize.rounding.gram import InputStats, StatsAccumulator, multiplies_bfloat16, output_error
+from quantize.rounding.options import AwqOptions
 from quantize.rounding.refit import refit_scales
 
-Rounding = Literal["nearest", "gptq"]
 UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
 """Linear layers whose weights are not clipped, as in autoawq: their outputs are multiplied with each other."""
 
@@ -39,27 +39,13 @@ FREED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class AwqOptions:
-    """How to search and round.
-
-    search: False rounds the weights as they are. clip: search the clipping of each group's range.
-    rounding: "nearest", or "gptq" for error feedback inside the ranges that the search chose. refit: fit the scales to
-    the codes afterwards.
-    """
-
-    group_size: int
-    search: bool = True
-    clip: bool = True
-    rounding: Rounding = "nearest"
-    refit: bool = True
-
-
-@dataclass(frozen=True)
 class LinearFacts:
     """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text.
 
-    error: of the weights as stored; error_rtn: of plain rounding to nearest; exponent: the scale search's grid
-    point, None where nothing was scaled.
+    name:      of the linear layer in the model.
+    error:     of the weights as stored.
+    error_rtn: of plain rounding to nearest.
+    exponent:  the scale search's grid point, None where nothing was scaled.
     """
 
     name: str
@@ -72,8 +58,12 @@ class LinearFacts:
 class LayerResult:
     """One quantized decoder layer.
 
-    weights: by full name (without ".weight"); others: every other tensor of the layer, scales applied, by full name;
-    before: what the caller made of the layer before its scales moved, by full name.
+    index:   of the layer.
+    weights: by full name (without ".weight").
+    others:  every other tensor of the layer, scales applied, by full name.
+    facts:   of each linear layer.
+    seconds: a phase.
+    before:  by variant, what its method made of the layer before its scales moved, by full name.
     """
 
     index: int
@@ -81,99 +71,11 @@ class LayerResult:
     others: dict[str, Tensor]
     facts: tuple[LinearFacts, ...]
     seconds: dict[str, float] = field(default_factory=dict)
-    before: dict[str, Tensor] = field(default_factory=dict)
+    before: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Observed:
-    """A decoder layer as it came, and what its linear layers see on the calibration text.
-
-    linears: by name inside the layer; prefix: of their full names; owners: linear -> which one's input it shares;
-    stats: owner -> statistics of that input.
-    """
-
-    layer: nn.Module
-    prefix: str
-    linears: dict[str, nn.Linear]
-    owners: dict[str, str]
-    stats: dict[str, InputStats]
-
-    def sharing(self, owner: str) -> list[str]:
-        """The linears with this owner's input, in order."""
-        return [name for name in self.linears if self.owners[name] == owner]
-
-    def others(self) -> dict[str, Tensor]:
-        """Every tensor of the layer that is no linear weight (biases are), by full name."""
-        return {
-            self.prefix + name: tensor
-            for name, tensor in self.layer.state_dict().items()
-            if name.removesuffix(".weight") not in self.linears
-        }
-
-
-BeforeScaling = Callable[[Observed], dict[str, Tensor]]
-"""What a caller does with a layer before AWQ scales move; its tensors come back in the result."""
-
-
-StandIn = Callable[[int, Tensor, dict[str, Any]], Tensor]
-"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
-
-
-class _StandIn(nn.Module):
-    """Stands where a decoder layer stood and answers for it; has the layer's own attributes."""
-
-    def __init__(self, index: int, layer: nn.Module, answer: StandIn) -> None:
-        super().__init__()
-        object.__setattr__(self, "_layer", layer)
-        self._index = index
-        self._answer = answer
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(object.__getattribute__(self, "_layer"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
-        return self._answer(self._index, hidden, kwargs)
-
-
-@contextlib.contextmanager
-def standing_in(architecture: Architecture, answer: StandIn) -> Iterator[None]:
-    """Replace every decoder layer by one that gives what `answer` says, inside the block."""
-    layers = architecture.layers
-    originals = list(layers)
-    for index, layer in enumerate(originals):
-        layers[index] = _StandIn(index, layer, answer)
-    try:
-        yield
-    finally:
-        for index, layer in enumerate(originals):
-            layers[index] = layer
-
-
-class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
-    """The model has called its last layer: nothing after it is needed."""
-
-
-@torch.no_grad()
-def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-    """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
-
-    Only the modules before the layers must hold weights; the recorded input is right for the first layer alone.
-    """
-    calls: list[tuple[Tensor, dict[str, Any]]] = []
-
-    def record(index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        calls.append((hidden, kwargs))
-        if index == len(architecture.layers) - 1:
-            raise _AllRecorded
-        return hidden
-
-    with standing_in(architecture, record), contextlib.suppress(_AllRecorded):
-        model(input_ids=blocks, use_cache=False)
-    return calls
+FromInputs = Callable[[LayerInputs], dict[str, Tensor]]
+"""What another method makes of a layer before its scales move; its tensors come back in the result."""
 
 
 class _InputObserver:
@@ -234,7 +136,7 @@ def is_spilled(batch: Tensor) -> bool:
 
 
 @torch.no_grad()
-def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], kwargs: dict[str, Any]) -> Observed:
+def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], kwargs: dict[str, Any]) -> LayerInputs:
     """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
 
     hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
@@ -252,7 +154,7 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
     owners, stats = observer.finish()
     if not all(bool(torch.isfinite(batch.sum())) for batch in hidden):  # NaN and Inf stay in a sum
         raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
-    return Observed(layer, prefix, linears, owners, stats)
+    return LayerInputs(layer, prefix, linears, owners, stats)
 
 
 @torch.no_grad()
@@ -262,7 +164,7 @@ def quantize_layer(
     hidden: list[Tensor],
     kwargs: dict[str, Any],
     options: AwqOptions | None,
-    before: BeforeScaling | None = None,
+    before: Mapping[str, FromInputs] | None = None,
 ) -> LayerResult:
     """Quantize decoder layer `index`; arguments and errors as observe_layer's. The layer is left scaled.
 
@@ -272,12 +174,10 @@ def quantize_layer(
     seen = observe_layer(architecture, index, hidden, kwargs)
     seconds = {"forward": time.perf_counter() - started}
     linears, owners, stats, prefix = seen.linears, seen.owners, seen.stats, seen.prefix
-    if before is not None:
-        started = time.perf_counter()
-        made = before(seen)
+    started = time.perf_counter()
+    made = {variant: make(seen) for variant, make in (before or {}).items()}
+    if made:
         seconds["other variants"] = time.perf_counter() - started
-    else:
-        made = {}
     if options is None:
         return LayerResult(index, {}, {}, (), seconds, made)
 
@@ -288,7 +188,7 @@ def quantize_layer(
     started = time.perf_counter()
     weights: dict[str, Int4Weight] = {}
     for owner in stats:
-        give_back_freed_memory(above=FREED_SHARE)
+        trim_memory(above=FREED_SHARE)
         weights |= _round(linears, seen.sharing(owner), stats[owner], options)
     facts = tuple(
         LinearFacts(
@@ -349,20 +249,21 @@ def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tens
 
 def _output_square(weight: Tensor, stats: InputStats) -> float:
     """tr(W H W^T), the mean squared norm of the layer's output; never zero."""
-    return max(float(output_error(weight, stats.metric)), torch.finfo(torch.float32).tiny)
+    return max(float(output_error(weight, stats.gram_lowp)), torch.finfo(torch.float32).tiny)
 
 
 def _noise(quantized: Int4Weight, linear: nn.Linear, stats: InputStats) -> float:
     """tr(D H D^T) with D the change of the weight: the mean squared norm of the change of the layer's output."""
-    return float(output_error(quantized.dequantize().sub_(linear.weight.data), stats.metric))
+    return float(output_error(quantized.dequantize().sub_(linear.weight.data), stats.gram_lowp))
 
 
 @dataclass(frozen=True)
-class _Scaled:
+class _ScaledLayer:
     """A layer after its scales have moved, by name of the linear.
 
-    exponents: of the grid; plain_errors: relative errors of plain rounding of the weights as they came; outputs: the
-    mean squared norms of the outputs now.
+    exponents:    of the grid.
+    plain_errors: relative errors of plain rounding of the weights as they came.
+    outputs:      the mean squared norms of the outputs now.
     """
 
     exponents: dict[str, float | None]
@@ -370,7 +271,7 @@ class _Scaled:
     outputs: dict[str, float]
 
 
-def _scale_layer(seen: Observed, groups: Sequence[ScaleGroup], options: AwqOptions) -> _Scaled:
+def _scale_layer(seen: LayerInputs, groups: Sequence[ScaleGroup], options: AwqOptions) -> _ScaledLayer:
     """Search and apply the scales of one group after the other; moving them leaves every layer's output as it was."""
 
     def output_of(name: str) -> float:
@@ -386,16 +287,16 @@ def _scale_layer(seen: Observed, groups: Sequence[ScaleGroup], options: AwqOptio
     errors = {name: noise / outputs[name] for name, noise in noises.items()}
     exponents: dict[str, float | None] = {}
     for group in groups:
-        give_back_freed_memory(above=FREED_SHARE)
+        trim_memory(above=FREED_SHARE)
         exponent, group_noises = _scale(seen, group, options)
         exponents |= dict.fromkeys(group.linears, exponent)
         errors |= {name: noise / outputs[name] for name, noise in group_noises.items()}
         if group.previous in seen.linears:  # the scales are in its output now
             outputs[group.previous] = output_of(group.previous)
-    return _Scaled(exponents, errors, outputs)
+    return _ScaledLayer(exponents, errors, outputs)
 
 
-def _scale(seen: Observed, group: ScaleGroup, options: AwqOptions) -> tuple[float | None, dict[str, float]]:
+def _scale(seen: LayerInputs, group: ScaleGroup, options: AwqOptions) -> tuple[float | None, dict[str, float]]:
     """Search one group's scales, apply them to the layer and to the statistics.
 
     Returns the exponent, and by name the noise that plain rounding would have made.

@@ -1,27 +1,27 @@
-"""Feed the pipeline from files: the model stays on the meta device and its layers pass through memory in turn."""
+"""Layers fed from files: the model stays on the meta device and its layers pass through memory in turn."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.building.held_out import Watch, Watched
+from quantize.building.held_out import HeldOutCheck, HeldOutResult
 from quantize.building.layer import (
     BATCH_TOKENS,
-    AwqOptions,
-    BeforeScaling,
+    FromInputs,
     LayerResult,
-    layer_calls,
     quantize_layer,
     spilled,
 )
+from quantize.building.layer_stub import layer_calls
 from quantize.errors import UserError
 from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.pretrained import empty_model
-from quantize.process_memory import give_back_freed_memory
+from quantize.process_memory import trim_memory
+from quantize.rounding.options import AwqOptions
 from quantize.source import TensorReader, check_finite
 
 
@@ -52,17 +52,20 @@ class LayerStream:
         *,
         start: int = 0,
         hidden: list[Tensor] | None = None,
-        before: BeforeScaling | None = None,
-        watch: Watch | None = None,
+        before: Mapping[str, FromInputs] | None = None,
+        held_out: HeldOutCheck | None = None,
         spill: Path | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
         """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
 
-        blocks: calibration token ids, int64 [blocks, block_tokens]. hidden: the inputs of layer `start` as an earlier
-        run yielded them, [batch, block_tokens, hidden] each; left out, they are computed. before: called
-        with each layer before its scales move. watch: held-out text to run along, once `options` quantize something.
-        spill: a folder for files that hold the inputs in place of memory. A layer's weights are freed when the next one
-        is asked for.
+        blocks:   calibration token ids, int64 [blocks, block_tokens].
+        hidden:   the inputs of layer `start` as an earlier run yielded them, [batch, block_tokens, hidden] each; left
+                  out, they are computed.
+        before:   by variant, called with each layer before its scales move.
+        held_out: text to run along, once `options` quantize something.
+        spill:    a folder for files that hold the inputs in place of memory.
+
+        A layer's weights are freed when the next one is asked for.
         """
         self._materialise_outer()
         calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
@@ -72,32 +75,32 @@ class LayerStream:
         else:
             spill.mkdir(parents=True, exist_ok=True)
             hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
-        if watch is not None:
-            watch.begin(lambda held_out: self._record(held_out)[0][0])
-            watch.to(self._device)
+        if held_out is not None:
+            held_out.begin(lambda ids: self._record(ids)[0][0])
+            held_out.to(self._device)
         self._drop_embeddings()
         for index, layer in enumerate(self._architecture.layers):
             if index < start:
                 continue
             prefix = f"{self._architecture.layers_name}.{index}."
             self._materialise(layer, prefix)
-            if watch is not None:
-                watch.before(layer, calls[index])
+            if held_out is not None:
+                held_out.before(layer, calls[index])
             result = quantize_layer(self._architecture, index, hidden, calls[index], options, before)
-            if watch is not None:
-                watch.after(self._architecture.linears(index), prefix, calls[index], layer, result)
+            if held_out is not None:
+                held_out.after(self._architecture.linears(index), prefix, calls[index], layer, result)
             yield result, hidden
             layer.to("meta")
-            give_back_freed_memory()
+            trim_memory()
 
-    def judge(self, watch: Watch) -> Watched:
-        """What the watched text shows after the last layer."""
+    def judge(self, held_out: HeldOutCheck) -> HeldOutResult:
+        """What the held-out text shows after the last layer."""
         self._materialise_outer()
         head = self._model.get_output_embeddings()
         names = {module: name for name, module in self._model.named_modules()}
         self._fill(head, f"{names[head]}.", recurse=False)
         self._model.tie_weights()
-        judged = watch.judge(self._model, self._architecture)
+        judged = held_out.judge(self._model, self._architecture)
         self._drop_embeddings()
         _free_weight(head)
         return judged

@@ -43,7 +43,7 @@ def compiled_kernels() -> bool:
     return True
 
 
-def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return "runs on CUDA"
     if importlib.util.find_spec("awq") is None:
@@ -62,8 +62,8 @@ def _describe(tokens: int, dtype: torch.dtype) -> str:
 
 AUTOAWQ_GEMM = Kernel(
     name="autoawq-gemm",
-    why_not=_why_not,
+    unsupported_reason=_unsupported_reason,
     prepare=AutoawqGemmLinear,
     describe=_describe,
-    arithmetic=lambda tokens, dtype: torch.float16,
+    compute_dtype=lambda tokens, dtype: torch.float16,
 )

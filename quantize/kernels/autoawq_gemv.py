@@ -32,7 +32,7 @@ class AutoawqGemvLinear(Int4Linear):
         return out.to(x.dtype)
 
 
-def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return "runs on CUDA"
     return None if compiled_kernels() else "needs the package autoawq-kernels"
@@ -44,9 +44,9 @@ def _describe(tokens: int, dtype: torch.dtype) -> str:
 
 AUTOAWQ_GEMV = Kernel(
     name="autoawq-gemv",
-    why_not=_why_not,
+    unsupported_reason=_unsupported_reason,
     prepare=AutoawqGemvLinear,
     describe=_describe,
-    arithmetic=lambda tokens, dtype: torch.float16,
+    compute_dtype=lambda tokens, dtype: torch.float16,
     style="GEMV",
 )

@@ -42,19 +42,19 @@ class Int4Linear(nn.Module):
 class Kernel:
     """A way to multiply with 4-bit weights.
 
-    name:      short, for `--kernel` and the code.
-    why_not:   (weight, device, compute dtype) -> None when it can run this layer there, else the reason.
+    name:          short, for `--kernel` and the code.
+    unsupported_reason: (weight, device, compute dtype) -> None when it can run this layer there, else the reason.
     prepare:   (weight, bias, device, compute dtype) -> the layer ready to run.
     describe:  (tokens, compute dtype) -> what really runs for that many tokens, as records and tables name it.
-    arithmetic: (tokens, compute dtype) -> the dtype that is multiplied in.
+    compute_dtype: (tokens, compute dtype) -> the dtype that is multiplied in.
     style:     how it treats several tokens.
     """
 
     name: str
-    why_not: Callable[[Int4Weight, torch.device, torch.dtype], str | None]
+    unsupported_reason: Callable[[Int4Weight, torch.device, torch.dtype], str | None]
     prepare: Callable[[Int4Weight, Tensor | None, torch.device, torch.dtype], Int4Linear]
     describe: Callable[[int, torch.dtype], str]
-    arithmetic: Callable[[int, torch.dtype], torch.dtype] = lambda tokens, dtype: dtype
+    compute_dtype: Callable[[int, torch.dtype], torch.dtype] = lambda tokens, dtype: dtype
     style: Style = "GEMM"
 
 

@@ -2,9 +2,7 @@
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +13,13 @@ from typing import Any
 import torch
 
 from quantize.errors import UserError
+from quantize.files import replace_file
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS, NATIVE, Kernel
 from quantize.kernels.base import Int4Linear
 from quantize.kernels.verify import KernelFault, check_layer
 from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL
+from quantize.versions import version_of
 
 PROBED_TOKENS = (1, 512)
 """Decode and prefill, as the probe sees them."""
@@ -32,7 +32,7 @@ DECIDING_LIBRARIES = ("quantable", "torch", "triton", "autoawq", "autoawq-kernel
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerShape:
     """One distinct weight shape of a checkpoint: an example, and how many layers have it."""
 
     weight: Int4Weight
@@ -40,7 +40,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Probed:
+class KernelTiming:
     """Seconds that all layers take on one kernel: decode for one token, prefill for a prompt of 512."""
 
     decode_s: float
@@ -53,7 +53,7 @@ Stopwatch = Callable[[Int4Linear, torch.Tensor], float]
 
 def choose_kernel(
     wanted: str | None,
-    shapes: Sequence[Shape],
+    shapes: Sequence[LayerShape],
     version: str,
     device: torch.device,
     dtype: torch.dtype,
@@ -67,7 +67,7 @@ def choose_kernel(
     Raises UserError for an unknown name and where none of those meant can run every shape.
     """
     if wanted in (None, AUTO_KERNEL):
-        names = [name for name in KERNELS if _why_not(KERNELS[name], shapes, device, dtype) is None]
+        names = [name for name in KERNELS if _unsupported_reason(KERNELS[name], shapes, device, dtype) is None]
         return KERNELS[_fastest(names, shapes, device, dtype, cache)]
     if wanted == NATIVE_KERNEL:
         names = list(NATIVE[version])
@@ -75,7 +75,7 @@ def choose_kernel(
         names = [str(wanted)]
     else:
         raise UserError(f"unknown kernel {wanted!r}; there are: {AUTO_KERNEL}, {NATIVE_KERNEL}, {', '.join(KERNELS)}")
-    reasons = {name: _why_not(KERNELS[name], shapes, device, dtype) for name in names}
+    reasons = {name: _unsupported_reason(KERNELS[name], shapes, device, dtype) for name in names}
     found = next((KERNELS[name] for name, reason in reasons.items() if reason is None), None)
     if found is None:
         words = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -83,13 +83,15 @@ def choose_kernel(
     return found
 
 
-def _why_not(kernel: Kernel, shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported_reason(
+    kernel: Kernel, shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype
+) -> str | None:
     """Why the kernel cannot run some of the shapes; None when it can run all."""
-    return next((why for shape in shapes if (why := kernel.why_not(shape.weight, device, dtype))), None)
+    return next((why for shape in shapes if (why := kernel.unsupported_reason(shape.weight, device, dtype))), None)
 
 
 def _fastest(
-    names: Sequence[str], shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype, cache: Path | None
+    names: Sequence[str], shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, cache: Path | None
 ) -> str:
     """The name of the fastest of these kernels, from the cache or from a probe."""
     if len(names) == 1:
@@ -108,7 +110,7 @@ def _fastest(
     return chosen
 
 
-def best(seconds: dict[str, Probed]) -> str:
+def best(seconds: dict[str, KernelTiming]) -> str:
     """The kernel that loses least over both phases: the smallest product of its slowdowns against each phase's fastest.
 
     One kernel serves both, since two would hold the weights twice; each of ours has its own way with long prompts.
@@ -121,11 +123,11 @@ def best(seconds: dict[str, Probed]) -> str:
 @torch.no_grad()
 def probe(
     kernel: Kernel,
-    shapes: Sequence[Shape],
+    shapes: Sequence[LayerShape],
     device: torch.device,
     dtype: torch.dtype,
     stopwatch: Stopwatch | None = None,
-) -> Probed | None:
+) -> KernelTiming | None:
     """How long all layers take on this kernel, one of each shape timed; None for one that fails or is wrong."""
     timed = stopwatch or stopwatch_for(device)
     totals = dict.fromkeys(PROBED_TOKENS, 0.0)
@@ -141,7 +143,7 @@ def probe(
             timed(layer, given)
             samples = [timed(layer, given) for _ in range(PROBE_SAMPLES)]
             totals[tokens] += shape.count * statistics.median(samples)
-    return Probed(*(totals[tokens] for tokens in PROBED_TOKENS))
+    return KernelTiming(*(totals[tokens] for tokens in PROBED_TOKENS))
 
 
 def stopwatch_for(device: torch.device) -> Stopwatch:
@@ -168,25 +170,18 @@ def stopwatch_for(device: torch.device) -> Stopwatch:
     return gpu
 
 
-def cache_key(names: Sequence[str], shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype) -> str:
+def cache_key(names: Sequence[str], shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> str:
     """What a probe's outcome depends on, as a hash: the device, the libraries, the candidates, the shapes."""
     on_cuda = device.type == "cuda"
     facts = {
         "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
         "threads": None if on_cuda else torch.get_num_threads(),
-        "libraries": {name: _version(name) for name in DECIDING_LIBRARIES},
+        "libraries": {name: version_of(name) for name in DECIDING_LIBRARIES},
         "kernels": list(names),
         "shapes": sorted([*shape.weight.codes.shape, shape.weight.group_size, shape.count] for shape in shapes),
         "dtype": str(dtype),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -201,6 +196,4 @@ def _write(path: Path, key: str, facts: dict[str, Any]) -> None:
     """Add one entry; a cache that cannot be written is done without."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({**_read(path), key: facts}, indent=1), encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, json.dumps({**_read(path), key: facts}, indent=1).encode())

@@ -15,7 +15,7 @@ class DequantizeLinear(WordsLinear):
 
 DEQUANTIZE = Kernel(
     name="dequantize",
-    why_not=lambda weight, device, dtype: None,
+    unsupported_reason=lambda weight, device, dtype: None,
     prepare=DequantizeLinear,
     describe=lambda tokens, dtype: f"dequantize + matmul ({dtype_name(dtype)})",
 )

@@ -88,7 +88,7 @@ def _arguments(weight: Int4Weight, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _why_not(name: str, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported_reason(name: str, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("gptqmodel") is None:
         return "needs the package gptqmodel"
     if device.type != "cuda":
@@ -120,10 +120,10 @@ def _kernel(name: str) -> Kernel:
     )
     return Kernel(
         name=name,
-        why_not=partial(_why_not, name),
+        unsupported_reason=partial(_unsupported_reason, name),
         prepare=prepare,
         describe=lambda tokens, dtype: f"gptqmodel {described} ({dtype_name(half_of(dtype))})",
-        arithmetic=lambda tokens, dtype: half_of(dtype),
+        compute_dtype=lambda tokens, dtype: half_of(dtype),
     )
 
 

@@ -89,7 +89,7 @@ def unpack_int4pack(packed: Tensor, in_features: int, rows: int | None = None) -
     return codes
 
 
-def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
     out_features, in_features = weight.codes.shape
     if device.type != "cpu":
         return "runs on a CPU"
@@ -108,8 +108,8 @@ def _describe(tokens: int, dtype: torch.dtype) -> str:
 
 TORCH_CPU = Kernel(
     name="torch-cpu",
-    why_not=_why_not,
+    unsupported_reason=_unsupported_reason,
     prepare=TorchCpuLinear,
     describe=_describe,
-    arithmetic=lambda tokens, dtype: INT4_DTYPE if tokens < LONG_PROMPT_TOKENS else dtype,
+    compute_dtype=lambda tokens, dtype: INT4_DTYPE if tokens < LONG_PROMPT_TOKENS else dtype,
 )

@@ -29,7 +29,7 @@ class TorchCudaLinear(Int4Linear):
         return out.to(x.dtype)
 
 
-def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
     out_features, in_features = weight.codes.shape
     if device.type != "cuda":
         return "runs on CUDA"
@@ -43,8 +43,8 @@ def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> st
 
 TORCH_CUDA = Kernel(
     name="torch-cuda",
-    why_not=_why_not,
+    unsupported_reason=_unsupported_reason,
     prepare=TorchCudaLinear,
     describe=lambda tokens, dtype: "torch int4 (bfloat16)",
-    arithmetic=lambda tokens, dtype: torch.bfloat16,
+    compute_dtype=lambda tokens, dtype: torch.bfloat16,
 )

@@ -156,7 +156,7 @@ class TritonLinear(WordsLinear):
         return dequantize_and_multiply(self, x)
 
 
-def _why_not(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda" and not interpreted():
         return "runs on CUDA"
     if importlib.util.find_spec("triton") is None:
@@ -180,6 +180,14 @@ def _fitting(tokens: int, dtype: torch.dtype) -> str:
     return f"Triton dequantize + matmul ({dtype_name(dtype)})"
 
 
-TRITON = Kernel(name="triton", why_not=_why_not, prepare=TritonLinear, describe=_fitting)
-TRITON_TILES = Kernel(name="triton-tiles", why_not=_why_not, prepare=TritonTilesLinear, describe=_mat_vec_or_tiles)
-TRITON_GEMV = Kernel(name="triton-gemv", why_not=_why_not, prepare=TritonGemvLinear, describe=_mat_vec, style="GEMV")
+TRITON = Kernel(name="triton", unsupported_reason=_unsupported_reason, prepare=TritonLinear, describe=_fitting)
+TRITON_TILES = Kernel(
+    name="triton-tiles", unsupported_reason=_unsupported_reason, prepare=TritonTilesLinear, describe=_mat_vec_or_tiles
+)
+TRITON_GEMV = Kernel(
+    name="triton-gemv",
+    unsupported_reason=_unsupported_reason,
+    prepare=TritonGemvLinear,
+    describe=_mat_vec,
+    style="GEMV",
+)

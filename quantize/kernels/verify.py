@@ -37,7 +37,7 @@ def check_layer(
     generator = torch.Generator().manual_seed(0)
     for tokens in GATE_TOKENS:
         x = torch.randn((tokens, in_features), generator=generator).to(device, dtype)
-        error, bound = relative_error(layer(x), x.float() @ exact), BOUNDS[kernel.arithmetic(tokens, dtype)]
+        error, bound = relative_error(layer(x), x.float() @ exact), BOUNDS[kernel.compute_dtype(tokens, dtype)]
         if not error <= bound:
             raise KernelFault(
                 f"the kernel {kernel.name} is wrong by {error:.2g} (bound {bound:g}) on a layer of {out_features} x "

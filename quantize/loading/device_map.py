@@ -25,15 +25,16 @@ Memory = Mapping[int | str, int]
 class Placement:
     """Where a model's modules go.
 
-    main: the device of the inputs and of everything that the map does not name. device_map: accelerate's, module name
-    -> device; None for a model on one device. weights_bytes: of the whole model, None where it lies on one device.
-    words: how it is spread, for the record.
+    main:          the device of the inputs and of everything that the map does not name.
+    device_map:    accelerate's, module name -> device; None for a model on one device.
+    weights_bytes: of the whole model, None where it lies on one device.
+    description:   how it is spread, for the record.
     """
 
     main: torch.device
     device_map: Mapping[str, torch.device] | None = None
     weights_bytes: int | None = None
-    words: str | None = None
+    description: str | None = None
 
     def of(self, name: str) -> torch.device:
         """The device of a module or tensor: that of the nearest module around it that the map names."""
@@ -101,8 +102,8 @@ def placement_for(
     spread = Placement(device, device_map, needed)
     layers = [name for name, module in model.named_modules() if type(module).__name__ in classes]
     counts = Counter(str(spread.of(name)) for name in layers)
-    words = "decoder layers: " + ", ".join(f"{count} on {place}" for place, count in counts.items())
-    return Placement(device, device_map, needed, words.replace(f"on {RAM}", "in RAM"))
+    description = "decoder layers: " + ", ".join(f"{count} on {place}" for place, count in counts.items())
+    return Placement(device, device_map, needed, description.replace(f"on {RAM}", "in RAM"))
 
 
 def _device(key: int | str) -> torch.device:

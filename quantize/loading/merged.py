@@ -93,7 +93,7 @@ def stacked(parts: Sequence[tuple[Int4Weight, Tensor | None]]) -> tuple[Int4Weig
     return whole, torch.cat(filled)
 
 
-def put_layers(model: nn.Module, sizes: Mapping[str, int], made: Int4Linear) -> None:
+def replace_merged(model: nn.Module, sizes: Mapping[str, int], made: Int4Linear) -> None:
     """Put a prepared layer in the place of those that it stands for; sizes: each one's name and output features."""
     if len(sizes) == 1:
         model.set_submodule(next(iter(sizes)), made)

@@ -1,226 +1,102 @@
-"""bitsandbytes checkpoints, made one weight at a time: 4-bit (nf4, fp4) and 8-bit (LLM.int8).
+"""bitsandbytes: 4-bit (nf4, fp4) and 8-bit (LLM.int8)."""
 
-The tensors come from bitsandbytes' functional interface and go straight to disk. Saving a model is no way to
-get them: on some CPUs a forward pass repacks its 4-bit weights in place, and what is saved afterwards is not
-what was quantized.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from quantize.errors import UserError
-from quantize.quiet import quiet_libraries
-from quantize.source import check_finite
+from quantize.checkpoint import Checkpoint
+from quantize.dummy import DummyWeights
+from quantize.kernels.base import dtype_name
+from quantize.loading.device_map import Placement
+from quantize.loading.dummy_model import fill
+from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors
+from quantize.methods.bnb_weights import (
+    bnb_4bit_with_feedback,
+    bnb_linear,
+    bnb_quantization_config,
+    bnb_tensors,
+)
+from quantize.model.linear_layers import linear_layers
+from quantize.model.pretrained import config_of, model_of
+from quantize.model.tensors import half
+from quantize.rounding.options import BnbOptions
 from quantize.variant import Variant
 
-QuantType = Literal["nf4", "fp4"]
-INT8_THRESHOLD = 6.0
-"""LLM.int8 multiplies input features with a larger magnitude in half precision: transformers' default."""
 
-BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-
-
-@dataclass(frozen=True)
-class BnbOptions:
-    """How bnb-4bit stores its weights; bnb-8bit has no options.
-
-    quant_type: "nf4" (QLoRA, arXiv 2305.14314) or "fp4". double_quant: quantize the scales too, which saves
-    about 0.4 bits a weight. blocksize: how many weights share a scale.
-    """
-
-    quant_type: QuantType = "nf4"
-    double_quant: bool = False
-    blocksize: int = 64
-
-    def __post_init__(self) -> None:
-        if self.quant_type not in get_args(QuantType):
-            raise UserError(f"4-bit type {self.quant_type!r}: choose one of {', '.join(get_args(QuantType))}")
-        if self.blocksize not in BLOCK_SIZES:
-            raise UserError(f"4-bit block size {self.blocksize}: choose one of {', '.join(map(str, BLOCK_SIZES))}")
+def _recipe_4bit(variant: Variant, choices: Choices) -> Recipe:
+    settings = replace(choices.bnb, rounding=choices.rounding)
+    quantization = bnb_quantization_config(variant, settings)
+    return Recipe(variant, choices.half_dtype, quantization, None, choices.calibration, settings)
 
 
-def bnb_tensors(name: str, weight: torch.Tensor, variant: Variant, options: BnbOptions) -> dict[str, torch.Tensor]:
-    """The state-dict entries of one linear layer, as transformers reads them from a bitsandbytes checkpoint.
-
-    name: the layer's full name, without ".weight". weight: [out, in], float16, bfloat16 or float32, on any
-    device; the entries are on that device.
-
-    bnb-4bit: `.weight` (uint8 [out * in / 2, 1]), `.weight.absmax`, `.weight.quant_map`,
-    `.weight.quant_state.bitsandbytes__*` and, with double quantization, `.weight.nested_*`.
-    bnb-8bit: `.weight` (int8 [out, in], from float16), `.SCB` (float32 [out], the largest magnitude of each
-    row), and `.weight_format` (0, row-major); a weight is `.weight * .SCB / 127`.
-
-    Raises UserError when a weight is not finite, or for bnb-8bit not finite in float16.
-    """
-    check_finite(f"{name}.weight", weight)
-    with quiet_libraries():
-        return _int8_tensors(name, weight) if variant.w_bit == 8 else _int4_tensors(name, weight, options)
+def _recipe_8bit(variant: Variant, choices: Choices) -> Recipe:
+    return Recipe(variant, choices.half_dtype, bnb_quantization_config(variant, choices.bnb))
 
 
-def bnb_linear(
-    name: str,
-    tensors: Mapping[str, torch.Tensor],
-    shape: tuple[int, int],
-    bias: torch.Tensor | None,
-    device: torch.device,
-    compute_dtype: torch.dtype,
-) -> torch.nn.Module:
-    """bitsandbytes' own layer around what `bnb_tensors` gave for a weight of this shape, (out, in).
-
-    tensors and bias [out] are on the device; the tensors become the layer's and are not copied.
-    """
-    from bitsandbytes import nn as bnb_nn
-
-    out_features, in_features = shape
-    quantized = tensors[f"{name}.weight"]
-    layer: Any
-    if (scales := tensors.get(f"{name}.SCB")) is not None:
-        layer = bnb_nn.Linear8bitLt(
-            in_features,
-            out_features,
-            bias=bias is not None,
-            has_fp16_weights=False,
-            threshold=INT8_THRESHOLD,
-            device="meta",
-        )
-        layer.weight = bnb_nn.Int8Params(
-            quantized, requires_grad=False, has_fp16_weights=False, CB=quantized, SCB=scales
-        )
-    else:
-        layer = bnb_nn.Linear4bit(
-            in_features, out_features, bias=bias is not None, compute_dtype=compute_dtype, device="meta"
-        )
-        beside = f"{name}.weight."
-        stats = {key.removeprefix(beside): value for key, value in tensors.items() if key.startswith(beside)}
-        layer.weight = bnb_nn.Params4bit.from_prequantized(quantized, stats, device=device, module=layer)
-        layer.compute_type_is_set = True
-    if bias is not None:
-        layer.bias = torch.nn.Parameter(bias, requires_grad=False)
-    made: torch.nn.Module = layer
-    return made
+def _quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> Tensors:
+    return bnb_tensors(name, weight, recipe.variant, recipe.settings or BnbOptions())
 
 
-def _int8_tensors(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    from bitsandbytes import functional
-
-    half = weight.to(torch.float16).contiguous()
-    check_finite(f"{name}.weight, rounded to float16,", half)
-    quantized, row_maxima, _ = functional.int8_vectorwise_quant(half)
-    row_major = torch.tensor(0, dtype=torch.uint8, device=weight.device)
-    return {f"{name}.weight": quantized, f"{name}.SCB": row_maxima, f"{name}.weight_format": row_major}
-
-
-def _int4_tensors(name: str, weight: torch.Tensor, options: BnbOptions) -> dict[str, torch.Tensor]:
-    return _int4_entries(name, *_quantize_4bit(weight, options))
+def _from_inputs(seen: LayerInputs, recipe: Recipe) -> Tensors:
+    """The bnb-4bit tensors of one decoder layer, rounded with error feedback."""
+    tensors = {name: half(name, tensor, recipe.dtype) for name, tensor in seen.others().items()}
+    for owner, stats in seen.stats.items():
+        weights = {seen.prefix + name: seen.linears[name].weight.data.to(recipe.dtype) for name in seen.sharing(owner)}
+        tensors |= bnb_4bit_with_feedback(weights, stats.shrunk(), recipe.settings)
+    return tensors
 
 
-def _quantize_4bit(weight: torch.Tensor, options: BnbOptions) -> tuple[torch.Tensor, Any]:
-    """bitsandbytes' own: the packed codes, two a byte, and its QuantState."""
-    from bitsandbytes import functional
-
-    packed, state = functional.quantize_4bit(
-        weight.contiguous(),
-        blocksize=options.blocksize,
-        compress_statistics=options.double_quant,
-        quant_type=options.quant_type,
-    )
-    return packed, state
+def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, Kernels]:
+    model = model_of(checkpoint.path, dtype=dtype, device_map=place.as_map())
+    _set_compute_dtype(model, dtype)
+    quantization = config_of(checkpoint.path).quantization_config
+    return model, _kernels(checkpoint.variant, quantization["bnb_4bit_quant_type"], dtype)
 
 
-def _int4_entries(name: str, packed: torch.Tensor, state: Any) -> dict[str, torch.Tensor]:
-    entries = {f"{name}.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
-    return {f"{name}.weight": packed, **entries}
+def _set_compute_dtype(model: Any, dtype: torch.dtype) -> None:
+    """Compute in `dtype`: transformers leaves a quantized checkpoint's other tensors in the dtype of the file."""
+    from bitsandbytes.nn import Linear4bit
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+            module.compute_type_is_set = True
+    model.tie_weights()
 
 
-def bnb_quantization_config(variant: Variant, options: BnbOptions) -> dict[str, Any]:
-    """What config.json says under `quantization_config`: transformers' own BitsAndBytesConfig, as JSON.
-
-    The block size is not in it: bitsandbytes keeps it beside each 4-bit weight.
-    """
-    with quiet_libraries():
-        from transformers import BitsAndBytesConfig
-
-        if variant.w_bit == 8:
-            config = BitsAndBytesConfig(load_in_8bit=True)
-        else:
-            config = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=options.quant_type,
-                bnb_4bit_use_double_quant=options.double_quant,
-                bnb_4bit_compute_dtype=torch.float16,
-            )
-        return dict(config.to_dict())
-
-
-def bnb_4bit_with_feedback(
-    weights: Mapping[str, torch.Tensor], gram: torch.Tensor, options: BnbOptions
-) -> dict[str, torch.Tensor]:
-    """The bnb-4bit entries of linear layers that share one input, rounded with error feedback (arXiv 2210.17323).
-
-    weights: [out_k, in] by full name, without ".weight"; gram: float32 [in, in] of the input. The blocks' scales are
-    bitsandbytes' own; only which of the 16 values a weight becomes differs from bitsandbytes' nearest. Layers whose
-    rows are no whole number of blocks are rounded to nearest.
-    """
-    from quantize.rounding.gptq import feed_back
-
-    names = list(weights)
+def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
+    names = linear_layers(model)
     for name in names:
-        check_finite(f"{name}.weight", weights[name])
-    with quiet_libraries():
-        quantized = {name: _quantize_4bit(weights[name], options) for name in names}
-        plain = {name: _int4_entries(name, *quantized[name]) for name in names}
-    if gram.shape[0] % options.blocksize:
-        return {key: tensor for tensors in plain.values() for key, tensor in tensors.items()}
-    scales = torch.cat([_block_scales(quantized[name][1], weights[name].shape[0]) for name in names]).t().contiguous()
-    codebook = plain[names[0]][f"{names[0]}.weight.quant_map"].float()
-    levels, order = codebook.sort()
-    midpoints = (levels[1:] + levels[:-1]) / 2
-
-    def nearest(column: int, values: torch.Tensor, code: torch.Tensor, error: torch.Tensor) -> None:
-        scale = scales[column // options.blocksize]
-        rank = torch.bucketize(values / scale, midpoints)
-        torch.addcmul(values, levels[rank], scale, value=-1, out=error)
-        code.copy_(order[rank])
-
-    rows = torch.cat([weights[name].float() for name in names])
-    codes = feed_back(rows, gram, nearest).view(torch.uint8)
-    entries: dict[str, torch.Tensor] = {}
-    for name, own in zip(names, torch.split(codes, [weights[name].shape[0] for name in names]), strict=True):
-        pairs = own.view(-1, 2)
-        packed = (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
-        entries |= {**plain[name], f"{name}.weight": packed}
-    return entries
+        model.set_submodule(name, _drawn_layer(name, model.get_submodule(name), weights, drawing))
+    fill(model, weights, names, drawing.place, drawing.dtype)
+    return _kernels(drawing.variant, BnbOptions().quant_type, drawing.dtype)
 
 
-def _block_scales(state: Any, rows: int) -> torch.Tensor:
-    """What bitsandbytes multiplies each block of a row with, read back: float32 [rows, in / blocksize]."""
-    from bitsandbytes import functional
-
-    scales: torch.Tensor = state.absmax
-    if state.nested:
-        scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
-    return scales.float().view(rows, -1).clamp(min=torch.finfo(torch.float32).tiny)
+def _drawn_layer(name: str, linear: nn.Linear, weights: DummyWeights, drawing: Drawing) -> nn.Module:
+    """One of bitsandbytes' layers in place of this one, its random weight quantized on the device."""
+    device, dtype = drawing.place.of(name), drawing.dtype
+    bias = weights.get(f"{name}.bias").to(device, dtype) if linear.bias is not None else None
+    tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), drawing.variant, BnbOptions())
+    return bnb_linear(name, tensors, (linear.out_features, linear.in_features), bias, device, dtype)
 
 
-def bnb_layers(model: Any) -> list[str]:
-    """The names of the linear layers that a bitsandbytes checkpoint of this transformers model quantizes.
+def _kernels(variant: Variant, quant_type: str, dtype: torch.dtype) -> Kernels:
+    name = f"bitsandbytes {'int8' if variant.w_bit == 8 else quant_type} ({dtype_name(dtype)})"
+    return name, name
 
-    They are those that transformers replaces when it loads one: every linear layer but the output head and
-    what is tied to it. The model's weights may be on the meta device.
 
-    Raises UserError for a model whose layers are no nn.Linear (GPT-2's Conv1D).
-    """
-    with quiet_libraries():
-        from transformers.pytorch_utils import Conv1D
-        from transformers.quantizers.base import HfQuantizer
-        from transformers.quantizers.quantizers_utils import should_convert_module
-
-        kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-        candidates = {name: type(m) for name, m in model.named_modules() if should_convert_module(name, kept)}
-    names = [name for name, kind in candidates.items() if kind is torch.nn.Linear]
-    if Conv1D in candidates.values() or not names:
-        raise UserError(f"bitsandbytes variants need nn.Linear layers, which {type(model).__name__} does not have")
-    return names
+BNB_4BIT = Method(
+    "BnB.4",
+    _recipe_4bit,
+    _load,
+    _draw,
+    quantize_layer=_quantize_layer,
+    needs_calibration=lambda rounding: rounding == "gptq",
+    from_inputs=_from_inputs,
+)
+BNB_8BIT = Method("BnB.8", _recipe_8bit, _load, _draw, quantize_layer=_quantize_layer)

@@ -71,7 +71,7 @@ def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleCho
         difference = rounded(scaled.view(rows.shape[0], -1, group_size)).view(rows.shape)
         if scales is not None:
             difference.div_(scales)
-        return row_errors(difference.sub_(rows), stats.metric)
+        return row_errors(difference.sub_(rows), stats.gram_lowp)
 
     def loss_of(step: int, rows: Tensor) -> float:
         return float(losses_of(grid_scales(stats.abs_mean, magnitude, step), rows).sum())

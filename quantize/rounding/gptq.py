@@ -61,11 +61,12 @@ def inverse_triangle(upper: Tensor) -> Tensor:
     return inverse
 
 
-def feed_back(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = DAMPING) -> Tensor:
+def gptq_round(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = DAMPING) -> Tensor:
     """Round [out, in] weights column by column, each column's error spread over the columns not yet rounded.
 
-    gram: float32 [in, in] of the layer's inputs. The columns with the loudest inputs go first, while there are many
-    left to make up for them; what `nearest` rounds to must not depend on the order. Returns the codes, int8 [out, in].
+    gram: float32 [in, in] of the layer's inputs. The columns with the largest activations go first (act-order), while
+    there are many left to make up for them; what `nearest` rounds to must not depend on the order. Returns the codes,
+    int8 [out, in].
     """
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     factor = inverse_factor(gram[order][:, order], damping)
@@ -119,6 +120,6 @@ def round_with_feedback(
         torch.div(values, scale, out=code).round_().clamp_(low, high)
         torch.addcmul(values, code, scale, value=-1, out=error)
 
-    offsets = feed_back(weight, gram, nearest, damping).view(grouped.shape)
+    offsets = gptq_round(weight, gram, nearest, damping).view(grouped.shape)
     codes = offsets.add_(zeros.to(torch.int8).unsqueeze(-1)).view(torch.uint8).view(weight.shape)
     return Int4Weight(codes, scales.half(), zeros.to(torch.uint8))

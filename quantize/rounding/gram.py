@@ -34,7 +34,7 @@ class InputStats:
     tokens: int
 
     @cached_property
-    def metric(self) -> Tensor:
+    def gram_lowp(self) -> Tensor:
         """The Gram matrix in the dtype that errors are multiplied in: bfloat16 where the CPU has it, else float32."""
         half = self.gram.device.type == "cpu" and multiplies_bfloat16(self.gram.device)
         return self.gram.bfloat16() if half else self.gram
@@ -60,27 +60,27 @@ def column_blocks(features: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, features)) for start in range(0, features, size)]
 
 
-def output_error(difference: Tensor, metric: Tensor) -> Tensor:
+def output_error(difference: Tensor, gram: Tensor) -> Tensor:
     """tr(D H D^T), for D [out, in] and H [in, in]: the mean squared norm of the change of the output. A scalar.
 
     The arguments are those of `row_errors`, whose sum it is.
     """
-    return row_errors(difference, metric).sum()
+    return row_errors(difference, gram).sum()
 
 
-def row_errors(difference: Tensor, metric: Tensor) -> Tensor:
+def row_errors(difference: Tensor, gram: Tensor) -> Tensor:
     """d H d^T of every row d of D [out, in]: the mean square of the change of each output feature; [out].
 
-    difference: float32; metric: H, multiplied in its own dtype (InputStats.metric). H is symmetric, so each pair of
+    difference: float32; gram: H, multiplied in its own dtype (InputStats.gram_lowp). H is symmetric, so each pair of
     column blocks is multiplied once and counted twice. Products in bfloat16 are added up in float32: their errors
     average out to about 1e-5 of the sum of all rows.
     """
-    factors = difference.to(metric.dtype)
+    factors = difference.to(gram.dtype)
     total = difference.new_zeros(len(difference))
-    for start, stop in column_blocks(metric.shape[0]):
-        product = factors[:, start:stop] @ metric[start:stop, start:stop]
+    for start, stop in column_blocks(gram.shape[0]):
+        product = factors[:, start:stop] @ gram[start:stop, start:stop]
         if start:
-            product.addmm_(factors[:, :start], metric[:start, start:stop], alpha=2)
+            product.addmm_(factors[:, :start], gram[:start, start:stop], alpha=2)
         total += torch.sum(difference[:, start:stop] * product, dim=1)
     return total
 

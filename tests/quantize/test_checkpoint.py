@@ -21,16 +21,15 @@ from quantize.checkpoint import (
     Checkpoint,
     Manifest,
     SourceFacts,
-    disk_is_full,
     find_checkpoints,
-    hash_of_hashes,
     open_checkpoint,
     seal,
-    sha256_of,
     verify,
     writing,
 )
 from quantize.errors import UserError
+from quantize.files import disk_is_full, hash_of_hashes, sha256_of
+from quantize.schema import to_data
 
 
 def manifest(name: str = "Tiny-AWQ", variant: str = "awq-gemm", base_model: str = "Tiny") -> Manifest:
@@ -107,7 +106,7 @@ def test_a_manifest_of_an_unknown_variant_cannot_be_built() -> None:
 
 
 def damaged(change: Callable[[dict[str, Any]], Any]) -> bytes:
-    data = manifest().to_json()
+    data = to_data(manifest())
     changed = change(data)
     return json.dumps(data if changed is None else changed).encode()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import quantize
-from quantize.building.build import BuildOptions
+from quantize.building.job import BuildOptions
 from quantize.cli import main
 from quantize.dummy import dummy_config, dummy_weights
 from quantize.errors import UserError

@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 GLIBC = pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
 FREE_FRAGMENTS = """
-from quantize.process_memory import give_back_freed_memory, resident_bytes
+from quantize.process_memory import trim_memory, resident_bytes
 kept = [bytearray(60_000) for _ in range(5000)]
 del kept[:-1]  # the last one pins the top of the heap
 before = resident_bytes()
-give_back_freed_memory(above={above})
+trim_memory(above={above})
 print(before - resident_bytes())
 """
 HUGE = """

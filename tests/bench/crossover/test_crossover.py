@@ -184,7 +184,7 @@ def test_what_is_no_crossover_is_one_line(tmp_path: Path) -> None:
     good = json.loads(line_of(timed("a", 1, 0.5)))
     for lines in ("", "{}", "[1]", "no json", json.dumps({**good, "schema_version": 99}), json.dumps({**good, "x": 1})):
         path.write_text(lines)
-        with pytest.raises(UserError, match="line 1|holds no entries"):
+        with pytest.raises(UserError, match=r"line 1|holds no entries"):
             read_crossover(path)
     write(path, [timed("a", 1, 0.5), replace(timed("a", 2, 0.5), shape="other")])
     with pytest.raises(UserError, match="mixes measurements of 2 settings"):

@@ -7,8 +7,8 @@ import torch
 import bench.run.probe
 from bench.run.executor import ProcessResult
 from bench.run.probe import look, probe
-from bench.worker.machine import version_of
 from quantize.errors import UserError
+from quantize.versions import version_of
 
 
 def test_a_look_at_this_machine() -> None:

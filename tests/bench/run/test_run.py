@@ -24,7 +24,7 @@ from bench.run.run import BenchOptions, Instruments, Outcome, bench, targets_in
 from bench.run.target import target_of
 from bench.worker.clock import FakeClock
 from bench.worker.request import PlannedRun, Settings
-from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, seal
+from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 from quantize.errors import UserError
 
 Make = Callable[..., Checkpoint]
@@ -336,7 +336,7 @@ def test_records_of_another_device_do_not_matter(measure: Callable[..., Outcome]
 
 def test_a_checkpoint_made_again_under_the_same_name(measure: Callable[..., Outcome], folder: Path) -> None:
     measure(rounds=1)
-    manifest = Manifest.from_json(json.loads((folder / "B" / "quantable.json").read_text()))
+    manifest = open_checkpoint(folder / "B").manifest
     (folder / "B" / "model.safetensors").write_bytes(b"others")
     seal(folder / "B", manifest)
     with pytest.raises(UserError, match=r"B is not what .*records\.jsonl has records of: use --fresh"):

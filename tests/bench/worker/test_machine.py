@@ -19,8 +19,8 @@ from bench.worker.machine import (
     fingerprint,
     matmul_probe,
     source_state,
-    version_of,
 )
+from quantize.versions import version_of
 
 
 def test_the_fingerprint_names_machine_libraries_and_source() -> None:

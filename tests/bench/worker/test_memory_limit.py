@@ -23,7 +23,7 @@ from types import SimpleNamespace
 LIMIT = 2 * 10**9
 resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
 import torch
-import quantize.loading.loading
+import quantize.loader
 from bench.worker.worker import main
 
 class Tiny(torch.nn.Module):
@@ -42,7 +42,7 @@ def load(path, **arguments):
     model = Tiny(3 * 10**9 if path.endswith("bnb-8bit") else 10**6)
     return SimpleNamespace(model=model, tokenizer=None, prefill_kernel="none", decode_kernel="none", placement=None)
 
-quantize.loading.loading.load = load
+quantize.loader.load = load
 sys.exit(main(sys.argv[1:]))
 """
 

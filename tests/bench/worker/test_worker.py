@@ -215,7 +215,7 @@ def test_a_reason_is_one_short_line_without_folders() -> None:
 def test_the_process_reads_its_request_and_appends_its_records(
     tmp_path: Path, make_checkpoint: Make, load_tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantize.loading.loading.load", load_tiny)
+    monkeypatch.setattr("quantize.loader.load", load_tiny)
     request_for(make_checkpoint("fp16"), SHORT).write(tmp_path / "request.json")
     assert main([str(tmp_path / "request.json"), str(tmp_path / "result.jsonl")]) == 0
     [record] = read_records(tmp_path / "result.jsonl")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import quantize
-from quantize.building.build import BuildOptions
+from quantize.building.job import BuildOptions
 from quantize.model.architecture import apply_scales, architecture_of
 from quantize.quiet import quiet_libraries
 

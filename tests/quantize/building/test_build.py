@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import quantize
-from quantize.building.build import BuildOptions
+from quantize.building.job import BuildOptions
 from quantize.building.shards import ShardWriter
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.cli import main
 from quantize.errors import UserError
 from quantize.int4.packing import UNPACKERS
-from quantize.methods.bnb import BnbOptions
+from quantize.rounding.options import BnbOptions
 
 ALL = ("fp16", "awq-gemm", "awq-gemv", "bnb-4bit", "bnb-8bit")
 FAST = BuildOptions(blocks=4, block_tokens=64, device="cpu")
@@ -204,7 +204,7 @@ def test_feedback_keeps_bitsandbytes_scales(tiny_llama: Path, tmp_path: Path, do
 PROGRAM = """
 import os, sys
 import quantize
-from quantize.building.build import BuildOptions
+from quantize.building.job import BuildOptions
 def stop(what, done, total):
     if what == "layers" and done == int(sys.argv[3]):
         os.kill(os.getpid(), 9)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import quantize
-from quantize.building.build import BuildOptions
 from quantize.building.estimate import Estimate, layer_operations
+from quantize.building.job import BuildOptions
 from quantize.checkpoint import open_checkpoint
 from quantize.cli import main
 from quantize.errors import UserError
@@ -75,7 +75,7 @@ def source_shapes(folder: Path) -> list[tuple[int, ...]]:
 
 PROGRAM = """
 import sys, quantize
-from quantize.building.build import BuildOptions
+from quantize.building.job import BuildOptions
 quantize.quantize(sys.argv[1], ["awq-gemm"], sys.argv[2], options=BuildOptions(blocks=16, device="cpu"))
 """
 

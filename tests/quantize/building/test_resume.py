@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import quantize
-from quantize.building.build import BuildOptions
+from quantize.building.job import BuildOptions
 from quantize.building.layer import is_spilled
 from quantize.checkpoint import find_checkpoints, verify
 
@@ -23,7 +23,7 @@ OPTIONS = BuildOptions(blocks=4, block_tokens=64, device="cpu")
 KILLED = """
 import os, sys, threading
 import quantize
-from quantize.building.build import BuildOptions
+from quantize.building.job import BuildOptions
 source, out, layer, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 timer = threading.Timer(seconds, os.kill, (os.getpid(), 9))
 def begin(what, done, total):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.records.scenario import Scenario
-from bench.records.steady import Rule
+from bench.records.stopping import PassRule
 from bench.worker.clock import FakeClock, HostClock
 from bench.worker.latency import kv_cache_formula_bytes, measure_latency, prompt_ids, timed_pass
 from quantize.decoding.eager import EagerDecoder
@@ -25,7 +25,7 @@ from quantize.decoding.static import (
 from quantize.errors import UserError
 
 CPU = torch.device("cpu")
-ONCE = Rule(max_time_s=0.0)
+ONCE = PassRule(max_time_s=0.0)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 

@@ -60,7 +60,7 @@ def autoawq_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with quiet_libraries():
         from awq.modules.triton import gemm
     monkeypatch.setattr(gemm, "get_same_device_cm", lambda tensor: contextlib.nullcontext())
-    anywhere = dataclasses.replace(KERNELS["autoawq-gemm"], why_not=lambda weight, device, dtype: None)
+    anywhere = dataclasses.replace(KERNELS["autoawq-gemm"], unsupported_reason=lambda weight, device, dtype: None)
     monkeypatch.setitem(KERNELS, "autoawq-gemm", anywhere)
 
 

@@ -12,28 +12,31 @@ from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import KERNELS, choice
 from quantize.kernels.base import Int4Linear, Kernel
-from quantize.kernels.choice import PROBE_SAMPLES, Probed, Shape, best, choose_kernel, probe
+from quantize.kernels.choice import PROBE_SAMPLES, KernelTiming, LayerShape, best, choose_kernel, probe
 from quantize.kernels.verify import KernelFault
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def shapes() -> list[Shape]:
+def shapes() -> list[LayerShape]:
     torch.manual_seed(0)
-    return [Shape(round_to_nearest(torch.randn(64, 128), 64), 3), Shape(round_to_nearest(torch.randn(128, 64), 64), 1)]
+    return [
+        LayerShape(round_to_nearest(torch.randn(64, 128), 64), 3),
+        LayerShape(round_to_nearest(torch.randn(128, 64), 64), 1),
+    ]
 
 
-def choose(wanted: str | None, shapes: list[Shape], cache: Path | None = None, version: str = "GEMM") -> str:
+def choose(wanted: str | None, shapes: list[LayerShape], cache: Path | None = None, version: str = "GEMM") -> str:
     return choose_kernel(wanted, shapes, version, CPU, torch.float32, cache=cache).name
 
 
-def test_a_kernel_asked_for_is_taken(shapes: list[Shape]) -> None:
+def test_a_kernel_asked_for_is_taken(shapes: list[LayerShape]) -> None:
     assert choose("dequantize", shapes) == "dequantize"
     assert choose("torch-cpu", shapes) == "torch-cpu"
 
 
-def test_what_cannot_run_here_says_why(shapes: list[Shape]) -> None:
+def test_what_cannot_run_here_says_why(shapes: list[LayerShape]) -> None:
     with pytest.raises(UserError, match=r"autoawq-gemm: runs on CUDA.*use --kernel auto"):
         choose("native", shapes)
     with pytest.raises(UserError, match=r"autoawq-gemv: runs on CUDA; triton-gemv: runs on CUDA"):
@@ -43,18 +46,18 @@ def test_what_cannot_run_here_says_why(shapes: list[Shape]) -> None:
 
 
 def test_native_is_the_first_of_the_layouts_kernels_that_runs(
-    shapes: list[Shape], monkeypatch: pytest.MonkeyPatch
+    shapes: list[LayerShape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose("native", shapes, version="GEMV") == "triton-gemv"
 
 
 def test_the_best_loses_least_over_both_phases() -> None:
-    assert best({"a": Probed(1.0, 1.0), "b": Probed(0.9, 1.2)}) == "a"
-    assert best({"a": Probed(1.0, 1.0), "b": Probed(0.5, 1.2)}) == "b"
+    assert best({"a": KernelTiming(1.0, 1.0), "b": KernelTiming(0.9, 1.2)}) == "a"
+    assert best({"a": KernelTiming(1.0, 1.0), "b": KernelTiming(0.5, 1.2)}) == "b"
 
 
-def test_the_probe_weighs_each_shape_by_its_layers(shapes: list[Shape]) -> None:
+def test_the_probe_weighs_each_shape_by_its_layers(shapes: list[LayerShape]) -> None:
     calls: list[tuple[int, int]] = []
 
     def stopwatch(layer: Int4Linear, x: Tensor) -> float:
@@ -62,18 +65,18 @@ def test_the_probe_weighs_each_shape_by_its_layers(shapes: list[Shape]) -> None:
         return float(layer.in_features) * (1 if len(x) == 1 else 10)
 
     found = probe(KERNELS["dequantize"], shapes, CPU, torch.float32, stopwatch)
-    assert found == Probed(3 * 128 + 64, 10 * (3 * 128 + 64))
+    assert found == KernelTiming(3 * 128 + 64, 10 * (3 * 128 + 64))
     assert len(calls) == 2 * 2 * (1 + PROBE_SAMPLES)  # one warm-up each
 
 
 def test_the_fastest_is_remembered_and_another_machine_is_not(
-    shapes: list[Shape], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: list[LayerShape], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed: list[str] = []
 
-    def fake(kernel: Kernel, *_: object) -> Probed:
+    def fake(kernel: Kernel, *_: object) -> KernelTiming:
         probed.append(kernel.name)
-        return Probed(1.0, 1.0) if kernel.name == "dequantize" else Probed(2.0, 1.0)
+        return KernelTiming(1.0, 1.0) if kernel.name == "dequantize" else KernelTiming(2.0, 1.0)
 
     monkeypatch.setattr(choice, "probe", fake)
     cache = tmp_path / "deep" / "kernels.json"
@@ -85,14 +88,14 @@ def test_the_fastest_is_remembered_and_another_machine_is_not(
     (entry,) = json.loads(cache.read_text()).values()
     assert entry["kernel"] == "dequantize"
     assert entry["seconds"]["torch-cpu"] == [2.0, 1.0]
-    monkeypatch.setattr(choice, "_version", lambda name: "another")
+    monkeypatch.setattr(choice, "version_of", lambda name: "another")
     assert choose("auto", shapes, cache) == "dequantize"
     assert len(probed) == 2 * count
     cache.write_text("no JSON")
     assert choose("auto", shapes, cache) == "dequantize"
 
 
-def test_a_kernel_that_fails_or_errs_is_passed_over(shapes: list[Shape], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_fails_or_errs_is_passed_over(shapes: list[LayerShape], monkeypatch: pytest.MonkeyPatch) -> None:
     good = KERNELS["dequantize"]
 
     def swapped(weight: Int4Weight, *rest: object) -> Int4Linear:

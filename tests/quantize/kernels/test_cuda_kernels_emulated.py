@@ -69,7 +69,7 @@ def stood_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in STOOD_IN:
-        willing = dataclasses.replace(KERNELS[name], why_not=lambda weight, device, dtype: None)
+        willing = dataclasses.replace(KERNELS[name], unsupported_reason=lambda weight, device, dtype: None)
         monkeypatch.setitem(KERNELS, name, willing)
 
 

@@ -33,20 +33,20 @@ def loud_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
 
-def why_not(device: str) -> str | None:
+def unsupported_reason(device: str) -> str | None:
     weight = round_to_nearest(torch.randn(48, 64), 32)
-    return KERNELS["gptqmodel-marlin"].why_not(weight, torch.device(device), torch.float16)
+    return KERNELS["gptqmodel-marlin"].unsupported_reason(weight, torch.device(device), torch.float16)
 
 
 @pytest.mark.usefixtures("loud_package")
 def test_its_words_and_its_environment_stay_inside(capfd: pytest.CaptureFixture[str]) -> None:
     before = dict(os.environ)
-    assert why_not("cuda") == "gptqmodel says: no 48 rows"
+    assert unsupported_reason("cuda") == "gptqmodel says: no 48 rows"
     assert capfd.readouterr() == ("", "")
     assert dict(os.environ) == before
 
 
 @pytest.mark.usefixtures("loud_package")
 def test_without_a_gpu_it_is_not_even_imported() -> None:
-    assert why_not("cpu") == "needs a CUDA GPU"
+    assert unsupported_reason("cpu") == "needs a CUDA GPU"
     assert "gptqmodel.nn_modules" not in sys.modules

@@ -60,14 +60,14 @@ def check_against_reference(
 ) -> None:
     kernel = KERNELS[name]
     out_features, in_features = weight.codes.shape
-    assert kernel.why_not(weight, device, dtype) is None
+    assert kernel.unsupported_reason(weight, device, dtype) is None
     x = torch.randn(tokens, in_features, generator=torch.Generator().manual_seed(tokens)).to(dtype)
     bias = torch.randn(out_features, generator=torch.Generator().manual_seed(1)).to(dtype)
     exact = x.double() @ weight.dequantize(torch.float64).t() + bias.double()
     out = kernel.prepare(weight, bias, device, dtype)(x.to(device).unsqueeze(0))
     assert out.shape == (1, tokens, out_features)
     assert out.dtype == dtype
-    assert relative_error(out[0].cpu(), exact) < BOUNDS[kernel.arithmetic(tokens, dtype)]
+    assert relative_error(out[0].cpu(), exact) < BOUNDS[kernel.compute_dtype(tokens, dtype)]
 
 
 def swapped_nibbles(weight: Int4Weight) -> Int4Weight:
@@ -147,10 +147,10 @@ def test_the_name_follows_the_number_of_tokens() -> None:
 
 def test_kernels_say_why_they_cannot_run() -> None:
     weight = layer(64, 128, 64, "GEMM")
-    assert KERNELS["torch-cuda"].why_not(weight, CPU, torch.float32) == "runs on CUDA"
-    assert KERNELS["autoawq-gemm"].why_not(weight, CPU, torch.float32) == "runs on CUDA"
+    assert KERNELS["torch-cuda"].unsupported_reason(weight, CPU, torch.float32) == "runs on CUDA"
+    assert KERNELS["autoawq-gemm"].unsupported_reason(weight, CPU, torch.float32) == "runs on CUDA"
     odd = Int4Weight(weight.codes[:24], weight.scales[:24], weight.zeros[:24])
-    assert "sixteens" in str(KERNELS["torch-cpu"].why_not(odd, CPU, torch.float32))
+    assert "sixteens" in str(KERNELS["torch-cpu"].unsupported_reason(odd, CPU, torch.float32))
 
 
 @pytest.mark.gpu
@@ -163,7 +163,7 @@ def test_cuda_kernels_against_the_reference(name: str, layout: str, group_size: 
     cuda = torch.device("cuda")
     for shape in [(512, 1024), *SHAPES]:
         weight = layer(*shape, group_size, layout) if applicable(shape, group_size) else None
-        reason = "does not divide" if weight is None else KERNELS[name].why_not(weight, cuda, torch.float16)
+        reason = "does not divide" if weight is None else KERNELS[name].unsupported_reason(weight, cuda, torch.float16)
         if weight is not None and reason is None:
             check_against_reference(name, weight, tokens, cuda, torch.float16)
         elif shape == (512, 1024):
@@ -175,7 +175,7 @@ def test_cuda_kernels_against_the_reference(name: str, layout: str, group_size: 
 @pytest.mark.parametrize("name", CUDA_KERNELS)
 def test_the_gate_catches_a_swapped_nibble_order_on_cuda(name: str) -> None:
     cuda, kernel, weight = torch.device("cuda"), KERNELS[name], layer(512, 1024, 128, "GEMM")
-    if reason := kernel.why_not(weight, cuda, torch.float16):
+    if reason := kernel.unsupported_reason(weight, cuda, torch.float16):
         pytest.skip(reason)
     check_layer(kernel, kernel.prepare(weight, None, cuda, torch.float16), weight, cuda, torch.float16)
     with pytest.raises(KernelFault):

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import quantize
-from quantize.building.build import BuildOptions
-from quantize.building.stream import empty_model
-from quantize.loading import loading
+from quantize import loader
+from quantize.building.job import BuildOptions
+from quantize.loader import LoadedModel, load_dummy
 from quantize.loading.device_map import Placement, placement_for
-from quantize.loading.dummy_model import load_dummy
-from quantize.methods.bnb import bnb_layers
+from quantize.model.linear_layers import linear_layers
+from quantize.model.pretrained import empty_model
 from quantize.variant import VARIANTS
 
 LAYERS, WIDTH, INNER, WORDS = 4, 64, 128, 96
@@ -46,7 +46,7 @@ def shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def placed(shape: Path, variant: str, free: dict[int | str, int]) -> Placement:
     model = empty_model(shape.parent)
-    quantized = bnb_layers(model) if VARIANTS[variant].w_bit else ()
+    quantized = linear_layers(model) if VARIANTS[variant].w_bit else ()
     return placement_for(model, VARIANTS[variant], quantized, CUDA, torch.float16, free=free)
 
 
@@ -67,7 +67,7 @@ def test_the_reference_fills_the_gpus_and_waits_in_ram_for_the_rest(shape: Path)
     assert spread.device_map is not None
     assert spread.of("model.embed_tokens") == torch.device("cuda:0")
     assert spread.of("model.layers.3.mlp.up_proj") == torch.device("cpu")
-    assert spread.words == "decoder layers: 1 on cuda:0, 1 on cuda:1, 2 in RAM"
+    assert spread.description == "decoder layers: 1 on cuda:0, 1 on cuda:1, 2 in RAM"
 
 
 def test_quantized_layers_are_spread_over_gpus_alone(shape: Path) -> None:
@@ -83,13 +83,13 @@ def spread_over(device: torch.device) -> Placement:
     return Placement(device, dict.fromkeys([*names, *layers], device), 12345, "as told")
 
 
-def logits_of(loaded: loading.Loaded) -> torch.Tensor:
+def logits_of(loaded: LoadedModel) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = loaded.model(input_ids=torch.arange(12, device=loaded.device).view(2, 6)).logits
     return logits.cpu()
 
 
-def has_hooks(loaded: loading.Loaded) -> bool:
+def has_hooks(loaded: LoadedModel) -> bool:
     return all(hasattr(layer, "_hf_hook") for layer in loaded.model.model.layers)
 
 
@@ -99,9 +99,9 @@ def test_a_spread_checkpoint_gives_the_same_logits(
 ) -> None:
     options = BuildOptions(blocks=2, block_tokens=32, device="cpu", rounding="nearest")
     (built,) = quantize.quantize(f"dummy:{shape}", [variant], tmp_path / "out", options=options)
-    whole = loading.load(built.checkpoint.path, kernel="dequantize")
-    monkeypatch.setattr(loading, "_place", lambda *_: spread_over(torch.device("cpu")))
-    loaded = loading.load(built.checkpoint.path, kernel="dequantize")
+    whole = loader.load(built.checkpoint.path, kernel="dequantize")
+    monkeypatch.setattr(loader, "_place", lambda *_: spread_over(torch.device("cpu")))
+    loaded = loader.load(built.checkpoint.path, kernel="dequantize")
     assert (loaded.placement, loaded.weights_bytes) == ("as told", 12345)
     assert (has_hooks(whole), has_hooks(loaded)) == (False, True)
     assert torch.equal(logits_of(loaded), logits_of(whole))
@@ -111,7 +111,7 @@ def test_a_spread_checkpoint_gives_the_same_logits(
 def test_so_do_spread_random_weights(variant: str, shape: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = "dequantize" if "awq" in variant else None
     whole = load_dummy(str(shape), variant, kernel=kernel)
-    monkeypatch.setattr("quantize.loading.dummy_model.placement_for", lambda *_: spread_over(torch.device("cpu")))
+    monkeypatch.setattr("quantize.loader.placement_for", lambda *_: spread_over(torch.device("cpu")))
     spread = load_dummy(str(shape), variant, kernel=kernel)
     assert (spread.placement, has_hooks(spread)) == ("as told", True)
     assert torch.equal(logits_of(spread), logits_of(whole))
@@ -122,7 +122,7 @@ def test_so_do_spread_random_weights(variant: str, shape: Path, monkeypatch: pyt
 def test_layers_that_wait_in_ram_run_on_the_gpu(shape: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_dummy(str(shape), "fp16", device="cuda")
     free: dict[int | str, int] = {0: int(0.7 * ALL_BYTES), "cpu": 10**9}
-    monkeypatch.setattr("quantize.loading.dummy_model.placement_for", partial(placement_for, free=free))
+    monkeypatch.setattr("quantize.loader.placement_for", partial(placement_for, free=free))
     spread = load_dummy(str(shape), "fp16", device="cuda")
     assert "in RAM" in str(spread.placement)
     assert spread.weights_bytes == whole.weights_bytes

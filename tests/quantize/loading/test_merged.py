@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 import quantize
-from quantize.building.build import BuildOptions
+from quantize.building.job import BuildOptions
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import KERNELS, NATIVE
 from quantize.kernels.base import Int4Linear
-from quantize.loading import loading
+from quantize.loader import load_dummy
+from quantize.loading import int4_layers
 from quantize.loading.device_map import Placement
-from quantize.loading.dummy_model import load_dummy
-from quantize.loading.merged import Part, layers_by_input, put_layers, stacked
+from quantize.loading.merged import Part, layers_by_input, replace_merged, stacked
 from quantize.quiet import quiet_libraries
 from tests.quantize.building.test_architectures import MODELS
 
@@ -49,7 +49,7 @@ def merged() -> tuple[torch.nn.ModuleDict, CountedLinear, list[tuple[Int4Weight,
     whole, bias = stacked(layers)
     counted = CountedLinear(KERNELS["dequantize"].prepare(whole, bias, CPU, torch.float32))
     model = torch.nn.ModuleDict({name: torch.nn.Identity() for name in "qkv"})
-    put_layers(model, {"q": 32, "k": 16, "v": 48}, counted)  # type: ignore[arg-type]
+    replace_merged(model, {"q": 32, "k": 16, "v": 48}, counted)  # type: ignore[arg-type]
     return model, counted, layers
 
 
@@ -120,7 +120,7 @@ def test_a_checkpoint_gives_the_same_logits_as_layer_by_layer(
     options = BuildOptions(blocks=2, block_tokens=32, device="cpu", rounding="nearest", group_size=64)
     (built,) = quantize.quantize(source, ["awq-gemm"], tmp_path / "out", options=options)
     apart = quantize.load(built.checkpoint.path, kernel="dequantize").model
-    monkeypatch.setattr(loading, "MERGED_ON", ("cpu",))
+    monkeypatch.setattr(int4_layers, "MERGED_ON", ("cpu",))
     together = quantize.load(built.checkpoint.path, kernel="dequantize").model
     assert not any(isinstance(module, Part) for module in apart.modules())
     assert sum(isinstance(module, Part) for module in together.modules()) == 10
@@ -143,7 +143,7 @@ def test_on_a_gpu_too(tokens: int, kernel: str, tmp_path: Path, monkeypatch: pyt
         MODELS["qwen2-biases"]().config.save_pretrained(tmp_path)
     how: dict[str, Any] = {"device": "cuda", "kernel": kernel, "group_size": 64}
     together = load_dummy(str(tmp_path / "config.json"), "awq-gemm", **how).model
-    monkeypatch.setattr(loading, "MERGED_ON", ())
+    monkeypatch.setattr(int4_layers, "MERGED_ON", ())
     apart = load_dummy(str(tmp_path / "config.json"), "awq-gemm", **how).model
     assert sum(isinstance(module, Part) for module in together.modules()) == 10
     ids = torch.arange(3, 3 + tokens, device="cuda").view(1, -1)

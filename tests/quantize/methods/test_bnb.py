@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from quantize.errors import UserError
-from quantize.methods.bnb import BnbOptions, bnb_4bit_with_feedback, bnb_layers, bnb_quantization_config, bnb_tensors
+from quantize.methods.bnb_weights import bnb_4bit_with_feedback, bnb_quantization_config, bnb_tensors
+from quantize.model.linear_layers import linear_layers
 from quantize.quiet import quiet_libraries
+from quantize.rounding.options import BnbOptions
 from quantize.source import open_weights
 from quantize.variant import VARIANTS, Variant
 
@@ -40,7 +42,7 @@ def load(folder: Path, **options: Any) -> Any:
 def quantized_copy(source: Path, folder: Path, variant: Variant, options: BnbOptions) -> Path:
     """A checkpoint made from our tensors and our config entry, and nothing else of ours."""
     weights = open_weights(source)
-    layers = bnb_layers(load(source))
+    layers = linear_layers(load(source))
     tensors: dict[str, torch.Tensor] = {}
     for name in weights.names():
         layer = name.removesuffix(".weight")
@@ -77,7 +79,7 @@ def test_plain_transformers_reads_our_checkpoint_with_the_weights_that_bitsandby
     variant, options = CASES[case]
     ours = load(quantized_copy(tiny_llama, tmp_path / "ours", variant, options))
     original = load(tiny_llama)
-    for name in bnb_layers(original):
+    for name in linear_layers(original):
         weight = original.get_submodule(name).weight.data
         if variant is EIGHT:
             codes, scales, _ = functional.int8_vectorwise_quant(weight)
@@ -128,7 +130,7 @@ def test_our_checkpoint_runs_and_its_output_is_close_to_the_original(
 
 
 def test_every_linear_layer_of_the_decoder_is_quantized_and_the_head_is_not(tiny_llama: Path) -> None:
-    layers = bnb_layers(load(tiny_llama))
+    layers = linear_layers(load(tiny_llama))
     attention = [f"self_attn.{part}_proj" for part in "qkvo"]
     mlp = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     assert sorted(layers) == sorted(f"model.layers.{n}.{part}" for n in (0, 1) for part in attention + mlp)
@@ -141,8 +143,8 @@ def test_an_untied_head_is_not_quantized_either(tiny_llama: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert isinstance(model.lm_head, torch.nn.Linear)
-    assert "lm_head" not in bnb_layers(model)
-    assert len(bnb_layers(model)) == 14
+    assert "lm_head" not in linear_layers(model)
+    assert len(linear_layers(model)) == 14
 
 
 def test_what_we_call_quantized_is_what_transformers_replaces(tiny_llama: Path, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_what_we_call_quantized_is_what_transformers_replaces(tiny_llama: Path, 
 
     ours = load(quantized_copy(tiny_llama, tmp_path / "ours", FOUR, BnbOptions()))
     replaced = {name for name, m in ours.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
-    assert replaced == set(bnb_layers(load(tiny_llama)))
+    assert replaced == set(linear_layers(load(tiny_llama)))
 
 
 def test_a_model_without_linear_layers_is_refused_in_one_line() -> None:
@@ -159,7 +161,7 @@ def test_a_model_without_linear_layers_is_refused_in_one_line() -> None:
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=128))
     with pytest.raises(UserError, match=r"nn\.Linear layers, which GPT2LMHeadModel does not have"):
-        bnb_layers(model)
+        linear_layers(model)
 
 
 def test_double_quantization_stores_less(tiny_llama: Path) -> None:

@@ -1,0 +1,156 @@
+"""One call of `quantize`: the opened source and what was asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from quantize.checkpoint import MANIFEST_NAME, CalibrationFacts, Checkpoint, Manifest, SourceFacts, open_checkpoint
+from quantize.errors import UserError
+from quantize.methods import METHODS
+from quantize.methods.base import Choices, Method, Recipe
+from quantize.model.architecture import Architecture, group_size_for
+from quantize.progress import Progress
+from quantize.rounding.options import BnbOptions, Rounding
+from quantize.schema import to_data
+from quantize.source import Source, TensorReader
+from quantize.variant import GROUP_SIZES, Variant
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user may choose; every default is what the table is made with.
+
+    group_size:   AWQ's, None for the largest that divides every layer.
+    calibration:  a text as `text_from` reads it.
+    blocks:       of it that are used.
+    block_tokens: of each block.
+    rounding:     of the 4-bit variants, "gptq" (error feedback on the calibration text) or "nearest".
+    bnb:          how bitsandbytes' 4-bit weights are stored.
+    revision:     of a hub source.
+    device:       "cpu", "cuda" or "auto" (CUDA where there is some).
+    force:        make finished checkpoints again.
+    spill:        keep the activations between two layers in files beside the output.
+    """
+
+    group_size: int | None = None
+    calibration: str = "builtin"
+    blocks: int = 48
+    block_tokens: int = 256
+    rounding: Rounding = "gptq"
+    bnb: BnbOptions = field(default_factory=BnbOptions)
+    revision: str | None = None
+    device: str = "auto"
+    force: bool = False
+    spill: bool = False
+
+
+@dataclass(frozen=True)
+class BuiltCheckpoint:
+    """One checkpoint that `quantize` was asked for. kept: whether it was there already."""
+
+    checkpoint: Checkpoint
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all checkpoints of one call share.
+
+    source:   the opened model.
+    weights:  its tensors.
+    out:      folder for the checkpoints.
+    options:  the user's.
+    device:   where it is computed.
+    progress: told each step.
+    say:      told each line that a user should read.
+    """
+
+    source: Source
+    weights: TensorReader
+    out: Path
+    options: BuildOptions
+    device: torch.device
+    progress: Progress
+    say: Say
+
+    @property
+    def is_dummy(self) -> bool:
+        """Whether the weights are random."""
+        return self.source.facts.kind == "dummy"
+
+    def target(self, recipe: Recipe) -> Path:
+        """The folder of this recipe's checkpoint."""
+        return self.out / f"{self.source.base_model}-{recipe.variant.folder_suffix(recipe.group_size)}"
+
+    def recipe(
+        self,
+        variant: Variant,
+        *,
+        group_size: int | None = None,
+        calibration: CalibrationFacts | None = None,
+        architecture: Architecture | None = None,
+    ) -> Recipe:
+        """How this variant is made with these options."""
+        choices = Choices(
+            half_dtype=self._half_dtype(),
+            rounding=self.options.rounding,
+            bnb=self.options.bnb,
+            group_size=group_size,
+            architecture=architecture,
+            calibration=calibration,
+        )
+        return method_of(variant).recipe(variant, choices)
+
+    def group_size(self, shapes: Sequence[tuple[str, int, int]]) -> int:
+        """The size of groups of codes for these linear layers (name, out features, in features).
+
+        Tells the user when the usual one does not fit. Raises UserError where none does.
+        """
+        chosen = group_size_for(shapes, self.options.group_size, GROUP_SIZES)
+        if self.options.group_size is None and chosen != GROUP_SIZES[0]:
+            self.say(f"group size {chosen}: {GROUP_SIZES[0]} does not divide every layer of this model")
+        return chosen
+
+    def kept(self, recipe: Recipe) -> BuiltCheckpoint | None:
+        """The finished checkpoint that is there already, unless it is to be made again.
+
+        Raises UserError where it is of another source, or was made with other options or calibration.
+        """
+        target = self.target(recipe)
+        if self.options.force or not (target / MANIFEST_NAME).is_file():
+            return None
+        found = open_checkpoint(target)
+        difference = _difference(found.manifest, self.source.facts, recipe)
+        if difference:
+            raise UserError(
+                f"{target} is there already, made {difference}: --force makes it again, another --out keeps both"
+            )
+        self.say(f"{target.name}: finished before, kept (--force makes it again)")
+        return BuiltCheckpoint(found, kept=True)
+
+    def _half_dtype(self) -> torch.dtype:
+        """bfloat16 for a source that is in it, else float16."""
+        dtypes = [self.weights.dtype(name) for name in self.weights.names()]
+        return torch.bfloat16 if dtypes.count(torch.bfloat16) > len(dtypes) / 2 else torch.float16
+
+
+def method_of(variant: Variant) -> Method:
+    """The method that a variant names."""
+    return METHODS[variant.method]
+
+
+def _difference(manifest: Manifest, source: SourceFacts, recipe: Recipe) -> str | None:
+    """In what a finished checkpoint differs from what would be made now; None where it is the same."""
+    theirs = manifest.source
+    same_weights = (theirs.kind == "dummy", theirs.weights_sha256) == (source.kind == "dummy", source.weights_sha256)
+    if not same_weights or (source.kind == "dummy" and theirs.id != source.id):
+        return f"from other weights ({theirs.id})"
+    ours = to_data(recipe.options)
+    for name in sorted(ours.keys() | manifest.options.keys()):
+        if ours.get(name) != manifest.options.get(name):
+            return f"with {name} = {manifest.options.get(name)}, now {ours.get(name)}"
+    return None if manifest.calibration == recipe.calibration else "with another calibration text"

@@ -1,0 +1,63 @@
+"""Checkpoints whose tensors need no calibration: the reference, plain rounding, bitsandbytes' 8-bit."""
+
+import time
+from collections.abc import Collection
+
+from torch import Tensor
+
+from quantize.building.assemble import finish
+from quantize.building.job import BuiltCheckpoint, Job, method_of
+from quantize.building.shards import ShardWriter
+from quantize.checkpoint import Checkpoint, writing
+from quantize.methods.base import Recipe
+from quantize.model.linear_layers import linear_layers
+from quantize.model.names import check_covered
+from quantize.model.pretrained import empty_model
+from quantize.model.tensors import half
+from quantize.source import check_finite
+from quantize.variant import Variant
+
+PART_BYTES = 256 * 10**6
+
+
+def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
+    """Make one checkpoint, a tensor at a time; or the finished one that is there."""
+    model = empty_model(job.source.folder)
+    if not job.is_dummy:
+        check_covered(model, job.weights.names())
+    method = method_of(variant)
+    quantized = set(linear_layers(model)) if method.quantize_layer else set()
+    group_size = None
+    if method.in_groups:
+        sizes = {name: job.weights.shape(f"{name}.weight") for name in sorted(quantized)}
+        group_size = job.group_size([(name, size[0], size[1]) for name, size in sizes.items()])
+    recipe = job.recipe(variant, group_size=group_size)
+    if built := job.kept(recipe):
+        return built
+    started = time.perf_counter()
+    target = job.target(recipe)
+    with writing(target, force=job.options.force) as folder:
+        _write_parts(job, recipe, quantized, ShardWriter(folder))
+        seconds = {"total": time.perf_counter() - started}
+        manifest = finish(folder, job.source, target.name, recipe, seconds=seconds)
+    return BuiltCheckpoint(Checkpoint(target, manifest), kept=False)
+
+
+def _write_parts(job: Job, recipe: Recipe, quantized: Collection[str], writer: ShardWriter) -> None:
+    quantize_layer = method_of(recipe.variant).quantize_layer
+    names, variant = job.weights.names(), recipe.variant.name
+    part: dict[str, Tensor] = {}
+    parts = 0
+    for done, name in enumerate(names):
+        job.progress(variant, done, len(names))
+        tensor = job.weights.get(name)
+        check_finite(name, tensor)
+        layer = name.removesuffix(".weight")
+        if quantize_layer and layer in quantized and name.endswith(".weight"):
+            part |= quantize_layer(layer, tensor.to(job.device), recipe)
+        else:
+            part[name] = half(name, tensor, recipe.dtype)
+        if sum(one.nbytes for one in part.values()) > PART_BYTES or done == len(names) - 1:
+            writer.add(parts, part)
+            part, parts = {}, parts + 1
+    job.progress(variant, len(names), len(names))

@@ -1,0 +1,125 @@
+"""A checkpoint, or random weights in a model's shape, becomes a transformers model that runs here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.device import torch_device
+from quantize.dummy import dummy_config, dummy_weights, write_dummy_folder
+from quantize.errors import UserError
+from quantize.loading.device_map import Placement, placement_for
+from quantize.loading.footprint import weights_bytes
+from quantize.loading.int4_layers import place_buffers
+from quantize.methods import METHODS
+from quantize.methods.base import Drawing
+from quantize.model.linear_layers import linear_layers
+from quantize.model.pretrained import empty_model, tokenizer_of
+from quantize.quiet import quiet_libraries
+from quantize.source import cache_folder
+from quantize.variant import VARIANTS
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what its quantized layers run on.
+
+    model:          in eval mode, on `device`.
+    tokenizer:      its tokenizer; None for dummy weights, which have none.
+    device:         where its inputs go.
+    compute_dtype:  what the activations are.
+    prefill_kernel: the kernel of the quantized linear layers for a long prompt.
+    decode_kernel:  for one token.
+    weights_bytes:  parameters and buffers, each storage counted once.
+    placement:      how a model that is too big for one GPU is spread, None for one that is on `device` as a whole.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    compute_dtype: torch.dtype
+    prefill_kernel: str
+    decode_kernel: str
+    weights_bytes: int
+    placement: str | None = None
+
+
+def load(
+    path: Path | str,
+    *,
+    device: str = "cpu",
+    compute_dtype: torch.dtype | None = None,
+    kernel: str | None = None,
+) -> LoadedModel:
+    """Load a checkpoint that `quantize` made, on "cpu" or "cuda".
+
+    compute_dtype: of the activations, and of the weights where they are not quantized and on CUDA or in the
+                   reference; default float32 on a CPU and float16 on CUDA.
+    kernel:        of AWQ checkpoints, the name of one of KERNELS, "native" for what the layout is named after, or
+                   "auto", the default: the fastest by a short probe, whose outcome is kept in the cache folder.
+
+    Raises UserError for a folder that is no checkpoint, for CUDA where there is none, and for a kernel that cannot run
+    here; KernelFault for one that gives wrong results; MemoryError for weights too big for all devices together
+    (quantize.loading.device_map).
+    """
+    checkpoint = open_checkpoint(Path(path))
+    target, dtype = _setting(device, compute_dtype)
+    with quiet_libraries():
+        place = _place(checkpoint, target, dtype)
+        model, kernels = METHODS[checkpoint.variant.method].load(checkpoint, place, dtype, kernel)
+        dummy = checkpoint.manifest.source.kind == "dummy"
+        tokenizer = None if dummy else tokenizer_of(checkpoint.path)
+        model.eval()
+    size = place.weights_bytes or weights_bytes(model)
+    return LoadedModel(model, tokenizer, target, dtype, *kernels, size, place.description)
+
+
+def load_dummy(
+    spec: str,
+    variant: str,
+    *,
+    device: str = "cpu",
+    compute_dtype: torch.dtype | None = None,
+    kernel: str | None = None,
+    group_size: int | None = None,
+) -> LoadedModel:
+    """A model ready to run whose memory and speed are those of a real checkpoint of this variant and shape.
+
+    spec:       a name of quantize.dummy.SHAPES or the path of a config.json.
+    variant:    a name of VARIANTS; the weights are drawn at random, 4-bit codes evenly from all 16, so that no search
+                runs.
+    group_size: AWQ's, None for the largest that fits.
+
+    device, compute_dtype and kernel are as `load` takes them. Raises UserError for an unknown spec or variant, and what
+    `load` raises.
+    """
+    if variant not in VARIANTS:
+        raise UserError(f"unknown variant {variant!r}; there are: {', '.join(VARIANTS)}")
+    target, dtype = _setting(device, compute_dtype)
+    name, config = dummy_config(spec)
+    with quiet_libraries(), torch.no_grad():
+        model = empty_model(write_dummy_folder(config, name, cache_folder()))
+        row = VARIANTS[variant]
+        place = placement_for(model, row, linear_layers(model) if row.w_bit else (), target, dtype)
+        drawing = Drawing(row, place, dtype, kernel, group_size)
+        kernels = METHODS[row.method].draw(model, dummy_weights(model, target), drawing)
+        place_buffers(model, place)
+        size = place.weights_bytes or weights_bytes(model)
+        place.dispatch(model)
+        model.eval()
+    return LoadedModel(model, None, target, dtype, *kernels, size, place.description)
+
+
+def _setting(device: str, compute_dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    target = torch_device(device)
+    return target, compute_dtype or (torch.float32 if target.type == "cpu" else torch.float16)
+
+
+def _place(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Placement:
+    """The one device, or several where the model is too big for it. Raises MemoryError where it is for all."""
+    if device.type == "cpu":
+        return Placement(device)
+    model, variant = empty_model(checkpoint.path), checkpoint.variant
+    return placement_for(model, variant, linear_layers(model) if variant.w_bit else (), device, dtype)

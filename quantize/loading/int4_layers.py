@@ -1,0 +1,124 @@
+"""4-bit layers in the place of a model's linear layers, and what is not quantized around them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.checkpoint import Checkpoint
+from quantize.errors import UserError
+from quantize.int4.packing import UNPACKERS
+from quantize.int4.weight import Int4Weight
+from quantize.kernels import Kernel
+from quantize.kernels.choice import LayerShape, choose_kernel
+from quantize.kernels.verify import check_layer
+from quantize.loading.device_map import Placement
+from quantize.loading.half_modules import keep_half_embeddings
+from quantize.loading.merged import layers_by_input, replace_merged, stacked
+from quantize.source import TensorReader, Weights, cache_folder
+from quantize.variant import NATIVE_KERNEL
+
+PREFILL_TOKENS = 1024
+"""A long prompt, for naming the kernel that runs it."""
+
+ReadInt4 = Callable[[str], tuple[Int4Weight, Tensor | None]]
+"""A linear layer's name -> its 4-bit weight and its bias."""
+
+MERGED_ON = ("cuda",)
+"""Devices on which 4-bit layers with one input run as one (quantize.loading.merged): where starting a kernel counts."""
+
+
+def place_int4_layers(
+    model: nn.Module,
+    names: Sequence[str],
+    read: ReadInt4,
+    *,
+    version: str,
+    kernel: str | None,
+    place: Placement,
+    dtype: torch.dtype,
+) -> Kernel:
+    """Put 4-bit layers in the place of these linear layers, those with one input merged; return the kernel they run on.
+
+    read: a layer's name -> its weight and bias; version: its layout; kernel: as `load` takes it. One layer of each
+    shape is compared with its dequantized weights: raises KernelFault for a kernel that gives wrong results.
+    """
+    device = place.main
+    sizes: dict[str, tuple[int, int]] = {}
+    for name in names:
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise UserError(f"{name} is no linear layer of this architecture: make the checkpoint again")
+        sizes[name] = linear.out_features, linear.in_features
+    merge = device.type in MERGED_ON and kernel != NATIVE_KERNEL  # the layouts' names stand for layers run one by one
+    together = layers_by_input(model, names, place) if merge else [(name,) for name in names]
+    by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
+    for several in together:
+        by_shape.setdefault((sum(sizes[name][0] for name in several), sizes[several[0]][1]), []).append(several)
+    shapes = [LayerShape(stacked([read(name) for name in found[0]])[0], len(found)) for found in by_shape.values()]
+    chosen = choose_kernel(kernel, shapes, version, device, dtype, cache=cache_folder() / "kernels.json")
+    for shape in shapes:
+        check_layer(chosen, chosen.prepare(shape.weight, None, device, dtype), shape.weight, device, dtype)
+    del shapes
+    for several in together:
+        weight, bias = stacked([read(name) for name in several])
+        made = chosen.prepare(weight, bias, place.of(several[0]), dtype)
+        replace_merged(model, {name: sizes[name][0] for name in several}, made)
+    return chosen
+
+
+def int4_reader(weights: Weights, checkpoint: Checkpoint, model: nn.Module, group_size: int) -> ReadInt4:
+    unpack = UNPACKERS[checkpoint.variant.version or ""]
+    names = set(weights.names())
+    widths = {name: module.in_features for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+    def read(name: str) -> tuple[Int4Weight, Tensor | None]:
+        tensors = {part: weights.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")}
+        bias = weights.get(f"{name}.bias") if f"{name}.bias" in names else None
+        return unpack(tensors, widths[name], group_size), bias
+
+    return read
+
+
+def fill_rest(
+    model: Any, weights: TensorReader, quantized: Sequence[str], place: Placement, dtype: torch.dtype
+) -> None:
+    """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision.
+
+    quantized: the linear layers that are placed already. Raises UserError when a tensor is missing.
+    """
+    done = tuple(f"{name}." for name in quantized)
+    for name in weights.names():
+        if name.startswith(done):
+            continue
+        tensor, device = weights.get(name), place.of(name)
+        parent, _, leaf = name.rpartition(".")
+        module = model.get_submodule(parent)
+        if leaf == "scales" and "scales" not in module._parameters:
+            _wrap_activation(model, parent, tensor.to(device, dtype))
+            continue
+        half = isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
+        value = tensor.to(device) if half else tensor.to(device, dtype)
+        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+    model.tie_weights()
+    keep_half_embeddings(model, dtype)
+    place_buffers(model, place)
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise UserError(f"the checkpoint lacks {missing[0]}: make it again with `quantize --force`")
+
+
+def place_buffers(model: nn.Module, place: Placement) -> None:
+    """Bring buffers that no file holds (rotary frequencies) to where their module runs."""
+    for name, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = buffer.to(place.of(name))
+
+
+def _wrap_activation(model: Any, name: str, scales: Tensor) -> None:
+    """AWQ scales that no weight could absorb live in a wrapper around the activation function."""
+    from awq.modules.act import ScaledActivation
+
+    model.set_submodule(name, ScaledActivation(model.get_submodule(name), scales))

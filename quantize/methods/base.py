@@ -1,0 +1,149 @@
+"""What a quantization method has to offer: a row of METHODS, as a kernel is a row of KERNELS."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.checkpoint import CalibrationFacts, Checkpoint
+from quantize.dummy import DummyWeights
+from quantize.int4.weight import Int4Weight
+from quantize.loading.device_map import Placement
+from quantize.model.architecture import Architecture
+from quantize.rounding.gram import InputStats
+from quantize.rounding.options import AwqOptions, BnbOptions, Rounding
+from quantize.schema import to_data
+from quantize.variant import Variant
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user chose, and what follows from the model.
+
+    half_dtype:   of what is not quantized.
+    rounding:     of 4-bit codes.
+    bnb:          how bitsandbytes' 4-bit weights are stored.
+    group_size:   of methods that store groups of codes.
+    architecture: where the model's scales may move, None where nothing asked.
+    calibration:  the text that was looked at, None for none.
+    """
+
+    half_dtype: torch.dtype
+    rounding: Rounding = "gptq"
+    bnb: BnbOptions = field(default_factory=BnbOptions)
+    group_size: int | None = None
+    architecture: Architecture | None = None
+    calibration: CalibrationFacts | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one checkpoint is made: what its manifest and its config.json will say, and what runs.
+
+    variant:      the row of the table.
+    dtype:        of the tensors that are not quantized.
+    quantization: what config.json says under quantization_config, None for the reference.
+    group_size:   of groups of codes.
+    calibration:  the text that was looked at.
+    settings:     a dataclass of the choices that decide the bytes; the method works with this one object.
+    """
+
+    variant: Variant
+    dtype: torch.dtype
+    quantization: dict[str, Any] | None = None
+    group_size: int | None = None
+    calibration: CalibrationFacts | None = None
+    settings: Any = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings as the manifest states them."""
+        return {} if self.settings is None else dict(to_data(self.settings))
+
+    @property
+    def search(self) -> AwqOptions | None:
+        """The settings of a method that searches scales; None for the others."""
+        return self.settings if isinstance(self.settings, AwqOptions) and self.settings.search else None
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """A decoder layer as it came, and what its linear layers see on the calibration text.
+
+    layer:   the module, its weights in float32.
+    prefix:  of the layer's names in the model.
+    linears: by name inside the layer.
+    owners:  linear -> which one's input it shares.
+    stats:   owner -> statistics of that input.
+    """
+
+    layer: nn.Module
+    prefix: str
+    linears: dict[str, nn.Linear]
+    owners: dict[str, str]
+    stats: dict[str, InputStats]
+
+    def sharing(self, owner: str) -> list[str]:
+        """The linears with this owner's input, in order."""
+        return [name for name in self.linears if self.owners[name] == owner]
+
+    def others(self) -> dict[str, Tensor]:
+        """Every tensor of the layer that is no linear weight (biases are), by full name."""
+        return {
+            self.prefix + name: tensor
+            for name, tensor in self.layer.state_dict().items()
+            if name.removesuffix(".weight") not in self.linears
+        }
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What random weights are drawn for.
+
+    variant:    the row of the table.
+    place:      where the model's modules go.
+    dtype:      compute dtype.
+    kernel:     as quantize.load takes it.
+    group_size: of groups of codes, None for the largest that fits.
+    """
+
+    variant: Variant
+    place: Placement
+    dtype: torch.dtype
+    kernel: str | None
+    group_size: int | None
+
+
+Tensors = dict[str, Tensor]
+Kernels = tuple[str, str]
+"""What runs the quantized layers, for a long prompt and for one token."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to quantize the linear layers of a model.
+
+    name:              the table's column "Method", by which a Variant refers to it.
+    recipe:            (variant, choices) -> how one checkpoint is made.
+    load:              (checkpoint, place, compute dtype, kernel) -> the model, and what runs its quantized layers.
+    draw:              (empty model, random weights, drawing) -> what runs them, once the weights are in the model.
+    quantize_layer:    (name, weight [out, in], recipe) -> the tensors of one linear layer, made without calibration;
+                       None where nothing is quantized, or never so.
+    needs_calibration: rounding -> whether the codes are chosen on calibration text.
+    from_inputs:       (layer inputs, recipe) -> the tensors of a decoder layer, from its weights as they came and what
+                       they see; None where the method does not work so.
+    pack:              (searched and rounded weights of a layer, recipe) -> their tensors; None where no search is.
+    in_groups:         whether it stores groups of codes, whose size must divide every layer.
+    """
+
+    name: str
+    recipe: Callable[[Variant, Choices], Recipe]
+    load: Callable[[Checkpoint, Placement, torch.dtype, str | None], tuple[Any, Kernels]]
+    draw: Callable[[Any, DummyWeights, Drawing], Kernels]
+    quantize_layer: Callable[[str, Tensor, Recipe], Tensors] | None = None
+    needs_calibration: Callable[[Rounding], bool] = lambda rounding: False
+    from_inputs: Callable[[LayerInputs, Recipe], Tensors] | None = None
+    pack: Callable[[Mapping[str, Int4Weight], Recipe], Tensors] | None = None
+    in_groups: bool = False
