@@ -39,9 +39,9 @@ def table(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Every test; those that need a GPU skip where there is none."""
+    """Every test, several at once; those that need a GPU skip where there is none."""
     install(session, "models", "embedded", "lm-eval", "plots", "dev")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", "--maxprocesses", "4", *session.posargs)
 
 
 @nox.session

@@ -3,14 +3,14 @@
 Imports no torch.
 """
 
-import dataclasses
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantize.errors import UserError
+from quantize.schema import from_data
 from quantize.variant import GROUP_SIZES, VARIANTS, Variant, check_kernel
 
 SUITES = Path(__file__).resolve().parent / "suites"
@@ -21,9 +21,13 @@ SUITES = Path(__file__).resolve().parent / "suites"
 class SuiteRow:
     """One row of the table.
 
-    base_model: as the table names it. source: where its weights come from, as `quantize` takes it; revision: of a
-    hub source. group_size: of an AWQ variant, None for the others. kernel: what an AWQ row is measured on, None for the
-    default. published: whether the published table has this row.
+    base_model: as the table names it.
+    source:     where its weights come from, as `quantize` takes it.
+    variant:    a name in VARIANTS.
+    group_size: of an AWQ variant, None for the others.
+    revision:   of a hub source.
+    kernel:     what an AWQ row is measured on, None for the default.
+    published:  whether the published table has this row.
     """
 
     base_model: str
@@ -99,38 +103,12 @@ def suite_table(name_or_path: str) -> dict[str, Any]:
 
 def suite_rows(name_or_path: str) -> tuple[SuiteRow, ...]:
     """The rows of a suite, in the table's order. Raises UserError for what is no suite, naming the row."""
-    rows = suite_table(name_or_path).get("row")
-    where = suite_file(name_or_path).name
+    return rows_in(suite_table(name_or_path), suite_file(name_or_path).name)
+
+
+def rows_in(table: Mapping[str, Any], where: str) -> tuple[SuiteRow, ...]:
+    """The rows of what a suite's file holds; `where` begins the message of what is wrong with one."""
+    rows = table.get("row")
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{where} has no [[row]]: give each row of the table one")
-    return tuple(from_table(SuiteRow, row, f"{where}, row {number}") for number, row in enumerate(rows, start=1))
-
-
-def from_table(cls: Any, table: Any, where: str) -> Any:
-    """An instance of the dataclass `cls` from a TOML table; `where` begins the message of what is wrong with it.
-
-    Raises UserError for a key that the class does not have, a value of another type, one that is missing or rejected.
-    """
-    if not isinstance(table, Mapping):
-        raise UserError(f"{where}: {table!r} is no table")
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}; there are: {', '.join(known)}")
-        wanted: Any = known[key].type
-        values[key] = float(value) if wanted is float and type(value) is int else value
-        if not isinstance(values[key], wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise UserError(f"{where}: {key} = {value!r} has the wrong type")
-    missing = [name for name in _required(known.values()) if name not in values]
-    if missing:
-        raise UserError(f"{where}: {missing[0]} is missing")
-    try:
-        return cls(**values)
-    except (UserError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-def _required(fields: Iterable["dataclasses.Field[Any]"]) -> list[str]:
-    none = dataclasses.MISSING
-    return [field.name for field in fields if field.default is none and field.default_factory is none]
+    return tuple(from_data(SuiteRow, row, f"{where}, row {number}") for number, row in enumerate(rows, start=1))

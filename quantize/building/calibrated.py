@@ -13,7 +13,7 @@ from quantize.building.assemble import finish, read_config
 from quantize.building.estimate import Estimate, estimate, peak_bytes
 from quantize.building.held_out import HeldOutCheck, HeldOutResult
 from quantize.building.job import BuiltCheckpoint, Job, method_of
-from quantize.building.journal import Journal, options_key
+from quantize.building.journal import Journal, discard_finished, options_key
 from quantize.building.layer import LayerResult
 from quantize.building.shards import PART_GLOB
 from quantize.building.stream import LayerStream, batches_of
@@ -82,6 +82,8 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
         _run(job, stream, blocks, missing, expected)
         for name, recipe in missing.items():
             built[name] = BuiltCheckpoint(open_checkpoint(job.target(recipe)), kept=False)
+    elif not dry_run:
+        discard_finished(_journal_folder(job), built)
     return built
 
 
@@ -107,6 +109,10 @@ def _run(job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, expect
     journal.discard()
 
 
+def _journal_folder(job: Job) -> Path:
+    return job.out / f".{job.source.base_model}.unfinished"
+
+
 def _journal(job: Job, blocks: Tensor, recipes: Recipes, layers: int) -> Journal:
     key = options_key(
         source_sha256=job.source.facts.weights_sha256,
@@ -116,7 +122,7 @@ def _journal(job: Job, blocks: Tensor, recipes: Recipes, layers: int) -> Journal
         libraries=installed_versions(MAKERS),
         device=job.device,
     )
-    journal = Journal(job.out / f".{job.source.base_model}.unfinished", key)
+    journal = Journal(_journal_folder(job), key)
     if journal.restarted:
         job.say("an unfinished run was with another source, calibration or options: starting anew")
     elif journal.finished_layers:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,13 @@ class Journal:
             return from_json(State, path.read_bytes(), str(path))
         except UserError:
             return None
+
+
+def discard_finished(folder: Path, finished: Collection[str]) -> None:
+    """Remove a journal whose variants are all finished: its run was killed before it could."""
+    variants = {path.name for path in folder.glob("*") if path.is_dir()} - {"activations"}
+    if folder.is_dir() and variants <= set(finished):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def options_key(

@@ -1,11 +1,11 @@
 import pytest
 
-from bench.suite.prompt_material import MEDQA
 from bench.suite.prompts import (
     TOKENS_PER_WORD,
     estimated_tokens,
     published_lengths,
     published_prompts,
+    questions,
     vignettes,
 )
 from bench.worker.tasks import MEDICAL_TASKS
@@ -28,7 +28,7 @@ def test_three_worked_examples_come_before_an_open_question(name: str) -> None:
 
 
 def test_an_example_shows_its_options_and_its_answer() -> None:
-    first = vignettes(MEDQA, 4).split("\n\n")[0].splitlines()
+    first = vignettes(questions()["medqa"], 4).split("\n\n")[0].splitlines()
     assert first[1:] == ["A. Digoxin", "B. Verapamil", "C. Enalapril", "D. Nitroglycerin", "Answer: C"]
 
 

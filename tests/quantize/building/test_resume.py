@@ -1,92 +1,66 @@
-"""Runs killed at random moments go on to the same bytes."""
+"""Runs that die go on to the same bytes."""
 
-import random
+import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import quantize
 from quantize.building.job import BuildOptions
 from quantize.building.layer import is_spilled
 from quantize.checkpoint import find_checkpoints, verify
+from tests.dying import every_death
 
 ROOT = Path(__file__).parents[3]
 VARIANTS = ["awq-gemm", "awq-gemv", "bnb-4bit"]
 OPTIONS = BuildOptions(blocks=4, block_tokens=64, device="cpu")
 
 KILLED = """
-import os, sys, threading
+import os, sys
 import quantize
 from quantize.building.job import BuildOptions
-source, out, layer, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-timer = threading.Timer(seconds, os.kill, (os.getpid(), 9))
-def begin(what, done, total):
-    if what == "layers" and done == layer:
-        timer.start()
+def die(what, done, total):
+    if what == "layers" and done == 2:
+        os.kill(os.getpid(), 9)
 options = BuildOptions(blocks=4, block_tokens=64, device="cpu")
-quantize.quantize(source, ["awq-gemm", "awq-gemv", "bnb-4bit"], out, options=options, progress=begin)
-os._exit(0)
+quantize.quantize(sys.argv[1], ["awq-gemm", "awq-gemv", "bnb-4bit"], sys.argv[2], options=options, progress=die)
 """
-
-
-@pytest.fixture(scope="module")
-def eight_layers(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of eight layers, so that a random moment falls between two of them."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("eight") / "eight-layers"
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).half().save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((tiny_llama / name).read_bytes())
-    return folder
 
 
 def hashes(out: Path) -> dict[str, str]:
     return {checkpoint.manifest.name: checkpoint.content_sha256 for checkpoint in find_checkpoints(out)}
 
 
-@pytest.mark.slow
-def test_killed_at_ten_random_moments_the_files_are_those_of_the_unbroken_run(
-    eight_layers: Path, tmp_path: Path
-) -> None:
-    whole = tmp_path / "whole"
-    began: list[float] = []
-
-    def note(what: str, done: int, total: int) -> None:
-        if what == "layers" and done == 1:
-            began.append(time.perf_counter())
-
-    quantize.quantize(str(eight_layers), VARIANTS, whole, options=OPTIONS, progress=note)
-    took_s = time.perf_counter() - began[0]
-    expected = hashes(whole)
-    assert len(expected) == 3
-    moments = random.Random(7)
-    resumed = 0
-    for number in range(10):
-        out = tmp_path / str(number)
-        layer = int(number < 8)  # libraries load while the first layer runs: only two moments from its beginning on
-        seconds = moments.uniform(0, took_s)
-        subprocess.run(
-            [sys.executable, "-c", KILLED, str(eight_layers), str(out), str(layer), str(seconds)], cwd=ROOT, check=False
-        )
-        for checkpoint in find_checkpoints(out) if out.exists() and any(out.glob("*/quantable.json")) else []:
+def test_dead_at_every_file_operation_the_files_are_those_of_the_unbroken_run(tiny_llama: Path, tmp_path: Path) -> None:
+    options, variants = replace(OPTIONS, blocks=1, block_tokens=16, rounding="nearest"), ["awq-gemm", "bnb-8bit"]
+    quantize.quantize(str(tiny_llama), variants, tmp_path / "whole", options=options)
+    expected, out = hashes(tmp_path / "whole"), tmp_path / "killed"
+    said: list[str] = []
+    deaths = 0
+    for _ in every_death(lambda: quantize.quantize(str(tiny_llama), variants, out, options=options, say=said.append)):
+        deaths += 1
+        for checkpoint in find_checkpoints(out) if any(out.glob("*/quantable.json")) else []:
             verify(checkpoint)
-        said: list[str] = []
-        quantize.quantize(str(eight_layers), VARIANTS, out, options=OPTIONS, say=said.append)
-        resumed += any("going on" in line for line in said)
-        assert hashes(out) == expected, f"killed after {seconds} s"
-        assert sorted(path.name for path in out.iterdir()) == sorted(expected)
-    assert resumed >= 3  # else no moment fell into the layers, and the test shows nothing
+    assert deaths > len(expected)
+    assert any("going on" in line for line in said)
+    assert hashes(out) == expected
+    assert sorted(path.name for path in out.iterdir()) == sorted(expected)
+
+
+def test_a_killed_process_goes_on_to_the_same_files(tiny_llama: Path, tmp_path: Path) -> None:
+    quantize.quantize(str(tiny_llama), VARIANTS, tmp_path / "whole", options=OPTIONS)
+    expected, out = hashes(tmp_path / "whole"), tmp_path / "killed"
+    ran = subprocess.run([sys.executable, "-c", KILLED, str(tiny_llama), str(out)], cwd=ROOT, check=False)
+    assert ran.returncode == -signal.SIGKILL
+    said: list[str] = []
+    quantize.quantize(str(tiny_llama), VARIANTS, out, options=OPTIONS, say=said.append)
+    assert any("going on" in line for line in said)
+    assert hashes(out) == expected
+    assert sorted(path.name for path in out.iterdir()) == sorted(expected)
 
 
 def test_activations_in_files_give_the_same_files(

@@ -89,8 +89,7 @@ def check_the_gate(name: str, weight: Int4Weight, dtype: torch.dtype = torch.flo
         check_layer(kernel, faulty, weight, CPU, dtype)
 
 
-INTERPRETED_PARTS = ("triton-gemv and 1025", "triton-gemv and not 1025", "not triton-gemv")
-"""Of about the same length; the layout of a file has GEMV in its name as well."""
+INTERPRETED_PARTS = ("triton-gemv", "not triton-gemv")
 
 Running = dict[str, tuple[subprocess.Popen[bytes], Path]]
 

@@ -1,0 +1,64 @@
+"""A method in one file: every weight a signed byte, with a scale for each output row."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.checkpoint import Checkpoint
+from quantize.dummy import DummyWeights
+from quantize.loading.device_map import Placement
+from quantize.loading.dummy_model import fill
+from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe
+from quantize.model.pretrained import empty_model
+from quantize.source import open_weights
+from quantize.variant import Variant
+
+ROW = Variant("toy-8bit", "Toy", w_bit=8, published=False)
+KERNELS: Kernels = ("toy", "toy")
+
+
+class ByteLinear(nn.Module):
+    """A linear layer on bytes: codes [out, in] int8, scale [out, 1]."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.codes.to(x.dtype) * self.scale.to(x.dtype))
+
+
+def recipe(variant: Variant, choices: Choices) -> Recipe:
+    return Recipe(variant, choices.half_dtype)
+
+
+def quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-9) / 127
+    return {f"{name}.codes": (weight / scale).round().to(torch.int8), f"{name}.scale": scale}
+
+
+def load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, Kernels]:
+    model, weights = empty_model(checkpoint.path), open_weights(checkpoint.path)
+    for name in weights.names():
+        parent, _, leaf = name.rpartition(".")
+        if leaf == "codes":
+            layer = ByteLinear(weights.get(name), weights.get(f"{parent}.scale"))
+            model.set_submodule(parent, layer.to(place.of(parent)))
+        elif leaf != "scale":
+            value = weights.get(name).to(place.of(name), dtype)
+            setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
+    model.tie_weights()
+    return model, KERNELS
+
+
+def draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
+    fill(model, weights, [], drawing.place, drawing.dtype)
+    return KERNELS
+
+
+TOY = Method("Toy", recipe, load, draw, quantize_layer=quantize_layer)
