@@ -1,26 +1,46 @@
-"""The README shows what its record files say, word for word."""
+"""The README and the results show what the records say, word for word."""
 
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import pytest
 
-from bench.lab.race import markdown_table
+from docs.fill import BLOCK, PAGES, filled
 from reports import report
 
 ROOT = Path(__file__).parents[2]
+GALLERY = ROOT / "reports" / "gallery" / "cpu-smollm2-135m"
 
 
-@pytest.mark.parametrize(("mark", "table_of"), [("table", report), ("race", markdown_table)])
-def test_the_readme_shows_the_tables_of_its_records(mark: str, table_of: Callable[[Path], str]) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, rest = readme.partition(f"<!-- {mark}: ")
-    source, _, rest = rest.partition(" -->\n")
-    shown, found, _ = rest.partition(f"<!-- end of {mark} -->")
-    assert found
-    assert shown.strip() == table_of(ROOT / source).strip()
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_what_report_prints(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert BLOCK.search(text)
+    assert filled(text) == text
 
 
-def test_the_gallerys_crossover_page_is_of_its_record() -> None:
-    folder = ROOT / "reports" / "gallery" / "cpu-smollm2-135m" / "crossover"
-    assert (folder / "table.md").read_text(encoding="utf-8").strip() == report(folder).strip()
+def test_a_figure_changed_by_hand_is_noticed() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    changed = text.replace("x1.05", "x0.95", 1)
+    assert changed != text
+    assert filled(changed) == text
+
+
+def test_the_readme_is_short_and_shows_one_table_of_five_rows() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert sum(line.startswith("|") for line in lines) == 2 + 5
+    assert any("quantize org/name" in line for line in lines[:10])
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))])
+def test_what_a_page_links_to_exists(page: str) -> None:
+    path = ROOT / page if (ROOT / page).is_file() else ROOT / "docs" / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert "://" in target or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("folder", ["crossover", "same-twice", "broken-by-autoawq", "."])
+def test_the_gallerys_pages_are_of_their_records(folder: str) -> None:
+    page = (GALLERY / folder / "table.md").read_text(encoding="utf-8")
+    assert page.strip() == report(GALLERY / folder).strip()
