@@ -30,10 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints"
     )
     cli.add_argument(
-        "--scenario",
-        metavar="NAME",
-        action="append",
-        help=f"what to measure ({known}; default: all); repeatable",
+        "--scenario", metavar="NAME", action="append", help=f"what to measure ({known}; default: all); repeatable"
     )
     cli.add_argument("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
     cli.add_argument("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")

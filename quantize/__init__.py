@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VARIANTS", "BuildOptions", "LoadedModel", "UserError", "Variant", "load", "quantize"]
 
-_HOMES = {
-    "quantize": "building.build",
-    "BuildOptions": "building.job",
-    "load": "loader",
-    "LoadedModel": "loader",
-}
+_HOMES = {"quantize": "building.build", "BuildOptions": "building.job", "load": "loader", "LoadedModel": "loader"}
 
 
 def __getattr__(name: str) -> Any:

@@ -140,10 +140,7 @@ def guarded(command: str, work: Callable[[], Any]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"error: interrupted; what is finished is kept, run the same {command} again to go on",
-            file=sys.stderr,
-        )
+        print(f"error: interrupted; what is finished is kept, run the same {command} again to go on", file=sys.stderr)
         return 2
     return 0
 

@@ -47,11 +47,7 @@ class LoadedModel:
 
 
 def load(
-    path: Path | str,
-    *,
-    device: str = "cpu",
-    compute_dtype: torch.dtype | None = None,
-    kernel: str | None = None,
+    path: Path | str, *, device: str = "cpu", compute_dtype: torch.dtype | None = None, kernel: str | None = None
 ) -> LoadedModel:
     """Load a checkpoint that `quantize` made, on "cpu" or "cuda".
 

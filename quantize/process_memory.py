@@ -5,18 +5,30 @@ Imports no torch.
 
 import contextlib
 import ctypes
-import mmap
 import os
 import re
 import sys
 from pathlib import Path
 from typing import ClassVar
 
+PROC = Path("/proc/self")
 
-def resident_bytes() -> int | None:
+
+def status_bytes(field: str, proc: Path = PROC) -> int | None:
+    """A size in Linux's /proc/self/status, such as VmRSS (held now) or VmHWM (the peak); None elsewhere."""
+    try:
+        text = (proc / "status").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
+
+
+def resident_bytes(proc: Path = PROC) -> int | None:
     """Resident set size of this process; None where the system does not tell."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    held = status_bytes("VmRSS", proc)
+    if held is not None:
+        return held
     try:
         import psutil
     except ImportError:
@@ -29,12 +41,9 @@ def peak_resident_bytes() -> int | None:
 
     Linux's own count in /proc comes first: `getrusage` passes the size of the process that started this one on to it.
     """
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
+    peak = status_bytes("VmHWM")
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:
@@ -55,21 +64,8 @@ def prefer_huge_pages() -> None:
 class _MallocInfo(ctypes.Structure):
     """glibc's `struct mallinfo2`; fordblks is how many bytes of the heap are free."""
 
-    _fields_: ClassVar = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    ]
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_: ClassVar = [(name, ctypes.c_size_t) for name in _names]
 
 
 def trim_memory(*, above: float = 0.0) -> None:

@@ -19,14 +19,7 @@ def silent(what: str, done: int, total: int) -> None:
 def progress_bar() -> Iterator[Progress]:
     """A Progress that draws a bar with steps and time left on standard error; nothing when that is no terminal."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)

@@ -45,11 +45,9 @@ def _padded(row: list[str], widths: list[int], aligns: list[Align]) -> str:
 
 
 def _rule(width: int, align: Align) -> str:
-    return {
-        "left": ":" + "-" * (width - 1),
-        "right": "-" * (width - 1) + ":",
-        "center": ":" + "-" * (width - 2) + ":",
-    }[align]
+    return {"left": ":" + "-" * (width - 1), "right": "-" * (width - 1) + ":", "center": ":" + "-" * (width - 2) + ":"}[
+        align
+    ]
 
 
 def _cell(text: str) -> str:
@@ -66,11 +64,7 @@ def _escape(text: str) -> str:
 
 def _wrap(text: str, indent: str = "") -> str:
     return textwrap.fill(
-        " ".join(text.split()),
-        width=WIDTH,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+        " ".join(text.split()), width=WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 

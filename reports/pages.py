@@ -83,12 +83,7 @@ def _blocks(measurement: Measurement) -> list[Block]:
 def published_table(measurement: Measurement) -> Table:
     """The columns of the published table, in its order."""
     memory = "RAM GB" if measurement.memory_is_ram else "VRAM GB"
-    columns = (
-        *CHECKPOINT_COLUMNS,
-        Column(memory, "gigabytes"),
-        Column("Time", "ratio"),
-        Column("Download"),
-    )
+    columns = (*CHECKPOINT_COLUMNS, Column(memory, "gigabytes"), Column("Time", "ratio"), Column("Download"))
     return Table(columns, tuple(_published_row(measurement, result) for result in measurement.results))
 
 

@@ -8,16 +8,7 @@ from datetime import datetime
 from bench.records.comparison import Comparison, compare, started, unique
 from bench.records.environment import Environment
 from bench.records.ratio import Ratio
-from bench.records.record import (
-    PHASES,
-    Memory,
-    Phase,
-    Quality,
-    Record,
-    Subject,
-    TaskScore,
-    latency_records,
-)
+from bench.records.record import PHASES, Memory, Phase, Quality, Record, Subject, TaskScore, latency_records
 from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS

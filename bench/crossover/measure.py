@@ -26,14 +26,7 @@ from bench.crossover.layer import (
     relative_error,
     runnable,
 )
-from bench.records.crossover import (
-    CROSSOVER_NAME,
-    DECODE_BATCHES,
-    MIN_TURNS,
-    PROMPT_TOKENS,
-    CrossoverEntry,
-    crossings,
-)
+from bench.records.crossover import CROSSOVER_NAME, DECODE_BATCHES, MIN_TURNS, PROMPT_TOKENS, CrossoverEntry, crossings
 from bench.records.store import write
 from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint

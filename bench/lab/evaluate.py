@@ -82,10 +82,7 @@ class Evaluation:
         model = model_of(self.folder, dtype=torch.float32)
         put_layers(model, load_file(layers), group_size)
         means = {kind: float(divergences(self.reference, model, text).mean()) for kind, text in self.texts.items()}
-        return {
-            "perplexity": {kind: perplexity(model, text) for kind, text in self.texts.items()},
-            "divergence": means,
-        }
+        return {"perplexity": {kind: perplexity(model, text) for kind, text in self.texts.items()}, "divergence": means}
 
     def record(self, contender: str) -> RaceRecord:
         """What is raced, without the contender's figures."""

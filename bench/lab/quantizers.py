@@ -86,13 +86,7 @@ def autoawq(*, repaired: bool) -> Work:
 
             class Repaired(AwqQuantizer):  # type: ignore[misc]
                 def _compute_best_scale(
-                    self,
-                    x: Tensor,
-                    w_mean: Tensor,
-                    x_mean: Tensor,
-                    module2inspect: Any,
-                    *args: Any,
-                    **kwargs: Any,
+                    self, x: Tensor, w_mean: Tensor, x_mean: Tensor, module2inspect: Any, *args: Any, **kwargs: Any
                 ) -> Tensor:
                     saved = {name: tensor.clone() for name, tensor in module2inspect.state_dict().items()}
                     module2inspect.state_dict = lambda: saved
@@ -110,12 +104,7 @@ def autoawq(*, repaired: bool) -> Work:
             started = time.perf_counter()
             model.quantize(
                 tokenizer,
-                quant_config={
-                    "zero_point": True,
-                    "q_group_size": task.group_size,
-                    "w_bit": 4,
-                    "version": "GEMM",
-                },
+                quant_config={"zero_point": True, "q_group_size": task.group_size, "w_bit": 4, "version": "GEMM"},
                 calib_data=ids.tolist(),
                 max_calib_samples=ids.shape[0],
                 max_calib_seq_len=ids.shape[1],

@@ -77,10 +77,7 @@ class ProcessResult:
         if any(words in self.output.lower() for words in NO_MEMORY_WORDS):
             return "oom", "the process ran out of memory"
         if self.exit_code < 0:
-            return (
-                "error",
-                f"the process died of signal {-self.exit_code} ({signal.strsignal(-self.exit_code)})",
-            )
+            return ("error", f"the process died of signal {-self.exit_code} ({signal.strsignal(-self.exit_code)})")
         last = lines[-1][:200] if lines else "it said nothing"
         return "error", f"the process ended with code {self.exit_code} and no record: {last}"
 

@@ -1,10 +1,10 @@
 """Memory of this process and its model, in bytes; None for what cannot be told. Imports torch when used."""
 
 import gc
-import importlib
-import re
 from pathlib import Path
 from typing import Protocol
+
+from quantize.process_memory import PROC, resident_bytes, status_bytes, trim_memory
 
 
 class MemoryView(Protocol):
@@ -34,39 +34,28 @@ class RssView:
 
     source = "RSS"
 
-    def __init__(self, proc: Path = Path("/proc/self")) -> None:
+    def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
         self._older_peak_bytes = 0
 
     def reset_peak(self) -> None:
-        from quantize.process_memory import trim_memory
-
         gc.collect()
         trim_memory()
         try:
             (self._proc / "clear_refs").write_text("5")
             self._older_peak_bytes = 0
         except OSError:
-            self._older_peak_bytes = self._status("VmHWM") or 0
+            self._older_peak_bytes = status_bytes("VmHWM", self._proc) or 0
 
     def current_bytes(self) -> int | None:
-        held = self._status("VmRSS")
-        return _psutil_rss() if held is None else held
+        return resident_bytes(self._proc)
 
     def peak_bytes(self) -> int | None:
-        peak = self._status("VmHWM")
+        peak = status_bytes("VmHWM", self._proc)
         return None if peak is None or peak <= self._older_peak_bytes else peak
 
     def reserved_peak_bytes(self) -> int | None:
         return None
-
-    def _status(self, field: str) -> int | None:
-        try:
-            text = (self._proc / "status").read_text()
-        except OSError:
-            return None
-        found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
-        return None if found is None else int(found[1]) * 1024
 
 
 class CudaAllocatorView:
@@ -100,11 +89,3 @@ class CudaAllocatorView:
 def memory_view(device_type: str) -> MemoryView:
     """The view that means something on this device type ("cpu" or "cuda")."""
     return CudaAllocatorView() if device_type == "cuda" else RssView()
-
-
-def _psutil_rss() -> int | None:
-    try:
-        psutil = importlib.import_module("psutil")
-    except ImportError:
-        return None
-    return int(psutil.Process().memory_info().rss)

@@ -99,11 +99,7 @@ def _load(request: Request, load: Load | None) -> Bench:
 def _loaded(request: Request, dtype: Any, load: Load | None) -> Any:
     """The model that the request names: a checkpoint, or random weights drawn here."""
     target = request.run.target
-    how: dict[str, Any] = {
-        "device": request.settings.device,
-        "compute_dtype": dtype,
-        "kernel": target.subject.kernel,
-    }
+    how: dict[str, Any] = {"device": request.settings.device, "compute_dtype": dtype, "kernel": target.subject.kernel}
     if target.dummy is not None:
         from quantize.loader import load_dummy
 

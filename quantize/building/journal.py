@@ -86,8 +86,7 @@ class Journal:
         """Keep the next layer's inputs and note that this layer's parts are on disk."""
         done = result.index + 1
         save_file(
-            {f"{number:06d}": batch.contiguous().cpu() for number, batch in enumerate(hidden)},
-            self._hidden_path(done),
+            {f"{number:06d}": batch.contiguous().cpu() for number, batch in enumerate(hidden)}, self._hidden_path(done)
         )
         seconds = self.seconds
         for phase, spent in result.seconds.items():

@@ -91,8 +91,5 @@ def unpack_gemv(tensors: dict[str, Tensor], in_features: int, group_size: int) -
 PACKERS: dict[str, Callable[[Int4Weight], dict[str, Tensor]]] = {"GEMM": pack_gemm, "GEMV": pack_gemv}
 """Layout name -> how to pack one layer's weight into the tensors its state dict holds."""
 
-UNPACKERS: dict[str, Callable[[dict[str, Tensor], int, int], Int4Weight]] = {
-    "GEMM": unpack_gemm,
-    "GEMV": unpack_gemv,
-}
+UNPACKERS: dict[str, Callable[[dict[str, Tensor], int, int], Int4Weight]] = {"GEMM": unpack_gemm, "GEMV": unpack_gemv}
 """Layout name -> how to undo it, given the layer's input features and the group size."""

@@ -25,10 +25,7 @@ KERNELS: dict[str, Kernel] = {
 }
 """Every kernel by name."""
 
-NATIVE: dict[str, tuple[str, ...]] = {
-    "GEMM": ("autoawq-gemm",),
-    "GEMV": ("autoawq-gemv", "triton-gemv"),
-}
+NATIVE: dict[str, tuple[str, ...]] = {"GEMM": ("autoawq-gemm",), "GEMV": ("autoawq-gemv", "triton-gemv")}
 """Layout -> the kernels that its name stood for, the first that can run is meant."""
 
 __all__ = ["KERNELS", "NATIVE", "Int4Linear", "Kernel"]

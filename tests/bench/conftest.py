@@ -90,12 +90,7 @@ def records_of() -> MakeRecords:
     """Makes the records that a run leaves: ok, or failed with a status and a reason."""
 
     def make(
-        run: PlannedRun,
-        *,
-        status: str = "ok",
-        reason: str | None = None,
-        dtype: str = "float32",
-        device: str = "cpu",
+        run: PlannedRun, *, status: str = "ok", reason: str | None = None, dtype: str = "float32", device: str = "cpu"
     ) -> list[Record]:
         ok = status == "ok"
         return [

@@ -140,10 +140,7 @@ def test_the_options_reach_the_bench(folder: Path, tmp_path: Path) -> None:
         (["--scenario", "chat"], [SCENARIOS["chat"]]),
         (["--scenario", "chat", "--scenario", "chat"], [SCENARIOS["chat"]]),
         (["--prompt", "100"], [Scenario("100/1", 100, 1)]),
-        (
-            ["--scenario", "published", "--prompt", "7", "--new", "2"],
-            [SCENARIOS["published"], Scenario("7/2", 7, 2)],
-        ),
+        (["--scenario", "published", "--prompt", "7", "--new", "2"], [SCENARIOS["published"], Scenario("7/2", 7, 2)]),
     ],
 )
 def test_the_scenarios_asked_for(options: list[str], scenarios: list[Scenario]) -> None:

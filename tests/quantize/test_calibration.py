@@ -12,14 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from quantize.calibration import (
-    blocks_sha256,
-    builtin_text,
-    builtin_texts,
-    split_of,
-    text_from,
-    token_blocks,
-)
+from quantize.calibration import blocks_sha256, builtin_text, builtin_texts, split_of, text_from, token_blocks
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
@@ -140,11 +133,7 @@ def test_json_lines_and_json_give_one_text_an_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "a.jsonl",
-            b'{"text": "x"}\n{"txt": "y"}\n',
-            r"a\.jsonl, line 2 is no object with a string in the field",
-        ),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"a\.jsonl, line 2 is no object with a string in the field"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": 3}\n', r"a\.jsonl, line 3 is no object"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "y\n', r"a\.jsonl, line 2 is no JSON"),
         ("a.jsonl", b'["x"]\n', r"a\.jsonl, line 1 is no object"),
@@ -155,11 +144,7 @@ def test_json_lines_and_json_give_one_text_an_entry(tmp_path: Path) -> None:
         ("a.txt", b" \n\t\n", r"a\.txt holds no text"),
         ("a.txt", b"", r"a\.txt holds no text"),
         ("a.jsonl", b"", r"a\.jsonl holds no text"),
-        (
-            "a.parquet",
-            b"PAR1",
-            r"a\.parquet is no text that can be read: give a file that ends in \.txt, \.jsonl",
-        ),
+        ("a.parquet", b"PAR1", r"a\.parquet is no text that can be read: give a file that ends in \.txt, \.jsonl"),
     ],
 )
 def test_a_bad_text_file_is_one_line_that_says_where(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -187,10 +172,7 @@ def test_a_hub_data_set_gives_the_asked_split_and_column(monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert text_from("hub:org/name") == ["a", "b"]
     assert text_from("hub:org/name/small:test:body") == ["c", "d", "e"]
-    assert asked == [
-        (("org/name", None), {"split": "train"}),
-        (("org/name", "small"), {"split": "test"}),
-    ]
+    assert asked == [(("org/name", None), {"split": "train"}), (("org/name", "small"), {"split": "test"})]
     with pytest.raises(UserError, match="no column 'txt'; it has: text, body, id"):
         text_from("hub:org/name:train:txt")
     with pytest.raises(UserError, match="column 'id' holds no text"):

@@ -351,11 +351,7 @@ def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path) -> None:
     stale = tmp_path / "made.partial"
     stale.mkdir()
     (stale / "half.safetensors").write_text("half")
-    assert sorted(make(tmp_path / "made").manifest.files) == [
-        "config.json",
-        "model.safetensors",
-        "sub/extra.txt",
-    ]
+    assert sorted(make(tmp_path / "made").manifest.files) == ["config.json", "model.safetensors", "sub/extra.txt"]
     assert leftovers(tmp_path) == ["made"]
 
 

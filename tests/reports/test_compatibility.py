@@ -108,10 +108,7 @@ def test_two_devices_are_two_measurements_and_may_differ(new_builder: "type[Buil
     )
     records = [cpu.latency("fp16"), cpu.latency("bnb-4bit"), gpu.latency("fp16"), gpu.latency("bnb-4bit")]
     found = measurements(records)
-    assert [(one.device, one.compute_dtypes) for one in found] == [
-        ("cpu", ("float32",)),
-        ("cuda", ("float16",)),
-    ]
+    assert [(one.device, one.compute_dtypes) for one in found] == [("cpu", ("float32",)), ("cuda", ("float16",))]
 
 
 def test_every_refusal_is_one_line(builder: "Builder") -> None:

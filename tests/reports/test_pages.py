@@ -133,9 +133,7 @@ def on_gpu(new_builder: "type[Builder]", copy_bytes_per_s: float | None) -> "Bui
 
 def test_decode_rows_tell_what_they_read_and_how_much_of_a_copy_that_is(new_builder: "type[Builder]") -> None:
     builder = on_gpu(new_builder, 100e9)
-    found = only(
-        [builder.decoded("fp16", "eager", read_bytes=2_000_000_000), builder.decoded("bnb-4bit", "eager")],
-    )
+    found = only([builder.decoded("fp16", "eager", read_bytes=2_000_000_000), builder.decoded("bnb-4bit", "eager")])
     table = speed_table(found, CHAT, row_labels(found))
     assert table.titles[-4:] == ["Tokens/s", "GB/s", "of copy", "Kernel"]
     assert column(table, "GB/s") == ["", "", "50.00", ""]

@@ -33,7 +33,9 @@ def test_the_readme_is_short_and_shows_one_table_of_five_rows() -> None:
     assert any("quantize org/name" in line for line in lines[:10])
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))]
+)
 def test_what_a_page_links_to_exists(page: str) -> None:
     path = ROOT / page if (ROOT / page).is_file() else ROOT / "docs" / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):

@@ -13,23 +13,9 @@ from torch import Tensor, nn
 
 from bench.crossover import layer as layer_module
 from bench.crossover.contenders import BNB_8BIT, Built, CannotRun, Contender, Setting, contenders, dense, int4
-from bench.crossover.layer import (
-    MAX_COPIES,
-    Layer,
-    build_layer,
-    copies_wanted,
-    layer_shapes,
-    random_inputs,
-    runnable,
-)
+from bench.crossover.layer import MAX_COPIES, Layer, build_layer, copies_wanted, layer_shapes, random_inputs, runnable
 from bench.crossover.measure import TURN_S, TURNS, blank_entry, main, measure, plan, race
-from bench.records.crossover import (
-    CROSSOVER_NAME,
-    MIN_TURNS,
-    SAME_WITHIN,
-    CrossoverEntry,
-    crossings,
-)
+from bench.records.crossover import CROSSOVER_NAME, MIN_TURNS, SAME_WITHIN, CrossoverEntry, crossings
 from bench.records.environment import Environment
 from bench.records.store import line_of, read_crossover, write
 from bench.worker.clock import FakeClock

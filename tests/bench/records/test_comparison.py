@@ -152,9 +152,7 @@ def test_runs_are_paired_by_round_and_a_missing_round_is_left_out(builder: "Buil
     assert compare(PUBLISHED, variant[1:2], reference) is None
 
 
-def test_a_round_measured_twice_is_paired_with_the_reference_closest_in_time(
-    new_builder: "type[Builder]",
-) -> None:
+def test_a_round_measured_twice_is_paired_with_the_reference_closest_in_time(new_builder: "type[Builder]") -> None:
     """Two sessions with the same round numbers: each is paired within itself."""
     first = new_builder()
     second = new_builder(start=first.clock + timedelta(days=3))
@@ -205,11 +203,7 @@ def of(new_builder: "type[Builder]", device: str, factor: float, dtype: str = "f
 
 def test_devices_and_dtypes_in_one_file_are_each_what_they_are_alone(new_builder: "type[Builder]") -> None:
     """CPU and CUDA records, and two compute dtypes, with the same names and rounds."""
-    parts = [
-        of(new_builder, "cpu", 0.5),
-        of(new_builder, "cuda", 4.0),
-        of(new_builder, "cpu", 1.2, "bfloat16"),
-    ]
+    parts = [of(new_builder, "cpu", 0.5), of(new_builder, "cuda", 4.0), of(new_builder, "cpu", 1.2, "bfloat16")]
     mixed = [record for turn in zip(*parts, strict=True) for record in turn]
     for part in parts:
         own = [record for record in part if record.subject.variant == "awq-gemm"]

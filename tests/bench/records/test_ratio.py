@@ -110,14 +110,7 @@ def test_student_quantiles_are_those_of_the_tables(degrees: float, expected: flo
 
 @pytest.mark.parametrize(
     ("variant", "reference"),
-    [
-        ([], []),
-        ([1.0], [1.0, 2.0]),
-        ([0.0], [1.0]),
-        ([1.0], [-1.0]),
-        ([math.nan], [1.0]),
-        ([1.0], [math.inf]),
-    ],
+    [([], []), ([1.0], [1.0, 2.0]), ([0.0], [1.0]), ([1.0], [-1.0]), ([math.nan], [1.0]), ([1.0], [math.inf])],
 )
 def test_what_is_no_pair_of_series_is_refused(variant: list[float], reference: list[float]) -> None:
     with pytest.raises(ValueError, match=r"paired|above 0"):

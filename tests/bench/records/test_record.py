@@ -7,16 +7,7 @@ from typing import Any
 import pytest
 
 from bench.records.gpu_state import GpuState, GpuStates
-from bench.records.record import (
-    Divergence,
-    Kernels,
-    Latency,
-    Memory,
-    Quality,
-    Record,
-    TaskScore,
-    latency_records,
-)
+from bench.records.record import Divergence, Kernels, Latency, Memory, Quality, Record, TaskScore, latency_records
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.store import append, line_of, read_records, record_from
 from bench.run.plan import plan

@@ -227,10 +227,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, machine: Machine, records_of: Cal
 
 @pytest.mark.usefixtures("fake_runs")
 def test_a_crossover_of_another_device_or_a_damaged_one_is_measured_again(
-    tmp_path: Path,
-    make_checkpoint: Callable[..., Checkpoint],
-    rehearsal: Rehearsal,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, make_checkpoint: Callable[..., Checkpoint], rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that would measure it is replaced by one that only says what it was asked."""
     (tmp_path / "one.toml").write_text(SUITE + ROW.format("fp16"))

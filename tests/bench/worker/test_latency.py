@@ -40,11 +40,7 @@ class FakeModel:
         self.config = SimpleNamespace(get_text_config=lambda: settings)
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        use_cache: bool,
-        past_key_values: int | None = None,
-        logits_to_keep: int = 0,
+        self, input_ids: torch.Tensor, use_cache: bool, past_key_values: int | None = None, logits_to_keep: int = 0
     ) -> Any:
         assert use_cache
         if past_key_values is None:
@@ -98,11 +94,7 @@ class SlowerWithLength(FakeModel):
     """A prompt takes 2 s and a hundredth of a second more for each of its tokens."""
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        use_cache: bool,
-        past_key_values: int | None = None,
-        logits_to_keep: int = 0,
+        self, input_ids: torch.Tensor, use_cache: bool, past_key_values: int | None = None, logits_to_keep: int = 0
     ) -> Any:
         if past_key_values is None:
             self.clock.advance(input_ids.shape[1] / 100)
@@ -173,11 +165,7 @@ def test_the_loop_decodes_what_generate_decodes(tiny_llama: Path) -> None:
     hook.remove()
     with torch.no_grad():
         expected = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=9,
-            min_new_tokens=9,
-            do_sample=False,
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, min_new_tokens=9, do_sample=False
         )
     assert [ids.shape[1] for ids in seen] == [20] + [1] * 8
     assert torch.equal(torch.cat(seen, dim=1), expected[:, :-1])

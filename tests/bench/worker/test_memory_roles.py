@@ -79,9 +79,7 @@ def measured(make_checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Call
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident set sizes come from Linux's /proc")
-def test_each_role_comes_back_within_5_percent_and_weights_exactly(
-    measured: Callable[[int], dict[str, Any]],
-) -> None:
+def test_each_role_comes_back_within_5_percent_and_weights_exactly(measured: Callable[[int], dict[str, Any]]) -> None:
     with_ballast, without = measured(BALLAST), measured(0)
     for memory in (with_ballast, without):
         assert memory["status"] is None

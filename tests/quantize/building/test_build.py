@@ -85,9 +85,7 @@ def test_both_layouts_hold_the_same_integers(built: Path) -> None:
         in_features = gemm[f"{name}.qweight"].shape[0]
         one, two = (
             UNPACKERS[layout](
-                {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")},
-                in_features,
-                128,
+                {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}, in_features, 128
             )
             for layout, tensors in (("GEMM", gemm), ("GEMV", gemv))
         )
@@ -331,11 +329,7 @@ def test_a_folder_in_the_way_is_left_alone(
 
 @pytest.mark.parametrize("variant", ["fp16", "awq-gemm", "bnb-4bit"])
 def test_a_disk_that_fills_up(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tiny_llama: Path,
-    tmp_path: Path,
-    variant: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path, variant: str
 ) -> None:
     def full(self: ShardWriter, part: int, tensors: dict[str, torch.Tensor]) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -348,11 +342,7 @@ def test_a_disk_that_fills_up(
 
 @pytest.mark.parametrize("variant", ["fp16", "awq-gemm", "bnb-8bit"])
 def test_an_interrupt_in_the_middle(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tiny_llama: Path,
-    tmp_path: Path,
-    variant: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path, variant: str
 ) -> None:
     def interrupted(self: ShardWriter, max_shard_bytes: int = 0) -> int:
         raise KeyboardInterrupt

@@ -15,15 +15,7 @@ with quiet_libraries():
 
 # (out features, in features, group size): square, wide, tall, groups that leave the last GEMV word part empty.
 # Output features in 32s: autoawq's own packer drops what is beyond the last 32 of them.
-SHAPES = [
-    (64, 128, 32),
-    (128, 64, 64),
-    (32, 256, 128),
-    (576, 576, 64),
-    (96, 1536, 64),
-    (192, 640, 128),
-    (32, 96, 32),
-]
+SHAPES = [(64, 128, 32), (128, 64, 64), (32, 256, 128), (576, 576, 64), (96, 1536, 64), (192, 640, 128), (32, 96, 32)]
 
 
 def random_weight(out_features: int, in_features: int, group_size: int, seed: int = 0) -> Int4Weight:

@@ -53,11 +53,7 @@ def autoawq() -> AwqQuantizer:
     """autoawq's quantizer with the fields that its search reads, and no model."""
     quantizer = AwqQuantizer.__new__(AwqQuantizer)
     quantizer.group_size, quantizer.zero_point, quantizer.w_bit = GROUP, True, 4
-    quantizer.duo_scaling, quantizer.n_parallel_calib_samples, quantizer.max_chunk_memory = (
-        True,
-        None,
-        1 << 30,
-    )
+    quantizer.duo_scaling, quantizer.n_parallel_calib_samples, quantizer.max_chunk_memory = (True, None, 1 << 30)
     return quantizer
 
 
