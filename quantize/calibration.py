@@ -93,7 +93,7 @@ def text_from(spec: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
         except OSError as error:
-            raise UserError(f"cannot read {path} ({error.strerror}): mend its permissions") from None
+            raise UserError(f"cannot read {path} ({error.strerror}): fix its permissions") from None
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(f"{spec} holds no text: choose another, or {BUILTIN!r}")
@@ -124,12 +124,12 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{where} is no JSON ({error}): mend it") from None
+        raise UserError(f"{where} is no JSON ({error}): fix it") from None
 
 
 def _text_in(entry: Any, where: str) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-        raise UserError(f'{where} is no object with a string in the field "text": mend it')
+        raise UserError(f'{where} is no object with a string in the field "text": fix it')
     return str(entry["text"])
 
 
@@ -146,7 +146,7 @@ def _from_hub(spec: str) -> list[str]:
             data = datasets.load_dataset(org_and_name, configuration or None, split=split)
     except Exception as error:  # the library raises anything from ValueError to its own and its clients' errors
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"data set {name}, split {split}, cannot be had ({first}): mend it, or give a file") from None
+        raise UserError(f"data set {name}, split {split}, cannot be had ({first}): fix it, or give a file") from None
     if column not in data.column_names:
         columns = ", ".join(data.column_names)
         raise UserError(f"data set {name} has no column {column!r}; it has: {columns} (hub:NAME:split:column)")

@@ -73,7 +73,7 @@ NOT_WITH_SUITE = ("source", "variant", "revision", "group_size")
 
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Do what the parsed command line asks for. Raises UserError for what the user can mend."""
+    """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
     jobs = jobs_from(arguments)
     from quantize.building.build import quantize
     from quantize.building.job import BuildOptions
@@ -127,7 +127,7 @@ def jobs_from(arguments: argparse.Namespace) -> list[Job]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, or 2 for what the user can mend."""
+    """Run the command; return its exit code: 0, or 2 for what the user can fix."""
     prefer_huge_pages()
     return guarded("quantize", lambda: run(parser().parse_args(argv), print))
 

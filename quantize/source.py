@@ -251,7 +251,7 @@ def _open_file(path: Path) -> Any:
                 raise UserError(f"{path} is a git-lfs pointer, no weights: run `git lfs pull` there") from None
         raise UserError(f"{path} is damaged or cut short ({error}): download it again") from None
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error}): mend its permissions, or download it again") from None
+        raise UserError(f"cannot read {path} ({error}): fix its permissions, or download it again") from None
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:

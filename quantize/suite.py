@@ -98,7 +98,7 @@ def suite_table(name_or_path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no suite ({error}): mend it, or name another") from None
+        raise UserError(f"{path} is no suite ({error}): fix it, or name another") from None
 
 
 def suite_rows(name_or_path: str) -> tuple[SuiteRow, ...]:

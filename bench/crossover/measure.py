@@ -162,7 +162,7 @@ def race(
         if isinstance(ready, Running):
             running[name] = ready
         entries[name] = ready.entry if isinstance(ready, Running) else ready
-    passes, turns = plan([one.pass_s for one in running.values()], budget_s - (time.monotonic() - started))
+    passes, turns = passes_and_turns([one.pass_s for one in running.values()], budget_s - (time.monotonic() - started))
     seconds: dict[str, list[float]] = {name: [] for name in running}
     order = list(zip(running, passes, strict=True))
     for turn in range(turns):
@@ -196,7 +196,7 @@ def get_ready(
         return replace(entry, reason=reason_of(raised))
 
 
-def plan(pass_s: Sequence[float], budget_s: float) -> tuple[list[int], int]:
+def passes_and_turns(pass_s: Sequence[float], budget_s: float) -> tuple[list[int], int]:
     """How many passes each contender's turn has, and how many turns, when a pass takes so many seconds.
 
     TURNS turns of TURN_S each; a budget that is too short for that first takes passes out of the turns, down to one,
@@ -234,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
     return cli
 
 
-def report(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Measure, and say in a few lines what crosses over with the dense product."""
     with progress_bar() as progress:
         entries = measure(arguments.shape, arguments.device, arguments.dtype, arguments.out, arguments.budget, progress)
@@ -248,4 +248,4 @@ def report(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the measurement; return its exit code."""
-    return guarded("crossover", lambda: report(parser().parse_args(argv)))
+    return guarded("crossover", lambda: run(parser().parse_args(argv)))

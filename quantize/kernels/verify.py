@@ -27,7 +27,7 @@ def relative_error(out: Tensor, exact: Tensor) -> float:
 def check_layer(
     kernel: Kernel, layer: Int4Linear, weight: Int4Weight, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Hold a prepared layer against its dequantized weights in float32, on random inputs.
+    """Compare a prepared layer with its dequantized weights in float32, on random inputs.
 
     layer: what `kernel` made of `weight` without a bias, on `device`, taking `dtype`. Raises KernelFault over the bound
     of the dtype that the kernel multiplies in.

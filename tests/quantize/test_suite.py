@@ -77,7 +77,7 @@ GOOD = {"base_model": "A", "source": "org/a", "variant": "fp16"}
         ("", r"s\.toml has no \[\[row\]\]: give each row of the table one"),
         ("row = 3", r"s\.toml has no \[\[row\]\]"),
         ("row = [3]", r"s\.toml, row 1: expected `object`, got `int`"),
-        ("[[row]", r"s\.toml is no suite \(.*\): mend it, or name another"),
+        ("[[row]", r"s\.toml is no suite \(.*\): fix it, or name another"),
         (row(**GOOD) + row(**GOOD, speed=1), r"s\.toml, row 2: unknown field speed; there are: base_model, source,"),
         (row(base_model="A", variant="fp16"), r"s\.toml, row 1: object missing required field `source`"),
         (row(**GOOD | {"source": 7}), r"row 1: source: expected `str`, got `int`"),

@@ -29,7 +29,7 @@ def write(tmp_path: Path) -> Write:
 @pytest.fixture
 def crossover() -> list[CrossoverEntry]:
     """A layer on a GPU: FP16 flat up to 256 tokens, `gemm` half of it up to 64 tokens and then twice it, `gemv` a
-    quarter of it a token. `gemm` and FP16 change places at 64 * 2 ** (1 / 2) tokens, `gemv` and FP16 at 4.
+    quarter of it a token. `gemm` and FP16 cross over at 64 * 2 ** (1 / 2) tokens, `gemv` and FP16 at 4.
     """
     blank = CrossoverEntry(
         shape="mistral-7b",

@@ -1,4 +1,4 @@
-"""Where ways to run a layer change places: the arithmetic on known series, the measurement on a tiny layer."""
+"""Where ways to run a layer cross over: the arithmetic on known series, the measurement on a tiny layer."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.crossover import layer as layer_module
 from bench.crossover.contenders import BNB_8BIT, Built, CannotRun, Contender, Setting, contenders, dense, int4
 from bench.crossover.layer import MAX_COPIES, Layer, build_layer, copies_wanted, layer_shapes, random_inputs, runnable
-from bench.crossover.measure import TURN_S, TURNS, blank_entry, main, measure, plan, race
+from bench.crossover.measure import TURN_S, TURNS, blank_entry, main, measure, passes_and_turns, race
 from bench.records.crossover import CROSSOVER_NAME, MIN_TURNS, SAME_WITHIN, CrossoverEntry, crossings
 from bench.records.environment import Environment
 from bench.records.store import line_of, read_crossover, write
@@ -197,11 +197,11 @@ def test_an_entry_has_seconds_or_a_reason(fields: dict[str, Any]) -> None:
 def test_a_budget_shortens_turns_and_then_takes_some_away() -> None:
     pass_s = [TURN_S / 10, TURN_S / 100, 3 * TURN_S]
     needed_s = TURNS * 5 * TURN_S
-    assert plan(pass_s, 2 * needed_s) == ([10, 100, 1], TURNS)
-    assert plan(pass_s, needed_s / 2) == ([5, 50, 1], 5)
-    assert plan(pass_s, 3.2 * TURN_S) == ([1, 7, 1], MIN_TURNS)
-    assert plan(pass_s, -1.0) == ([1, 1, 1], MIN_TURNS)
-    assert plan([], -1.0)[0] == []
+    assert passes_and_turns(pass_s, 2 * needed_s) == ([10, 100, 1], TURNS)
+    assert passes_and_turns(pass_s, needed_s / 2) == ([5, 50, 1], 5)
+    assert passes_and_turns(pass_s, 3.2 * TURN_S) == ([1, 7, 1], MIN_TURNS)
+    assert passes_and_turns(pass_s, -1.0) == ([1, 1, 1], MIN_TURNS)
+    assert passes_and_turns([], -1.0)[0] == []
 
 
 class Ticking(nn.Module):

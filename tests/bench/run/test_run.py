@@ -285,7 +285,7 @@ def test_progress_is_told_each_step(measure: Callable[..., Outcome]) -> None:
     assert told[-1] == ("E, round 1", 4, 5)
 
 
-# What the user gets to mend
+# What the user gets to fix
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
