@@ -41,7 +41,7 @@ def table(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test, several at once; those that need a GPU skip where there is none."""
     install(session, "models", "embedded", "lm-eval", "plots", "dev")
-    session.run("pytest", "-n", "auto", "--maxprocesses", "4", *session.posargs)
+    session.run("pytest", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
