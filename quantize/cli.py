@@ -10,7 +10,7 @@ from typing import Any
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
 from quantize.progress import progress_bar
-from quantize.suite import Job, jobs_of, suite_rows
+from quantize.suite import QuantizeCall, calls_of, suite_rows
 from quantize.variant import GROUP_SIZES, VARIANTS
 
 
@@ -74,7 +74,7 @@ NOT_WITH_SUITE = ("source", "variant", "revision", "group_size")
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
-    jobs = jobs_from(arguments)
+    calls = calls_from(arguments)
     from quantize.building.build import quantize
     from quantize.building.job import BuildOptions
     from quantize.rounding.options import BnbOptions
@@ -89,22 +89,22 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         force=arguments.force,
         spill=arguments.spill,
     )
-    for job in jobs:
+    for call in calls:
         with progress_bar() as progress:
             built = quantize(
-                job.source,
-                job.variants,
+                call.source,
+                call.variants,
                 arguments.out,
-                options=replace(options, group_size=job.group_size, revision=job.revision),
+                options=replace(options, group_size=call.group_size, revision=call.revision),
                 progress=progress,
                 say=say,
                 dry_run=arguments.dry_run,
             )
         for item in built:
             manifest = item.checkpoint.manifest
-            if job.base_model not in (None, manifest.base_model):
+            if call.base_model not in (None, manifest.base_model):
                 raise UserError(
-                    f"{job.source} makes checkpoints of {manifest.base_model}, the suite calls it {job.base_model}: "
+                    f"{call.source} makes checkpoints of {manifest.base_model}, the suite calls it {call.base_model}: "
                     f"write base_model = {manifest.base_model!r} there"
                 )
             if not item.kept:
@@ -112,18 +112,18 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
                 say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
 
 
-def jobs_from(arguments: argparse.Namespace) -> list[Job]:
+def calls_from(arguments: argparse.Namespace) -> list[QuantizeCall]:
     """What to make: the suite's checkpoints, or variants of the one source. Raises UserError for both, or none."""
     if arguments.suite is not None:
         for name in NOT_WITH_SUITE:
             if getattr(arguments, name) is not None:
                 shown = name if name == "source" else f"--{name.replace('_', '-')}"
                 raise UserError(f"{shown} does not go with --suite, which says what to make: leave one of the two out")
-        return jobs_of(suite_rows(arguments.suite))
+        return calls_of(suite_rows(arguments.suite))
     if arguments.source is None:
         raise UserError("name the model to quantize: quantize SOURCE --out DIR")
     names = tuple(name for value in arguments.variant or ["all"] for name in value.split(",") if name)
-    return [Job(None, arguments.source, arguments.revision, arguments.group_size, names)]
+    return [QuantizeCall(None, arguments.source, arguments.revision, arguments.group_size, names)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,7 +60,7 @@ class SuiteRow:
 
 
 @dataclass(frozen=True)
-class Job:
+class QuantizeCall:
     """One call of `quantize`: what to make of one source. base_model: as it will be called, None for whatever."""
 
     base_model: str | None
@@ -70,14 +70,14 @@ class Job:
     variants: tuple[str, ...]
 
 
-def jobs_of(rows: Sequence[SuiteRow]) -> list[Job]:
-    """What makes the checkpoints of these rows: a job a source, more where its rows differ in group size."""
-    jobs: dict[tuple[str, str, str | None, int | None], dict[str, None]] = {}
+def calls_of(rows: Sequence[SuiteRow]) -> list[QuantizeCall]:
+    """What makes the checkpoints of these rows: a call a source, more where its rows differ in group size."""
+    calls: dict[tuple[str, str, str | None, int | None], dict[str, None]] = {}
     for row in rows:
         groups = [other.group_size for other in rows if other.source == row.source and other.group_size is not None]
         group_size = row.group_size or next(iter(groups), None)
-        jobs.setdefault((row.base_model, row.source, row.revision, group_size), {})[row.variant] = None
-    return [Job(*key, variants=tuple(variants)) for key, variants in jobs.items()]
+        calls.setdefault((row.base_model, row.source, row.revision, group_size), {})[row.variant] = None
+    return [QuantizeCall(*key, variants=tuple(variants)) for key, variants in calls.items()]
 
 
 def suite_file(name_or_path: str) -> Path:

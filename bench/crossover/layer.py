@@ -120,7 +120,7 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
-def relative_error(layer: Layer, tokens: int, inputs: Inputs) -> float:
+def layer_error(layer: Layer, tokens: int, inputs: Inputs) -> float:
     """The largest |found - exact| / |exact| of a checked token's outputs, over one linear of each weight shape."""
     rows = inputs.rows[inputs.rows < tokens]
     errors = []

@@ -20,10 +20,10 @@ from bench.crossover.layer import (
     Layer,
     Linear,
     build_layer,
+    layer_error,
     layer_shapes,
     random_inputs,
     reason_of,
-    relative_error,
     runnable,
 )
 from bench.records.crossover import CROSSOVER_NAME, DECODE_BATCHES, MIN_TURNS, PROMPT_TOKENS, CrossoverEntry, crossings
@@ -56,7 +56,7 @@ class Running:
     pass_s: float
 
 
-def measure(
+def measure_crossover(
     shape: str,
     device: str,
     dtype: str | None = None,
@@ -109,7 +109,7 @@ def measure(
                 reason = f"not reached within the time budget of {budget_s:g} s"
                 entries += [replace(_entry(blank, layer, tokens), reason=reason) for layer in layers]
                 continue
-            entries += race(layers, tokens, inputs, setting, blank, clock, left_s / (len(counts) - step))
+            entries += time_layers(layers, tokens, inputs, setting, blank, clock, left_s / (len(counts) - step))
         progress("crossover", steps, steps)
     write(out / CROSSOVER_NAME, entries)
     return entries
@@ -143,7 +143,7 @@ def _entry(blank: CrossoverEntry, layer: Layer, tokens: int) -> CrossoverEntry:
     )
 
 
-def race(
+def time_layers(
     layers: Sequence[Layer],
     tokens: int,
     inputs: Inputs,
@@ -185,7 +185,7 @@ def get_ready(
     bound = layer.contender.bound(tokens, setting)
     try:
         entry = replace(entry, kernel=layer.contender.kernel(tokens, setting), error_bound=bound)
-        error = relative_error(layer, tokens, inputs)
+        error = layer_error(layer, tokens, inputs)
         entry = replace(entry, relative_error=error if math.isfinite(error) else None)
         if not error <= bound:  # NaN is over every bound
             return replace(entry, reason=f"wrong: off by {error:.2g} of the float32 product, allowed {bound:g}")
@@ -237,7 +237,9 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and say in a few lines what crosses over with the dense product."""
     with progress_bar() as progress:
-        entries = measure(arguments.shape, arguments.device, arguments.dtype, arguments.out, arguments.budget, progress)
+        entries = measure_crossover(
+            arguments.shape, arguments.device, arguments.dtype, arguments.out, arguments.budget, progress
+        )
     dense = {entry.contender for entry in entries if entry.style == "dense"}
     for crossing in crossings(entries):
         if crossing.tokens is not None and dense & set(crossing.pair):

@@ -50,7 +50,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Tool:
     """One row. work: which of WORKS it does, in our interpreter or in theirs; options: what is special about it."""
 
     name: str
@@ -59,17 +59,17 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-OURS = Contender("quantable", False, "quantable")
-THEIRS = Contender("optimum-benchmark", True, "launched", {"launcher": "process"})
-ASLEEP = Contender("optimum-benchmark, wait asleep", True, "launched", {"launcher": "process", "asleep": True})
+OURS = Tool("quantable", False, "quantable")
+THEIRS = Tool("optimum-benchmark", True, "launched", {"launcher": "process"})
+ASLEEP = Tool("optimum-benchmark, wait asleep", True, "launched", {"launcher": "process", "asleep": True})
 CONTENDERS = (OURS, THEIRS, ASLEEP)
 """optimum-benchmark as it comes, and with one thing changed from outside: its launcher sleeps while it waits."""
 
 WHY = (
-    Contender("optimum-benchmark, inline", True, "launched", {"launcher": "inline"}),
-    Contender("generate, our libraries", False, "bare"),
-    Contender("generate, their libraries", True, "bare"),
-    Contender("generate, theirs, beside a busy loop", True, "bare", {"busy": True}),
+    Tool("optimum-benchmark, inline", True, "launched", {"launcher": "inline"}),
+    Tool("generate, our libraries", False, "bare"),
+    Tool("generate, their libraries", True, "bare"),
+    Tool("generate, theirs, beside a busy loop", True, "bare", {"busy": True}),
 )
 """What tells the reasons of a difference apart: its launcher, the libraries, a core that something else keeps busy."""
 
@@ -102,7 +102,7 @@ def run_bench(checkpoint: Checkpoint, shape: Shape) -> Outcome:
     }
 
 
-def carry_out(contender: Contender, python: Path, model: Path, shape: Shape) -> Outcome:
+def carry_out(contender: Tool, python: Path, model: Path, shape: Shape) -> Outcome:
     """One run of a contender in an interpreter, whatever becomes of it."""
     request = {"model": str(model), **asdict(shape), **contender.options}
     wall_s, result = run_inside(python, contender.work, request)
@@ -184,7 +184,7 @@ def side_by_side(arguments: argparse.Namespace) -> list[SideBySideRecord]:
     return records
 
 
-def order(contenders: Sequence[Contender], number: int) -> list[Contender]:
+def order(contenders: Sequence[Tool], number: int) -> list[Tool]:
     """The contenders as a round runs them: every other round backwards, so that drift treats all alike."""
     return list(contenders) if number % 2 == 0 else list(reversed(contenders))
 

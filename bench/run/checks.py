@@ -52,7 +52,7 @@ def check_references(targets: Sequence[Target], sources: Sequence[str], folder: 
             )
 
 
-def check_alike(path: Path, old: Sequence[Record], machine: Machine, targets: Iterable[Target]) -> None:
+def check_same_machine(path: Path, old: Sequence[Record], machine: Machine, targets: Iterable[Target]) -> None:
     """Raises UserError where the file holds figures of another machine, other libraries or other contents."""
     contents = {target.subject.name: target.subject.content_sha256 for target in targets}
     for record in old:

@@ -201,7 +201,7 @@ def settings_for(
     quality = checks.quality_request(options.quality_data)
     progress("looking at the machine", 0, 0)
     machine = instruments.probe_machine(options.device, options.threads)
-    checks.check_alike(path, old, machine, targets)
+    checks.check_same_machine(path, old, machine, targets)
     if options.quality:
         checks.check_same_text(path, old, quality)
     dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)

@@ -100,7 +100,9 @@ def _fastest(
     known = _read(cache).get(key, {}).get("kernel") if cache else None
     if known in names:
         return str(known)
-    seconds = {name: found for name in names if (found := probe(KERNELS[name], shapes, device, dtype)) is not None}
+    seconds = {
+        name: found for name in names if (found := probe_kernel(KERNELS[name], shapes, device, dtype)) is not None
+    }
     if not seconds:
         raise KernelFault(f"no kernel gives right results here (tried {', '.join(names)})")
     chosen = best(seconds)
@@ -121,7 +123,7 @@ def best(seconds: dict[str, KernelTiming]) -> str:
 
 
 @torch.no_grad()
-def probe(
+def probe_kernel(
     kernel: Kernel,
     shapes: Sequence[LayerShape],
     device: torch.device,

@@ -7,7 +7,7 @@ import pytest
 from quantize.checkpoint import find_checkpoints
 from quantize.cli import main
 from quantize.errors import UserError
-from quantize.suite import SUITES, Job, SuiteRow, jobs_of, suite_file, suite_rows
+from quantize.suite import SUITES, QuantizeCall, SuiteRow, calls_of, suite_file, suite_rows
 
 HUB = "BioMistral/BioMistral-7B"
 
@@ -46,9 +46,12 @@ def test_biomistral_has_the_published_rows_in_their_order_and_two_more() -> None
 
 def test_one_job_makes_all_of_one_source() -> None:
     every = ("fp16", "awq-gemm", "awq-gemv", "bnb-4bit", "bnb-8bit")
-    assert jobs_of(suite_rows("biomistral")) == [
-        Job("BioMistral-7B", HUB, None, 128, every),
-        *(Job(f"BioMistral-7B-{m}", f"{HUB}-{m}", None, 128, ("awq-gemm",)) for m in ("DARE", "TIES", "SLERP")),
+    assert calls_of(suite_rows("biomistral")) == [
+        QuantizeCall("BioMistral-7B", HUB, None, 128, every),
+        *(
+            QuantizeCall(f"BioMistral-7B-{m}", f"{HUB}-{m}", None, 128, ("awq-gemm",))
+            for m in ("DARE", "TIES", "SLERP")
+        ),
     ]
 
 
@@ -60,11 +63,11 @@ def test_another_group_size_or_revision_is_a_job_of_its_own() -> None:
         SuiteRow("A", "org/a", "bnb-4bit", revision="v2"),
         SuiteRow("B", "org/b", "bnb-8bit"),
     ]
-    assert jobs_of(rows) == [
-        Job("A", "org/a", None, 64, ("fp16", "awq-gemm")),
-        Job("A", "org/a", None, 32, ("awq-gemm",)),
-        Job("A", "org/a", "v2", 64, ("bnb-4bit",)),
-        Job("B", "org/b", None, None, ("bnb-8bit",)),
+    assert calls_of(rows) == [
+        QuantizeCall("A", "org/a", None, 64, ("fp16", "awq-gemm")),
+        QuantizeCall("A", "org/a", None, 32, ("awq-gemm",)),
+        QuantizeCall("A", "org/a", "v2", 64, ("bnb-4bit",)),
+        QuantizeCall("B", "org/b", None, None, ("bnb-8bit",)),
     ]
 
 

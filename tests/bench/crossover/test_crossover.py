@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.crossover import layer as layer_module
 from bench.crossover.contenders import BNB_8BIT, Built, CannotRun, Contender, Setting, contenders, dense, int4
 from bench.crossover.layer import MAX_COPIES, Layer, build_layer, copies_wanted, layer_shapes, random_inputs, runnable
-from bench.crossover.measure import TURN_S, TURNS, blank_entry, main, measure, passes_and_turns, race
+from bench.crossover.measure import TURN_S, TURNS, blank_entry, main, measure_crossover, passes_and_turns, time_layers
 from bench.records.crossover import CROSSOVER_NAME, MIN_TURNS, SAME_WITHIN, CrossoverEntry, crossings
 from bench.records.environment import Environment
 from bench.records.store import line_of, read_crossover, write
@@ -240,7 +240,7 @@ def test_turns_are_reversed_and_the_seconds_are_those_that_passed() -> None:
     blank, entries = blank_entry("x", linears, setting), []
     for tokens in COUNTS:
         order.clear()
-        entries += race(layers, tokens, inputs, setting, blank, clock, 1e9)  # type: ignore[arg-type]
+        entries += time_layers(layers, tokens, inputs, setting, blank, clock, 1e9)  # type: ignore[arg-type]
         if tokens == 64:  # a pass of every contender is longer than a turn: one pass, two linears
             turns = [order[-6 * TURNS :][place : place + 6 : 2] for place in range(0, 6 * TURNS, 6)]
             assert turns[0] == ["flat", "steep", "third"]
@@ -272,7 +272,7 @@ def test_the_shape_of_the_published_table() -> None:
 
 def test_every_way_that_runs_here_is_timed_and_the_others_say_why_not(config: str, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    entries = measure(
+    entries = measure_crossover(
         config, "cpu", None, tmp_path / "out", 1e6, lambda what, done, total: told.append((what, done, total)),
         counts=(64, 1, 4),
     )  # fmt: skip
@@ -302,7 +302,7 @@ def test_every_way_that_runs_here_is_timed_and_the_others_say_why_not(config: st
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_holds_its_bounds_too(config: str, tmp_path: Path, dtype: str) -> None:
-    entries = measure(config, "cpu", dtype, tmp_path, 5.0, counts=(1, 64))
+    entries = measure_crossover(config, "cpu", dtype, tmp_path, 5.0, counts=(1, 64))
     assert {entry.contender for entry in entries if entry.seconds} >= {"dequantize", "BnB.4", "BnB.8"}
     assert [entry.reason for entry in entries if entry.tokens and entry.reason] == []
 
@@ -346,7 +346,7 @@ def test_a_wrong_kernel_is_a_reason_not_a_number(config: str, tmp_path: Path) ->
         faulty("not a number", lambda layer, x: Int4Linear.forward(layer, x) * torch.nan),
         faulty("one token", fails_with_many),
     ]
-    entries = measure(config, "cpu", None, tmp_path, 10.0, counts=(1, 32), racing=racing)
+    entries = measure_crossover(config, "cpu", None, tmp_path, 10.0, counts=(1, 32), racing=racing)
     assert read_crossover(tmp_path / CROSSOVER_NAME) == entries
     reasons = {name: [e.reason for e in entries if e.contender == name] for name in (one.name for one in racing)}
     assert reasons["FP32"] == [None, None]
@@ -365,14 +365,14 @@ def test_a_contender_that_cannot_be_built_is_one_entry(config: str, tmp_path: Pa
 
     base = dense(torch.float32)
     racing = [base, replace(base, name="cannot", build=cannot), replace(base, name="breaks", build=breaks)]
-    entries = measure(config, "cpu", None, tmp_path, 5.0, counts=(1,), racing=racing)
+    entries = measure_crossover(config, "cpu", None, tmp_path, 5.0, counts=(1,), racing=racing)
     told = {entry.contender: (entry.tokens, entry.reason) for entry in entries}
     assert told == {"FP32": (1, None), "cannot": (None, "needs the package x"), "breaks": (None, "ZeroDivisionError: ")}
 
 
 def test_what_the_budget_does_not_reach_says_so(config: str, tmp_path: Path) -> None:
     racing = [dense(torch.float32), int4(KERNELS["dequantize"])]
-    entries = measure(config, "cpu", None, tmp_path, 0.0, counts=(1, 2, 4), racing=racing)
+    entries = measure_crossover(config, "cpu", None, tmp_path, 0.0, counts=(1, 2, 4), racing=racing)
     assert [len(entry.seconds) for entry in entries] == [MIN_TURNS, MIN_TURNS, 0, 0, 0, 0]
     assert {entry.reason for entry in entries[2:]} == {"not reached within the time budget of 0 s"}
     assert [(entry.contender, entry.tokens) for entry in entries[2:4]] == [("FP32", 2), ("dequantize", 2)]
@@ -462,13 +462,13 @@ def test_a_bad_command_line_is_one_line(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="use --device cpu"):
-        measure("mistral-7b", "cuda", out=tmp_path)
+        measure_crossover("mistral-7b", "cuda", out=tmp_path)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_graphs_are_replayed_over_copies_that_leave_its_cache(config: str, tmp_path: Path) -> None:
-    entries = measure(config, "cuda", None, tmp_path, 60.0, counts=(1, 16, 256))
+    entries = measure_crossover(config, "cuda", None, tmp_path, 60.0, counts=(1, 16, 256))
     fp16 = [entry for entry in entries if entry.contender == "FP16"]
     assert [(entry.mode, entry.copies, entry.reason) for entry in fp16] == [("CUDA graph", MAX_COPIES, None)] * 3
     wrong = [(e.contender, e.tokens, e.reason) for e in entries if e.reason and e.reason.startswith("wrong")]

@@ -12,7 +12,7 @@ from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import KERNELS, choice
 from quantize.kernels.base import Int4Linear, Kernel
-from quantize.kernels.choice import PROBE_SAMPLES, KernelTiming, LayerShape, best, choose_kernel, probe
+from quantize.kernels.choice import PROBE_SAMPLES, KernelTiming, LayerShape, best, choose_kernel, probe_kernel
 from quantize.kernels.verify import KernelFault
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_the_probe_weighs_each_shape_by_its_layers(shapes: list[LayerShape]) -> 
         calls.append((layer.in_features, len(x)))
         return float(layer.in_features) * (1 if len(x) == 1 else 10)
 
-    found = probe(KERNELS["dequantize"], shapes, CPU, torch.float32, stopwatch)
+    found = probe_kernel(KERNELS["dequantize"], shapes, CPU, torch.float32, stopwatch)
     assert found == KernelTiming(3 * 128 + 64, 10 * (3 * 128 + 64))
     assert len(calls) == 2 * 2 * (1 + PROBE_SAMPLES)  # one warm-up each
 
@@ -78,7 +78,7 @@ def test_the_fastest_is_remembered_and_another_machine_is_not(
         probed.append(kernel.name)
         return KernelTiming(1.0, 1.0) if kernel.name == "dequantize" else KernelTiming(2.0, 1.0)
 
-    monkeypatch.setattr(choice, "probe", fake)
+    monkeypatch.setattr(choice, "probe_kernel", fake)
     cache = tmp_path / "deep" / "kernels.json"
     assert choose(None, shapes, cache) == "dequantize"
     assert {"torch-cpu", "dequantize"} <= set(probed)
