@@ -33,6 +33,20 @@ def test_the_readme_is_short_and_shows_one_table_of_five_rows() -> None:
     assert any("quantize org/name" in line for line in lines[:10])
 
 
+@pytest.mark.parametrize("session", ["table", "tests"])
+def test_the_readme_has_the_commands_that_set_everything_up(session: str) -> None:
+    command = f"    python3 -m venv .venv && .venv/bin/pip install nox && .venv/bin/nox -s {session}"
+    assert command in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/method.md"])
+def test_a_ratio_in_the_text_stands_in_a_table(page: str) -> None:
+    tables = "".join(block[0] for block in BLOCK.finditer((ROOT / "docs/results.md").read_text(encoding="utf-8")))
+    text = BLOCK.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    measured = set(re.findall(r"\bx\d+\.\d+", tables))
+    assert set(re.findall(r"\bx\d+\.\d+", text)) <= measured
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "CONTRIBUTING.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))]
 )
