@@ -244,8 +244,8 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     for record in records:
         of_subject.setdefault(record.subject, []).append(record)
     references: dict[str, Subject] = {}
-    for subject in of_subject:
-        if subject.may_be_reference:  # of several half-precision checkpoints the first
+    for subject in dict.fromkeys([*(record.subject for record in latency_records(records)), *of_subject]):
+        if subject.may_be_reference:  # of several half-precision checkpoints the first that ran
             references.setdefault(subject.baseline, subject)
     baselines = {name: place for place, name in enumerate(dict.fromkeys(one.baseline for one in of_subject))}
     rows = sorted(

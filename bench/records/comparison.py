@@ -82,15 +82,16 @@ def widest_interval(records: Sequence[Record]) -> float | None:
     Infinite where one has too few rounds for an interval; None where there is no ratio at all.
     """
     good = latency_records(records)
-    references: dict[str, str] = {}
+    references: dict[tuple[str, Setting], str] = {}
     for record in good:
         if record.subject.may_be_reference:
-            references.setdefault(record.subject.baseline, record.subject.name)
+            references.setdefault((record.subject.baseline, _setting(record)), record.subject.name)
     series = _grouped(good, lambda one: (one.subject.baseline, one.scenario, _setting(one), one.subject.name))
     widths = []
     for (baseline, scenario, setting, name), runs in series.items():
-        reference = series.get((baseline, scenario, setting, references.get(baseline)))
-        if reference is None or name == references[baseline]:
+        reference_name = references.get((baseline, setting))
+        reference = series.get((baseline, scenario, setting, reference_name))
+        if reference is None or name == reference_name:
             continue
         comparison = compare(scenario, runs, reference)
         if comparison is not None and "total" in comparison.ratios:
@@ -129,9 +130,9 @@ def comparison_lines(before: Sequence[Record], after: Sequence[Record]) -> list[
 def check_comparable(before: Sequence[Record], after: Sequence[Record]) -> None:
     """Raises UserError, naming the field, for two series that were not measured alike."""
     good = [[record for record in unique(records) if record.status == "ok"] for records in (before, after)]
-    for one, other in zip(*(records[:1] for records in good), strict=False):
-        found = differences(one.environment, other.environment)
-        if found:
+    first, second = ({record.device: record for record in reversed(records)} for records in good)
+    for device in first.keys() & second.keys():
+        if found := differences(first[device].environment, second[device].environment):
             raise UserError(f"the two files were not measured alike ({found[0]}): compare runs of one machine")
     theirs = _grouped(good[0], lambda one: (one.kind, one.subject.name, one.scenario))
     for record in good[1]:

@@ -40,8 +40,8 @@ class Ratio:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The smallest and the largest ratio of a single round."""
-        return min(self.rounds), max(self.rounds)
+        """The smallest and the largest ratio of a single round; the ratio itself where there are no rounds."""
+        return min(self.rounds, default=self.value), max(self.rounds, default=self.value)
 
 
 def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:

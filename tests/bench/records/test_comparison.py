@@ -4,6 +4,7 @@ import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -252,6 +253,28 @@ def test_two_files_measured_apart_are_independent_series(new_builder: "type[Buil
     assert near >= 93
     assert covered >= 93
     assert "independent series" in comparison_lines(before, after)[-1]
+
+
+def test_two_files_are_compared_device_by_device(new_builder: "type[Builder]") -> None:
+    gpu = replace(new_builder().environment, gpu="H100", gpu_driver="580", cuda="13.0")
+    cpu_runs = of(new_builder, "cpu", 1.0)
+    cuda_runs = [replace(one, environment=gpu) for one in of(new_builder, "cuda", 1.0)]
+    assert comparison_lines(cpu_runs + cuda_runs, cuda_runs + cpu_runs)
+    another = [replace(one, environment=replace(gpu, gpu_driver="570")) for one in cuda_runs]
+    with pytest.raises(UserError, match="not measured alike"):
+        comparison_lines(cpu_runs + cuda_runs, cpu_runs + another)
+
+
+def test_a_reference_of_another_name_on_the_gpu_counts_there(new_builder: "type[Builder]") -> None:
+    """Beside a CPU whose reference has another name, the GPU's widest interval is that of the GPU alone."""
+    runs = of(new_builder, "cuda", 1.0)
+    cuda = [replace(one, subject=replace(one.subject, name=f"{one.subject.name}-gpu")) for one in runs]
+    alone = widest_interval(cuda)
+    assert alone is not None
+    together = widest_interval(of(new_builder, "cpu", 1.0) + cuda)
+    assert together == max(alone, widest_interval(of(new_builder, "cpu", 1.0)) or 0.0)
+    others = [one for one in of(new_builder, "cpu", 1.0) if not one.subject.may_be_reference]
+    assert widest_interval(others + cuda) == alone
 
 
 def test_each_device_of_two_files_is_compared_with_itself(new_builder: "type[Builder]") -> None:
