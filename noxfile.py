@@ -90,7 +90,8 @@ def gpu(session: nox.Session) -> None:
     It uses the Python that runs nox, which has torch with CUDA there. Options after -- go to the bench.
     """
     session.run("python3", "-m", "bench", "--suite", "biomistral", "--dummy", "--device", "cuda", *session.posargs)
-    session.run("python3", "-m", "reports", "runs/biomistral", "--all")
+    # Without matplotlib there is no plot, which is no reason to leave the tests out.
+    session.run("python3", "-m", "reports", "runs/biomistral", "--all", success_codes=[0, 1])
     session.run("python3", "-m", "pytest", "-m", "gpu")
 
 

@@ -121,7 +121,7 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
         raise UserError(f"{folder} holds no record files: run `bench` first")
     if folder / RECORDS_NAME in files:
         page_file("table.md", lambda: report_page(folder))
-        if has_published_rows(load_records(folder)):
+        if folder / "table.md" in written and has_published_rows(load_records(folder)):
             page_file("published.md", lambda: report_page(folder, published=True))
     if folder / CROSSOVER_NAME in files:
         attempt("crossover.png", lambda: draw_plots(folder))

@@ -1,12 +1,15 @@
 """What the laboratory and the profiler measured, as tables: races, overhead, benchmarks side by side, profiles."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 from bench.records.environment import Environment
 from bench.records.lab import Operation, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.ratio import Ratio, ratio_of
 from reports.table import Block, Bullets, Cell, Column, Page, Paragraph, Table
+
+R = TypeVar("R")
 
 YARDSTICK = "autoawq, repaired"
 """Whom a race's ratios are to."""
@@ -19,13 +22,17 @@ WALL_SHARE = 0.5
 """How much of the other tool's wall time ours may take."""
 
 SHOWN_OPERATIONS = 12
+NAME_CHARACTERS = 70
+"""Of an operation: templates make names of hundreds."""
 
 
 def race_page(records: Sequence[RaceRecord]) -> Page:
-    """A race of quantizers: medians of what ran several times, ratios to the repaired autoawq."""
-    entries: dict[str, list[RaceRecord]] = {}
-    for record in records:
-        entries.setdefault(record.contender, []).append(record)
+    """A race of quantizers, a table a model: medians of what ran several times, ratios to the repaired autoawq."""
+    return tuple(block for group in _groups(records, lambda one: one.model) for block in _race_of(group))
+
+
+def _race_of(records: Sequence[RaceRecord]) -> Page:
+    entries = {group[0].contender: group for group in _groups(records, lambda one: one.contender)}
     yardstick = _good(entries.get(YARDSTICK, []))
     kinds = list(next((one.divergence for one in records if one.divergence), {}))
     columns = [Column("Quantizer"), Column("Seconds", "count"), Column("to AutoAWQ", "times")]
@@ -49,7 +56,7 @@ def race_page(records: Sequence[RaceRecord]) -> Page:
     first = records[0]
     blocks, tokens = first.blocks
     said = (
-        f"Quantizing {first.model}, {blocks} blocks of {tokens} calibration tokens, on {_machine(first.environment)}: "
+        f"Quantizing {first.model}, {blocks} blocks of {tokens} calibration tokens, on {_machines(records)}: "
         "one process each, medians of what ran several times. KLD is the mean KL divergence from the reference in nats "
         "a token, on held-out text of the calibration's kind and on another."
     )
@@ -88,7 +95,12 @@ def overhead_page(records: Sequence[OverheadRecord]) -> Page:
 
 
 def side_by_side_page(records: Sequence[SideBySideRecord]) -> Page:
-    """Our bench beside optimum-benchmark: medians of all samples, our ratio to each, and what they agree in."""
+    """Our bench beside optimum-benchmark, a table a workload: medians, our ratio to each, what they agree in."""
+    groups = _groups(records, lambda one: (one.content_sha256, one.prompt, one.new))
+    return tuple(block for group in groups for block in _side_by_side_of(group))
+
+
+def _side_by_side_of(records: Sequence[SideBySideRecord]) -> Page:
     names = list(dict.fromkeys(record.contender for record in records))
     columns = [Column("Benchmark")]
     for title in FIGURES:
@@ -109,7 +121,7 @@ def side_by_side_page(records: Sequence[SideBySideRecord]) -> Page:
     first = records[0]
     said = (
         f"{first.model} in float32, {first.prompt} prompt tokens and {first.new} new, on "
-        f"{_machine(first.environment)}: whole processes in alternating order. Seconds are of a prompt pass, of a "
+        f"{_machines(records)}: whole processes in alternating order. Seconds are of a prompt pass, of a "
         "decoded token, and of the whole process; Rounds is the smallest and the largest ratio of one round."
     )
     blocks: list[Block] = [Table(tuple(columns), tuple(rows))]
@@ -177,13 +189,32 @@ def profile_page(records: Sequence[ProfileRecord]) -> Page:
             Column("Calls", "calls"),
             Column("Operation"),
         )
-        rows = tuple((op.seconds, op.seconds / one.busy_s if one.busy_s else None, op.calls, op.name) for op in shown)
+        rows = tuple(
+            (op.seconds, op.seconds / one.busy_s if one.busy_s else None, op.calls, op.name[:NAME_CHARACTERS])
+            for op in shown
+        )
         blocks.append(Table(columns, rows))
     return tuple(blocks)
 
 
 def _machine(environment: Environment) -> str:
     return environment.gpu or environment.cpu or "an unknown machine"
+
+
+def _machines(records: Iterable[RaceRecord | SideBySideRecord]) -> str:
+    return _each_once(_machine(one.environment) for one in records)
+
+
+def _each_once(texts: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(texts))
+
+
+def _groups(records: Iterable[R], key: Callable[[R], Hashable]) -> list[list[R]]:
+    """The records that share a key, in the order first met: those of different ones stand in no table together."""
+    groups: dict[Hashable, list[R]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return list(groups.values())
 
 
 def _good(entries: Iterable[RaceRecord]) -> list[RaceRecord]:

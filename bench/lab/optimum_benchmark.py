@@ -22,7 +22,7 @@ from bench.lab.foreign import TIMEOUT_S, run_inside
 from bench.records.environment import Environment
 from bench.records.lab import SideBySideRecord
 from bench.records.record import latency_records
-from bench.records.store import append, read_records
+from bench.records.store import append, read_only, read_records
 from bench.run.executor import run_process, worker_environment
 from bench.worker.machine import cpu_model_name, usable_cores
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints, open_checkpoint, verify
@@ -154,10 +154,11 @@ def side_by_side(arguments: argparse.Namespace) -> list[SideBySideRecord]:
     }
     contenders = CONTENDERS + (WHY if arguments.why else ())
     path = arguments.out / RESULTS_NAME
+    first = next_round(path)
     records: list[SideBySideRecord] = []
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         copy = readable_copy(checkpoint, Path(folder) / checkpoint.path.name)
-        for number in range(arguments.rounds):
+        for number in range(first, first + arguments.rounds):
             for contender in order(contenders, number):
                 python = theirs if contender.theirs else Path(sys.executable)
                 if contender == OURS:
@@ -176,12 +177,18 @@ def side_by_side(arguments: argparse.Namespace) -> list[SideBySideRecord]:
                 )
                 append(path, record)
                 records.append(record)
-                print(f"round {number + 1}: {contender.name}, {record.wall_s:.1f} s", file=sys.stderr, flush=True)
+                how = record.reason or f"{record.wall_s:.1f} s"
+                print(f"round {number + 1}: {contender.name}: {how}", file=sys.stderr, flush=True)
     print(f"the table: report {path}")
     for name in (OURS.name, THEIRS.name):
         if all(one.reason for one in records if one.contender == name):
             raise UserError(f"{name} has no figures, so that nothing can be compared: see its reason in {path}")
     return records
+
+
+def next_round(path: Path) -> int:
+    """The first round after those in a record file, so that rounds of two calls are never taken for one."""
+    return max((one.round + 1 for one in read_only(path, SideBySideRecord)), default=0) if path.exists() else 0
 
 
 def order(contenders: Sequence[Tool], number: int) -> list[Tool]:

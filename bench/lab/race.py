@@ -20,6 +20,7 @@ from quantize.errors import UserError
 
 RACE_NAME = "race.jsonl"
 TIMEOUT_S = 3 * 3600.0
+"""For one contender."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--block-tokens", type=int, default=256)
     p.add_argument("--group-size", type=int, default=64)
     p.add_argument("--contender", action="append", help="run only these (repeatable); default: all that can run")
+    p.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one contender (default %(default)g)")
     p.add_argument(
         "--keep", action="store_true", help="do not run who left layers in --out before, only evaluate them again"
     )
@@ -62,7 +64,7 @@ def race(arguments: argparse.Namespace) -> list[RaceRecord]:
     for name in names if arguments.keep else turns(names, OURS):
         stem = arguments.out / name.replace(", ", "-").replace(" ", "-")
         task = asdict(Task(str(evaluation.folder), str(blocks), f"{stem}.safetensors", arguments.group_size))
-        done = (kept(task, stem) if arguments.keep else None) or run_contender(name, task, stem)
+        done = (kept(task, stem) if arguments.keep else None) or run_contender(name, task, stem, arguments.timeout)
         record = replace(evaluation.record(name), **done)
         if record.reason is None:
             with quiet_libraries():
@@ -84,20 +86,17 @@ def turns(names: Sequence[str], ours: Container[str]) -> list[str]:
     return own + [name for turn in others for name in turn]
 
 
-def run_contender(name: str, task: dict[str, Any], stem: Path) -> dict[str, Any]:
+def run_contender(name: str, task: dict[str, Any], stem: Path, timeout_s: float) -> dict[str, Any]:
     """One contender in a process of its own: its seconds and peak_bytes, or the reason why there are none.
 
     What it prints goes to a log file.
     """
     request_path = stem.with_suffix(".request.json")
     request_path.write_text(json.dumps(task))
-    command = [sys.executable, "-m", "bench.lab.quantizers", name, str(request_path)]
-    ended = run_process(command, timeout_s=TIMEOUT_S, environment=worker_environment(None))
+    command = [sys.executable, "-P", "-m", "bench.lab.quantizers", name, str(request_path)]
+    ended = run_process(command, timeout_s=timeout_s, environment=worker_environment(None))
     stem.with_suffix(".log").write_text(ended.output)
-    if ended.exit_code != 0:
-        lines = ended.output.strip().splitlines() or [ended.verdict()[1]]
-        return {"reason": lines[-1][:300]}
-    return _quantized(stem)
+    return _quantized(stem) if ended.exit_code == 0 else {"reason": ended.verdict()[1]}
 
 
 def kept(task: dict[str, Any], stem: Path) -> dict[str, Any] | None:

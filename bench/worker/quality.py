@@ -130,6 +130,13 @@ def _row_counts(blocks: torch.Tensor) -> Iterator[int]:
             yield min(LOGIT_ROWS, positions - start)
 
 
+def _divergence(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """KL(reference || model) in nats of rows of log-probabilities [rows, vocabulary]: float64 [rows]."""
+    terms = reference.exp() * (reference - own)
+    terms.masked_fill_(reference.isneginf(), 0)  # 0 log 0
+    return terms.sum(dim=-1, dtype=torch.float64)
+
+
 class _DivergenceSamples:
     """KL(reference || model) of each token, and how often the likeliest token is another."""
 
@@ -139,9 +146,7 @@ class _DivergenceSamples:
 
     def add(self, reference: torch.Tensor, own: torch.Tensor) -> None:
         """Log-probabilities float32 [rows, vocabulary] of both."""
-        terms = reference.exp() * (reference - own)
-        terms.masked_fill_(reference.isneginf(), 0)  # 0 log 0
-        self._parts.append(terms.sum(dim=-1, dtype=torch.float64).cpu())
+        self._parts.append(_divergence(reference, own).cpu())
         choice = own.argmax(dim=-1, keepdim=True)
         # A choice as likely as the reference's best is no flip: half precision makes ties.
         self._flips += int((reference.gather(1, choice)[:, 0] < reference.amax(dim=-1)).sum())
@@ -179,7 +184,6 @@ def divergences(reference: Any, model: Any, blocks: torch.Tensor) -> torch.Tenso
     parts = []
     pairs = zip(predictions(reference, blocks), predictions(model, blocks), strict=True)
     for (expected, _), (logits, _) in pairs:
-        exact = torch.log_softmax(expected.double(), dim=-1)
-        other = torch.log_softmax(logits.double(), dim=-1)
-        parts.append((exact.exp() * (exact - other)).sum(dim=-1))
+        exact, other = (torch.log_softmax(one.double(), dim=-1) for one in (expected, logits))
+        parts.append(_divergence(exact, other))
     return torch.cat(parts)

@@ -16,7 +16,7 @@ from quantize.errors import UserError
 from reports import report
 from reports.api import write_all
 from reports.cli import main
-from reports.lab import SHOWN_OPERATIONS, findings
+from reports.lab import NAME_CHARACTERS, SHOWN_OPERATIONS, findings
 
 if TYPE_CHECKING:
     from tests.builder import Builder
@@ -47,6 +47,18 @@ def test_a_race_has_medians_and_ratios_to_autoawq(tmp_path: Path) -> None:
         ["autoawq, repaired", "900", "x1", "1.00", "14.00", "0.1200", "x1"],
         ["other", "did not run: not there", "—", "—", "—", "—", "—"],
     ]
+
+
+def test_two_models_or_two_workloads_never_stand_in_one_table(tmp_path: Path) -> None:
+    race = [racer("ours", 40.0, 0.06), replace(racer("ours", 80.0, 0.06), model="Small"), racer("ours", 50.0, 0.06)]
+    append(tmp_path / "race.jsonl", *race)
+    assert [line[1] for line in lines_of(tmp_path / "race.jsonl") if line[0] == "ours"] == ["45", "80"]
+    runs = [*runs_of("quantable", 0.5, 0.04, 10.0), replace(runs_of("quantable", 0.7, 0.04, 10.0)[0], prompt=512)]
+    append(tmp_path / "side_by_side.jsonl", *runs)
+    prefill = [line[1] for line in lines_of(tmp_path / "side_by_side.jsonl") if line[0] == "quantable"]
+    assert prefill == ["0.5", "0.7"]
+    text = report(tmp_path / "side_by_side.jsonl")
+    assert text.index("256 prompt tokens") < text.index("512 prompt tokens")
 
 
 def test_an_overhead_race_is_a_row(tmp_path: Path) -> None:
@@ -87,14 +99,15 @@ def test_benchmarks_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_profile_has_its_longest_operations_and_the_rest_in_one_row(tmp_path: Path) -> None:
-    many = tuple(Operation(f"kernel {number}", 2.0, 0.001) for number in range(SHOWN_OPERATIONS + 3))
+    many = tuple(Operation(f"kernel {number}" + "<T>" * 99, 2.0, 0.001) for number in range(SHOWN_OPERATIONS + 3))
     record = ProfileRecord("2026", "Tiny", None, SCENARIO, Kernels("a", "b"), MACHINE, "prefill", 0.02, many)
     append(tmp_path / "profile.jsonl", record)
     text = report(tmp_path / "profile.jsonl")
     assert "Tiny, prefill: 20.00 ms, of which busy 15.00 ms, on Epyc 9." in text
     rows = lines_of(tmp_path / "profile.jsonl")[2:]
     assert len(rows) == SHOWN_OPERATIONS + 1
-    assert rows[0] == ["1.00", "6.7%", "2", "kernel 0"]
+    assert rows[0][:3] == ["1.00", "6.7%", "2"]
+    assert rows[0][3].replace("\\", "") == f"kernel 0{'<T>' * 99}"[:NAME_CHARACTERS]
     assert rows[-1] == ["3.00", "20.0%", "6", "3 others"]
 
 
@@ -160,6 +173,9 @@ def test_a_page_that_cannot_be_written_leaves_the_others(
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"wrote {tmp_path / 'race.md'}"
     assert out[1].startswith("no table.md: no latency record of the reference")
+    (tmp_path / "records.jsonl").write_text("no records\n")
+    assert main([str(tmp_path), "--all"]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'race.md'}"
 
 
 def test_all_is_of_a_folder_and_goes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,9 @@ import pytest
 from bench.lab import foreign, optimum_benchmark
 from bench.lab.foreign import WORKS
 from bench.lab.optimum_benchmark import ASLEEP, CONTENDERS, OURS, THEIRS
+from bench.records.environment import Environment
+from bench.records.lab import SideBySideRecord
+from bench.records.store import append
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 
@@ -87,6 +90,13 @@ def test_a_list_of_another_length_is_refused() -> None:
 def test_every_other_round_runs_backwards() -> None:
     assert optimum_benchmark.order(CONTENDERS, 0) == [OURS, THEIRS, ASLEEP]
     assert optimum_benchmark.order(CONTENDERS, 1) == [ASLEEP, THEIRS, OURS]
+
+
+def test_rounds_of_a_second_call_are_other_rounds(tmp_path: Path) -> None:
+    path = tmp_path / "side_by_side.jsonl"
+    assert optimum_benchmark.next_round(path) == 0
+    append(path, SideBySideRecord("2026", OURS.name, 2, 1.0, "Tiny", "0", 256, 16, 3, 10, 0, Environment()))
+    assert optimum_benchmark.next_round(path) == 3
 
 
 def test_the_reference_is_found_or_asked_for(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

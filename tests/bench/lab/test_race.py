@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from bench.lab.evaluate import licence_texts
 from bench.lab.quantizers import CONTENDERS, _as_codes
-from bench.lab.race import kept, main, parser, race, turns
+from bench.lab.race import kept, main, parser, race, run_contender, turns
 from bench.records.lab import RaceRecord
 from bench.records.store import read_only
 from quantize.errors import UserError
@@ -69,6 +69,11 @@ def test_a_contender_that_cannot_run_is_a_record_with_its_reason(
     assert record.seconds is None
     assert "not installed here" in str(record.reason)
     assert read_only(tmp_path / "race.jsonl", RaceRecord) == [record]
+
+
+def test_a_contender_that_takes_too_long_is_stopped_and_says_so(tmp_path: Path) -> None:
+    found = run_contender("gptqmodel", {"out": str(tmp_path / "layers.safetensors")}, tmp_path / "slow", 0.01)
+    assert found == {"reason": "took longer than 0.01 s (see --timeout)"}
 
 
 def test_rounded_weights_become_the_codes_they_came_from() -> None:
