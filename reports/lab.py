@@ -53,10 +53,9 @@ def _race_of(records: Sequence[RaceRecord]) -> Page:
             row += [_median(good, _of(kind, "perplexity")), _median(good, _of(kind, "divergence"))]
             row.append(_times(good, yardstick, _of(kind, "divergence")))
         rows.append(tuple(row))
-    first = records[0]
-    blocks, tokens = first.blocks
+    calibrations = _each_once("{} blocks of {}".format(*one.blocks) for one in records)
     said = (
-        f"Quantizing {first.model}, {blocks} blocks of {tokens} calibration tokens, on {_machines(records)}: "
+        f"Quantizing {records[0].model}, {calibrations} calibration tokens, on {_machines(records)}: "
         "one process each, medians of what ran several times. KLD is the mean KL divergence from the reference in nats "
         "a token, on held-out text of the calibration's kind and on another."
     )
@@ -69,9 +68,11 @@ def overhead_page(records: Sequence[OverheadRecord]) -> Page:
         Column("Checkpoint"),
         Column("Prompt", "count"),
         Column("New", "count"),
+        Column("Compute dtype"),
+        Column("Machine"),
         Column("ms a token, ours", "milliseconds"),
         Column("ms a token, generate", "milliseconds"),
-        Column("Ratio", "ratio"),
+        Column("Ratio", "times"),
         Column("95% interval", "range"),
         Column("Rounds", "count"),
     )
@@ -80,17 +81,16 @@ def overhead_page(records: Sequence[OverheadRecord]) -> Page:
             one.checkpoint,
             one.scenario.prompt_tokens,
             one.scenario.new_tokens,
+            one.compute_dtype,
+            _machine(one.environment),
             *(statistics.median(one.decode_s_a_token[name]) for name in ("ours", "generate")),
             one.ratio,
-            one.interval,
+            one.interval and "{:.3f} to {:.3f}".format(*one.interval),
             len(one.decode_s_a_token["ours"]),
         )
         for one in records
     )
-    said = (
-        f"Decoding in turns in one process, in {records[-1].compute_dtype} on {_machine(records[-1].environment)}: our "
-        "timed loop over a bare `generate`. Ratios below x1.00 mean that ours takes less."
-    )
+    said = "Decoding in turns in one process: our timed loop over a bare `generate`. Below x1 ours takes less."
     return Table(columns, rows), Paragraph(said)
 
 

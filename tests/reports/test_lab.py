@@ -61,12 +61,18 @@ def test_two_models_or_two_workloads_never_stand_in_one_table(tmp_path: Path) ->
     assert text.index("256 prompt tokens") < text.index("512 prompt tokens")
 
 
+def test_a_race_says_on_how_many_blocks_each_was_calibrated(tmp_path: Path) -> None:
+    append(tmp_path / "race.jsonl", racer("ours", 40.0), replace(racer("other", 50.0), blocks=(8, 64)))
+    said = " ".join(report(tmp_path / "race.jsonl").split())
+    assert "Quantizing Tiny, 4 blocks of 64 and 8 blocks of 64 calibration tokens, on Epyc 9" in said
+
+
 def test_an_overhead_race_is_a_row(tmp_path: Path) -> None:
     seconds: dict[str, tuple[float, ...]] = {"ours": (0.05,) * 3, "generate": (0.1,) * 3}
     record = OverheadRecord("2026", "Tiny-FP16", SCENARIO, "float32", seconds, 0.5, (0.49, 0.51), MACHINE)
     append(tmp_path / "overhead.jsonl", record)
     assert lines_of(tmp_path / "overhead.jsonl")[2] == [
-        *("Tiny-FP16", "128", "65", "50.0", "100", "x0.50", "0.49 to 0.51", "3")
+        *("Tiny-FP16", "128", "65", "float32", "Epyc 9", "50.0", "100", "x0.5", "0.490 to 0.510", "3")
     ]
 
 
