@@ -11,11 +11,13 @@ from quantize.variant import VARIANTS, Variant
 if TYPE_CHECKING:
     from quantize.building.build import quantize
     from quantize.building.job import BuildOptions
-    from quantize.loader import LoadedModel, load
+    from quantize.loader import Loaded, LoadedModel, load
 
-__all__ = ["VARIANTS", "BuildOptions", "LoadedModel", "UserError", "Variant", "load", "quantize"]
+__all__ = ["VARIANTS", "BuildOptions", "Loaded", "LoadedModel", "UserError", "Variant", "load", "quantize"]
 
-_HOMES = {"quantize": "building.build", "BuildOptions": "building.job", "load": "loader", "LoadedModel": "loader"}
+_HOMES = {"quantize": "building.build", "BuildOptions": "building.job"} | dict.fromkeys(
+    ("load", "Loaded", "LoadedModel"), "loader"
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,10 @@ class LoadedModel:
     placement: str | None = None
 
 
+Loaded = LoadedModel
+"""The public name: `quantize.Loaded`."""
+
+
 def load(
     path: Path | str, *, device: str = "cpu", compute_dtype: torch.dtype | None = None, kernel: str | None = None
 ) -> LoadedModel:

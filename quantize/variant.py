@@ -44,21 +44,13 @@ class Variant:
     published: bool = True
 
     def __post_init__(self) -> None:
-        packed = self.method in ("AWQ", "RTN")
-        if packed and (self.w_bit != 4 or self.version not in ("GEMM", "GEMV")):
-            raise ValueError(f"{self.name}: {self.method} is 4-bit with version GEMM or GEMV")
-        if not packed and self.version is not None:
-            raise ValueError(f"{self.name}: only what is stored as AWQ has a version")
+        if self.version is not None and (self.w_bit != 4 or self.version not in ("GEMM", "GEMV")):
+            raise ValueError(f"{self.name}: what is stored as AWQ is 4-bit with version GEMM or GEMV")
 
     @property
     def is_awq(self) -> bool:
         """True where the weights are stored in AWQ's format: groups of 4-bit codes with scales and zero points."""
         return self.version is not None
-
-    @property
-    def is_searched(self) -> bool:
-        """True where AWQ's search over calibration text chooses scales and clips."""
-        return self.method == "AWQ"
 
     def folder_suffix(self, group_size: int | None = None) -> str:
         """What the published checkpoints append to the model's name: `AWQ-QGS128-W4-GEMM`, `BnB.4`, `FP16`."""

@@ -27,6 +27,7 @@ from quantize.model.architecture import quantized_shapes
 from quantize.model.pretrained import tokenizer_of
 from quantize.model.tensors import half
 from quantize.process_memory import resident_bytes
+from quantize.rounding.options import AwqOptions
 from quantize.schema import to_data
 from quantize.variant import Variant
 from quantize.versions import MAKERS, installed_versions
@@ -66,6 +67,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     built = {recipe.variant.name: done for recipe in recipes if (done := job.kept(recipe))}
     missing = {recipe.variant.name: recipe for recipe in recipes if recipe.variant.name not in built}
     if missing:
+        search = _shared_search(missing)
         expected = estimate(
             stream.model,
             stream.architecture,
@@ -79,7 +81,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
             job.say(expected.line())
             return built
         expected.check()
-        _run(job, stream, blocks, missing, expected)
+        _run(job, stream, blocks, missing, search, expected)
         for name, recipe in missing.items():
             built[name] = BuiltCheckpoint(open_checkpoint(job.target(recipe)), kept=False)
     elif not dry_run:
@@ -87,11 +89,21 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     return built
 
 
-def _run(job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, expected: Estimate) -> None:
+def _shared_search(recipes: Recipes) -> AwqOptions | None:
+    """The settings of the search, None for no search. Raises UserError where they differ: one run searches once."""
+    searches = {recipe.search: name for name, recipe in recipes.items() if recipe.search}
+    if len(searches) > 1:
+        raise UserError(f"{' and '.join(searches.values())} search with different options: make them in separate calls")
+    return next(iter(searches), None)
+
+
+def _run(
+    job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, search: AwqOptions | None, expected: Estimate
+) -> None:
     """Go through the layers from where an unfinished run left off, and turn the parts into checkpoints."""
     journal = _journal(job, blocks, recipes, len(stream.architecture.layers))
     try:
-        seconds, held_out = _layers(job, stream, blocks, recipes, journal)
+        seconds, held_out = _layers(job, stream, blocks, recipes, search, journal)
         for recipe in recipes.values():
             measured = {"peak_bytes": peak_bytes(job.device), "seconds": round(sum(seconds.values()), 3)}
             if recipe.search and held_out:
@@ -131,14 +143,13 @@ def _journal(job: Job, blocks: Tensor, recipes: Recipes, layers: int) -> Journal
 
 
 def _layers(
-    job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, journal: Journal
+    job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, search: AwqOptions | None, journal: Journal
 ) -> tuple[dict[str, float], HeldOutResult | None]:
     """Seconds a phase, and what the search costs in quality on text that no calibration sees."""
     total = len(stream.architecture.layers)
     writers = {name: journal.writer(name) for name in recipes}
     job.progress("layers", journal.finished_layers, total)
     packing, kept, count = 0.0, journal.hidden(), len(batches_of(blocks))
-    search = next((recipe.search for recipe in recipes.values() if recipe.search), None)
     held_out = None
     if search and not job.is_dummy:
         held_out = HeldOutCheck(_held_out_blocks(job, blocks.shape[1]), kept[count:] if kept else None)

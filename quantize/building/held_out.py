@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.building.layer import LayerResult, run_layer
+from quantize.building.inputs import run_layer
+from quantize.building.layer import LayerResult
 from quantize.building.layer_stub import replace_layers
 from quantize.errors import UserError
 from quantize.model.architecture import Architecture

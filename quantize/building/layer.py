@@ -5,14 +5,14 @@ model has.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantize.building.inputs import observe_layer
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.methods.base import LayerInputs
@@ -20,7 +20,7 @@ from quantize.model.architecture import Architecture, ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
 from quantize.rounding.awq_search import search_clip, search_scale
 from quantize.rounding.gptq import round_with_feedback
-from quantize.rounding.gram import InputStats, StatsAccumulator, multiplies_bfloat16, output_error
+from quantize.rounding.gram import InputStats, output_error
 from quantize.rounding.options import AwqOptions
 from quantize.rounding.refit import refit_scales
 
@@ -76,85 +76,6 @@ class LayerResult:
 
 FromInputs = Callable[[LayerInputs], dict[str, Tensor]]
 """What another method makes of a layer before its scales move; its tensors come back in the result."""
-
-
-class _InputObserver:
-    """Hooks on a layer's linear modules that add up the statistics of their inputs, once per distinct input."""
-
-    def __init__(self, linears: dict[str, nn.Linear]) -> None:
-        self._owners: dict[str, str] = {}
-        self._accumulators: dict[str, StatsAccumulator] = {}
-        self._last: tuple[Tensor, str] | None = None
-        self._handles = [linear.register_forward_pre_hook(self._hook(name, linear)) for name, linear in linears.items()]
-
-    def _hook(self, name: str, linear: nn.Linear) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs: Tensor = args[0]
-            if name not in self._owners:
-                shared = self._last is not None and self._last[0] is inputs
-                self._owners[name] = self._last[1] if shared and self._last else name
-                if not shared:
-                    self._accumulators[name] = StatsAccumulator(linear.in_features, inputs.device)
-            owner = self._owners[name]
-            if owner == name:
-                self._accumulators[name].add(inputs)
-            self._last = (inputs, owner)
-
-        return observe
-
-    def finish(self) -> tuple[dict[str, str], dict[str, InputStats]]:
-        """Remove the hooks; return linear -> owner of its input, and owner -> statistics."""
-        for handle in self._handles:
-            handle.remove()
-        self._last = None
-        return self._owners, {name: accumulator.finish() for name, accumulator in self._accumulators.items()}
-
-
-@torch.no_grad()
-def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """The layer's output for each batch [b, t, hidden], one after the other.
-
-    Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
-    """
-    weights = next(layer.parameters())
-    for kept in hidden:
-        batch = kept.to(weights.device)
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=multiplies_bfloat16(batch.device)):
-            output = layer(batch, **kwargs)
-        yield output[0] if isinstance(output, tuple) else output
-
-
-def spilled(batch: Tensor, path: Path) -> Tensor:
-    """A float32 copy of this batch that lives in a file: the system may drop its pages when memory is short."""
-    kept = torch.from_file(str(path), shared=True, size=batch.numel(), dtype=torch.float32).view(batch.shape)
-    return kept.copy_(batch)
-
-
-def is_spilled(batch: Tensor) -> bool:
-    """Whether `spilled` made it."""
-    return batch.untyped_storage().filename is not None
-
-
-@torch.no_grad()
-def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], kwargs: dict[str, Any]) -> LayerInputs:
-    """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
-
-    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
-    the layer with besides. Raises UserError when an output is not finite.
-    """
-    layer = architecture.layers[index]
-    prefix = f"{architecture.layers_name}.{index}."
-    linears = architecture.linears(index)
-    observer = _InputObserver(linears)
-    for position, output in enumerate(run_layer(layer, hidden, kwargs)):
-        if is_spilled(hidden[position]):
-            hidden[position].copy_(output)
-        else:
-            hidden[position] = output
-    owners, stats = observer.finish()
-    if not all(bool(torch.isfinite(batch.sum())) for batch in hidden):  # NaN and Inf stay in a sum
-        raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
-    return LayerInputs(layer, prefix, linears, owners, stats)
 
 
 @torch.no_grad()

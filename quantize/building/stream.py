@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from quantize.building.held_out import HeldOutCheck, HeldOutResult
-from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer, spilled
+from quantize.building.inputs import spilled
+from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.building.layer_stub import layer_calls
 from quantize.errors import UserError
 from quantize.model.architecture import Architecture, architecture_of

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS, NATIVE, Kernel
 from quantize.kernels.base import Int4Linear
 from quantize.kernels.verify import KernelFault, check_layer
+from quantize.schema import from_data, parse_json, to_data
 from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL
 from quantize.versions import version_of
 
@@ -45,6 +45,18 @@ class KernelTiming:
 
     decode_s: float
     prefill_s: float
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """What a probe found.
+
+    kernel:  the fastest.
+    seconds: of each that was tried, for decode and prefill.
+    """
+
+    kernel: str
+    seconds: dict[str, tuple[float, float]]
 
 
 Stopwatch = Callable[[Int4Linear, torch.Tensor], float]
@@ -97,9 +109,9 @@ def _fastest(
     if len(names) == 1:
         return names[0]
     key = cache_key(names, shapes, device, dtype)
-    known = _read(cache).get(key, {}).get("kernel") if cache else None
-    if known in names:
-        return str(known)
+    known = _read(cache).get(key) if cache else None
+    if known and known.kernel in names:
+        return known.kernel
     seconds = {
         name: found for name in names if (found := probe_kernel(KERNELS[name], shapes, device, dtype)) is not None
     }
@@ -107,8 +119,7 @@ def _fastest(
         raise KernelFault(f"no kernel gives right results here (tried {', '.join(names)})")
     chosen = best(seconds)
     if cache:
-        facts = {name: [found.decode_s, found.prefill_s] for name, found in seconds.items()}
-        _write(cache, key, {"kernel": chosen, "seconds": facts})
+        _write(cache, key, KernelChoice(chosen, {name: (one.decode_s, one.prefill_s) for name, one in seconds.items()}))
     return chosen
 
 
@@ -186,16 +197,21 @@ def cache_key(names: Sequence[str], shapes: Sequence[LayerShape], device: torch.
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path) -> dict[str, KernelChoice]:
+    """What is kept, by key; nothing where there is no such file or it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = parse_json(path.read_bytes(), str(path))
+        return (
+            {key: from_data(KernelChoice, entry, str(path)) for key, entry in found.items()}
+            if isinstance(found, dict)
+            else {}
+        )
+    except (OSError, UserError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
-def _write(path: Path, key: str, facts: dict[str, Any]) -> None:
+def _write(path: Path, key: str, probe: KernelChoice) -> None:
     """Add one entry; a cache that cannot be written is done without."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps({**_read(path), key: facts}, indent=1).encode())
+        replace_file(path, json.dumps(to_data({**_read(path), key: probe}), indent=1).encode())

@@ -80,7 +80,8 @@ def placement_for(
 
     model.tie_weights()  # else a tied embedding would count twice
     there = dict(get_max_memory() if free is None else free)
-    stored = {None: dtype, 8: torch.int8, 4: CustomDtype.INT4}[variant.w_bit]
+    sizes = ((4, CustomDtype.INT4), (8, torch.int8))
+    stored = next((small for bits, small in sizes if variant.w_bit and variant.w_bit <= bits), dtype)
     special = {f"{name}.weight": stored for name in quantized}
     needed = int(compute_module_sizes(model, dtype=dtype, special_dtypes=special)[""])
     first = device.index or 0

@@ -74,30 +74,30 @@ def gptq_round(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = 
     columns = weight.float().t()[order]
     codes = torch.empty(columns.shape, dtype=torch.int8, device=weight.device)
     numbers = order.tolist()
-    spread = factor / factor.diagonal().unsqueeze(1)  # an error over its pivot, times the pivot's row
+    reach = factor / factor.diagonal().unsqueeze(1)  # an error over its pivot, times the pivot's row
     for start in range(0, len(columns), COLUMN_BLOCK):
         stop = min(start + COLUMN_BLOCK, len(columns))
         errors, found = torch.empty_like(columns[start:stop]), torch.empty_like(columns[start:stop])
-        _feed_block(columns[start:stop], spread[start:stop, start:stop], numbers[start:stop], nearest, found, errors)
+        _feed_block(columns[start:stop], reach[start:stop, start:stop], numbers[start:stop], nearest, found, errors)
         codes[order[start:stop]] = found.to(torch.int8)
-        columns[stop:].addmm_(spread[start:stop, stop:].t(), errors, alpha=-1)
+        columns[stop:].addmm_(reach[start:stop, stop:].t(), errors, alpha=-1)
     return codes.t().contiguous()
 
 
 def _feed_block(
-    columns: Tensor, spread: Tensor, numbers: Sequence[int], nearest: Nearest, codes: Tensor, errors: Tensor
+    columns: Tensor, reach: Tensor, numbers: Sequence[int], nearest: Nearest, codes: Tensor, errors: Tensor
 ) -> None:
-    """Round a block of columns [n, out], whose errors reach each other by spread [n, n]: one half, then the other."""
+    """Round a block of columns [n, out], whose errors pass to each other by reach [n, n]: one half, then the other."""
     if len(columns) > SMALLEST_BLOCK:
         half = len(columns) // 2
-        _feed_block(columns[:half], spread[:half, :half], numbers[:half], nearest, codes[:half], errors[:half])
-        columns[half:].addmm_(spread[:half, half:].t(), errors[:half], alpha=-1)
-        _feed_block(columns[half:], spread[half:, half:], numbers[half:], nearest, codes[half:], errors[half:])
+        _feed_block(columns[:half], reach[:half, :half], numbers[:half], nearest, codes[:half], errors[:half])
+        columns[half:].addmm_(reach[:half, half:].t(), errors[:half], alpha=-1)
+        _feed_block(columns[half:], reach[half:, half:], numbers[half:], nearest, codes[half:], errors[half:])
         return
-    rows = zip(numbers, columns.unbind(0), codes.unbind(0), errors.unbind(0), spread.unbind(0), strict=True)
-    for place, (number, values, code, error, reach) in enumerate(rows, start=1):
+    rows = zip(numbers, columns.unbind(0), codes.unbind(0), errors.unbind(0), reach.unbind(0), strict=True)
+    for place, (number, values, code, error, row) in enumerate(rows, start=1):
         nearest(number, values, code, error)
-        columns[place:].addr_(reach[place:], error, alpha=-1)
+        columns[place:].addr_(row[place:], error, alpha=-1)
 
 
 def round_with_feedback(

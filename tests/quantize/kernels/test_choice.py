@@ -91,8 +91,15 @@ def test_the_fastest_is_remembered_and_another_machine_is_not(
     monkeypatch.setattr(choice, "version_of", lambda name: "another")
     assert choose("auto", shapes, cache) == "dequantize"
     assert len(probed) == 2 * count
-    cache.write_text("no JSON")
-    assert choose("auto", shapes, cache) == "dequantize"
+    for damaged in ("no JSON", "[]", "{}", "NaN"):
+        cache.write_text(damaged)
+        assert choose("auto", shapes, cache) == "dequantize"
+    (key,) = json.loads(cache.read_text())
+    for entry in ("3", "{}", '{"kernel": 1, "seconds": {}}', '{"kernel": "dequantize", "seconds": {"a": [1.0]}}'):
+        count = len(probed)
+        cache.write_text(f'{{"{key}": {entry}}}')
+        assert choose("auto", shapes, cache) == "dequantize"
+        assert len(probed) > count
 
 
 def test_a_kernel_that_fails_or_errs_is_passed_over(shapes: list[LayerShape], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from quantize.loader import LoadedModel, load_dummy
 from quantize.loading.device_map import Placement, placement_for
 from quantize.model.linear_layers import linear_layers
 from quantize.model.pretrained import empty_model
-from quantize.variant import VARIANTS
+from quantize.variant import VARIANTS, Variant
 
 LAYERS, WIDTH, INNER, WORDS = 4, 64, 128, 96
 LAYER = 2 * WIDTH * WIDTH + 2 * 32 * WIDTH + 3 * WIDTH * INNER
@@ -75,6 +75,14 @@ def test_quantized_layers_are_spread_over_gpus_alone(shape: Path) -> None:
     assert {place.type for place in (spread.device_map or {}).values()} == {"cuda"}
     with pytest.raises(MemoryError, match=r"GB of weights do not fit .*: cuda:0 0\.0 GB$"):
         placed(shape, "bnb-8bit", {0: ALL_BYTES // 3, "cpu": 10**9})
+
+
+@pytest.mark.parametrize(("bits", "stored_bits"), [(3, 4), (4, 4), (6, 8), (8, 8), (12, 16)])
+def test_a_variant_of_other_bits_counts_as_the_next_larger(shape: Path, bits: int, stored_bits: int) -> None:
+    model, variant = empty_model(shape.parent), Variant("odd", "Odd", w_bit=bits)
+    free: dict[int | str, int] = {0: ALL_BYTES // 10, 1: 2 * ALL_BYTES, "cpu": 0}
+    spread = placement_for(model, variant, linear_layers(model), CUDA, torch.float16, free=free)
+    assert spread.weights_bytes == ALL_BYTES - LAYERS * LAYER * (16 - stored_bits) // 8
 
 
 def spread_over(device: torch.device) -> Placement:
