@@ -83,6 +83,8 @@ def measure_crossover(
         raise UserError("no CUDA device here (torch.cuda.is_available() is False): use --device cpu")
     if dtype not in (None, "float32", "float16", "bfloat16"):
         raise UserError(f"unknown dtype {dtype!r}: use float32, float16 or bfloat16")
+    if not budget_s >= 0:
+        raise UserError("--budget must be at least 0 seconds")
     counts = sorted(set(counts))
     with quiet_libraries(), torch.no_grad():
         target = torch.device(device)

@@ -49,6 +49,8 @@ def race(arguments: argparse.Namespace) -> list[RaceRecord]:
 
     names = arguments.contender or list(CONTENDERS)
     unknown = [name for name in names if name not in CONTENDERS]
+    if not arguments.timeout > 0:
+        raise UserError("--timeout must be above 0 seconds")
     if unknown:
         raise UserError(f"unknown contender {unknown[0]!r}; there are: {', '.join(CONTENDERS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,8 @@ class RoundsRule:
             raise UserError("--rounds must be at least 1")
         if not self.noise > 0:
             raise UserError("--noise must be above 0")
+        if not self.max_time_s >= 0:
+            raise UserError("--max-time must be at least 0 seconds")
 
     def stop_reason(
         self, done: int, widest: Callable[[], float | None], elapsed_s: float, round_s: float
@@ -81,7 +83,9 @@ class PassRule:
     max_passes: int = 200
 
     def __post_init__(self) -> None:
-        if min(self.steady_passes, self.min_passes) < 1 or self.max_warmups < self.steady_passes:
+        limits = (self.steady_spread, self.max_warmup_s, self.min_time_s, self.noise, self.max_time_s)
+        met = all(limit >= 0 for limit in limits)  # which is no number is not
+        if not met or min(self.steady_passes, self.min_passes) < 1 or self.max_warmups < self.steady_passes:
             raise ValueError(f"a rule that can never be met: {self}")
 
 

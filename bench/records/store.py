@@ -162,7 +162,7 @@ def record_from(data: object, where: str) -> AnyRecord:
     if not isinstance(data, dict):
         raise UserError(f"{where} is no record: not a file that `bench` wrote?")
     kind = data.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in data), None)
-    if kind not in TYPES:
+    if not isinstance(kind, str) or kind not in TYPES:
         raise UserError(f"{where} is no record (kind {kind!r}): not a file that `bench` wrote?")
     return from_data(TYPES[kind], _migrated({**data, "kind": kind}, TYPES[kind], where), where)
 
@@ -197,6 +197,14 @@ def _parsed(path: Path, lines: Iterable[str]) -> Iterator[AnyRecord]:
 
 
 def _is_torn(line: str) -> bool:
-    """Whether this is the beginning of a line of ours, which a crash cut off."""
+    """Whether this is the beginning of a line of ours, which a crash cut off; a whole line that is no JSON is not."""
     beginnings = ('{"kind":', '{"schema_version":', '{"when":', '{"shape":')
-    return any(line.startswith(one) or one.startswith(line) for one in beginnings)
+    if not any(line.startswith(one) or one.startswith(line) for one in beginnings):
+        return False
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return not line.endswith("}") or error.pos >= len(line) or error.msg.startswith("Unterminated")
+    except RecursionError:
+        pass
+    return False

@@ -100,7 +100,7 @@ class BenchOptions:
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        if self.timeout_s <= 0:
+        if not self.timeout_s > 0:
             raise UserError("--timeout must be above 0 seconds")
         if self.threads is not None and self.threads < 1:
             raise UserError("--threads must be at least 1")

@@ -112,6 +112,10 @@ class _Reference:
 class _Crossover:
     budget_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.budget_s >= 0:
+            raise UserError("budget_s must be at least 0 seconds")
+
 
 @dataclass(frozen=True)
 class _Tables:

@@ -448,6 +448,7 @@ def test_the_command(config: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
     [
         (["--shape", "no-such-model", "--device", "cpu"], "is no config.json"),
         (["--shape", "mistral-7b", "--device", "cpu", "--dtype", "int3"], "unknown dtype 'int3'"),
+        (["--shape", "mistral-7b", "--device", "cpu", "--budget", "nan"], "--budget must be at least 0"),
     ],
 )
 def test_a_bad_command_line_is_one_line(

@@ -87,7 +87,7 @@ def test_a_torn_last_line_is_passed_over_and_swallows_nothing(tmp_path: Path, th
     whole = path.read_bytes()
     append(path, three[1])
     last = path.read_bytes()[len(whole) :]
-    for cut in [*range(20), *range(20, len(last) - 1, 23)]:
+    for cut in range(len(last) - 1):
         path.write_bytes(whole + last[:cut])
         assert read_records(path) == three[:1]
     for cut in (0, 1, len(last) // 2, len(last) - 2):
@@ -113,7 +113,13 @@ def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record]
         read_records(path)
 
 
-@pytest.mark.parametrize("line", ["hello", '{"a": 1}', "[1]", '{"kind":"latency","schema_version":1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("hello", '{"a": 1}', "[1]", '{"kind":"latency","schema_version":1}', '{"kind":["latency"]}'),
+        *('{"kind":{}}', '{"kind":"latency","wall_s":NaN}', '{"kind":"latency","device":"\\ud800"}', '{"kind":7}'),
+    ],
+)
 def test_what_is_no_record_is_refused_with_its_line(tmp_path: Path, three: list[Record], line: str) -> None:
     path = tmp_path / "records.jsonl"
     append(path, three[0])

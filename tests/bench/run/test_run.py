@@ -354,6 +354,7 @@ def test_a_records_file_that_is_none(measure: Callable[..., Outcome], folder: Pa
     [
         ({"rounds": 0}, "--rounds must be at least 1"),
         ({"timeout_s": 0}, "--timeout must be above 0"),
+        ({"timeout_s": float("nan")}, "--timeout must be above 0"),
         ({"threads": 0}, "--threads must be at least 1"),
         ({"dtype": "int8"}, "unknown dtype 'int8'; there are: float32, bfloat16, float16"),
         ({"device": "tpu"}, "unknown device 'tpu'; there are: auto, cpu, cuda"),
