@@ -7,3 +7,11 @@ class UserError(Exception):
     The commands print it as `error: MESSAGE` and exit with code 2. Any other exception is a bug of ours and
     keeps its traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text as one line that a terminal can be given: control, bidi and other unseen characters are escaped."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)

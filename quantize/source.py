@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,22 +32,28 @@ TOKENIZERS = (
     *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
 )
-HUB_FILES = ("*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
+"""Config, tokenizer, generation settings, chat template, licence and card."""
+HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)
 """What is downloaded from a hub repository: never pickles, and nothing from its subfolders."""
+HUB_WAIT_S = 10.0
 
 HUB_PROBLEMS = {
     "GatedRepoError": "is gated: accept its terms on its hub page, then run `hf auth login`",
     "RepositoryNotFoundError": "is no folder here and no model on the hub (if private: `hf auth login`)",
     "RevisionNotFoundError": "has no such revision: choose another --revision",
     "HFValidationError": "is no valid hub id: write it as org/name",
+    "OfflineModeIsEnabled": "is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it, or give a folder",
     "LocalEntryNotFoundError": "is no folder here, and the hub cannot be reached: give a folder, or connect",
-    "OfflineModeIsEnabled": "is no folder here, and HF_HUB_OFFLINE is set: unset it, or give a folder",
     "HfHubHTTPError": "could not be downloaded, the hub refused: try again later",
     "XetDownloadError": "could not be downloaded whole: try again, what has come is kept",
     "HTTPError": "could not be downloaded whole: try again, what has come is kept",
     "RequestException": "could not be downloaded whole: try again, what has come is kept",
 }
 """By the names of the error's classes, most derived first; by name because they moved between versions."""
+
+QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Of GPTQ, of AWQ and of ModelOpt, beside a config that does not say so."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -76,10 +82,11 @@ class Source:
     folder: Path
 
 
-def open_source(source: str, *, revision: str | None = None) -> Source:
+def open_source(source: str, *, revision: str | None = None, name: str | None = None) -> Source:
     """The model that `source` names, on this disk: `org/name` on the hub, a local folder, or `smollm2-135m`.
 
-    `dummy:NAME` and `dummy:PATH/config.json` have random weights in that shape and no tokenizer.
+    `dummy:NAME` and `dummy:PATH/config.json` have random weights in that shape and no tokenizer. name: of the base
+    model in the table, left out that of the folder or repository.
 
     A hub model is downloaded (once), the embedded one is unpacked (once); a folder is used where it lies. The
     weight files are opened and hashed, so what is damaged shows here.
@@ -90,39 +97,97 @@ def open_source(source: str, *, revision: str | None = None) -> Source:
     if source.startswith(DUMMY_PREFIX):
         if revision is not None:
             raise UserError("--revision is for models on the hub: leave it out")
-        name, config = dummy_config(source.removeprefix(DUMMY_PREFIX))
-        folder = write_dummy_folder(config, name, cache_folder())
-        return Source(SourceFacts("dummy", source, None, None), name, folder)
+        known_as, config = dummy_config(source.removeprefix(DUMMY_PREFIX))
+        folder = write_dummy_folder(config, known_as, cache_folder())
+        return Source(SourceFacts("dummy", source, None, None), base_name(known_as if name is None else name), folder)
     if revision is not None and (source == EMBEDDED_ID or Path(source).exists()):
         raise UserError("--revision is for models on the hub: leave it out")
     if source == EMBEDDED_ID:
-        folder, kind, name = _embedded_folder(), "embedded", EMBEDDED_NAME
+        folder, kind, known_as = _embedded_folder(), "embedded", EMBEDDED_NAME
     elif source and Path(source).is_dir():
-        folder, kind, name = Path(source), "folder", Path(source).resolve().name
+        folder, kind, known_as = Path(source), "folder", _folder_name(Path(source).resolve())
     elif source and Path(source).exists():
         raise UserError(f"{source} is a file: give the folder of a model")
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         folder, revision = _download(source, revision)
-        kind, name = "hub", source.split("/")[1]
+        kind, known_as = "hub", source.split("/")[1]
     else:
         raise UserError(f"{source!r} is no folder here, no hub id (org/name) and not {EMBEDDED_ID}, the embedded model")
     _check_config(folder)
     weights = open_weights(folder)
     _check_tokenizer(folder)
     sha256 = hash_of_hashes({file.name: sha256_of(file) for file in weights.files})
-    return Source(SourceFacts(kind, source, revision, sha256), name, folder)
+    return Source(SourceFacts(kind, source, revision, sha256), base_name(known_as if name is None else name), folder)
+
+
+def base_name(name: str) -> str:
+    """A base model's name, which also begins its checkpoints' folder names. Raises UserError for one that cannot."""
+    if not re.fullmatch(r"\w[^/\\]{0,127}", name) or not name.isprintable():
+        raise UserError(f"{name!r} cannot begin the names of folders: choose letters, digits, `.` and `-` with --name")
+    return name
+
+
+def _folder_name(folder: Path) -> str:
+    """The folder's own name; of a snapshot in the hub's cache its repository's, not its commit."""
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.split("--")[-1]
+    return folder.name
+
+
+def regular_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files directly in a model's folder that fit a pattern, sorted by name.
+
+    Raises UserError for one that is no regular file (a device, a pipe), or a link to anything outside the folder but
+    the same repository in the hub's cache.
+    """
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    for path in found:
+        check_regular(path)
+    return [path for path in found if path.is_file()]
+
+
+def check_regular(path: Path) -> None:
+    """Raise UserError for what `regular_files` refuses."""
+    home, target = path.parent.resolve(), path.resolve()
+    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if path.is_symlink() and not any(target.is_relative_to(root) for root in roots):
+        raise UserError(f"{path} is a link out of its folder: put the file itself there")
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise UserError(f"{path} is no regular file: give the folder of a model, as transformers saves it")
 
 
 def _check_config(folder: Path) -> None:
     path = folder / "config.json"
+    check_regular(path)
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: give the folder of a whole model, as transformers saves it")
     config = _read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path} does not say its model_type: give the folder of a model, as transformers saves it")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "some method")
+    if method := _quantized_by(folder, config):
         raise UserError(f"{folder} is quantized already ({method}): give the half-precision model it was made from")
+    for key, value in _strings(config):
+        if key.endswith("implementation") and re.search("[/:@]", value):
+            raise UserError(f"{path}: {key} asks for code from the hub ({value}), which is never run: remove it")
+
+
+def _quantized_by(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The method of a folder that is quantized already, by its config or a file of its own."""
+    for key in ("quantization_config", "compression_config"):
+        if given := config.get(key):
+            method = given.get("quant_method") if isinstance(given, dict) else None
+            return method if isinstance(method, str) else key
+    return next((name for name in QUANTIZED_FILES if (folder / name).exists()), None)
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a config, also in the configs inside it, with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for inner_key, inner in value.items():
+            yield from _strings(inner, inner_key)
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -133,8 +198,10 @@ def _check_tokenizer(folder: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): download it again") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): fix its permissions, or download it again") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} is damaged (no JSON object): download it again")
     return data
@@ -193,6 +260,7 @@ def open_weights(folder: Path) -> Weights:
     safetensors, a file is cut short or damaged, or the index names a file or tensor that is not there.
     """
     index_path = folder / INDEX_NAME
+    check_regular(folder / SINGLE_NAME)
     if (folder / SINGLE_NAME).is_file():
         index: dict[str, str] = {}
         paths = [folder / SINGLE_NAME]
@@ -226,6 +294,7 @@ def _read_index(path: Path) -> dict[str, str]:
     for file in sorted(set(index.values())):
         if Path(file).name != file:
             raise UserError(f"{path} names {file!r}, which is no file of this folder: download the model again")
+        check_regular(path.parent / file)
         if not (path.parent / file).is_file():
             raise UserError(f"{path.parent / file} is missing, but {INDEX_NAME} names it: download the model again")
     return index
@@ -272,21 +341,39 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
 def _download(repo: str, revision: str | None) -> tuple[Path, str | None]:
     """Download a hub model, or find it in the hub's cache; its folder and the commit it is of."""
     with quiet_libraries():
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
 
+        patterns = {"allow_patterns": list(HUB_FILES), "ignore_patterns": ["*/*"]}
         try:
-            path = Path(
-                snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"])
-            )
+            reached = _hub_answers(repo, revision)
+            path = Path(snapshot_download(repo, revision=revision, local_files_only=not reached, **patterns))
         except Exception as error:
             if disk_is_full(error):
                 raise UserError(f"the disk is full while downloading {repo}: free some space, or set HF_HOME") from None
-            problems = [HUB_PROBLEMS[c.__name__] for c in type(error).__mro__ if c.__name__ in HUB_PROBLEMS]
+            kinds = [c.__name__ for c in type(error).__mro__]
+            if "LocalEntryNotFoundError" in kinds and constants.HF_HUB_OFFLINE:
+                kinds = ["OfflineModeIsEnabled"]
+            problems = [HUB_PROBLEMS[kind] for kind in kinds if kind in HUB_PROBLEMS]
             if not problems:
                 raise
             named = repo if revision is None else f"{repo} at revision {revision}"
             raise UserError(f"{named} {problems[0]}") from None
     return path, path.name if re.fullmatch(r"[0-9a-f]{40}", path.name) else revision
+
+
+def _hub_answers(repo: str, revision: str | None) -> bool:
+    """Ask once, since the downloads try again for minutes. Raises what the hub says of the repository."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        HfApi().model_info(repo, revision=revision, timeout=HUB_WAIT_S)
+    except Exception as error:
+        if {c.__name__ for c in type(error).__mro__} & {"TransportError", "ConnectionError", "Timeout"}:
+            return False
+        raise
+    return True
 
 
 # The embedded model

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import struct
 import sys
 from collections.abc import Callable
@@ -344,6 +345,7 @@ def test_a_hub_model_is_downloaded_without_pickles_and_its_commit_kept(
         asked.append((repo, options))
         return str(snapshot)
 
+    monkeypatch.setattr(module, "_hub_answers", lambda repo, revision: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
     opened = open_source("org/Tiny-Model", revision="v2")
@@ -409,6 +411,7 @@ def test_what_the_hub_refuses_is_one_line(
         raise hub_error(name)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_hub_answers", lambda repo, revision: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert message in refusal("org/name", revision="v9" if name == "RevisionNotFoundError" else None)
 
@@ -427,6 +430,7 @@ def test_a_disk_that_fills_during_the_download_is_one_line(monkeypatch: pytest.M
     def snapshot_download(repo: str, **options: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(module, "_hub_answers", lambda repo, revision: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert "the disk is full while downloading org/name" in refusal("org/name")
 
@@ -437,6 +441,7 @@ def test_any_other_error_of_the_download_is_a_bug_and_keeps_its_traceback(monkey
     def snapshot_download(repo: str, **options: Any) -> NoReturn:
         raise ZeroDivisionError
 
+    monkeypatch.setattr(module, "_hub_answers", lambda repo, revision: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(ZeroDivisionError):
         open_source("org/name")
@@ -449,8 +454,72 @@ def test_without_a_network_the_real_client_ends_in_one_line(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert refusal("no-such-org/no-such-model").startswith("no-such-org/no-such-model is no folder here, and")
+    assert "is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it" in refusal("no-such-org/no-such-model")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(module, "HUB_WAIT_S", 0.2)
+        assert "the hub cannot be reached: give a folder, or connect" in refusal("org/name")
+
+
+def test_a_snapshot_in_the_hubs_cache_is_called_by_its_repository(folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--Tiny-Model" / "snapshots" / COMMIT
+    blobs = tmp_path / "models--org--Tiny-Model" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(folder.iterdir()):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    assert open_source(str(snapshot)).base_model == "Tiny-Model"
+
+
+def test_the_user_may_name_the_base_model(folder: Path) -> None:
+    assert open_source(str(folder), name="Other").base_model == "Other"
+    for name in ("../x", "a/b", "", ".hidden", "x" * 200, "a\x1b[31m"):
+        assert "--name" in refusal(str(folder), name=name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model-00001-of-00002.safetensors"])
+def test_a_link_out_of_the_folder_is_refused(name: str, folder: Path, tmp_path: Path, request: Any) -> None:
+    where = request.getfixturevalue("sharded") if name.startswith("model-") else folder
+    (where / name).rename(tmp_path / name)
+    (where / name).symlink_to(tmp_path / name)
+    assert f"{name} is a link out of its folder" in refusal(str(where))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_is_refused_and_not_waited_for(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"{name} is no regular file" in refusal(str(folder))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_kernel_from_the_hub_is_refused(key: str, inside: bool, folder: Path) -> None:
+    given = {key: "org/kernel"}
+    edit_json(folder / "config.json", lambda config: config.update({"text_config": given} if inside else given))
+    assert f"{key} asks for code from the hub (org/kernel), which is never run" in refusal(str(folder))
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("value", [{"quant_method": "gptq"}, {"bits": 4}, "gptq", [1]])
+def test_every_way_to_say_quantized_is_understood(key: str, value: Any, folder: Path) -> None:
+    edit_json(folder / "config.json", lambda config: config.update({key: value}))
+    assert "is quantized already" in refusal(str(folder))
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_a_quantizers_own_file_means_quantized(name: str, folder: Path) -> None:
+    (folder / name).write_text("{}")
+    assert f"is quantized already ({name})" in refusal(str(folder))
 
 
 # The embedded model
