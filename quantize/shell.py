@@ -1,0 +1,107 @@
+"""How a command meets the shell: exit codes, interrupts, readers that leave, devices that are full."""
+
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from quantize.errors import UserError
+
+BAD_INPUT = 2
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised where the work is, so that it cleans up."""
+
+
+def guarded(command: str, work: Callable[[], int | None]) -> int:
+    """Run a command's work and give its exit code: its own, 0 for None, 2 for a UserError, 130 and 143 for signals.
+
+    What the user can fix and an interrupt are one line on standard error. Work goes on when nobody reads its output any
+    more (`| head`). Output that cannot be written (a full device) is one line and code 2 at the end.
+    """
+    with _outlets() as outlets, _terminable():
+        try:
+            code = work() or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = BAD_INPUT
+        except (KeyboardInterrupt, _Terminated) as stop:
+            print(f"interrupted: what is finished is kept, the same {command} again goes on", file=sys.stderr)
+            code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        problem = next((o.problem for o in outlets if o.problem and o.problem.errno != errno.EPIPE), None)
+        if problem is not None:
+            print(f"error: the output could not be written ({problem.strerror}): free some space", file=sys.stderr)
+            code = code or BAD_INPUT
+    return code
+
+
+class _Outlet(io.RawIOBase):
+    """A file descriptor that swallows everything after its first error, which it keeps."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.problem: OSError | None = None
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any) -> int:
+        if self.problem is None:
+            try:
+                return os.write(self._descriptor, data)
+            except OSError as error:
+                self.problem = error
+        return len(data)
+
+
+@contextmanager
+def _outlets() -> Iterator[list[_Outlet]]:
+    """Standard output and error over outlets, in which a character that the encoding lacks is escaped."""
+    before = sys.stdout, sys.stderr
+    outlets = []
+    for name, stream in zip(("stdout", "stderr"), before, strict=True):
+        if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            outlets.append(_Outlet(stream.fileno()))
+            buffered = io.BufferedWriter(outlets[-1])
+            patient = io.TextIOWrapper(buffered, stream.encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, patient)
+    try:
+        yield outlets
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
