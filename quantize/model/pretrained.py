@@ -9,20 +9,26 @@ import torch
 
 from quantize.errors import UserError
 
+MOST_LAYERS = 10_000
+"""More are a damaged config, which would take for ever to build."""
+
 
 def config_of(folder: Path) -> Any:
     """The transformers config of a folder. Raises UserError where transformers has no such model of its own."""
     from transformers import AutoConfig
 
-    with _readable(folder, "config.json"):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with readable(folder, "config.json"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if not 0 < config.get_text_config().num_hidden_layers <= MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers is not between 1 and {MOST_LAYERS}")
+    return config
 
 
 def tokenizer_of(folder: Path) -> Any:
     """The tokenizer of a folder. Raises UserError for one that transformers cannot read."""
     from transformers import AutoTokenizer
 
-    with _readable(folder, "the tokenizer"):
+    with readable(folder, "the tokenizer"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -45,19 +51,19 @@ def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.
     from transformers import AutoModelForCausalLM
 
     config = config_of(folder) if config is None else config
-    with _readable(folder, "config.json"), init_empty_weights(include_buffers=False):
+    with readable(folder, "config.json"), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.eval()
 
 
 @contextmanager
-def _readable(folder: Path, what: str) -> Iterator[None]:
+def readable(folder: Path, what: str) -> Iterator[None]:
     """What a library raises because of what a file says becomes one line that names the file."""
     try:
         yield
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
+    except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         if "trust_remote_code" in str(error) or "custom code" in str(error):

@@ -1,0 +1,87 @@
+"""A source's files against the model that its config.json describes, by transformers' own loading, on shapes alone."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantize.errors import UserError
+from quantize.model.names import parameters_by_file_name
+from quantize.model.pretrained import empty_model, readable
+from quantize.quiet import quiet_libraries
+from quantize.source import TensorReader
+
+
+def fitting_model(folder: Path, weights: TensorReader, say: Callable[[str], object]) -> Any:
+    """The transformers model of a folder, its weights on the meta device, once its files are known to fit it.
+
+    Tied weights that differ in the files are not tied, transformers' rule, and the user is told. Raises UserError as
+    `empty_model` and `check_fit` do.
+    """
+    model = empty_model(folder)
+    check_fit(folder, model, weights)
+    for target, source in differing_ties(model, weights):
+        say(f"{target} differs from {source}, to which config.json ties it: both are kept, as transformers does")
+        for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+        model = empty_model(folder, config=model.config)
+    return model
+
+
+def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
+    """Raise UserError, naming a tensor and what is wrong, where files and model do not fit each other.
+
+    A parameter that no file holds, which would be random; a tensor that the model has no place for; another shape; a
+    dtype that is no plain floating point. Renaming, conversion and tying are transformers' own: it loads the files'
+    shapes, no values, into a model of the same class.
+    """
+    names = weights.names()
+    parameters = dict(model.named_parameters())
+    homes = parameters_by_file_name(model, names)
+    for name in names:
+        if not weights.dtype(name).is_floating_point and homes[name] in parameters:
+            kind = str(weights.dtype(name)).removeprefix("torch.")
+            raise UserError(f"{folder}: weight {name} is of type {kind}: give the model in half precision")
+    shapes = {name: torch.empty(weights.shape(name), dtype=weights.dtype(name), device="meta") for name in names}
+    with quiet_libraries(), readable(folder, "the weights"):
+        _, found = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=shapes,
+            device_map={"": "meta"},
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+    if missing := found["missing_keys"]:
+        raise UserError(
+            f"{folder}: the weights lack {_first(missing)}, which config.json asks for: the folder holds another model "
+            "than its config says, or a part of it; give the whole model, as its causal-LM class saves it"
+        )
+    if wrong := found["mismatched_keys"]:
+        name, held, asked = min((str(name), list(held), list(asked)) for name, held, asked in wrong)
+        raise UserError(
+            f"{folder}: {_first([name], len(wrong))} has shape {held}, config.json asks for {asked}: the folder mixes "
+            "files of two models"
+        )
+    if extra := found["unexpected_keys"]:
+        raise UserError(
+            f"{folder}: the model of config.json has no place for {_first(extra)}: the folder holds another model, or "
+            "an adapter that was not merged; give the whole model, as its causal-LM class saves it"
+        )
+
+
+def _first(names: Iterable[str], count: int | None = None) -> str:
+    ordered = sorted(names)
+    more = (count or len(ordered)) - 1
+    return f"{ordered[0]} and {more} more" if more else ordered[0]
+
+
+def differing_ties(model: Any, weights: TensorReader) -> list[tuple[str, str]]:
+    """(target, source) of parameters that the model ties to one another and whose tensors in the files differ."""
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    files = {parameter: name for name, parameter in parameters_by_file_name(model, weights.names()).items()}
+    both = [(target, source) for target, source in ties.items() if target in files and source in files]
+    return [pair for pair in both if not torch.equal(*(weights.get(files[name]) for name in pair))]
