@@ -6,6 +6,7 @@ A finished checkpoint is a folder that other software reads (config.json, safete
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -107,6 +108,12 @@ class Manifest:
             raise ValueError(f"unknown variant {self.variant!r}")
         if self.schema_version != MANIFEST_SCHEMA:
             raise ValueError(f"manifest schema {self.schema_version!r}, expected {MANIFEST_SCHEMA}")
+        base_name(self.name)
+        base_name(self.base_model)
+        for name in self.files:
+            parts = name.split("/")
+            if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts):
+                raise ValueError(f"{name!r} is no name of a file in this folder")
 
 
 @dataclass(frozen=True)
@@ -126,17 +133,34 @@ class Checkpoint:
         return hash_of_hashes({name: facts.sha256 for name, facts in self.manifest.files.items()})
 
 
+def base_name(name: str) -> str:
+    """A base model's name, which also begins its checkpoints' folder names. Raises UserError for one that cannot."""
+    if not re.fullmatch(r"\w[^/\\]{0,127}", name) or not name.isprintable():
+        raise UserError(f"{name!r} cannot begin the names of folders: choose letters, digits, `.` and `-` with --name")
+    return name
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The finished checkpoint in this folder. Raises UserError when there is none or it is damaged."""
+    """The finished checkpoint in this folder.
+
+    Raises UserError when there is none, its manifest is damaged, or a file is there that the manifest does not name
+    (hidden ones aside, which nothing loads).
+    """
     manifest = path / MANIFEST_NAME
     if not path.is_dir():
         raise UserError(f"no such folder: {path}")
     if not manifest.is_file():
         raise UserError(f"{path} is no quantable checkpoint (no {MANIFEST_NAME}): make one with `quantize`")
     try:
-        return Checkpoint(path, from_json(Manifest, manifest.read_bytes(), MANIFEST_NAME))
+        found = Checkpoint(path, from_json(Manifest, manifest.read_bytes(), MANIFEST_NAME))
     except UserError as error:
         raise UserError(f"{manifest} is damaged ({error}): make the checkpoint again with `quantize --force`") from None
+    known = {MANIFEST_NAME, *found.manifest.files}
+    there = (one.relative_to(path) for one in path.rglob("*") if not one.is_dir())
+    extra = sorted(one.as_posix() for one in there if one.as_posix() not in known and one.parts[0][0] != ".")
+    if extra:
+        raise UserError(f"{path / extra[0]} is no file of this checkpoint, {MANIFEST_NAME} says: move it away")
+    return found
 
 
 def find_checkpoints(directory: Path) -> list[Checkpoint]:

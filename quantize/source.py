@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from quantize.checkpoint import SourceFacts
+from quantize.checkpoint import SourceFacts, base_name
 from quantize.dummy import DUMMY_PREFIX, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, sha256_of
@@ -118,13 +118,6 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     _check_tokenizer(folder)
     sha256 = hash_of_hashes({file.name: sha256_of(file) for file in weights.files})
     return Source(SourceFacts(kind, source, revision, sha256), base_name(known_as if name is None else name), folder)
-
-
-def base_name(name: str) -> str:
-    """A base model's name, which also begins its checkpoints' folder names. Raises UserError for one that cannot."""
-    if not re.fullmatch(r"\w[^/\\]{0,127}", name) or not name.isprintable():
-        raise UserError(f"{name!r} cannot begin the names of folders: choose letters, digits, `.` and `-` with --name")
-    return name
 
 
 def _folder_name(folder: Path) -> str:

@@ -390,3 +390,25 @@ def test_a_large_file_is_hashed_right(tmp_path: Path) -> None:
     data = os.urandom(3_000_000)
     (tmp_path / "file").write_bytes(data)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["model-2.safetensors", "own.py", "README.md"])
+def test_a_file_that_the_manifest_does_not_name_is_refused(name: str, tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "made").path
+    (checkpoint / ".cache").mkdir()
+    assert open_checkpoint(checkpoint).path == checkpoint
+    (checkpoint / name).write_text("x")
+    with pytest.raises(UserError, match=f"{name} is no file of this checkpoint"):
+        open_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "", "..", "a\x1b[2J"])
+@pytest.mark.parametrize("field", ["base_model", "name", "files"])
+def test_a_name_in_a_manifest_stays_inside(field: str, name: str, tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "made").path
+    path = checkpoint / MANIFEST_NAME
+    data = json.loads(path.read_text())
+    data[field] = data["files"] | {name: {"bytes": 0, "sha256": "0"}} if field == "files" else name
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="is damaged"):
+        open_checkpoint(checkpoint)
