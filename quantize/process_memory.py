@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -24,30 +25,24 @@ def status_bytes(field: str, proc: Path = PROC) -> int | None:
     return None if found is None else int(found[1]) * 1024
 
 
-def resident_bytes(proc: Path = PROC) -> int | None:
-    """Resident set size of this process; None where the system does not tell."""
+def resident_bytes(proc: Path = PROC) -> int:
+    """Resident set size of this process."""
     held = status_bytes("VmRSS", proc)
     if held is not None:
         return held
-    try:
-        import psutil
-    except ImportError:
-        return None
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
-def peak_resident_bytes() -> int | None:
-    """The largest resident set size of this process so far; None where the system does not tell.
+def peak_resident_bytes(proc: Path = PROC) -> int:
+    """The largest resident set size of this process so far.
 
     Linux's own count in /proc comes first: `getrusage` passes the size of the process that started this one on to it.
     """
-    peak = status_bytes("VmHWM")
+    peak = status_bytes("VmHWM", proc)
     if peak is not None:
         return peak
-    try:
-        import resource
-    except ImportError:
-        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -77,6 +72,6 @@ def trim_memory(*, above: float = 0.0) -> None:
         library = ctypes.CDLL("libc.so.6")
         if above:
             library.mallinfo2.restype = _MallocInfo
-            if library.mallinfo2().fordblks <= above * (resident_bytes() or 0):
+            if library.mallinfo2().fordblks <= above * resident_bytes():
                 return
         library.malloc_trim(0)

@@ -74,8 +74,8 @@ def calls_of(rows: Sequence[SuiteRow]) -> list[QuantizeCall]:
     """What makes the checkpoints of these rows: a call a source, more where its rows differ in group size."""
     calls: dict[tuple[str, str, str | None, int | None], dict[str, None]] = {}
     for row in rows:
-        groups = [other.group_size for other in rows if other.source == row.source and other.group_size is not None]
-        group_size = row.group_size or next(iter(groups), None)
+        groups = (other.group_size for other in rows if other.source == row.source)
+        group_size = row.group_size or next(filter(None, groups), None)
         calls.setdefault((row.base_model, row.source, row.revision, group_size), {})[row.variant] = None
     return [QuantizeCall(*key, variants=tuple(variants)) for key, variants in calls.items()]
 

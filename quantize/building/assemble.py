@@ -3,16 +3,17 @@
 import datetime
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantize.building.shards import ShardWriter
+from quantize.building.job import Job
+from quantize.building.shards import join_parts
 from quantize.checkpoint import MANIFEST_NAME, Manifest, seal
 from quantize.kernels.base import dtype_name
 from quantize.methods.base import Recipe
-from quantize.source import INDEX_NAME, Source
-from quantize.versions import MAKERS, installed_versions
+from quantize.source import INDEX_NAME
+from quantize.versions import maker_versions
 
 COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """Tokenizer, generation settings and chat template: what stands beside the weights and is no weight."""
@@ -21,29 +22,29 @@ NOT_COPIED = ("config.json", MANIFEST_NAME, INDEX_NAME)
 
 def finish(
     folder: Path,
-    source: Source,
-    name: str,
+    job: Job,
     recipe: Recipe,
-    *,
     seconds: Mapping[str, float],
+    *,
     layers: Sequence[dict[str, Any]] = (),
     estimate: dict[str, Any] | None = None,
     measured: dict[str, Any] | None = None,
 ) -> Manifest:
     """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest."""
-    weights_bytes = ShardWriter(folder).finish()
+    source, weights_bytes = job.source, join_parts(folder)
     _write_config(source.folder, folder, recipe)
-    for path in _beside_weights(source.folder):
-        shutil.copyfile(path, folder / path.name)
+    for path in (path for pattern in COPIED for path in source.folder.glob(pattern)):
+        if path.is_file() and path.name not in NOT_COPIED:
+            shutil.copyfile(path, folder / path.name)
     manifest = Manifest(
-        name=name,
+        name=job.target(recipe).name,
         base_model=source.base_model,
         variant=recipe.variant.name,
         q_group_size=recipe.group_size,
         source=source.facts,
         calibration=recipe.calibration,
         options=recipe.options,
-        libraries=installed_versions(MAKERS),
+        libraries=maker_versions(),
         seconds={phase: round(spent, 3) for phase, spent in seconds.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,
@@ -68,10 +69,3 @@ def _write_config(source: Path, target: Path, recipe: Recipe) -> None:
     if recipe.quantization is not None:
         config["quantization_config"] = recipe.quantization
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _beside_weights(folder: Path) -> Iterator[Path]:
-    for pattern in COPIED:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file() and path.name not in NOT_COPIED:
-                yield path

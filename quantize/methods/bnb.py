@@ -85,7 +85,7 @@ def bnb_4bit_with_feedback(weights: Mapping[str, Tensor], gram: Tensor, options:
         code.copy_(order[rank])
 
     codes = gptq_round(torch.cat([weight.float() for weight in weights.values()]), gram, nearest).view(torch.uint8)
-    for name, own in zip(weights, codes.split([len(weight) for weight in weights.values()]), strict=True):
+    for name, own in zip(weights, torch.split(codes, [len(weight) for weight in weights.values()]), strict=True):
         pairs = own.view(-1, 2)
         entries[f"{name}.weight"] = (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
     return entries
@@ -140,7 +140,7 @@ def bnb_quantization_config(variant: Variant, options: BnbOptions) -> dict[str, 
 
 def bnb_linear(
     name: str, tensors: Mapping[str, Tensor], shape: tuple[int, int], device: torch.device, compute_dtype: torch.dtype
-) -> nn.Module:
+) -> Any:
     """bitsandbytes' own layer, without a bias, around what `bnb_tensors` gave for a weight of this shape, (out, in).
 
     The tensors are on the device; they become the layer's and are not copied.
@@ -148,7 +148,7 @@ def bnb_linear(
     from bitsandbytes import nn as bnb_nn
 
     (out_features, in_features), codes = shape, tensors[f"{name}.weight"]
-    layer: nn.Module
+    layer: Any
     if (scales := tensors.get(f"{name}.SCB")) is not None:
         layer = bnb_nn.Linear8bitLt(
             in_features, out_features, bias=False, has_fp16_weights=False, threshold=INT8_THRESHOLD, device="meta"
