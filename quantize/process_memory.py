@@ -1,7 +1,4 @@
-"""This process's own memory: how much it holds, how much at most, and giving back what it no longer needs.
-
-Imports no torch.
-"""
+"""This process's own memory: what it holds, the most it held, giving back what it no longer needs. Imports no torch."""
 
 import contextlib
 import ctypes

@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantize.building.assemble import finish, read_config
+from quantize.building.assemble import PART_GLOB, finish, read_config, write_part
 from quantize.building.estimate import Estimate, estimate, peak_bytes
 from quantize.building.held_out import HeldOutCheck, HeldOutResult
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult
-from quantize.building.shards import PART_GLOB, write_part
 from quantize.building.stream import LayerStream, batches_of
 from quantize.calibration import blocks_sha256, builtin_texts, text_from, token_blocks
 from quantize.checkpoint import CalibrationFacts, open_checkpoint, writing

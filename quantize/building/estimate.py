@@ -62,16 +62,12 @@ class Estimate:
 
     def check(self) -> None:
         """Raise UserError when memory or disk will not do."""
-        if self.peak_bytes > self.free_memory_bytes:
-            raise UserError(
-                f"needs about {self.peak_bytes / 1e9:.1f} GB of memory, {self.free_memory_bytes / 1e9:.1f} are free: "
-                "use fewer --blocks, or a machine with more"
-            )
-        if self.disk_bytes > self.free_disk_bytes:
-            raise UserError(
-                f"needs about {self.disk_bytes / 1e9:.1f} GB of disk, {self.free_disk_bytes / 1e9:.1f} are free: "
-                "choose another --out"
-            )
+        for what, needed, free, way_out in (
+            ("memory", self.peak_bytes, self.free_memory_bytes, "use fewer --blocks, or a machine with more"),
+            ("disk", self.disk_bytes, self.free_disk_bytes, "choose another --out"),
+        ):
+            if needed > free:
+                raise UserError(f"needs about {needed / 1e9:.1f} GB of {what}, {free / 1e9:.1f} are free: {way_out}")
 
 
 def estimate(
@@ -89,19 +85,20 @@ def estimate(
     inputs = [columns for name, (_, columns) in linears.items() if name not in repeated]
     widest = max(*inputs, hidden)
     largest_group = max(sum(linears[name][0] * linears[name][1] for name in group) for group in groups)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    parameters = sum(tensor.numel() for name, tensor in model.named_parameters() if name not in tied)
+    parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
     embedding = model.get_input_embeddings().weight.numel()
 
     activations = tokens * hidden
     grams = sum(width * width for width in inputs) + 3 * widest * widest
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    search = SEARCH_COPIES * largest_group
-    in_layers = activations + layer_weights + grams + max(batch, search)
+    in_layers = activations + layer_weights + grams + max(batch, SEARCH_COPIES * largest_group)
     before_layers = embedding + activations
     peak = FLOAT_BYTES * max(in_layers, before_layers, 2 * embedding) + already_bytes
 
-    bytes_of = [_weights_bytes(recipe, parameters, layers * layer_weights) for recipe in recipes]
+    quantized, bytes_of = layers * layer_weights, []
+    for recipe in recipes:  # the quantized weights at their bits, the rest in half precision
+        bits = (recipe.variant.w_bit or 16) + (20 / recipe.group_size if recipe.group_size else 0.5)
+        bytes_of.append(int(quantized * bits / 8 + (parameters - quantized) * 2))
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
@@ -147,13 +144,6 @@ def layer_operations(linears: Sequence[tuple[int, int]], inputs: Sequence[int], 
 def _symmetric_share(width: int) -> float:
     """Share of a full product that one with a symmetric matrix takes, worked through in blocks."""
     return sum((stop - start) * stop for start, stop in column_blocks(width)) / width**2
-
-
-def _weights_bytes(recipe: Recipe, parameters: int, quantized: int) -> int:
-    """Bytes of one variant's file: the quantized weights at their bits, the rest in half precision."""
-    bits = float(recipe.variant.w_bit or 16)
-    overhead = 20 / recipe.group_size if recipe.group_size else 0.5
-    return int(quantized * (bits + overhead) / 8 + (parameters - quantized) * 2)
 
 
 def operations_a_second(device: torch.device) -> float:

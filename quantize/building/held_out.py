@@ -87,10 +87,7 @@ class HeldOutCheck:
 
 
 def _log_probabilities(model: Any, architecture: Architecture, ids: Tensor, hidden: Tensor) -> Tensor:
-    """log p of the next token at every position but the last, float32 [t - 1, vocabulary].
-
-    hidden: what the last layer gave.
-    """
+    """log p of the next token at every position but the last, float32 [t - 1, vocabulary]; hidden: the layers' last."""
     with replace_layers(architecture, lambda index, incoming, kwargs: hidden):
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
     return torch.log_softmax(logits.float(), dim=-1)

@@ -44,9 +44,13 @@ class Journal:
     def __init__(self, folder: Path, key: dict[str, Any]) -> None:
         self.folder = folder
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        state = _read(folder / JOURNAL_NAME)
-        if state is not None and state.key == digest:
-            self.restarted, self.state = False, state
+        path = folder / JOURNAL_NAME
+        try:
+            left = from_json(State, path.read_bytes(), str(path))
+        except (FileNotFoundError, UserError):
+            left = None
+        if left is not None and left.key == digest:
+            self.restarted, self.state = False, left
         else:
             self.restarted, self.state = folder.exists(), State(digest)
             shutil.rmtree(folder, ignore_errors=True)
@@ -86,13 +90,6 @@ class Journal:
 
     def _hidden_path(self, layer: int) -> Path:
         return self.folder / f"hidden-{layer:05d}.safetensors"
-
-
-def _read(path: Path) -> State | None:
-    try:
-        return from_json(State, path.read_bytes(), str(path))
-    except (FileNotFoundError, UserError):
-        return None
 
 
 def discard_finished(folder: Path, finished: Collection[str]) -> None:

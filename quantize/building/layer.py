@@ -102,9 +102,8 @@ def quantize_layer(
         return LayerResult(index, {}, {}, (), seconds, made)
 
     started = time.perf_counter()
-    outputs, plain_errors, exponents = _scale_layer(
-        seen, architecture.scale_groups(index) if options.search else [], options
-    )
+    groups = architecture.scale_groups(index) if options.search else []
+    outputs, plain_errors, exponents = _scale_layer(seen, groups, options)
     seconds["scale"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -123,7 +122,7 @@ def quantize_layer(
     facts = tuple(
         LinearFacts(seen.prefix + name, errors[name], plain_errors[name], exponents.get(name)) for name in errors
     )
-    full = {seen.prefix + name: weights[name] for name in errors}
+    full = {seen.prefix + name: weight for name, weight in weights.items()}
     return LayerResult(index, full, seen.others(), facts, seconds, made)
 
 
@@ -132,7 +131,7 @@ def _round(seen: LayerInputs, owner: str, options: AwqOptions) -> dict[str, Int4
     linears, stats, names = seen.linears, seen.stats[owner], seen.sharing(owner)
     rows = torch.cat([linears[name].weight.data for name in names])
     clip = None
-    if options.search and options.clip:
+    if options.clip:
         clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
     gram = stats.shrunk()
     if options.rounding == "gptq":
@@ -183,24 +182,14 @@ def _scale_layer(
     exponents: dict[str, float | None] = {}
     for group in groups:
         trim_memory(above=FREED_SHARE)
-        exponent, group_noises = _scale(seen, group, options)
-        exponents |= dict.fromkeys(group.linears, exponent)
-        errors |= {name: noise / outputs[name] for name, noise in group_noises.items()}
+        owner, linears = seen.owners[group.linears[0]], [seen.linears[name] for name in group.linears]
+        choice = search_scale(torch.cat([one.weight.data for one in linears]), seen.stats[owner], options.group_size)
+        if choice.exponent is not None:
+            apply_scales(seen.layer, group, choice.scales)
+            seen.stats[owner] = seen.stats[owner].scaled(choice.scales)
+        exponents |= dict.fromkeys(group.linears, choice.exponent)
+        rows = torch.split(choice.unscaled_rows, [linear.out_features for linear in linears])
+        errors |= {name: float(own.sum()) / outputs[name] for name, own in zip(group.linears, rows, strict=True)}
         if group.previous in seen.linears:  # the scales are in its output now
             outputs[group.previous] = _output_square(seen, group.previous)
     return outputs, errors, exponents
-
-
-def _scale(seen: LayerInputs, group: ScaleGroup, options: AwqOptions) -> tuple[float | None, dict[str, float]]:
-    """Search one group's scales, apply them to the layer and to the statistics.
-
-    Returns the exponent, and by name the noise that plain rounding would have made.
-    """
-    owner = seen.owners[group.linears[0]]
-    linears = [seen.linears[name] for name in group.linears]
-    choice = search_scale(torch.cat([linear.weight.data for linear in linears]), seen.stats[owner], options.group_size)
-    if choice.exponent is not None:
-        apply_scales(seen.layer, group, choice.scales)
-        seen.stats[owner] = seen.stats[owner].scaled(choice.scales)
-    rows = torch.split(choice.unscaled_rows, [linear.out_features for linear in linears])
-    return choice.exponent, {name: float(own.sum()) for name, own in zip(group.linears, rows, strict=True)}

@@ -5,9 +5,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from quantize.building.assemble import finish
+from quantize.building.assemble import finish, write_part
 from quantize.building.job import BuiltCheckpoint, Job, method_of
-from quantize.building.shards import write_part
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors
 from quantize.model.linear_layers import linear_layers

@@ -99,10 +99,9 @@ class LayerStream:
 
         Older files lack the base model's prefix. Raises UserError for one that no file holds.
         """
-        in_files, tied = set(self._weights.names()), getattr(self.model, "all_tied_weights_keys", None) or ()
-        found = {}
+        in_files, found = set(self._weights.names()), {}
         for name in self.model.state_dict():
-            if name not in tied:
+            if name not in self.model.all_tied_weights_keys:
                 bare = name.removeprefix(f"{self.model.base_model_prefix}.")
                 if not in_files & {name, bare}:
                     raise UserError(f"the source's weights lack {name}: download the model again")

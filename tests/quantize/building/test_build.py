@@ -333,7 +333,7 @@ def test_a_disk_that_fills_up(
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("quantize.building.shards.save_file", full)
+    monkeypatch.setattr("quantize.building.assemble.save_file", full)
     line = refused(capsys, str(tiny_llama), "--variant", variant, "--out", str(tmp_path), "--blocks", "2")
     assert "disk is full" in line
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
