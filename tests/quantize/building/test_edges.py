@@ -13,11 +13,15 @@ from safetensors.torch import load_file, save_file
 import quantize
 from quantize.building.assemble import join_parts, write_part
 from quantize.building.held_out import HeldOutResult
+from quantize.building.inputs import layer_calls, observe_layer
 from quantize.building.job import BuildOptions
-from quantize.building.journal import JOURNAL_NAME, Journal
+from quantize.building.journal import JOURNAL_NAME, Journal, discard_finished
 from quantize.building.layer import LayerResult, LinearFacts
+from quantize.building.stream import tensor_core_products
 from quantize.checkpoint import open_checkpoint, verify
 from quantize.errors import UserError
+from quantize.model.architecture import architecture_of
+from quantize.model.pretrained import model_of
 from quantize.source import open_weights
 
 OPTIONS = BuildOptions(blocks=2, block_tokens=32, device="cpu")
@@ -140,3 +144,57 @@ def test_a_checkpoint_whose_manifest_names_no_groups(tiny_llama: Path, tmp_path:
 def test_an_unknown_device_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown device 'tpu': use cpu or cuda"):
         make(tiny_llama, tmp_path, options=replace(OPTIONS, device="tpu"))
+
+
+def test_layers_that_give_no_numbers_are_named_and_the_model_is_whole_again(tiny_llama: Path) -> None:
+    model = model_of(tiny_llama, dtype=torch.float32).eval()
+    architecture, ids = architecture_of(model), torch.arange(32).view(1, 32)
+    with torch.no_grad():
+        logits = model(ids).logits
+    (hidden, kwargs), _ = layer_calls(model, architecture, ids)
+    assert torch.equal(hidden, model.get_input_embeddings()(ids))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, logits)
+    with pytest.raises(UserError, match=r"model\.layers\.0 gives NaN or Inf on the calibration text"):
+        observe_layer(architecture, 0, [hidden * float("nan")], kwargs)
+
+
+def test_batches_through_a_layer_do_not_change_what_is_found(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(OPTIONS, blocks=6)
+    whole = open_checkpoint(make(tiny_llama, tmp_path / "whole", options=options)).manifest.layers
+    monkeypatch.setattr("quantize.building.stream.BATCH_TOKENS", 64)
+    batched = open_checkpoint(make(tiny_llama, tmp_path / "batched", options=options)).manifest.layers
+    for one, other in zip(whole, batched, strict=True):
+        assert other["error_rtn"] == pytest.approx(one["error_rtn"], rel=1e-3)
+
+
+def test_a_group_size_below_the_usual_one_is_said(tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 1, "num_attention_heads": 2}
+    source = tmp_path / "narrow"
+    LlamaForCausalLM(LlamaConfig(vocab_size=512, **sizes)).half().save_pretrained(source)
+    shutil.copy(tiny_llama / "tokenizer.json", source)
+    said: list[str] = []
+    path = make(source, tmp_path / "out", "rtn", say=said.append)
+    assert said == ["group size 32: 128 does not divide every layer of this model"]
+    assert path.name == "narrow-RTN-QGS32-W4-GEMM"
+
+
+def test_a_journal_with_work_left_in_it_is_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", {})
+    for name in ("awq-gemm", "bnb-4bit"):
+        journal.parts(name)
+    discard_finished(journal.folder, ["awq-gemm"])
+    assert journal.folder.is_dir()
+    discard_finished(journal.folder, ["awq-gemm", "bnb-4bit", "fp16"])
+    assert not journal.folder.exists()
+
+
+@pytest.mark.parametrize(("device", "inside"), [("cuda", "high"), ("cpu", "highest")])
+def test_products_are_in_tf32_on_cuda_alone_and_only_inside(device: str, inside: str) -> None:
+    with tensor_core_products(torch.device(device)):
+        assert torch.get_float32_matmul_precision() == inside
+    assert torch.get_float32_matmul_precision() == "highest"
