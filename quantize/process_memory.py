@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import re
-import resource
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -40,6 +39,8 @@ def peak_resident_bytes(proc: Path = PROC) -> int:
     peak = status_bytes("VmHWM", proc)
     if peak is not None:
         return peak
+    import resource  # Windows has none, and imports this module too
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

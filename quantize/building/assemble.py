@@ -88,10 +88,7 @@ def write_part(folder: Path, part: int, tensors: Mapping[str, Tensor]) -> None:
 
 
 def join_parts(folder: Path) -> int:
-    """Join the parts into model.safetensors, or several files and their index; return the tensors' bytes.
-
-    Bytes are copied from file to file.
-    """
+    """Join the parts into model.safetensors, or several files and their index; return the tensors' bytes."""
     shards: list[list[Path]] = [[]]
     size = 0
     for part in sorted(folder.glob(PART_GLOB)):
