@@ -42,13 +42,10 @@ def builtin_texts(split: Split) -> list[str]:
     from pydoc_data.topics import topics
 
     seen: set[str] = set()
-    texts = {}
-    for wanted in ("evaluation", "calibration"):
-        texts[wanted] = [
-            text
-            for name in sorted(topics)
-            if split_of(name) == wanted and (text := PARAGRAPH.join(unseen_paragraphs(topics[name], seen)))
-        ]
+    texts: dict[str, list[str]] = {"evaluation": [], "calibration": []}
+    for wanted, found in texts.items():
+        names = (name for name in sorted(topics) if split_of(name) == wanted)
+        found += filter(None, (PARAGRAPH.join(unseen_paragraphs(topics[name], seen)) for name in names))
     return texts[split]
 
 
@@ -82,36 +79,32 @@ def text_from(spec: str) -> list[str]:
     if spec.startswith(HUB_PREFIX):
         texts = _from_hub(spec.removeprefix(HUB_PREFIX))
     else:
-        path = Path(spec)
-        readers = {".txt": _from_text, ".jsonl": _from_json_lines, ".json": _from_json}
-        if not path.is_file():
-            raise UserError(f"no such text: {spec!r} is no file, not {BUILTIN!r} and not hub:NAME")
-        if path.suffix.lower() not in readers:
-            raise UserError(f"{path} is no text that can be read: give a file that ends in {', '.join(readers)}")
-        try:
-            texts = readers[path.suffix.lower()](path)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
-        except OSError as error:
-            raise UserError(f"cannot read {path} ({error.strerror}): fix its permissions") from None
+        texts = _from_file(Path(spec), spec)
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(f"{spec} holds no text: choose another, or {BUILTIN!r}")
     return texts
 
 
-def _from_text(path: Path) -> list[str]:
-    return [path.read_text(encoding="utf-8")]
-
-
-def _from_json_lines(path: Path) -> list[str]:
-    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
-    places = ((line, f"{path}, line {number}") for number, line in lines if line.strip())
-    return [_text_in(_parse(line, place), place) for line, place in places]
-
-
-def _from_json(path: Path) -> list[str]:
-    entries = _parse(path.read_text(encoding="utf-8"), str(path))
+def _from_file(path: Path, spec: str) -> list[str]:
+    if not path.is_file():
+        raise UserError(f"no such text: {spec!r} is no file, not {BUILTIN!r} and not hub:NAME")
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".jsonl", ".json"):
+        raise UserError(f"{path} is no text that can be read: give a file that ends in .txt, .jsonl, .json")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): fix its permissions") from None
+    if suffix == ".txt":
+        return [content]
+    if suffix == ".jsonl":
+        lines = enumerate(content.split("\n"), start=1)
+        places = ((line, f"{path}, line {number}") for number, line in lines if line.strip())
+        return [_text_in(_parse(line, place), place) for line, place in places]
+    entries = _parse(content, str(path))
     if not isinstance(entries, list):
         raise UserError(f'{path} is no list: write a list of strings or of objects with a field "text"')
     return [
@@ -136,14 +129,14 @@ def _text_in(entry: Any, where: str) -> str:
 def _from_hub(spec: str) -> list[str]:
     name, split, column = (*spec.split(":", 2), "", "")[:3]
     split, column = split or "train", column or "text"
-    org_and_name, configuration = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    parts = name.split("/")
     try:
         import datasets
     except ImportError:
         raise UserError("text from the hub needs the package datasets: pip install datasets") from None
     try:
         with quiet_libraries():
-            data = datasets.load_dataset(org_and_name, configuration or None, split=split)
+            data = datasets.load_dataset("/".join(parts[:2]), "/".join(parts[2:]) or None, split=split)
     except Exception as error:  # the library raises anything from ValueError to its own and its clients' errors
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"data set {name}, split {split}, cannot be had ({first}): fix it, or give a file") from None

@@ -173,9 +173,8 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
     folders = [path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))]
     found = [open_checkpoint(path) for path in folders if not path.name.endswith((PARTIAL_SUFFIX, OLD_SUFFIX))]
     if not found:
-        raise UserError(
-            f"{directory} holds no quantable checkpoint: make some with `quantize SOURCE --out {directory}`"
-        )
+        command = f"quantize SOURCE --out {directory}"
+        raise UserError(f"{directory} holds no quantable checkpoint: make some with `{command}`")
     order = list(VARIANTS)
     return sorted(found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name))
 

@@ -21,50 +21,30 @@ def parser() -> argparse.ArgumentParser:
         description="Make 4-bit and 8-bit checkpoints of a causal language model, and the half-precision reference.",
         epilog="example: quantize smollm2-135m --variant all --out runs",
     )
-    p.add_argument(
-        "source", nargs="?", help="org/name on the hub, a local folder, or smollm2-135m (the embedded model)"
-    )
-    p.add_argument(
-        "--suite",
-        metavar="NAME",
-        help="biomistral, or a .toml file: make every checkpoint of that table, in place of source",
-    )
-    p.add_argument(
-        "--variant",
-        action="append",
-        metavar="NAME[,NAME]",
-        help=f"one or more of {', '.join(VARIANTS)}, or all (the default)",
-    )
-    p.add_argument("--out", type=Path, required=True, help="folder for the checkpoints, one subfolder each")
-    p.add_argument("--revision", help="branch, tag or commit of a hub source")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default auto)")
-    p.add_argument("--force", action="store_true", help="make finished checkpoints again")
-    p.add_argument("--dry-run", action="store_true", help="only say what it takes in memory, disk and time")
-    p.add_argument("--spill", action="store_true", help="keep activations in files beside the output, not in memory")
-    awq = p.add_argument_group("AWQ and calibration")
-    awq.add_argument(
-        "--group-size",
-        type=int,
-        metavar="N",
-        help=f"{', '.join(map(str, GROUP_SIZES))}; default: the largest that fits",
-    )
-    awq.add_argument(
-        "--calibration",
-        default="builtin",
-        metavar="TEXT",
-        help="builtin, a .txt, .json or .jsonl file, or hub:NAME[:split[:column]]",
-    )
-    awq.add_argument("--blocks", type=int, default=48, help="blocks of calibration text (default 48)")
-    awq.add_argument("--block-tokens", type=int, default=256, help="tokens a block (default 256)")
-    awq.add_argument(
-        "--rounding",
-        choices=("gptq", "nearest"),
-        default="gptq",
-        help="of AWQ and bnb-4bit: gptq feeds errors back on the calibration text (the default)",
-    )
-    bnb = p.add_argument_group("bitsandbytes 4-bit")
-    bnb.add_argument("--bnb-type", choices=("nf4", "fp4"), default="nf4", help="default nf4")
-    bnb.add_argument("--double-quant", action="store_true", help="quantize the scales too")
+    add = p.add_argument
+    add("source", nargs="?", help="org/name on the hub, a local folder, or smollm2-135m (the embedded model)")
+    suite = "biomistral, or a .toml file: make every checkpoint of that table, in place of source"
+    add("--suite", metavar="NAME", help=suite)
+    variants = f"one or more of {', '.join(VARIANTS)}, or all (the default)"
+    add("--variant", action="append", metavar="NAME[,NAME]", help=variants)
+    add("--out", type=Path, required=True, help="folder for the checkpoints, one subfolder each")
+    add("--revision", help="branch, tag or commit of a hub source")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default auto)")
+    add("--force", action="store_true", help="make finished checkpoints again")
+    add("--dry-run", action="store_true", help="only say what it takes in memory, disk and time")
+    add("--spill", action="store_true", help="keep activations in files beside the output, not in memory")
+    add = p.add_argument_group("AWQ and calibration").add_argument
+    sizes = f"{', '.join(map(str, GROUP_SIZES))}; default: the largest that fits"
+    add("--group-size", type=int, metavar="N", help=sizes)
+    text = "builtin, a .txt, .json or .jsonl file, or hub:NAME[:split[:column]]"
+    add("--calibration", default="builtin", metavar="TEXT", help=text)
+    add("--blocks", type=int, default=48, help="blocks of calibration text (default 48)")
+    add("--block-tokens", type=int, default=256, help="tokens a block (default 256)")
+    rounding = "of AWQ and bnb-4bit: gptq feeds errors back on the calibration text (the default)"
+    add("--rounding", choices=("gptq", "nearest"), default="gptq", help=rounding)
+    add = p.add_argument_group("bitsandbytes 4-bit").add_argument
+    add("--bnb-type", choices=("nf4", "fp4"), default="nf4", help="default nf4")
+    add("--double-quant", action="store_true", help="quantize the scales too")
     return p
 
 
@@ -90,15 +70,10 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         spill=arguments.spill,
     )
     for call in calls:
-        with progress_bar() as progress:
+        chosen, dry_run = replace(options, group_size=call.group_size, revision=call.revision), arguments.dry_run
+        with progress_bar() as show:
             built = quantize(
-                call.source,
-                call.variants,
-                arguments.out,
-                options=replace(options, group_size=call.group_size, revision=call.revision),
-                progress=progress,
-                say=say,
-                dry_run=arguments.dry_run,
+                call.source, call.variants, arguments.out, options=chosen, progress=show, say=say, dry_run=dry_run
             )
         for item in built:
             manifest = item.checkpoint.manifest
@@ -143,7 +118,3 @@ def guarded(command: str, work: Callable[[], Any]) -> int:
         print(f"error: interrupted; what is finished is kept, run the same {command} again to go on", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

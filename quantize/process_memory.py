@@ -1,7 +1,4 @@
-"""This process's own memory: how much it holds, how much at most, and giving back what it no longer needs.
-
-Imports no torch.
-"""
+"""This process's own memory: what it holds, the most it held, giving back what it no longer needs. Imports no torch."""
 
 import contextlib
 import ctypes
@@ -24,30 +21,26 @@ def status_bytes(field: str, proc: Path = PROC) -> int | None:
     return None if found is None else int(found[1]) * 1024
 
 
-def resident_bytes(proc: Path = PROC) -> int | None:
-    """Resident set size of this process; None where the system does not tell."""
+def resident_bytes(proc: Path = PROC) -> int:
+    """Resident set size of this process."""
     held = status_bytes("VmRSS", proc)
     if held is not None:
         return held
-    try:
-        import psutil
-    except ImportError:
-        return None
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
-def peak_resident_bytes() -> int | None:
-    """The largest resident set size of this process so far; None where the system does not tell.
+def peak_resident_bytes(proc: Path = PROC) -> int:
+    """The largest resident set size of this process so far.
 
     Linux's own count in /proc comes first: `getrusage` passes the size of the process that started this one on to it.
     """
-    peak = status_bytes("VmHWM")
+    peak = status_bytes("VmHWM", proc)
     if peak is not None:
         return peak
-    try:
-        import resource
-    except ImportError:
-        return None
+    import resource  # Windows has none, and imports this module too
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -77,6 +70,6 @@ def trim_memory(*, above: float = 0.0) -> None:
         library = ctypes.CDLL("libc.so.6")
         if above:
             library.mallinfo2.restype = _MallocInfo
-            if library.mallinfo2().fordblks <= above * (resident_bytes() or 0):
+            if library.mallinfo2().fordblks <= above * resident_bytes():
                 return
         library.malloc_trim(0)

@@ -1,14 +1,10 @@
 """How long work tells how far it is; the command line shows it as a bar."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
-
-class Progress(Protocol):
-    """Told what is being done, and how many of how many steps of it are finished."""
-
-    def __call__(self, what: str, done: int, total: int) -> None: ...
+Progress = Callable[[str, int, int], object]
+"""Told what is being done, and how many of how many steps of it are finished."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -23,15 +19,9 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    done = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    left = TextColumn("left"), TimeRemainingColumn()
+    with Bar(*done, *left, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:

@@ -1,7 +1,4 @@
-"""A suite: the rows of a whole table as a TOML file. What `quantize` makes of it; bench/suite/suite.py reads the rest.
-
-Imports no torch.
-"""
+"""A suite: the rows of a whole table as a TOML file; bench/suite/suite.py reads the rest of it. Imports no torch."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -41,7 +38,7 @@ class SuiteRow:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise UserError(f"unknown variant {self.variant!r}; there are: {', '.join(VARIANTS)}")
-        is_awq = VARIANTS[self.variant].is_awq
+        is_awq = self.quantization.is_awq
         if is_awq and self.group_size not in GROUP_SIZES:
             raise UserError(f"{self.variant} needs a group_size: one of {', '.join(map(str, GROUP_SIZES))}")
         if not is_awq and (self.group_size is not None or self.kernel is not None):
@@ -74,8 +71,8 @@ def calls_of(rows: Sequence[SuiteRow]) -> list[QuantizeCall]:
     """What makes the checkpoints of these rows: a call a source, more where its rows differ in group size."""
     calls: dict[tuple[str, str, str | None, int | None], dict[str, None]] = {}
     for row in rows:
-        groups = [other.group_size for other in rows if other.source == row.source and other.group_size is not None]
-        group_size = row.group_size or next(iter(groups), None)
+        groups = (other.group_size for other in rows if other.source == row.source)
+        group_size = row.group_size or next(filter(None, groups), None)
         calls.setdefault((row.base_model, row.source, row.revision, group_size), {})[row.variant] = None
     return [QuantizeCall(*key, variants=tuple(variants)) for key, variants in calls.items()]
 

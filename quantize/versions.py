@@ -1,7 +1,6 @@
 """Versions of installed libraries. Imports none of them."""
 
 import importlib.metadata
-from collections.abc import Iterable
 
 MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
 """Libraries that decide what a checkpoint holds."""
@@ -15,6 +14,6 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-def installed_versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are installed."""
-    return {name: version for name in names if (version := version_of(name)) is not None}
+def maker_versions() -> dict[str, str]:
+    """The versions of those of MAKERS that are installed."""
+    return {name: version for name in MAKERS if (version := version_of(name)) is not None}

@@ -15,7 +15,7 @@ from quantize.int4.weight import round_to_nearest
 from quantize.kernels import KERNELS, Kernel
 from quantize.kernels.base import dtype_name
 from quantize.kernels.verify import BOUNDS
-from quantize.methods.bnb_weights import bnb_linear, bnb_tensors
+from quantize.methods.bnb import bnb_linear, bnb_tensors
 from quantize.rounding.options import BnbOptions
 from quantize.variant import VARIANTS
 
@@ -120,7 +120,7 @@ def _build_bnb(variant: str, weight: Tensor, setting: Setting) -> Built:
 
     tensors = bnb_tensors("linear", weight.to(setting.dtype), VARIANTS[variant], BnbOptions())
     out_features, in_features = weight.shape
-    module: Any = bnb_linear("linear", tensors, (out_features, in_features), None, setting.device, setting.dtype)
+    module: Any = bnb_linear("linear", tensors, (out_features, in_features), setting.device, setting.dtype)
     if (row_maxima := tensors.get("linear.SCB")) is not None:
         exact = tensors["linear.weight"].float() * (row_maxima.float() / 127).unsqueeze(1)
     else:

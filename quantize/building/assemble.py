@@ -1,18 +1,27 @@
-"""Turn a folder of tensor parts into a finished checkpoint: config, tokenizer, manifest."""
+"""From parts of tensors to a finished checkpoint: safetensors files, config, tokenizer, manifest."""
 
 import datetime
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantize.building.shards import ShardWriter
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quantize.building.job import Job
 from quantize.checkpoint import MANIFEST_NAME, Manifest, seal
 from quantize.kernels.base import dtype_name
 from quantize.methods.base import Recipe
-from quantize.source import INDEX_NAME, Source
-from quantize.versions import MAKERS, installed_versions
+from quantize.source import INDEX_NAME
+from quantize.versions import maker_versions
+
+MAX_SHARD_BYTES = 5 * 10**9
+"""Files grow to about this size, as published checkpoints do."""
+
+PART_GLOB = "part-*.safetensors"
 
 COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """Tokenizer, generation settings and chat template: what stands beside the weights and is no weight."""
@@ -21,29 +30,29 @@ NOT_COPIED = ("config.json", MANIFEST_NAME, INDEX_NAME)
 
 def finish(
     folder: Path,
-    source: Source,
-    name: str,
+    job: Job,
     recipe: Recipe,
-    *,
     seconds: Mapping[str, float],
+    *,
     layers: Sequence[dict[str, Any]] = (),
     estimate: dict[str, Any] | None = None,
     measured: dict[str, Any] | None = None,
 ) -> Manifest:
     """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest."""
-    weights_bytes = ShardWriter(folder).finish()
+    source, weights_bytes = job.source, join_parts(folder)
     _write_config(source.folder, folder, recipe)
-    for path in _beside_weights(source.folder):
-        shutil.copyfile(path, folder / path.name)
+    for path in (path for pattern in COPIED for path in source.folder.glob(pattern)):
+        if path.is_file() and path.name not in NOT_COPIED:
+            shutil.copyfile(path, folder / path.name)
     manifest = Manifest(
-        name=name,
+        name=job.target(recipe).name,
         base_model=source.base_model,
         variant=recipe.variant.name,
         q_group_size=recipe.group_size,
         source=source.facts,
         calibration=recipe.calibration,
         options=recipe.options,
-        libraries=installed_versions(MAKERS),
+        libraries=maker_versions(),
         seconds={phase: round(spent, 3) for phase, spent in seconds.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,
@@ -70,8 +79,63 @@ def _write_config(source: Path, target: Path, recipe: Recipe) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _beside_weights(folder: Path) -> Iterator[Path]:
-    for pattern in COPIED:
-        for path in sorted(folder.glob(pattern)):
-            if path.is_file() and path.name not in NOT_COPIED:
-                yield path
+def write_part(folder: Path, part: int, tensors: Mapping[str, Tensor]) -> None:
+    """Write one part (parts are joined in the order of their numbers); a part written twice is replaced."""
+    path = folder / f"part-{part:05d}.safetensors"
+    partial = path.with_suffix(".tmp")
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial)
+    partial.rename(path)
+
+
+def join_parts(folder: Path) -> int:
+    """Join the parts into model.safetensors, or several files and their index; return the tensors' bytes."""
+    shards: list[list[Path]] = [[]]
+    size = 0
+    for part in sorted(folder.glob(PART_GLOB)):
+        if shards[-1] and size + part.stat().st_size > MAX_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(part)
+        size += part.stat().st_size
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, members in enumerate(shards, start=1):
+        several = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        file_name = f"model{several}.safetensors"
+        names, data_bytes = _join(members, folder / file_name)
+        weight_map |= dict.fromkeys(names, file_name)
+        total += data_bytes
+        for member in members:
+            member.unlink()
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=1) + "\n")
+    return total
+
+
+def _join(parts: Sequence[Path], target: Path) -> tuple[list[str], int]:
+    """Write `target` holding every tensor of `parts`; return the names and the bytes of data. Nothing is decoded.
+
+    The format is a little-endian 64-bit header length, a JSON header of dtypes, shapes and offsets, then the data.
+    """
+    header: dict[str, Any] = {}
+    data_starts = []
+    offset = 0
+    for part in parts:
+        with part.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            entries = json.loads(file.read(length))
+        for name, entry in entries.items():
+            begin, end = entry["data_offsets"]
+            header[name] = {**entry, "data_offsets": [begin + offset, end + offset]}
+        data_starts.append(8 + length)
+        offset += part.stat().st_size - data_starts[-1]
+    encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with target.open("wb") as out:
+        out.write(struct.pack("<Q", len(encoded)) + encoded)
+        for part, data_start in zip(parts, data_starts, strict=True):
+            with part.open("rb") as file:
+                file.seek(data_start)
+                shutil.copyfileobj(file, out, length=1 << 22)
+    return list(header), offset

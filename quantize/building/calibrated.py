@@ -4,18 +4,18 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from quantize.building.assemble import finish, read_config
+from quantize.building.assemble import PART_GLOB, finish, read_config, write_part
 from quantize.building.estimate import Estimate, estimate, peak_bytes
 from quantize.building.held_out import HeldOutCheck, HeldOutResult
 from quantize.building.job import BuiltCheckpoint, Job, method_of
-from quantize.building.journal import Journal, discard_finished, options_key
+from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult
-from quantize.building.shards import PART_GLOB
 from quantize.building.stream import LayerStream, batches_of
 from quantize.calibration import blocks_sha256, builtin_texts, text_from, token_blocks
 from quantize.checkpoint import CalibrationFacts, open_checkpoint, writing
@@ -26,11 +26,10 @@ from quantize.methods.base import Recipe, Tensors
 from quantize.model.architecture import quantized_shapes
 from quantize.model.pretrained import tokenizer_of
 from quantize.model.tensors import half
-from quantize.process_memory import resident_bytes
 from quantize.rounding.options import AwqOptions
 from quantize.schema import to_data
 from quantize.variant import Variant
-from quantize.versions import MAKERS, installed_versions
+from quantize.versions import maker_versions
 
 HELD_OUT_BLOCKS = 4
 """Blocks of held-out text that run along with the calibration to tell what AWQ costs."""
@@ -44,7 +43,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     if not variants:
         job.say("nothing here needs calibration: it takes seconds and one tensor's memory")
         return {}
-    in_groups = [variant for variant in variants if method_of(variant).in_groups]
+    in_groups = any(method_of(variant).in_groups for variant in variants)
     try:
         stream = LayerStream(job.source.folder, job.weights, job.device)
     except UserError as error:
@@ -54,39 +53,43 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     group_size = job.group_size(quantized_shapes(stream.architecture)) if in_groups else None
     blocks = _calibration_blocks(job, stream.model.config.get_text_config().vocab_size)
     text = "random tokens" if job.is_dummy else job.options.calibration
-    calibration = CalibrationFacts(text, blocks.shape[0], blocks.shape[1], blocks_sha256(blocks))
-    recipes = [
-        job.recipe(
-            variant,
-            group_size=group_size if variant in in_groups else None,
-            calibration=calibration,
-            architecture=stream.architecture,
-        )
-        for variant in variants
-    ]
-    built = {recipe.variant.name: done for recipe in recipes if (done := job.kept(recipe))}
-    missing = {recipe.variant.name: recipe for recipe in recipes if recipe.variant.name not in built}
+    choices = replace(
+        job.choices(),
+        group_size=group_size,
+        calibration=CalibrationFacts(text, blocks.shape[0], blocks.shape[1], blocks_sha256(blocks)),
+        architecture=stream.architecture,
+    )
+    recipes = {variant.name: method_of(variant).recipe(variant, choices) for variant in variants}
+    built = {name: kept for name, recipe in recipes.items() if (kept := job.kept(recipe))}
+    missing = {name: recipe for name, recipe in recipes.items() if name not in built}
+    working_folder = job.out / f".{job.source.base_model}.unfinished"
     if missing:
         search = _shared_search(missing)
         expected = estimate(
-            stream.model,
-            stream.architecture,
-            missing.values(),
-            tokens=blocks.numel(),
-            out=job.out,
-            device=job.device,
-            already_bytes=(resident_bytes() or 0) if job.device.type == "cpu" else 0,
+            stream.model, stream.architecture, missing.values(), tokens=blocks.numel(), out=job.out, device=job.device
         )
         if dry_run:
             job.say(expected.line())
             return built
         expected.check()
-        _run(job, stream, blocks, missing, search, expected)
+        journal = _journal(job, working_folder, blocks, missing, len(stream.architecture.layers))
+        _run(job, stream, blocks, missing, search, journal, expected)
         for name, recipe in missing.items():
             built[name] = BuiltCheckpoint(open_checkpoint(job.target(recipe)), kept=False)
     elif not dry_run:
-        discard_finished(_journal_folder(job), built)
+        discard_finished(working_folder, built)
     return built
+
+
+def _calibration_blocks(job: Job, vocabulary: int) -> Tensor:
+    options = job.options
+    if job.is_dummy:
+        return dummy_blocks(vocabulary, options.blocks, options.block_tokens)
+    texts, tokenizer = text_from(options.calibration), tokenizer_of(job.source.folder)
+    blocks = token_blocks(texts, tokenizer, blocks=options.blocks, block_tokens=options.block_tokens)
+    if blocks.shape[0] < options.blocks:
+        job.say(f"the calibration text fills {blocks.shape[0]} of {options.blocks} blocks")
+    return blocks
 
 
 def _shared_search(recipes: Recipes) -> AwqOptions | None:
@@ -97,18 +100,48 @@ def _shared_search(recipes: Recipes) -> AwqOptions | None:
     return next(iter(searches), None)
 
 
+def _journal(job: Job, folder: Path, blocks: Tensor, recipes: Recipes, layers: int) -> Journal:
+    """The journal of an unfinished run, or a new one; its key is everything that decides the bytes of the result."""
+    key = {
+        "source": job.source.facts.weights_sha256,
+        "config": read_config(job.source.folder),
+        "calibration": blocks_sha256(blocks),
+        "options": {name: recipe.options for name, recipe in recipes.items()},
+        "libraries": maker_versions(),
+        "device": job.device.type,
+        "threads": torch.get_num_threads(),
+    }
+    journal = Journal(folder, key)
+    if journal.restarted:
+        job.say("an unfinished run was with another source, calibration or options: starting anew")
+    elif journal.finished_layers:
+        job.say(f"going on with an unfinished run at layer {journal.finished_layers + 1} of {layers}")
+    return journal
+
+
 def _run(
-    job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, search: AwqOptions | None, expected: Estimate
+    job: Job,
+    stream: LayerStream,
+    blocks: Tensor,
+    recipes: Recipes,
+    search: AwqOptions | None,
+    journal: Journal,
+    expected: Estimate,
 ) -> None:
     """Go through the layers from where an unfinished run left off, and turn the parts into checkpoints."""
-    journal = _journal(job, blocks, recipes, len(stream.architecture.layers))
     try:
         seconds, held_out = _layers(job, stream, blocks, recipes, search, journal)
-        for recipe in recipes.values():
+        for name, recipe in recipes.items():
             measured = {"peak_bytes": peak_bytes(job.device), "seconds": round(sum(seconds.values()), 3)}
             if recipe.search and held_out:
                 measured |= to_data(held_out)
-            _finish(job, recipe, journal, seconds, expected, measured)
+            facts = [linear for layer in journal.state.layers for linear in layer] if recipe.search else []
+            with writing(job.target(recipe), force=job.options.force) as folder:
+                for part in journal.parts(name).glob(PART_GLOB):
+                    _link(part, folder / part.name)
+                finish(
+                    folder, job, recipe, seconds, layers=to_data(facts), estimate=to_data(expected), measured=measured
+                )
     except BaseException as error:
         if disk_is_full(error):
             raise UserError(
@@ -121,43 +154,24 @@ def _run(
     journal.discard()
 
 
-def _journal_folder(job: Job) -> Path:
-    return job.out / f".{job.source.base_model}.unfinished"
-
-
-def _journal(job: Job, blocks: Tensor, recipes: Recipes, layers: int) -> Journal:
-    key = options_key(
-        source_sha256=job.source.facts.weights_sha256,
-        config=read_config(job.source.folder),
-        calibration_sha256=blocks_sha256(blocks),
-        options={name: recipe.options for name, recipe in recipes.items()},
-        libraries=installed_versions(MAKERS),
-        device=job.device,
-    )
-    journal = Journal(_journal_folder(job), key)
-    if journal.restarted:
-        job.say("an unfinished run was with another source, calibration or options: starting anew")
-    elif journal.finished_layers:
-        job.say(f"going on with an unfinished run at layer {journal.finished_layers + 1} of {layers}")
-    return journal
-
-
 def _layers(
     job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, search: AwqOptions | None, journal: Journal
 ) -> tuple[dict[str, float], HeldOutResult | None]:
     """Seconds a phase, and what the search costs in quality on text that no calibration sees."""
-    total = len(stream.architecture.layers)
-    writers = {name: journal.writer(name) for name in recipes}
+    total, count = len(stream.architecture.layers), len(batches_of(blocks))
+    folders = {name: journal.parts(name) for name in recipes}
     job.progress("layers", journal.finished_layers, total)
-    packing, kept, count = 0.0, journal.hidden(), len(batches_of(blocks))
+    packing, kept = 0.0, journal.hidden()
     held_out = None
     if search and not job.is_dummy:
-        held_out = HeldOutCheck(_held_out_blocks(job, blocks.shape[1]), kept[count:] if kept else None)
+        texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)  # which no calibration sees
+        judged_on = token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=blocks.shape[1])
+        held_out = HeldOutCheck(judged_on, kept[count:])
     layers = stream.quantized(
         blocks,
         search,
         start=journal.finished_layers,
-        hidden=kept[:count] if kept else None,
+        hidden=kept[:count],
         before={
             name: lambda seen, make=make, recipe=recipe: make(seen, recipe)  # type: ignore[misc]
             for name, recipe in recipes.items()
@@ -168,21 +182,20 @@ def _layers(
     )
     for result, hidden in layers:
         started = time.perf_counter()
-        for name, writer in writers.items():
-            writer.add(result.index + 1, _packed(result, recipes[name]))
-        journal.layer_done(result, hidden + (held_out.state if held_out else []))
+        for name, folder in folders.items():
+            write_part(folder, result.index + 1, _packed(result, recipes[name]))
+        journal.layer_done(result, hidden + (held_out.states if held_out else []))
         packing += time.perf_counter() - started
         job.progress("layers", result.index + 1, total)
     started = time.perf_counter()
     outer = dict(stream.other_tensors())
-    for name, writer in writers.items():
-        writer.add(0, {key: half(key, tensor, recipes[name].dtype) for key, tensor in outer.items()})
+    for name, folder in folders.items():
+        write_part(folder, 0, {key: half(key, tensor, recipes[name].dtype) for key, tensor in outer.items()})
     del outer
-    seconds = {**journal.seconds, "pack": packing + time.perf_counter() - started}
-    if held_out is None:
-        return seconds, None
-    found = stream.judge(held_out)
-    found.check()
+    seconds = {**journal.state.seconds, "pack": packing + time.perf_counter() - started}
+    found = stream.judge(held_out) if held_out else None
+    if found:
+        found.check()
     return seconds, found
 
 
@@ -195,51 +208,9 @@ def _packed(result: LayerResult, recipe: Recipe) -> Tensors:
     return pack(result.weights, recipe) | others
 
 
-def _finish(
-    job: Job,
-    recipe: Recipe,
-    journal: Journal,
-    seconds: Mapping[str, float],
-    expected: Estimate,
-    measured: dict[str, Any],
-) -> None:
-    """Turn one variant's parts into its checkpoint."""
-    target = job.target(recipe)
-    with writing(target, force=job.options.force) as folder:
-        for part in sorted((journal.folder / recipe.variant.name).glob(PART_GLOB)):
-            _link(part, folder / part.name)
-        finish(
-            folder,
-            job.source,
-            target.name,
-            recipe,
-            seconds=seconds,
-            layers=journal.facts if recipe.search else (),
-            estimate=to_data(expected),
-            measured=measured,
-        )
-
-
 def _link(source: Path, target: Path) -> None:
     """The same file under a second name: the journal keeps its own until the checkpoint is finished."""
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
-
-
-def _held_out_blocks(job: Job, block_tokens: int) -> Tensor:
-    """A little of the built-in evaluation text, which no calibration sees."""
-    texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)
-    return token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=block_tokens)
-
-
-def _calibration_blocks(job: Job, vocabulary: int) -> Tensor:
-    options = job.options
-    if job.is_dummy:
-        return dummy_blocks(vocabulary, options.blocks, options.block_tokens)
-    texts, tokenizer = text_from(options.calibration), tokenizer_of(job.source.folder)
-    blocks = token_blocks(texts, tokenizer, blocks=options.blocks, block_tokens=options.block_tokens)
-    if blocks.shape[0] < options.blocks:
-        job.say(f"the calibration text fills {blocks.shape[0]} of {options.blocks} blocks")
-    return blocks

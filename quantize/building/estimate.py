@@ -1,19 +1,21 @@
 """Before any work: how much memory, disk and time a run will take, beside what there is."""
 
 import shutil
+import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from quantize.building.layer import BATCH_TOKENS
 from quantize.errors import UserError
 from quantize.methods.base import Recipe
 from quantize.model.architecture import Architecture
-from quantize.process_memory import peak_resident_bytes
+from quantize.process_memory import peak_resident_bytes, resident_bytes
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gram import column_blocks
 
@@ -29,11 +31,11 @@ ELEMENTWISE_FLOPS = 400
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a calibrated run will take. Bytes and seconds; None where it cannot be told.
+    """What a calibrated run will take. Bytes and seconds.
 
     parameters:        weights of the model.
     layers:            decoder layers.
-    heads:             attention heads.
+    heads:             attention heads, None where the config does not say.
     peak_bytes:        of the process on a CPU, of the device on CUDA.
     disk_bytes:        parts and finished files together, at the worst moment.
     seconds:           of the whole run.
@@ -47,71 +49,59 @@ class Estimate:
     peak_bytes: int
     disk_bytes: int
     seconds: float
-    free_memory_bytes: int | None
+    free_memory_bytes: int
     free_disk_bytes: int
 
     def line(self) -> str:
         """One line for the screen."""
-        free = "unknown" if self.free_memory_bytes is None else f"{self.free_memory_bytes / 1e9:.1f}"
-        return (
-            f"{self.parameters / 1e9:.2f} billion weights in {self.layers} layers: about "
-            f"{self.peak_bytes / 1e9:.1f} GB of memory ({free} free), {self.disk_bytes / 1e9:.1f} GB of disk "
-            f"({self.free_disk_bytes / 1e9:.1f} free), {_span(self.seconds)}"
-        )
+        memory = f"{self.peak_bytes / 1e9:.1f} GB of memory ({self.free_memory_bytes / 1e9:.1f} free)"
+        disk = f"{self.disk_bytes / 1e9:.1f} GB of disk ({self.free_disk_bytes / 1e9:.1f} free)"
+        span = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
+        weights = f"{self.parameters / 1e9:.2f} billion weights in {self.layers} layers"
+        return f"{weights}: about {memory}, {disk}, {span}"
 
     def check(self) -> None:
         """Raise UserError when memory or disk will not do."""
-        if self.free_memory_bytes is not None and self.peak_bytes > self.free_memory_bytes:
-            raise UserError(
-                f"needs about {self.peak_bytes / 1e9:.1f} GB of memory, {self.free_memory_bytes / 1e9:.1f} are free: "
-                "use fewer --blocks, or a machine with more"
-            )
-        if self.disk_bytes > self.free_disk_bytes:
-            raise UserError(
-                f"needs about {self.disk_bytes / 1e9:.1f} GB of disk, {self.free_disk_bytes / 1e9:.1f} are free: "
-                "choose another --out"
-            )
+        for what, needed, free, way_out in (
+            ("memory", self.peak_bytes, self.free_memory_bytes, "use fewer --blocks, or a machine with more"),
+            ("disk", self.disk_bytes, self.free_disk_bytes, "choose another --out"),
+        ):
+            if needed > free:
+                raise UserError(f"needs about {needed / 1e9:.1f} GB of {what}, {free / 1e9:.1f} are free: {way_out}")
 
 
 def estimate(
-    model: Any,
-    architecture: Architecture,
-    recipes: Iterable[Recipe],
-    *,
-    tokens: int,
-    out: Path,
-    device: torch.device,
-    already_bytes: int,
+    model: Any, architecture: Architecture, recipes: Iterable[Recipe], *, tokens: int, out: Path, device: torch.device
 ) -> Estimate:
-    """What it takes to make these calibrated variants of a model (weights on the meta device) from `tokens` tokens.
-
-    already_bytes: what the process holds before the run begins.
-    """
+    """What it takes to make these calibrated variants of a model (weights on the meta device) from `tokens` tokens."""
+    already_bytes = resident_bytes() if device.type == "cpu" else 0
     normalized = _normalized_config(model.config)
     hidden = int(normalized.hidden_size)
-    layers = int(normalized.num_layers)
+    layers = len(architecture.layers)
     linears = {name: (m.out_features, m.in_features) for name, m in architecture.linears(0).items()}
     layer_weights = sum(rows * columns for rows, columns in linears.values())
-    inputs = _input_widths(architecture, linears)
+    groups = [group.linears for group in architecture.scale_groups(0)]
+    repeated = {name for group in groups for name in group[1:]}  # layers that are scaled together share an input
+    inputs = [columns for name, (_, columns) in linears.items() if name not in repeated]
     widest = max(*inputs, hidden)
-    largest_group = max(
-        sum(linears[name][0] * linears[name][1] for name in group.linears) for group in architecture.scale_groups(0)
-    )
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    parameters = sum(tensor.numel() for name, tensor in model.named_parameters() if name not in tied)
+    largest_group = max(sum(linears[name][0] * linears[name][1] for name in group) for group in groups)
+    parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
     embedding = model.get_input_embeddings().weight.numel()
 
     activations = tokens * hidden
     grams = sum(width * width for width in inputs) + 3 * widest * widest
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    search = SEARCH_COPIES * largest_group
-    in_layers = activations + layer_weights + grams + max(batch, search)
+    in_layers = activations + layer_weights + grams + max(batch, SEARCH_COPIES * largest_group)
     before_layers = embedding + activations
     peak = FLOAT_BYTES * max(in_layers, before_layers, 2 * embedding) + already_bytes
 
-    bytes_of = [_weights_bytes(recipe, parameters, layers * layer_weights) for recipe in recipes]
+    quantized, bytes_of = layers * layer_weights, []
+    for recipe in recipes:  # the quantized weights at their bits, the rest in half precision
+        bits = (recipe.variant.w_bit or 16) + (20 / recipe.group_size if recipe.group_size else 0.5)
+        bytes_of.append(int(quantized * bits / 8 + (parameters - quantized) * 2))
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
 
+    existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     operations = layers * layer_operations(list(linears.values()), inputs, tokens)
     return Estimate(
         parameters=parameters,
@@ -121,7 +111,7 @@ def estimate(
         disk_bytes=disk,
         seconds=operations / operations_a_second(device),
         free_memory_bytes=free_memory(device, already_bytes),
-        free_disk_bytes=shutil.disk_usage(_existing(out)).free,
+        free_disk_bytes=shutil.disk_usage(existing).free,
     )
 
 
@@ -134,15 +124,6 @@ def _normalized_config(config: Any) -> Any:
             return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
         except KeyError:
             return NormalizedTextConfig(config)
-
-
-def _input_widths(architecture: Architecture, linears: Mapping[str, tuple[int, int]]) -> list[int]:
-    """Features of each distinct input in a decoder layer: layers that are scaled together share one."""
-    groups = [group.linears for group in architecture.scale_groups(0)]
-    grouped = {name for group in groups for name in group}
-    return [linears[group[0]][1] for group in groups] + [
-        columns for name, (_, columns) in linears.items() if name not in grouped
-    ]
 
 
 def layer_operations(linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int) -> float:
@@ -165,13 +146,6 @@ def _symmetric_share(width: int) -> float:
     return sum((stop - start) * stop for start, stop in column_blocks(width)) / width**2
 
 
-def _weights_bytes(recipe: Recipe, parameters: int, quantized: int) -> int:
-    """Bytes of one variant's file: the quantized weights at their bits, the rest in half precision."""
-    bits = float(recipe.variant.w_bit or 16)
-    overhead = 20 / recipe.group_size if recipe.group_size else 0.5
-    return int(quantized * (bits + overhead) / 8 + (parameters - quantized) * 2)
-
-
 def operations_a_second(device: torch.device) -> float:
     """Matrix-product speed in float32, measured for a moment: floating-point operations a second."""
     x = torch.randn((PROBE_SIZE, PROBE_SIZE), device=device)
@@ -183,34 +157,18 @@ def operations_a_second(device: torch.device) -> float:
             torch.cuda.synchronize(device)
         spent.append(time.perf_counter() - started)
         del y
-    return 2 * PROBE_SIZE**3 / sorted(spent[1:])[1]
+    return 2 * PROBE_SIZE**3 / statistics.median(spent[1:])
 
 
-def free_memory(device: torch.device, already_bytes: int) -> int | None:
-    """Bytes that this process may hold in all: what it has and what is free; None where that cannot be told."""
+def free_memory(device: torch.device, already_bytes: int) -> int:
+    """Bytes that this process may hold in all: what it has and what is free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        import psutil
-    except ImportError:
-        return None
     return int(psutil.virtual_memory().available) + already_bytes
 
 
-def peak_bytes(device: torch.device) -> int | None:
+def peak_bytes(device: torch.device) -> int:
     """The most that this process has held so far: resident on a CPU, allocated on CUDA."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return peak_resident_bytes()
-
-
-def _existing(path: Path) -> Path:
-    """The nearest folder above that exists."""
-    path = path.resolve()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

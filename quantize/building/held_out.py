@@ -4,16 +4,15 @@ At the end it tells what the quantization costs, without ever holding the whole 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.building.inputs import run_layer
+from quantize.building.inputs import replace_layers, run_layer
 from quantize.building.layer import LayerResult
-from quantize.building.layer_stub import replace_layers
 from quantize.errors import UserError
 from quantize.model.architecture import Architecture
 
@@ -47,76 +46,48 @@ class HeldOutResult:
 
 
 class HeldOutCheck:
-    """The hidden states of the held-out text between two layers, of the source and of the quantized model.
+    """The hidden states of the held-out text between two layers.
 
-    blocks: token ids, int64 [n, t], t as in the calibration. state: what `state` gave after an earlier layer.
+    blocks: token ids, int64 [n, t], t as in the calibration. states: of the source and of the quantized model, empty
+    before the first layer; an earlier run's go on here.
     """
 
-    def __init__(self, blocks: Tensor, state: list[Tensor] | None = None) -> None:
+    def __init__(self, blocks: Tensor, states: Sequence[Tensor] = ()) -> None:
         self.blocks = blocks
-        self._exact: Tensor | None = state[0] if state else None
-        self._quantized: Tensor | None = state[1] if state else None
+        self.states = list(states)
 
-    @property
-    def state(self) -> list[Tensor]:
-        """What is needed to go on after this layer."""
-        return [tensor for tensor in (self._exact, self._quantized) if tensor is not None]
-
-    def begin(self, first_input: Callable[[Tensor], Tensor]) -> None:
-        """Take the first layer's input, unless an earlier run left a state."""
-        if self._exact is None:
-            self._exact = self._quantized = first_input(self.blocks)
-
-    def to(self, device: torch.device) -> None:
-        """Move the hidden states."""
-        self._exact, self._quantized = (None if t is None else t.to(device) for t in (self._exact, self._quantized))
+    def begin(self, first_input: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """Take the first layer's input, unless an earlier run left states; they go to this device."""
+        self.states = [state.to(device) for state in self.states or [first_input(self.blocks)] * 2]
 
     def before(self, layer: nn.Module, kwargs: dict[str, Any]) -> None:
         """Run the layer as the source has it."""
-        if self._exact is not None:
-            self._exact = next(run_layer(layer, [self._exact], kwargs))
+        self.states[0] = next(run_layer(layer, self.states[:1], kwargs))
 
-    @torch.no_grad()
     def after(
         self, linears: dict[str, nn.Linear], prefix: str, kwargs: dict[str, Any], layer: nn.Module, result: LayerResult
     ) -> None:
         """Put the quantized weights into the scaled layer and run it on what the quantized layers before it gave."""
         for name, linear in linears.items():
             linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
-        if self._quantized is not None:
-            self._quantized = next(run_layer(layer, [self._quantized], kwargs))
+        self.states[1] = next(run_layer(layer, self.states[1:], kwargs))
 
     @torch.no_grad()
     def judge(self, model: Any, architecture: Architecture) -> HeldOutResult:
         """Compare what the two predict; the model's norm and output head must hold weights, its layers need not."""
-        losses = torch.zeros(2, dtype=torch.float64)
-        divergence, tokens = 0.0, 0
-        device = model.get_output_embeddings().weight.device
-        for index in range(self.blocks.shape[0]):
-            ids = self.blocks[index : index + 1].to(device)
-            given = [state[index : index + 1] for state in self.state]
-            exact, other = (_log_probabilities(model, architecture, ids, hidden) for hidden in given)
-            following = ids[0, 1:]
+        losses, divergence, tokens = [0.0, 0.0], 0.0, 0
+        for ids, *given in zip(self.blocks.to(self.states[0].device), *self.states, strict=True):
+            exact, other = (_log_probabilities(model, architecture, ids[None], hidden[None]) for hidden in given)
             for row, predicted in enumerate((exact, other)):
-                losses[row] -= float(predicted.gather(1, following[:, None]).double().sum())
+                losses[row] -= float(predicted.gather(1, ids[1:, None]).double().sum())
             divergence += float((exact.exp() * (exact - other)).sum().double())
-            tokens += len(following)
-        source, quantized = (_exp(float(loss) / tokens) for loss in losses)
+            tokens += len(ids) - 1
+        source, quantized = (torch.tensor(losses, dtype=torch.float64) / tokens).exp().tolist()
         return HeldOutResult(source, quantized, divergence / tokens, tokens)
 
 
 def _log_probabilities(model: Any, architecture: Architecture, ids: Tensor, hidden: Tensor) -> Tensor:
-    """log p of the next token at every position but the last, float32 [t - 1, vocabulary].
-
-    hidden: what the last layer gave.
-    """
+    """log p of the next token at every position but the last, float32 [t - 1, vocabulary]; hidden: the layers' last."""
     with replace_layers(architecture, lambda index, incoming, kwargs: hidden):
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
     return torch.log_softmax(logits.float(), dim=-1)
-
-
-def _exp(mean_loss: float) -> float:
-    try:
-        return math.exp(mean_loss)
-    except OverflowError:
-        return math.inf

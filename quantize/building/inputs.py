@@ -1,6 +1,8 @@
-"""A decoder layer run on the calibration text: what its linear layers see, and what it hands on."""
+"""A model's decoder layers apart: what they are called with, what their linear layers see, and what they hand on."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,48 @@ from quantize.methods.base import LayerInputs
 from quantize.model.architecture import Architecture
 from quantize.rounding.gram import InputStats, StatsAccumulator, multiplies_bfloat16
 
+Answer = Callable[[int, Tensor, dict[str, Any]], Tensor]
+"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
+
+
+@contextlib.contextmanager
+def replace_layers(architecture: Architecture, answer: Answer) -> Iterator[None]:
+    """Have every decoder layer give what `answer` says, inside the block."""
+
+    def forward(index: int, hidden_states: Tensor, *_: Any, **kwargs: Any) -> Tensor:
+        return answer(index, hidden_states, kwargs)
+
+    for index, layer in enumerate(architecture.layers):
+        layer.forward = partial(forward, index)
+    try:
+        yield
+    finally:
+        for layer in architecture.layers:
+            del layer.forward
+
+
+class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
+    """The model has called its last layer: nothing after it is needed."""
+
+
+@torch.no_grad()
+def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+    """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
+
+    Only the modules before the layers must hold weights; the recorded input is right for the first layer alone.
+    """
+    calls: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def record(index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        calls.append((hidden, kwargs))
+        if index == len(architecture.layers) - 1:
+            raise _AllRecorded
+        return hidden
+
+    with replace_layers(architecture, record), contextlib.suppress(_AllRecorded):
+        model(input_ids=blocks, use_cache=False)
+    return calls
+
 
 class _InputObserver:
     """Hooks on a layer's linear modules that add up the statistics of their inputs, once per distinct input."""
@@ -19,29 +63,26 @@ class _InputObserver:
     def __init__(self, linears: dict[str, nn.Linear]) -> None:
         self._owners: dict[str, str] = {}
         self._accumulators: dict[str, StatsAccumulator] = {}
-        self._last: tuple[Tensor, str] | None = None
-        self._handles = [linear.register_forward_pre_hook(self._hook(name, linear)) for name, linear in linears.items()]
+        self._last: tuple[Tensor | None, str] = (None, "")
+        self._handles = [
+            linear.register_forward_pre_hook(partial(self._observe, name)) for name, linear in linears.items()
+        ]
 
-    def _hook(self, name: str, linear: nn.Linear) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs: Tensor = args[0]
-            if name not in self._owners:
-                shared = self._last is not None and self._last[0] is inputs
-                self._owners[name] = self._last[1] if shared and self._last else name
-                if not shared:
-                    self._accumulators[name] = StatsAccumulator(linear.in_features, inputs.device)
-            owner = self._owners[name]
-            if owner == name:
-                self._accumulators[name].add(inputs)
-            self._last = (inputs, owner)
-
-        return observe
+    def _observe(self, name: str, linear: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs: Tensor = args[0]
+        if name not in self._owners:
+            self._owners[name] = self._last[1] if inputs is self._last[0] else name
+        owner = self._owners[name]
+        if owner == name:
+            if name not in self._accumulators:
+                self._accumulators[name] = StatsAccumulator(inputs.shape[-1], inputs.device)
+            self._accumulators[name].add(inputs)
+        self._last = (inputs, owner)
 
     def finish(self) -> tuple[dict[str, str], dict[str, InputStats]]:
         """Remove the hooks; return linear -> owner of its input, and owner -> statistics."""
         for handle in self._handles:
             handle.remove()
-        self._last = None
         return self._owners, {name: accumulator.finish() for name, accumulator in self._accumulators.items()}
 
 
@@ -51,11 +92,10 @@ def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]
 
     Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
     """
-    weights = next(layer.parameters())
-    for kept in hidden:
-        batch = kept.to(weights.device)
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=multiplies_bfloat16(batch.device)):
-            output = layer(batch, **kwargs)
+    device = next(layer.parameters()).device
+    for batch in hidden:
+        with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
+            output = layer(batch.to(device), **kwargs)
         yield output[0] if isinstance(output, tuple) else output
 
 
@@ -77,9 +117,8 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
     hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
     the layer with besides. Raises UserError when an output is not finite.
     """
-    layer = architecture.layers[index]
+    layer, linears = architecture.layers[index], architecture.linears(index)
     prefix = f"{architecture.layers_name}.{index}."
-    linears = architecture.linears(index)
     observer = _InputObserver(linears)
     for position, output in enumerate(run_layer(layer, hidden, kwargs)):
         if is_spilled(hidden[position]):

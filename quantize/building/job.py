@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from quantize.checkpoint import MANIFEST_NAME, CalibrationFacts, Checkpoint, Manifest, SourceFacts, open_checkpoint
+from quantize.checkpoint import MANIFEST_NAME, Checkpoint, Manifest, SourceFacts, open_checkpoint
 from quantize.errors import UserError
 from quantize.methods import METHODS
 from quantize.methods.base import Choices, Method, Recipe
-from quantize.model.architecture import Architecture, group_size_for
+from quantize.model.architecture import group_size_for
 from quantize.progress import Progress
 from quantize.rounding.options import BnbOptions, Rounding
-from quantize.schema import to_data
 from quantize.source import Source, TensorReader
 from quantize.variant import GROUP_SIZES, Variant
 
@@ -86,24 +85,11 @@ class Job:
         """The folder of this recipe's checkpoint."""
         return self.out / f"{self.source.base_model}-{recipe.variant.folder_suffix(recipe.group_size)}"
 
-    def recipe(
-        self,
-        variant: Variant,
-        *,
-        group_size: int | None = None,
-        calibration: CalibrationFacts | None = None,
-        architecture: Architecture | None = None,
-    ) -> Recipe:
-        """How this variant is made with these options."""
-        choices = Choices(
-            half_dtype=self._half_dtype(),
-            rounding=self.options.rounding,
-            bnb=self.options.bnb,
-            group_size=group_size,
-            architecture=architecture,
-            calibration=calibration,
-        )
-        return method_of(variant).recipe(variant, choices)
+    def choices(self) -> Choices:
+        """What the options and the weights say: bfloat16 for a source that is mostly in it, else float16."""
+        dtypes = [self.weights.dtype(name) for name in self.weights.names()]
+        half_dtype = torch.bfloat16 if dtypes.count(torch.bfloat16) > len(dtypes) / 2 else torch.float16
+        return Choices(half_dtype, self.options.rounding, self.options.bnb)
 
     def group_size(self, shapes: Sequence[tuple[str, int, int]]) -> int:
         """The size of groups of codes for these linear layers (name, out features, in features).
@@ -124,18 +110,12 @@ class Job:
         if self.options.force or not (target / MANIFEST_NAME).is_file():
             return None
         found = open_checkpoint(target)
-        difference = _difference(found.manifest, self.source.facts, recipe)
-        if difference:
+        if difference := _difference(found.manifest, self.source.facts, recipe):
             raise UserError(
                 f"{target} is there already, made {difference}: --force makes it again, another --out keeps both"
             )
         self.say(f"{target.name}: finished before, kept (--force makes it again)")
         return BuiltCheckpoint(found, kept=True)
-
-    def _half_dtype(self) -> torch.dtype:
-        """bfloat16 for a source that is in it, else float16."""
-        dtypes = [self.weights.dtype(name) for name in self.weights.names()]
-        return torch.bfloat16 if dtypes.count(torch.bfloat16) > len(dtypes) / 2 else torch.float16
 
 
 def method_of(variant: Variant) -> Method:
@@ -145,11 +125,9 @@ def method_of(variant: Variant) -> Method:
 
 def _difference(manifest: Manifest, source: SourceFacts, recipe: Recipe) -> str | None:
     """In what a finished checkpoint differs from what would be made now; None where it is the same."""
-    theirs = manifest.source
-    same_weights = (theirs.kind == "dummy", theirs.weights_sha256) == (source.kind == "dummy", source.weights_sha256)
-    if not same_weights or (source.kind == "dummy" and theirs.id != source.id):
+    theirs, ours = manifest.source, recipe.options
+    if theirs.weights_sha256 != source.weights_sha256 or (source.kind == "dummy" and theirs.id != source.id):
         return f"from other weights ({theirs.id})"
-    ours = to_data(recipe.options)
     for name in sorted(ours.keys() | manifest.options.keys()):
         if ours.get(name) != manifest.options.get(name):
             return f"with {name} = {manifest.options.get(name)}, now {ours.get(name)}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantize.building.inputs import observe_layer
 from quantize.errors import UserError
@@ -94,7 +94,6 @@ def quantize_layer(
     started = time.perf_counter()
     seen = observe_layer(architecture, index, hidden, kwargs)
     seconds = {"forward": time.perf_counter() - started}
-    linears, owners, stats, prefix = seen.linears, seen.owners, seen.stats, seen.prefix
     started = time.perf_counter()
     made = {variant: make(seen) for variant, make in (before or {}).items()}
     if made:
@@ -103,46 +102,36 @@ def quantize_layer(
         return LayerResult(index, {}, {}, (), seconds, made)
 
     started = time.perf_counter()
-    scaled = _scale_layer(seen, architecture.scale_groups(index) if options.search else [], options)
+    groups = architecture.scale_groups(index) if options.search else []
+    outputs, plain_errors, exponents = _scale_layer(seen, groups, options)
     seconds["scale"] = time.perf_counter() - started
 
     started = time.perf_counter()
     weights: dict[str, Int4Weight] = {}
-    for owner in stats:
+    for owner in seen.stats:
         trim_memory(above=FREED_SHARE)
-        weights |= _round(linears, seen.sharing(owner), stats[owner], options)
-    facts = tuple(
-        LinearFacts(
-            prefix + name,
-            _noise(weights[name], linear, stats[owners[name]]) / scaled.outputs[name],
-            scaled.plain_errors[name],
-            scaled.exponents.get(name),
-        )
-        for name, linear in linears.items()
-    )
+        weights |= _round(seen, owner, options)
+    errors = {name: _noise(weights[name], seen, name) / outputs[name] for name in seen.linears}
     seconds["round"] = time.perf_counter() - started
-    _check_errors(facts, prefix)
-    full = {prefix + name: weights[name] for name in linears}
+    error, plain = sum(errors.values()), sum(plain_errors.values())
+    if not error <= WORSE_THAN_PLAIN * plain:  # or is not finite
+        raise UserError(
+            f"{seen.prefix[:-1]} comes out worse than plain rounding on the calibration text (relative error "
+            f"{error:.3g}, plain {plain:.3g}): use more --blocks or other --calibration text, or the variant rtn"
+        )
+    facts = tuple(
+        LinearFacts(seen.prefix + name, errors[name], plain_errors[name], exponents.get(name)) for name in errors
+    )
+    full = {seen.prefix + name: weight for name, weight in weights.items()}
     return LayerResult(index, full, seen.others(), facts, seconds, made)
 
 
-def _check_errors(facts: Sequence[LinearFacts], prefix: str) -> None:
-    """Raise UserError when the layer as a whole came out worse than plain rounding, or is not finite."""
-    error, plain = sum(linear.error for linear in facts), sum(linear.error_rtn for linear in facts)
-    if not error <= WORSE_THAN_PLAIN * plain:
-        raise UserError(
-            f"{prefix[:-1]} comes out worse than plain rounding on the calibration text (relative error {error:.3g}, "
-            f"plain {plain:.3g}): use more --blocks or other --calibration text, or the variant rtn"
-        )
-
-
-def _round(
-    linears: dict[str, nn.Linear], names: list[str], stats: InputStats, options: AwqOptions
-) -> dict[str, Int4Weight]:
+def _round(seen: LayerInputs, owner: str, options: AwqOptions) -> dict[str, Int4Weight]:
     """Round the weights of the layers that share one input, all their rows at once."""
+    linears, stats, names = seen.linears, seen.stats[owner], seen.sharing(owner)
     rows = torch.cat([linears[name].weight.data for name in names])
     clip = None
-    if options.search and options.clip:
+    if options.clip:
         clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
     gram = stats.shrunk()
     if options.rounding == "gptq":
@@ -152,13 +141,8 @@ def _round(
     if options.refit:
         quantized = refit_scales(quantized, rows, gram)
     sizes = [linears[name].out_features for name in names]
-    parts = zip(
-        torch.split(quantized.codes, sizes),
-        torch.split(quantized.scales, sizes),
-        torch.split(quantized.zeros, sizes),
-        strict=True,
-    )
-    return {name: Int4Weight(*part) for name, part in zip(names, parts, strict=True)}
+    parts = (torch.split(one, sizes) for one in (quantized.codes, quantized.scales, quantized.zeros))
+    return {name: Int4Weight(*part) for name, *part in zip(names, *parts, strict=True)}
 
 
 def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
@@ -168,65 +152,44 @@ def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tens
     return search_clip(weight, stats, group_size)
 
 
-def _output_square(weight: Tensor, stats: InputStats) -> float:
-    """tr(W H W^T), the mean squared norm of the layer's output; never zero."""
-    return max(float(output_error(weight, stats.gram_lowp)), torch.finfo(torch.float32).tiny)
+def _output_square(seen: LayerInputs, name: str) -> float:
+    """tr(W H W^T), the mean squared norm of the linear layer's output; never zero."""
+    square = output_error(seen.linears[name].weight.data, seen.stats[seen.owners[name]].gram_lowp)
+    return max(float(square), torch.finfo(torch.float32).tiny)
 
 
-def _noise(quantized: Int4Weight, linear: nn.Linear, stats: InputStats) -> float:
+def _noise(quantized: Int4Weight, seen: LayerInputs, name: str) -> float:
     """tr(D H D^T) with D the change of the weight: the mean squared norm of the change of the layer's output."""
-    return float(output_error(quantized.dequantize().sub_(linear.weight.data), stats.gram_lowp))
+    change = quantized.dequantize().sub_(seen.linears[name].weight.data)
+    return float(output_error(change, seen.stats[seen.owners[name]].gram_lowp))
 
 
-@dataclass(frozen=True)
-class _ScaledLayer:
-    """A layer after its scales have moved, by name of the linear.
+def _scale_layer(
+    seen: LayerInputs, groups: Sequence[ScaleGroup], options: AwqOptions
+) -> tuple[dict[str, float], dict[str, float], dict[str, float | None]]:
+    """Search and apply the scales of one group after the other; moving them leaves every layer's output as it was.
 
-    exponents:    of the grid.
-    plain_errors: relative errors of plain rounding of the weights as they came.
-    outputs:      the mean squared norms of the outputs now.
+    Returns by name of the linear: the mean squared norms of the outputs afterwards, the relative errors of plain
+    rounding of the weights as they came, and the exponents of the grid.
     """
-
-    exponents: dict[str, float | None]
-    plain_errors: dict[str, float]
-    outputs: dict[str, float]
-
-
-def _scale_layer(seen: LayerInputs, groups: Sequence[ScaleGroup], options: AwqOptions) -> _ScaledLayer:
-    """Search and apply the scales of one group after the other; moving them leaves every layer's output as it was."""
-
-    def output_of(name: str) -> float:
-        return _output_square(seen.linears[name].weight.data, seen.stats[seen.owners[name]])
-
-    outputs = {name: output_of(name) for name in seen.linears}
+    outputs = {name: _output_square(seen, name) for name in seen.linears}
     searched = {name for group in groups for name in group.linears}
-    noises: dict[str, float] = {}
-    for name, linear in seen.linears.items():
-        if name not in searched:
-            plain = round_to_nearest(linear.weight.data, options.group_size)
-            noises[name] = _noise(plain, linear, seen.stats[seen.owners[name]])
-    errors = {name: noise / outputs[name] for name, noise in noises.items()}
+    errors = {
+        name: _noise(round_to_nearest(linear.weight.data, options.group_size), seen, name) / outputs[name]
+        for name, linear in seen.linears.items()
+        if name not in searched
+    }
     exponents: dict[str, float | None] = {}
     for group in groups:
         trim_memory(above=FREED_SHARE)
-        exponent, group_noises = _scale(seen, group, options)
-        exponents |= dict.fromkeys(group.linears, exponent)
-        errors |= {name: noise / outputs[name] for name, noise in group_noises.items()}
+        owner, linears = seen.owners[group.linears[0]], [seen.linears[name] for name in group.linears]
+        choice = search_scale(torch.cat([one.weight.data for one in linears]), seen.stats[owner], options.group_size)
+        if choice.exponent is not None:
+            apply_scales(seen.layer, group, choice.scales)
+            seen.stats[owner] = seen.stats[owner].scaled(choice.scales)
+        exponents |= dict.fromkeys(group.linears, choice.exponent)
+        rows = torch.split(choice.unscaled_rows, [linear.out_features for linear in linears])
+        errors |= {name: float(own.sum()) / outputs[name] for name, own in zip(group.linears, rows, strict=True)}
         if group.previous in seen.linears:  # the scales are in its output now
-            outputs[group.previous] = output_of(group.previous)
-    return _ScaledLayer(exponents, errors, outputs)
-
-
-def _scale(seen: LayerInputs, group: ScaleGroup, options: AwqOptions) -> tuple[float | None, dict[str, float]]:
-    """Search one group's scales, apply them to the layer and to the statistics.
-
-    Returns the exponent, and by name the noise that plain rounding would have made.
-    """
-    owner = seen.owners[group.linears[0]]
-    linears = [seen.linears[name] for name in group.linears]
-    choice = search_scale(torch.cat([linear.weight.data for linear in linears]), seen.stats[owner], options.group_size)
-    if choice.exponent is not None:
-        apply_scales(seen.layer, group, choice.scales)
-        seen.stats[owner] = seen.stats[owner].scaled(choice.scales)
-    rows = torch.split(choice.unscaled_rows, [linear.out_features for linear in linears])
-    return choice.exponent, {name: float(own.sum()) for name, own in zip(group.linears, rows, strict=True)}
+            outputs[group.previous] = _output_square(seen, group.previous)
+    return outputs, errors, exponents

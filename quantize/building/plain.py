@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
 
-from torch import Tensor
-
-from quantize.building.assemble import finish
+from quantize.building.assemble import finish, write_part
 from quantize.building.job import BuiltCheckpoint, Job, method_of
-from quantize.building.shards import ShardWriter
 from quantize.checkpoint import Checkpoint, writing
-from quantize.methods.base import Recipe
+from quantize.methods.base import Recipe, Tensors
 from quantize.model.linear_layers import linear_layers
 from quantize.model.names import check_covered
 from quantize.model.pretrained import empty_model
@@ -26,27 +25,27 @@ def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     if not job.is_dummy:
         check_covered(model, job.weights.names())
     method = method_of(variant)
-    quantized = set(linear_layers(model)) if method.quantize_layer else set()
-    group_size = None
+    quantized = sorted(linear_layers(model)) if method.quantize_layer else []
+    choices = job.choices()
     if method.in_groups:
-        sizes = {name: job.weights.shape(f"{name}.weight") for name in sorted(quantized)}
-        group_size = job.group_size([(name, size[0], size[1]) for name, size in sizes.items()])
-    recipe = job.recipe(variant, group_size=group_size)
+        sizes = {name: job.weights.shape(f"{name}.weight") for name in quantized}
+        group_size = job.group_size([(name, rows, columns) for name, (rows, columns) in sizes.items()])
+        choices = replace(choices, group_size=group_size)
+    recipe = method.recipe(variant, choices)
     if built := job.kept(recipe):
         return built
     started = time.perf_counter()
     target = job.target(recipe)
     with writing(target, force=job.options.force) as folder:
-        _write_parts(job, recipe, quantized, ShardWriter(folder))
-        seconds = {"total": time.perf_counter() - started}
-        manifest = finish(folder, job.source, target.name, recipe, seconds=seconds)
+        _write_parts(job, recipe, set(quantized), folder)
+        manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started})
     return BuiltCheckpoint(Checkpoint(target, manifest), kept=False)
 
 
-def _write_parts(job: Job, recipe: Recipe, quantized: Collection[str], writer: ShardWriter) -> None:
+def _write_parts(job: Job, recipe: Recipe, quantized: Collection[str], folder: Path) -> None:
     quantize_layer = method_of(recipe.variant).quantize_layer
     names, variant = job.weights.names(), recipe.variant.name
-    part: dict[str, Tensor] = {}
+    part: Tensors = {}
     parts = 0
     for done, name in enumerate(names):
         job.progress(variant, done, len(names))
@@ -58,6 +57,6 @@ def _write_parts(job: Job, recipe: Recipe, quantized: Collection[str], writer: S
         else:
             part[name] = half(name, tensor, recipe.dtype)
         if sum(one.nbytes for one in part.values()) > PART_BYTES or done == len(names) - 1:
-            writer.add(parts, part)
+            write_part(folder, parts, part)
             part, parts = {}, parts + 1
     job.progress(variant, len(names), len(names))

@@ -1,7 +1,7 @@
 """Layers fed from files: the model stays on the meta device and its layers pass through memory in turn."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from quantize.building.held_out import HeldOutCheck, HeldOutResult
-from quantize.building.inputs import spilled
+from quantize.building.inputs import layer_calls, spilled
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
-from quantize.building.layer_stub import layer_calls
 from quantize.errors import UserError
-from quantize.model.architecture import Architecture, architecture_of
+from quantize.model.architecture import architecture_of
 from quantize.model.pretrained import empty_model
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions
@@ -21,24 +20,19 @@ from quantize.source import TensorReader, check_finite
 
 
 class LayerStream:
-    """Goes through the decoder layers of a model whose weights are in files, quantizing each."""
+    """Goes through the decoder layers of a model whose weights are in files, quantizing each.
+
+    model:        the transformers model, its weights on the meta device but for the layer at work.
+    architecture: where its layers are.
+    """
 
     def __init__(self, folder: Path, weights: TensorReader, device: torch.device) -> None:
         self._weights = weights
         self._device = device
-        self._model = empty_model(folder)
-        self._architecture = architecture_of(self._model)
-        self._tied = set(getattr(self._model, "all_tied_weights_keys", None) or ())
+        self.model: Any = empty_model(folder)
+        self.architecture = architecture_of(self.model)
+        self._layers_prefix = f"{self.architecture.layers_name}."
         self._file_names = self._find_file_names()
-
-    @property
-    def architecture(self) -> Architecture:
-        return self._architecture
-
-    @property
-    def model(self) -> Any:
-        """The transformers model, its weights on the meta device but for the layer at work."""
-        return self._model
 
     def quantized(
         self,
@@ -46,7 +40,7 @@ class LayerStream:
         options: AwqOptions | None,
         *,
         start: int = 0,
-        hidden: list[Tensor] | None = None,
+        hidden: Sequence[Tensor] = (),
         before: Mapping[str, FromInputs] | None = None,
         held_out: HeldOutCheck | None = None,
         spill: Path | None = None,
@@ -54,8 +48,8 @@ class LayerStream:
         """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
 
         blocks:   calibration token ids, int64 [blocks, block_tokens].
-        hidden:   the inputs of layer `start` as an earlier run yielded them, [batch, block_tokens, hidden] each; left
-                  out, they are computed.
+        hidden:   the inputs of layer `start` as an earlier run yielded them, [batch, block_tokens, hidden] each; none,
+                  and they are computed.
         before:   by variant, called with each layer before its scales move.
         held_out: text to run along, once `options` quantize something.
         spill:    a folder for files that hold the inputs in place of memory.
@@ -64,26 +58,23 @@ class LayerStream:
         """
         self._materialise_outer()
         calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
-        inputs = iter(hidden) if hidden is not None else (self._record(one)[0][0] for one in batches_of(blocks))
+        inputs = hidden or (self._record(one)[0][0] for one in batches_of(blocks))
         if spill is None:
             hidden = [batch.to(self._device) for batch in inputs]
         else:
             spill.mkdir(parents=True, exist_ok=True)
             hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
         if held_out is not None:
-            held_out.begin(lambda ids: self._record(ids)[0][0])
-            held_out.to(self._device)
+            held_out.begin(lambda ids: self._record(ids)[0][0], self._device)
         self._drop_embeddings()
-        for index, layer in enumerate(self._architecture.layers):
-            if index < start:
-                continue
-            prefix = f"{self._architecture.layers_name}.{index}."
-            self._materialise(layer, prefix)
+        for index in range(start, len(calls)):
+            layer, prefix = self.architecture.layers[index], f"{self._layers_prefix}{index}."
+            self._fill(layer, prefix, recurse=True)
             if held_out is not None:
                 held_out.before(layer, calls[index])
-            result = quantize_layer(self._architecture, index, hidden, calls[index], options, before)
+            result = quantize_layer(self.architecture, index, hidden, calls[index], options, before)
             if held_out is not None:
-                held_out.after(self._architecture.linears(index), prefix, calls[index], layer, result)
+                held_out.after(self.architecture.linears(index), prefix, calls[index], layer, result)
             yield result, hidden
             layer.to("meta")
             trim_memory()
@@ -91,19 +82,16 @@ class LayerStream:
     def judge(self, held_out: HeldOutCheck) -> HeldOutResult:
         """What the held-out text shows after the last layer."""
         self._materialise_outer()
-        head = self._model.get_output_embeddings()
-        names = {module: name for name, module in self._model.named_modules()}
+        head = self.model.get_output_embeddings()
+        names = {module: name for name, module in self.model.named_modules()}
         self._fill(head, f"{names[head]}.", recurse=False)
-        self._model.tie_weights()
-        judged = held_out.judge(self._model, self._architecture)
-        self._drop_embeddings()
-        _free_weight(head)
-        return judged
+        self.model.tie_weights()
+        return held_out.judge(self.model, self.architecture)
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor outside the decoder layers, one after the other, by its name in the model."""
         for name, file_name in self._file_names.items():
-            if not name.startswith(f"{self._architecture.layers_name}."):
+            if not name.startswith(self._layers_prefix):
                 yield name, self._read(file_name)
 
     def _find_file_names(self) -> dict[str, str]:
@@ -111,49 +99,37 @@ class LayerStream:
 
         Older files lack the base model's prefix. Raises UserError for one that no file holds.
         """
-        in_files = set(self._weights.names())
-        found = {}
-        for name in self._model.state_dict():
-            bare = name.removeprefix(f"{self._model.base_model_prefix}.")
-            file_name = next((known for known in (name, bare) if known in in_files), None)
-            if name in self._tied:
-                continue
-            if file_name is None:
-                raise UserError(f"the source's weights lack {name}: download the model again")
-            found[name] = file_name
+        in_files, found = set(self._weights.names()), {}
+        for name in self.model.state_dict():
+            if name not in self.model.all_tied_weights_keys:
+                bare = name.removeprefix(f"{self.model.base_model_prefix}.")
+                if not in_files & {name, bare}:
+                    raise UserError(f"the source's weights lack {name}: download the model again")
+                found[name] = name if name in in_files else bare
         return found
 
     def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-        return layer_calls(self._model, self._architecture, blocks.to(self._device))
+        return layer_calls(self.model, self.architecture, blocks.to(self._device))
 
     def _materialise_outer(self) -> None:
         """Load what the model runs before its layers: all but the layers and an untied output head."""
-        head = self._model.get_output_embeddings()
-        tied = bool(getattr(self._model.config, "tie_word_embeddings", False))
-        for name, module in self._model.named_modules():
-            inside_layers = name == self._architecture.layers_name or name.startswith(
-                f"{self._architecture.layers_name}."
-            )
-            if not inside_layers and not (module is head and not tied):
+        head = self.model.get_output_embeddings()
+        tied = bool(getattr(self.model.config, "tie_word_embeddings", False))
+        for name, module in self.model.named_modules():
+            if not f"{name}.".startswith(self._layers_prefix) and (tied or module is not head):
                 self._fill(module, f"{name}." if name else "", recurse=False)
-                for key, buffer in module._buffers.items():
-                    if buffer is not None:
-                        module._buffers[key] = buffer.to(self._device)
 
     def _drop_embeddings(self) -> None:
-        """Free the embeddings once their outputs are there."""
-        for module in self._model.modules():
+        """Free the embeddings' weights once their outputs are there; buffers that no file holds stay."""
+        for module in self.model.modules():
             if isinstance(module, nn.Embedding):
-                _free_weight(module)
-
-    def _materialise(self, layer: nn.Module, prefix: str) -> None:
-        self._fill(layer, prefix, recurse=True)
-        for buffer_name, buffer in layer.named_buffers():
-            parent, _, leaf = buffer_name.rpartition(".")
-            layer.get_submodule(parent)._buffers[leaf] = buffer.to(self._device)
+                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
 
     def _fill(self, module: nn.Module, prefix: str, *, recurse: bool) -> None:
-        """Replace the module's parameters by float32 copies of the file's tensors on the device."""
+        """Put the module on the device: its parameters as float32 copies of the file's tensors, its buffers moved."""
+        for name, buffer in list(module.named_buffers(recurse=recurse, remove_duplicate=False)):
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, buffer.to(self._device))
         for name, parameter in list(module.named_parameters(recurse=recurse)):
             file_name = self._file_names.get(prefix + name)
             if file_name is None:  # tied to another parameter
@@ -165,23 +141,12 @@ class LayerStream:
                     "the folder mixes files of two models"
                 )
             parent, _, leaf = name.rpartition(".")
-            owner = module.get_submodule(parent) if parent else module
-            setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
+            setattr(module.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
 
     def _read(self, name: str) -> Tensor:
         tensor = self._weights.get(name)
         check_finite(name, tensor)
         return tensor
-
-
-def _shape_only(module: nn.Module) -> Tensor:
-    weight = module.get_parameter("weight")
-    return torch.empty_like(weight, device="meta")
-
-
-def _free_weight(module: nn.Module) -> None:
-    """Give the weight's memory back; buffers that no file holds stay."""
-    module.register_parameter("weight", nn.Parameter(_shape_only(module), requires_grad=False))
 
 
 @contextlib.contextmanager

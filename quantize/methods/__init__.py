@@ -7,5 +7,3 @@ from quantize.methods.reference import REFERENCE
 
 METHODS: dict[str, Method] = {method.name: method for method in (REFERENCE, AWQ, RTN, BNB_4BIT, BNB_8BIT)}
 """By the name that a Variant refers to."""
-
-__all__ = ["METHODS", "Method"]

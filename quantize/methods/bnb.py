@@ -1,5 +1,11 @@
-"""bitsandbytes: 4-bit (nf4, fp4) and 8-bit (LLM.int8)."""
+"""bitsandbytes: 4-bit (nf4, fp4) and 8-bit (LLM.int8), made one weight at a time.
 
+The tensors come from bitsandbytes' functional interface and go straight to disk. Saving a model is no way to
+get them: on some CPUs a forward pass repacks its 4-bit weights in place, and what is saved afterwards is not
+what was quantized.
+"""
+
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +18,149 @@ from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Placement
 from quantize.loading.dummy_model import fill
 from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors
-from quantize.methods.bnb_weights import bnb_4bit_with_feedback, bnb_linear, bnb_quantization_config, bnb_tensors
 from quantize.model.linear_layers import linear_layers
 from quantize.model.pretrained import config_of, model_of
 from quantize.model.tensors import half
+from quantize.quiet import quiet_libraries
+from quantize.rounding.gptq import gptq_round
 from quantize.rounding.options import BnbOptions
+from quantize.source import check_finite
 from quantize.variant import Variant
+
+INT8_THRESHOLD = 6.0
+"""LLM.int8 multiplies input features with a larger magnitude in half precision: transformers' default."""
+
+
+def bnb_tensors(name: str, weight: Tensor, variant: Variant, options: BnbOptions) -> Tensors:
+    """The state-dict entries of one linear layer, as transformers reads them from a bitsandbytes checkpoint.
+
+    name: the layer's full name, without ".weight". weight: [out, in], float16, bfloat16 or float32, on any
+    device; the entries are on that device.
+
+    bnb-4bit: `.weight` (uint8 [out * in / 2, 1]), `.weight.absmax`, `.weight.quant_map`,
+    `.weight.quant_state.bitsandbytes__*` and, with double quantization, `.weight.nested_*`.
+    bnb-8bit: `.weight` (int8 [out, in], from float16), `.SCB` (float32 [out], the largest magnitude of each
+    row), and `.weight_format` (0, row-major); a weight is `.weight * .SCB / 127`.
+
+    Raises UserError when a weight is not finite, or for bnb-8bit not finite in float16.
+    """
+    check_finite(f"{name}.weight", weight)
+    with quiet_libraries():
+        if variant.w_bit == 4:
+            return _int4_entries(name, *_quantize_4bit(weight, options))
+        from bitsandbytes import functional
+
+        rounded = weight.to(torch.float16).contiguous()
+        check_finite(f"{name}.weight, rounded to float16,", rounded)
+        codes, row_maxima, _ = functional.int8_vectorwise_quant(rounded)
+        row_major = torch.tensor(0, dtype=torch.uint8, device=weight.device)
+        return {f"{name}.weight": codes, f"{name}.SCB": row_maxima, f"{name}.weight_format": row_major}
+
+
+def bnb_4bit_with_feedback(weights: Mapping[str, Tensor], gram: Tensor, options: BnbOptions) -> Tensors:
+    """The bnb-4bit entries of linear layers that share one input, rounded with error feedback (arXiv 2210.17323).
+
+    weights: [out_k, in] by full name, without ".weight"; gram: float32 [in, in] of the input. The blocks' scales are
+    bitsandbytes' own; only which of the 16 values a weight becomes differs from bitsandbytes' nearest. Layers whose
+    rows are no whole number of blocks are rounded to nearest.
+    """
+    for name, weight in weights.items():
+        check_finite(f"{name}.weight", weight)
+    with quiet_libraries():
+        quantized = {name: _quantize_4bit(weight, options) for name, weight in weights.items()}
+    entries: Tensors = {}
+    for name, (packed, state) in quantized.items():
+        entries |= _int4_entries(name, packed, state)
+    if gram.shape[0] % options.blocksize:
+        return entries
+    scales = torch.cat([_block_scales(state, len(weights[name])) for name, (_, state) in quantized.items()])
+    scales = scales.t().contiguous()
+    levels, order = entries[f"{next(iter(weights))}.weight.quant_map"].float().sort()
+    midpoints = (levels[1:] + levels[:-1]) / 2
+
+    def nearest(column: int, values: Tensor, code: Tensor, error: Tensor) -> None:
+        scale = scales[column // options.blocksize]
+        rank = torch.bucketize(values / scale, midpoints)
+        torch.addcmul(values, levels[rank], scale, value=-1, out=error)
+        code.copy_(order[rank])
+
+    codes = gptq_round(torch.cat([weight.float() for weight in weights.values()]), gram, nearest).view(torch.uint8)
+    for name, own in zip(weights, torch.split(codes, [len(weight) for weight in weights.values()]), strict=True):
+        pairs = own.view(-1, 2)
+        entries[f"{name}.weight"] = (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
+    return entries
+
+
+def _quantize_4bit(weight: Tensor, options: BnbOptions) -> tuple[Tensor, Any]:
+    """bitsandbytes' own: the packed codes, two a byte, and its QuantState."""
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(
+        weight.contiguous(),
+        blocksize=options.blocksize,
+        compress_statistics=options.double_quant,
+        quant_type=options.quant_type,
+    )
+    return packed, state
+
+
+def _int4_entries(name: str, packed: Tensor, state: Any) -> Tensors:
+    beside = {f"{name}.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    return {f"{name}.weight": packed, **beside}
+
+
+def _block_scales(state: Any, rows: int) -> Tensor:
+    """What bitsandbytes multiplies each block of a row with, read back: float32 [rows, in / blocksize]."""
+    from bitsandbytes import functional
+
+    scales: Tensor = state.absmax
+    if state.nested:
+        scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return scales.float().view(rows, -1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def bnb_quantization_config(variant: Variant, options: BnbOptions) -> dict[str, Any]:
+    """What config.json says under `quantization_config`: transformers' own BitsAndBytesConfig, as JSON.
+
+    The block size is not in it: bitsandbytes keeps it beside each 4-bit weight.
+    """
+    with quiet_libraries():
+        from transformers import BitsAndBytesConfig
+
+        if variant.w_bit == 8:
+            return dict(BitsAndBytesConfig(load_in_8bit=True).to_dict())
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=options.quant_type,
+            bnb_4bit_use_double_quant=options.double_quant,
+            bnb_4bit_compute_dtype=torch.float16,
+        )
+        return dict(config.to_dict())
+
+
+def bnb_linear(
+    name: str, tensors: Mapping[str, Tensor], shape: tuple[int, int], device: torch.device, compute_dtype: torch.dtype
+) -> Any:
+    """bitsandbytes' own layer, without a bias, around what `bnb_tensors` gave for a weight of this shape, (out, in).
+
+    The tensors are on the device; they become the layer's and are not copied.
+    """
+    from bitsandbytes import nn as bnb_nn
+
+    (out_features, in_features), codes = shape, tensors[f"{name}.weight"]
+    layer: Any
+    if (scales := tensors.get(f"{name}.SCB")) is not None:
+        layer = bnb_nn.Linear8bitLt(
+            in_features, out_features, bias=False, has_fp16_weights=False, threshold=INT8_THRESHOLD, device="meta"
+        )
+        layer.weight = bnb_nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
+    else:
+        layer = bnb_nn.Linear4bit(in_features, out_features, bias=False, compute_dtype=compute_dtype, device="meta")
+        beside = f"{name}.weight."
+        stats = {key.removeprefix(beside): value for key, value in tensors.items() if key.startswith(beside)}
+        layer.weight = bnb_nn.Params4bit.from_prequantized(codes, stats, device=device, module=layer)
+        layer.compute_type_is_set = True
+    return layer
 
 
 def _recipe_4bit(variant: Variant, choices: Choices) -> Recipe:
@@ -67,17 +210,15 @@ def _set_compute_dtype(model: Any, dtype: torch.dtype) -> None:
 def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
     names = linear_layers(model)
     for name in names:
-        model.set_submodule(name, _drawn_layer(name, model.get_submodule(name), weights, drawing))
+        linear, device = model.get_submodule(name), drawing.place.of(name)
+        tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), drawing.variant, BnbOptions())
+        layer = bnb_linear(name, tensors, (linear.out_features, linear.in_features), device, drawing.dtype)
+        if linear.bias is not None:
+            bias = weights.get(f"{name}.bias").to(device, drawing.dtype)
+            layer.bias = nn.Parameter(bias, requires_grad=False)
+        model.set_submodule(name, layer)
     fill(model, weights, names, drawing.place, drawing.dtype)
     return _kernels(drawing.variant, BnbOptions().quant_type, drawing.dtype)
-
-
-def _drawn_layer(name: str, linear: nn.Linear, weights: DummyWeights, drawing: Drawing) -> nn.Module:
-    """One of bitsandbytes' layers in place of this one, its random weight quantized on the device."""
-    device, dtype = drawing.place.of(name), drawing.dtype
-    bias = weights.get(f"{name}.bias").to(device, dtype) if linear.bias is not None else None
-    tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), drawing.variant, BnbOptions())
-    return bnb_linear(name, tensors, (linear.out_features, linear.in_features), bias, device, dtype)
 
 
 def _kernels(variant: Variant, quant_type: str, dtype: torch.dtype) -> Kernels:

@@ -9,13 +9,8 @@ from quantize.dummy import DummyWeights
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Placement
 from quantize.loading.dummy_model import fill
-from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe
+from quantize.methods.base import Drawing, Kernels, Method, Recipe
 from quantize.model.pretrained import model_of
-from quantize.variant import Variant
-
-
-def _recipe(variant: Variant, choices: Choices) -> Recipe:
-    return Recipe(variant, choices.half_dtype)
 
 
 def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, Kernels]:
@@ -32,4 +27,4 @@ def _kernels(dtype: torch.dtype) -> Kernels:
     return name, name
 
 
-REFERENCE = Method("FP16", _recipe, _load, _draw)
+REFERENCE = Method("FP16", lambda variant, choices: Recipe(variant, choices.half_dtype), _load, _draw)

@@ -33,11 +33,6 @@ class ScaleChoice:
     loss: float
     unscaled_rows: Tensor
 
-    @property
-    def loss_unscaled(self) -> float:
-        """The loss of plain rounding."""
-        return float(self.unscaled_rows.sum())
-
 
 def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
     """AWQ's mean |w| [in]: each weight relative to the largest of its group, averaged over the output features."""
@@ -80,18 +75,15 @@ def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleCho
     first, second = COARSE_STEPS
     coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, first)}
     coarse |= {step: loss_of(step, sample) for step in _around(_lowest(coarse), second) if step not in coarse}
-    near = _around(_lowest(coarse), 1)
     unscaled = losses_of(None, weight)
-    losses = {step: loss_of(step, weight) for step in near}
+    losses = {step: loss_of(step, weight) for step in _around(_lowest(coarse), 1)}
     chosen = _lowest(losses)
     if not losses[chosen] < float(unscaled.sum()):
         return ScaleChoice(torch.ones_like(stats.abs_mean), None, float(unscaled.sum()), unscaled)
-    scales = grid_scales(stats.abs_mean, magnitude, chosen)
-    return ScaleChoice(scales, chosen / SCALE_GRID, losses[chosen], unscaled)
+    return ScaleChoice(grid_scales(stats.abs_mean, magnitude, chosen), chosen / SCALE_GRID, losses[chosen], unscaled)
 
 
 def _lowest(losses: dict[int, float]) -> int:
-    """The step with the lowest loss."""
     return min(losses, key=lambda step: losses[step])
 
 
@@ -106,10 +98,9 @@ def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
     weight: float32 [out, in], AWQ scales applied; stats: of the scaled input. Returns float32 [out, in / group_size].
     The loss of a group is d H_gg d^T, H_gg the diagonal block of the Gram matrix that belongs to it.
     """
-    out_features, in_features = weight.shape
-    groups = in_features // group_size
-    blocks = _diagonal_blocks(stats.gram, group_size)
-    grouped = weight.view(out_features, groups, group_size).transpose(0, 1).contiguous()  # [groups, out, size]
+    grouped = weight.view(weight.shape[0], -1, group_size).transpose(0, 1).contiguous()  # [groups, out, size]
+    blocks = stats.gram.view(len(grouped), group_size, len(grouped), group_size)
+    blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()  # [groups, size, size]
     largest = grouped.abs().amax(dim=-1)
     best_clip = largest.clone()
     best_error = torch.full_like(largest, torch.inf)
@@ -122,11 +113,3 @@ def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
         best_error = torch.where(better, error, best_error)
         best_clip = torch.where(better, clip, best_clip)
     return best_clip.t().contiguous()
-
-
-def _diagonal_blocks(gram: Tensor, group_size: int) -> Tensor:
-    """[in, in] -> [groups, group_size, group_size]."""
-    groups = gram.shape[0] // group_size
-    view = gram.view(groups, group_size, groups, group_size)
-    index = torch.arange(groups, device=gram.device)
-    return view[index, :, index, :].contiguous()

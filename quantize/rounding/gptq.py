@@ -19,13 +19,14 @@ Nearest = Callable[[int, Tensor, Tensor, Tensor], None]
 errors [out], which are the values before less after."""
 
 
-def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
+def inverse_factor(gram: Tensor) -> Tensor:
     """The upper Cholesky factor U of (H + damping * mean(diag H) I)^-1, so that the inverse is U^T U; [in, in].
 
     With H = V V^T for an upper V, which is the lower factor of H read backwards, U is the inverse of V.
     Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
     then ten times the damping: the Gram matrix of few tokens is close to singular.
     """
+    damping = DAMPING
     while True:
         for dtype in (torch.float32, torch.float64):
             damped = gram.to(dtype, copy=True)
@@ -35,10 +36,9 @@ def inverse_factor(gram: Tensor, damping: float = DAMPING) -> Tensor:
             diagonal[dead] = 1
             backwards, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
             if not bool(failed):
-                upper = inverse_triangle(backwards.flip(0, 1))
-                if bool(torch.isfinite(upper).all()):
-                    factor: Tensor = upper.float()
-                    return factor
+                factor = inverse_triangle(backwards.flip(0, 1))
+                if bool(torch.isfinite(factor).all()):
+                    return factor.float()
         damping *= 10
 
 
@@ -61,7 +61,7 @@ def inverse_triangle(upper: Tensor) -> Tensor:
     return inverse
 
 
-def gptq_round(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = DAMPING) -> Tensor:
+def gptq_round(weight: Tensor, gram: Tensor, nearest: Nearest) -> Tensor:
     """Round [out, in] weights column by column, each column's error spread over the columns not yet rounded.
 
     gram: float32 [in, in] of the layer's inputs. The columns with the largest activations go first (act-order), while
@@ -69,7 +69,7 @@ def gptq_round(weight: Tensor, gram: Tensor, nearest: Nearest, damping: float = 
     int8 [out, in].
     """
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    factor = inverse_factor(gram[order][:, order], damping)
+    factor = inverse_factor(gram[order][:, order])
     # Columns as rows: every step then reads and writes contiguous memory.
     columns = weight.float().t()[order]
     codes = torch.empty(columns.shape, dtype=torch.int8, device=weight.device)
@@ -100,9 +100,7 @@ def _feed_block(
         columns[place:].addr_(row[place:], error, alpha=-1)
 
 
-def round_with_feedback(
-    weight: Tensor, gram: Tensor, group_size: int, clip: Tensor | None = None, damping: float = DAMPING
-) -> Int4Weight:
+def round_with_feedback(weight: Tensor, gram: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:
     """Quantize [out, in] weights to groupwise 4 bits with error feedback.
 
     gram: float32 [in, in] of the layer's (scaled) inputs. clip: [out, in / group_size] as in round_to_nearest. The
@@ -120,6 +118,6 @@ def round_with_feedback(
         torch.div(values, scale, out=code).round_().clamp_(low, high)
         torch.addcmul(values, code, scale, value=-1, out=error)
 
-    offsets = gptq_round(weight, gram, nearest, damping).view(grouped.shape)
+    offsets = gptq_round(weight, gram, nearest).view(grouped.shape)
     codes = offsets.add_(zeros.to(torch.int8).unsqueeze(-1)).view(torch.uint8).view(weight.shape)
     return Int4Weight(codes, scales.half(), zeros.to(torch.uint8))

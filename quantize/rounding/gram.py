@@ -43,12 +43,12 @@ class InputStats:
         """The statistics of inputs divided by `scales` [in]: what the layer sees once AWQ scales are applied."""
         return InputStats(self.gram / torch.outer(scales, scales), self.abs_mean / scales, self.tokens)
 
-    def shrunk(self, share: float = SHRINKAGE) -> Tensor:
-        """The Gram matrix with its off-diagonal entries lessened by `share` (Ledoit and Wolf, 2004); [in, in].
+    def shrunk(self) -> Tensor:
+        """The Gram matrix with its off-diagonal entries lessened by SHRINKAGE (Ledoit and Wolf, 2004); [in, in].
 
         What compensates errors trusts the correlations of the calibration text; other text has others.
         """
-        gram = self.gram * (1 - share)
+        gram = self.gram * (1 - SHRINKAGE)
         gram.diagonal().copy_(self.gram.diagonal())
         return gram
 
@@ -61,10 +61,7 @@ def column_blocks(features: int) -> list[tuple[int, int]]:
 
 
 def output_error(difference: Tensor, gram: Tensor) -> Tensor:
-    """tr(D H D^T), for D [out, in] and H [in, in]: the mean squared norm of the change of the output. A scalar.
-
-    The arguments are those of `row_errors`, whose sum it is.
-    """
+    """tr(D H D^T), the sum of `row_errors`: the mean squared norm of the change of the output. A scalar."""
     return row_errors(difference, gram).sum()
 
 

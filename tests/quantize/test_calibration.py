@@ -155,6 +155,17 @@ def test_a_bad_text_file_is_one_line_that_says_where(tmp_path: Path, name: str, 
     assert "\n" not in str(raised.value)
 
 
+def test_a_text_that_may_not_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(path: Path, encoding: str) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "text.txt"
+    path.write_text("a text")
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(UserError, match=r"cannot read .*text\.txt \(Permission denied\): fix its permissions"):
+        text_from(str(path))
+
+
 def test_a_text_that_is_nowhere_is_refused() -> None:
     with pytest.raises(UserError, match=r"no such text: 'novel\.txt' is no file, not 'builtin' and not hub:NAME"):
         text_from("novel.txt")

@@ -313,6 +313,15 @@ def test_a_disk_that_fills_while_the_manifest_is_flushed_is_seen_too(
     assert leftovers(tmp_path) == []
 
 
+def test_a_disk_without_room_for_a_folder_is_full_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, parents: bool = False) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(UserError, match="the disk is full while writing"), writing(tmp_path / "target"):
+        pass
+
+
 def test_a_disk_full_in_safetensors_is_recognised_by_its_words() -> None:
     from safetensors import SafetensorError
 

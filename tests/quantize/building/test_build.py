@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 import quantize
 from quantize.building.job import BuildOptions
-from quantize.building.shards import ShardWriter
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.cli import main
 from quantize.errors import UserError
@@ -331,10 +330,10 @@ def test_a_folder_in_the_way_is_left_alone(
 def test_a_disk_that_fills_up(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path, variant: str
 ) -> None:
-    def full(self: ShardWriter, part: int, tensors: dict[str, torch.Tensor]) -> Path:
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ShardWriter, "add", full)
+    monkeypatch.setattr("quantize.building.assemble.save_file", full)
     line = refused(capsys, str(tiny_llama), "--variant", variant, "--out", str(tmp_path), "--blocks", "2")
     assert "disk is full" in line
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
@@ -344,12 +343,12 @@ def test_a_disk_that_fills_up(
 def test_an_interrupt_in_the_middle(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path, variant: str
 ) -> None:
-    def interrupted(self: ShardWriter, max_shard_bytes: int = 0) -> int:
+    def interrupted(folder: Path) -> int:
         raise KeyboardInterrupt
 
     arguments = (str(tiny_llama), "--variant", variant, "--out", str(tmp_path), "--blocks", "2")
     with monkeypatch.context() as patch:
-        patch.setattr(ShardWriter, "finish", interrupted)
+        patch.setattr("quantize.building.assemble.join_parts", interrupted)
         assert "interrupted" in refused(capsys, *arguments)
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert main(list(arguments)) == 0

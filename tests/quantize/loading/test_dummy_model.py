@@ -91,3 +91,15 @@ def test_a_kernel_that_is_wrong_is_no_row(config: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(KERNELS, "dequantize", faulty)
     with pytest.raises(KernelFault, match="the kernel dequantize is wrong"):
         load_dummy(str(config), "awq-gemv", kernel="dequantize")
+
+
+@pytest.mark.parametrize("variant", ["bnb-4bit", "bnb-8bit"])
+def test_layers_with_biases_have_them(variant: str, config: Path) -> None:
+    qwen = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    config.write_text(json.dumps({**CONFIG, **qwen}))
+    model = load_dummy(str(config), variant, device="cpu").model
+    projection = model.get_submodule("model.layers.1.self_attn.q_proj")
+    assert torch.equal(projection.bias, torch.zeros(128))
+    assert model.get_submodule("model.layers.1.self_attn.o_proj").bias is None
+    with torch.no_grad():
+        assert bool(torch.isfinite(model(input_ids=torch.arange(12).view(1, 12)).logits).all())

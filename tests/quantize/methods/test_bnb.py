@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from quantize.errors import UserError
-from quantize.methods.bnb_weights import bnb_4bit_with_feedback, bnb_quantization_config, bnb_tensors
+from quantize.methods.bnb import bnb_4bit_with_feedback, bnb_quantization_config, bnb_tensors
 from quantize.model.linear_layers import linear_layers
 from quantize.quiet import quiet_libraries
 from quantize.rounding.options import BnbOptions
@@ -241,3 +241,11 @@ def test_feedback_without_correlation_is_bitsandbytes_own_rounding() -> None:
     fed_back = bnb_4bit_with_feedback(weights, torch.eye(64), BnbOptions())
     nearest = bnb_tensors("a", weights["a"], VARIANTS["bnb-4bit"], BnbOptions())
     assert torch.equal(fed_back["a.weight"], nearest["a.weight"])
+
+
+def test_rows_of_no_whole_number_of_blocks_are_rounded_to_nearest() -> None:
+    weights = {"a": torch.randn((32, 96), generator=torch.Generator().manual_seed(0))}
+    fed_back = bnb_4bit_with_feedback(weights, torch.ones(96, 96) + torch.eye(96), BnbOptions())
+    nearest = bnb_tensors("a", weights["a"], VARIANTS["bnb-4bit"], BnbOptions())
+    assert fed_back.keys() == nearest.keys()
+    assert all(torch.equal(fed_back[name], nearest[name]) for name in nearest)
