@@ -10,8 +10,7 @@ from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.building.shards import ShardWriter
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe
-from quantize.model.linear_layers import linear_layers
-from quantize.model.names import check_covered
+from quantize.model.names import check_covered, linear_layers
 from quantize.model.pretrained import empty_model
 from quantize.model.tensors import half
 from quantize.source import check_finite

@@ -38,11 +38,8 @@ class HalfHead(nn.Module):
         if hidden.numel() == hidden.shape[-1]:
             logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight).to(hidden.dtype)
         else:
-            chunks = [
-                nn.functional.linear(hidden, rows.to(hidden.dtype))
-                for rows in torch.split(self.weight, VOCABULARY_CHUNK)
-            ]
-            logits = torch.cat(chunks, dim=-1)
+            chunks = torch.split(self.weight, VOCABULARY_CHUNK)
+            logits = torch.cat([nn.functional.linear(hidden, rows.to(hidden.dtype)) for rows in chunks], dim=-1)
         return logits if self.bias is None else logits + self.bias.to(hidden.dtype)
 
 
@@ -53,7 +50,7 @@ def keep_half_embeddings(model: Any, dtype: torch.dtype) -> None:
         names = {module: name for name, module in model.named_modules()}
         model.set_submodule(names[head], HalfHead(head))
     if embedding.weight.dtype != dtype:
-        if type(embedding) is not nn.Embedding:  # it scales its rows or more: no place for a wrapper
+        if type(embedding) is nn.Embedding:
+            model.set_input_embeddings(HalfEmbedding(embedding, dtype))
+        else:  # it scales its rows or more: no place for a wrapper
             embedding.to(dtype)
-            return
-        model.set_input_embeddings(HalfEmbedding(embedding, dtype))

@@ -14,6 +14,7 @@ from quantize.kernels import Kernel
 from quantize.kernels.choice import LayerShape, choose_kernel
 from quantize.kernels.verify import check_layer
 from quantize.loading.device_map import Placement
+from quantize.loading.dummy_model import put
 from quantize.loading.half_modules import keep_half_embeddings
 from quantize.loading.merged import layers_by_input, replace_merged, stacked
 from quantize.source import TensorReader, Weights, cache_folder
@@ -99,8 +100,7 @@ def fill_rest(
             _wrap_activation(model, parent, tensor.to(device, dtype))
             continue
         half = isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
-        value = tensor.to(device) if half else tensor.to(device, dtype)
-        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+        put(model, name, tensor.to(device) if half else tensor.to(device, dtype))
     model.tie_weights()
     keep_half_embeddings(model, dtype)
     place_buffers(model, place)

@@ -13,7 +13,7 @@ from quantize.loading.device_map import Placement
 from quantize.loading.dummy_model import fill
 from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors
 from quantize.methods.bnb_weights import bnb_4bit_with_feedback, bnb_linear, bnb_quantization_config, bnb_tensors
-from quantize.model.linear_layers import linear_layers
+from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
 from quantize.model.tensors import half
 from quantize.rounding.options import BnbOptions

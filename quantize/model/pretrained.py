@@ -30,10 +30,8 @@ def model_of(folder: Path, **how: Any) -> Any:
     """The causal language model of a folder, its weights loaded from safetensors. how: dtype, device_map."""
     from transformers import AutoModelForCausalLM
 
-    config = config_of(folder)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, config=config, trust_remote_code=False, use_safetensors=True, **how
-    )
+    how["config"] = config_of(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how)
 
 
 def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -55,8 +53,6 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     """What a library raises because of what a file says becomes one line that names the file."""
     try:
         yield
-    except UserError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
