@@ -240,7 +240,7 @@ def test_turns_are_reversed_and_the_seconds_are_those_that_passed() -> None:
     blank, entries = blank_entry("x", linears, setting), []
     for tokens in COUNTS:
         order.clear()
-        entries += time_layers(layers, tokens, inputs, setting, blank, clock, 1e9)  # type: ignore[arg-type]
+        entries += time_layers(layers, tokens, setting, blank, clock, 1e9)  # type: ignore[arg-type]
         if tokens == 64:  # a pass of every contender is longer than a turn: one pass, two linears
             turns = [order[-6 * TURNS :][place : place + 6 : 2] for place in range(0, 6 * TURNS, 6)]
             assert turns[0] == ["flat", "steep", "third"]
@@ -410,7 +410,7 @@ def test_what_cannot_be_captured_is_timed_as_it_is(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(layer_module, "captured", captured)
         layer = build_layer(contender, linears, inputs, setting)
         assert isinstance(layer, Layer)
-        work, mode = runnable(layer, 4, inputs, cuda)
+        work, mode = runnable(layer, 4, cuda)
         before = clock.now_s
         work()
         return mode, clock.now_s - before
