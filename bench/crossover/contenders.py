@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.records.crossover import Style
-from quantize.dummy import DummyWeights
 from quantize.int4.weight import round_to_nearest
 from quantize.kernels import KERNELS, Kernel
 from quantize.kernels.base import dtype_name
@@ -71,11 +70,6 @@ def contenders(dtype: torch.dtype) -> list[Contender]:
     return [dense(dtype), *(int4(kernel) for kernel in KERNELS.values()), BNB_4BIT, BNB_8BIT]
 
 
-def random_weight(name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A float32 weight [out, in] as quantize.dummy draws it: the same for the same name and device."""
-    return DummyWeights({name: shape}, device).get(name).float()
-
-
 def dense(dtype: torch.dtype) -> Contender:
     """torch's own matrix product in the compute dtype: what all others are compared with."""
 
@@ -85,13 +79,8 @@ def dense(dtype: torch.dtype) -> Contender:
         module.weight = nn.Parameter(weight.to(setting.dtype), requires_grad=False)
         return Built(module, module.weight.float())
 
-    return Contender(
-        DENSE_NAMES[dtype],
-        "dense",
-        build,
-        lambda tokens, setting: f"torch ({dtype_name(dtype)})",
-        lambda t, s: BOUNDS[s.dtype],
-    )
+    name, kernel = DENSE_NAMES[dtype], f"torch ({dtype_name(dtype)})"
+    return Contender(name, "dense", build, lambda tokens, setting: kernel, lambda t, s: BOUNDS[s.dtype])
 
 
 def int4(kernel: Kernel) -> Contender:
@@ -134,14 +123,10 @@ def _bnb_bound(tokens: int, setting: Setting) -> float:
 
 
 def _bnb(name: str, variant: str, codes: str, bound: Callable[[int, Setting], float], replayable: bool) -> Contender:
-    return Contender(
-        name,
-        "bitsandbytes",
-        partial(_build_bnb, variant),
-        lambda tokens, setting: f"bitsandbytes {codes} ({dtype_name(setting.dtype)})",
-        bound,
-        replayable,
-    )
+    def kernel(tokens: int, setting: Setting) -> str:
+        return f"bitsandbytes {codes} ({dtype_name(setting.dtype)})"
+
+    return Contender(name, "bitsandbytes", partial(_build_bnb, variant), kernel, bound, replayable)
 
 
 BNB_4BIT = _bnb("BnB.4", "bnb-4bit", "nf4", _bnb_bound, replayable=True)

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from bench.crossover.contenders import CannotRun, Contender, Setting, random_weight
-from bench.records.crossover import Mode
-from quantize.dummy import dummy_config, write_dummy_folder
+from bench.crossover.contenders import CannotRun, Contender, Setting
+from bench.records.crossover import CrossoverEntry, Mode
+from quantize.dummy import DummyWeights, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.loading.footprint import weights_bytes
 from quantize.source import cache_folder
@@ -37,16 +37,16 @@ class Inputs:
 class Layer:
     """A contender's linear layers, ready to run.
 
-    copies: [copy][linear]; expected: place of a linear -> its exact outputs [rows, out], one linear of each weight
-    shape; weights_bytes: of one copy.
+    entry: what is known of it so far; copies: [copy][linear]; expected: place of a linear -> its exact outputs
+    [rows, out], one linear of each weight shape.
     """
 
     contender: Contender
-    linears: tuple[Linear, ...]
+    setting: Setting
     inputs: Inputs
-    copies: tuple[nn.ModuleList, ...]
+    entry: CrossoverEntry
+    copies: list[nn.ModuleList]
     expected: dict[int, Tensor]
-    weights_bytes: int
 
 
 def layer_shapes(shape: str) -> tuple[str, tuple[Linear, ...]]:
@@ -76,28 +76,33 @@ def random_inputs(linears: Sequence[Linear], counts: Sequence[int], setting: Set
     return Inputs(x, torch.tensor(rows, device=setting.device))
 
 
-def build_layer(contender: Contender, linears: tuple[Linear, ...], inputs: Inputs, setting: Setting) -> Layer | str:
-    """The contender's layers with random weights, as many copies as it takes; or the reason why there are none."""
+def build_layer(
+    contender: Contender, setting: Setting, inputs: Inputs, blank: CrossoverEntry
+) -> Layer | CrossoverEntry:
+    """The contender's layers with random weights, as many copies as it takes; or an entry: why there are none."""
+    entry = replace(blank, contender=contender.name, style=contender.style)
     expected: dict[int, Tensor] = {}
     copies: list[nn.ModuleList] = []
     copy_bytes, wanted = 0, 1
     try:
         while len(copies) < wanted:
             modules = nn.ModuleList()
-            for place, (name, *shape) in enumerate(linears):
-                built = contender.build(random_weight(f"{name} {len(copies)}", tuple(shape), setting.device), setting)
+            for place, (name, *shape) in enumerate(entry.linears):
+                drawn = DummyWeights({f"{name} {len(copies)}": tuple(shape)}, setting.device)
+                built = contender.build(drawn.get(f"{name} {len(copies)}").float(), setting)
                 modules.append(built.module.eval())
-                if not copies and shape not in [list(linears[known][1:]) for known in expected]:
+                if not copies and shape not in [list(entry.linears[known][1:]) for known in expected]:
                     expected[place] = inputs.x[shape[1]][0][inputs.rows].float() @ built.exact.t()
             copies.append(modules)
             if len(copies) == 1:
                 copy_bytes = weights_bytes(modules)
                 wanted = copies_wanted(copy_bytes, setting.device)
     except CannotRun as reason:
-        return str(reason)
+        return replace(entry, reason=str(reason))
     except Exception as error:  # other people's kernels and no memory left: the others go on
-        return reason_of(error)
-    return Layer(contender, linears, inputs, tuple(copies), expected, copy_bytes)
+        return replace(entry, reason=reason_of(error))
+    entry = replace(entry, weights_bytes=copy_bytes, copies=len(copies))
+    return Layer(contender, setting, inputs, entry, copies, expected)
 
 
 def copies_wanted(copy_bytes: int, device: torch.device) -> int:
@@ -119,13 +124,13 @@ def layer_error(layer: Layer, tokens: int) -> float:
     rows = layer.inputs.rows[layer.inputs.rows < tokens]
     errors = []
     for place, expected in layer.expected.items():
-        x = layer.inputs.x[layer.linears[place][2]][:, :tokens]
+        x = layer.inputs.x[layer.entry.linears[place][2]][:, :tokens]
         found, exact = layer.copies[0][place](x)[0][rows].float(), expected[: len(rows)]
         errors.append(((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
     return float(torch.stack(errors).max())
 
 
-def runnable(layer: Layer, tokens: int, device: torch.device) -> tuple[Callable[[], None], Mode]:
+def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], None], Mode]:
     """One pass through all copies: a CUDA graph's replay where it can be captured, else the calls themselves.
 
     At one token a fast GPU is done before Python has asked for the next kernel, and what would be timed is Python.
@@ -133,14 +138,14 @@ def runnable(layer: Layer, tokens: int, device: torch.device) -> tuple[Callable[
     calls = [
         (module, layer.inputs.x[in_features][:, :tokens])
         for modules in layer.copies
-        for module, (_, _, in_features) in zip(modules, layer.linears, strict=True)
+        for module, (_, _, in_features) in zip(modules, layer.entry.linears, strict=True)
     ]
 
     def work() -> None:
         for module, x in calls:
             module(x)
 
-    if device.type == "cuda" and layer.contender.replayable:
+    if layer.setting.device.type == "cuda" and layer.contender.replayable:
         try:
             return captured(work), "CUDA graph"
         except RuntimeError:  # a kernel that cannot be captured is timed as it is; one that fails will fail again

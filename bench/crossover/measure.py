@@ -45,7 +45,6 @@ TURNS = 9
 TURN_S = 0.01
 """A contender's turn is as many passes as fit in this time, at least one."""
 
-
 Running = tuple[Callable[[], None], float]
 """One pass through all copies of a layer, and about how many seconds it takes."""
 
@@ -83,27 +82,26 @@ def measure_crossover(
         name, linears = layer_shapes(shape)
         compute_dtype = getattr(torch, dtype or ("float32" if target.type == "cpu" else "float16"))
         setting = Setting(target, compute_dtype, group_size_for(linears, None, GROUP_SIZES))
-        blank = blank_entry(name, linears, setting)
+        blank, inputs = blank_entry(name, linears, setting), random_inputs(linears, counts, setting)
         chosen = contenders(compute_dtype) if racing is None else list(racing)
-        inputs = random_inputs(linears, counts, setting)
         layers, entries = [], []
         steps = len(chosen) + len(counts)
         for step, contender in enumerate(chosen):
             progress("crossover", step, steps)
-            built = build_layer(contender, linears, inputs, setting)
+            built = build_layer(contender, setting, inputs, blank)
             if isinstance(built, Layer):
                 layers.append(built)
             else:
-                entries.append(replace(blank, contender=contender.name, style=contender.style, reason=built))
+                entries.append(built)
         clock = clock_for(target.type)
         for step, tokens in enumerate(counts):
             progress("crossover", len(chosen) + step, steps)
             left_s = deadline - time.monotonic()
             if step > 0 and left_s <= 0:
                 reason = f"not reached within the time budget of {budget_s:g} s"
-                entries += [replace(_entry(blank, layer, tokens), reason=reason) for layer in layers]
+                entries += [replace(layer.entry, tokens=tokens, reason=reason) for layer in layers]
                 continue
-            entries += time_layers(layers, tokens, setting, blank, clock, left_s / (len(counts) - step))
+            entries += time_layers(layers, tokens, clock, left_s / (len(counts) - step))
         progress("crossover", steps, steps)
     write(out / CROSSOVER_NAME, entries)
     return entries
@@ -126,27 +124,14 @@ def blank_entry(shape: str, linears: tuple[Linear, ...], setting: Setting) -> Cr
     )
 
 
-def _entry(blank: CrossoverEntry, layer: Layer, tokens: int) -> CrossoverEntry:
-    return replace(
-        blank,
-        contender=layer.contender.name,
-        style=layer.contender.style,
-        tokens=tokens,
-        weights_bytes=layer.weights_bytes,
-        copies=len(layer.copies),
-    )
-
-
-def time_layers(
-    layers: Sequence[Layer], tokens: int, setting: Setting, blank: CrossoverEntry, clock: Clock[Any], budget_s: float
-) -> list[CrossoverEntry]:
+def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock[Any], budget_s: float) -> list[CrossoverEntry]:
     """Check every layer with so many tokens, then time those that hold, in turns A B C, C B A, ..."""
     started = time.monotonic()
     entries: dict[str, CrossoverEntry] = {}
     running: dict[str, Running] = {}
     for layer in layers:
         name = layer.contender.name
-        entries[name], ready = get_ready(layer, tokens, setting, _entry(blank, layer, tokens), clock)
+        entries[name], ready = get_ready(layer, tokens, clock)
         if ready is not None:
             running[name] = ready
     passes, turns = passes_and_turns([pass_s for _, pass_s in running.values()], budget_s + started - time.monotonic())
@@ -164,18 +149,16 @@ def time_layers(
     return list(entries.values())
 
 
-def get_ready(
-    layer: Layer, tokens: int, setting: Setting, entry: CrossoverEntry, clock: Clock[Any]
-) -> tuple[CrossoverEntry, Running | None]:
+def get_ready(layer: Layer, tokens: int, clock: Clock[Any]) -> tuple[CrossoverEntry, Running | None]:
     """The layer checked, warmed up and on CUDA captured; None where it is not timed, its entry then has the reason."""
-    bound = layer.contender.bound(tokens, setting)
+    entry, bound = replace(layer.entry, tokens=tokens), layer.contender.bound(tokens, layer.setting)
     try:
-        entry = replace(entry, kernel=layer.contender.kernel(tokens, setting), error_bound=bound)
+        entry = replace(entry, kernel=layer.contender.kernel(tokens, layer.setting), error_bound=bound)
         error = layer_error(layer, tokens)
         entry = replace(entry, relative_error=error if math.isfinite(error) else None)
         if not error <= bound:  # NaN is over every bound
             return replace(entry, reason=f"wrong: off by {error:.2g} of the float32 product, allowed {bound:g}"), None
-        work, mode = runnable(layer, tokens, setting.device)
+        work, mode = runnable(layer, tokens)
         timed(work, 1, clock)
         return replace(entry, mode=mode), (work, max(timed(work, 1, clock), 1e-7))
     except Exception as raised:  # a kernel that fails at this number of tokens

@@ -82,7 +82,7 @@ class FusedRotary:
     half. The signed sine is made in the first layer of a step and shared by all.
     """
 
-    def __init__(self, own: Callable[..., Any]) -> None:
+    def __init__(self, own: Callable[..., tuple[Tensor, Tensor]]) -> None:
         self._own = own
         self._sine: Tensor | None = None
         self._signed: Tensor | None = None
@@ -90,8 +90,7 @@ class FusedRotary:
     def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
         """As transformers calls it: q and k [batch, heads, tokens, head], cos and sin [batch, tokens, head]."""
         if cos.shape[-1] != q.shape[-1] or q.dtype != cos.dtype:
-            own: tuple[Tensor, Tensor] = self._own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-            return own
+            return self._own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
         half = q.shape[-1] // 2
         if self._sine is not sin or self._signed is None:
             self._sine, self._signed = sin, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
@@ -103,7 +102,7 @@ class FusedRotary:
 
 
 def grouped_attention(
-    own: Callable[..., Any],
+    own: Callable[..., tuple[Tensor, Tensor | None]],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -122,10 +121,7 @@ def grouped_attention(
     batch, heads, tokens, size = query.shape
     unknown = any(more.get(name) is not None for name in OTHER_ATTENTION)
     if tokens != 1 or attention_mask is None or dropout or unknown or heads == key.shape[1]:
-        found: tuple[Tensor, Tensor | None] = own(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more
-        )
-        return found
+        return own(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more)
     rows = query.reshape(batch, key.shape[1], -1, size)
     out = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(batch, 1, heads, value.shape[-1]), None

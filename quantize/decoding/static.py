@@ -191,7 +191,14 @@ def check_against_eager(decoder: Decoder, model: Any, prompt: Tensor, steps: int
 
     Raises RuntimeError where the logits lie further apart than RELATIVE_ERROR of the compute dtype allows.
     """
-    fed, expected = _eager_logits(model, prompt, min(steps, CHECKED_STEPS))
+    eager = EagerDecoder(model)
+    eager.prefill(prompt)
+    fed, expected = [], []
+    for _ in range(min(steps, CHECKED_STEPS)):
+        fed.append(eager.token)
+        eager.step()
+        expected.append(eager.logits.float())
+    del eager  # and its cache
     decoder.prefill(prompt)
     errors = []
     for token, logits in zip(fed, expected, strict=True):
@@ -202,15 +209,3 @@ def check_against_eager(decoder: Decoder, model: Any, prompt: Tensor, steps: int
     worst, bound = float(torch.stack(errors).max()), RELATIVE_ERROR[dtype]
     if not worst <= bound:  # not a number is no agreement either
         raise RuntimeError(f"decoding on a {decoder.name} differs from eager decoding by {worst:.2g} (bound {bound:g})")
-
-
-def _eager_logits(model: Any, prompt: Tensor, steps: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The tokens that eager decoding feeds, and the float32 logits behind each; its cache is gone afterwards."""
-    eager = EagerDecoder(model)
-    eager.prefill(prompt)
-    fed, logits = [], []
-    for _ in range(steps):
-        fed.append(eager.token)
-        eager.step()
-        logits.append(eager.logits.float())
-    return fed, logits

@@ -7,20 +7,8 @@ from quantize.kernels.gptqmodel import GPTQMODEL
 from quantize.kernels.torch_int4 import TORCH_CPU, TORCH_CUDA
 from quantize.kernels.triton import TRITON, TRITON_GEMV, TRITON_TILES
 
-KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel
-    for kernel in (
-        TORCH_CPU,
-        TRITON,
-        TRITON_TILES,
-        TORCH_CUDA,
-        AUTOAWQ_GEMM,
-        AUTOAWQ_GEMV,
-        TRITON_GEMV,
-        *GPTQMODEL,
-        DEQUANTIZE,
-    )
-}
+_ROWS = (TORCH_CPU, TRITON, TRITON_TILES, TORCH_CUDA, AUTOAWQ_GEMM, AUTOAWQ_GEMV, TRITON_GEMV, *GPTQMODEL, DEQUANTIZE)
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in _ROWS}
 """Every kernel by name."""
 
 NATIVE: dict[str, tuple[str, ...]] = {"GEMM": ("autoawq-gemm",), "GEMV": ("autoawq-gemv", "triton-gemv")}

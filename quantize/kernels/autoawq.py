@@ -1,7 +1,6 @@
 """autoawq's own layers on CUDA: its compiled kernels (package autoawq-kernels), and for GEMM else its Triton ones."""
 
 import importlib.util
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -62,24 +61,22 @@ def _unsupported_reason(layout: Style, weight: Int4Weight, device: torch.device,
     return None
 
 
-def _describe_gemm(tokens: int, dtype: torch.dtype) -> str:
+def _describe(layout: Style, tokens: int, dtype: torch.dtype) -> str:
+    if layout == "GEMV":
+        return f"autoawq compiled {'GEMV' if tokens <= MATVEC_TOKENS else 'GEMV layout GEMM'} (float16)"
     way = "dequantize + matmul" if tokens >= DEQUANTIZE_TOKENS else "GEMM"
     return f"autoawq {'compiled' if compiled_kernels() else 'Triton'} {way} (float16)"
 
 
-def _describe_gemv(tokens: int, dtype: torch.dtype) -> str:
-    return f"autoawq compiled {'GEMV' if tokens <= MATVEC_TOKENS else 'GEMV layout GEMM'} (float16)"
-
-
-def _kernel(layout: Style, describe: Callable[[int, torch.dtype], str]) -> Kernel:
+def _kernel(layout: Style) -> Kernel:
     return Kernel(
         name=f"autoawq-{layout.lower()}",
         unsupported_reason=partial(_unsupported_reason, layout),
         prepare=partial(AutoawqLinear, layout),
-        describe=describe,
+        describe=partial(_describe, layout),
         compute_dtype=lambda tokens, dtype: torch.float16,
         style=layout,
     )
 
 
-AUTOAWQ_GEMM, AUTOAWQ_GEMV = _kernel("GEMM", _describe_gemm), _kernel("GEMV", _describe_gemv)
+AUTOAWQ_GEMM, AUTOAWQ_GEMV = _kernel("GEMM"), _kernel("GEMV")

@@ -23,12 +23,6 @@ def pack_blocks(codes: Tensor) -> Tensor:
     return pack_words(places.reshape(codes.shape[0], -1), PLAIN_ORDER)
 
 
-def unpack_blocks(words: Tensor, in_features: int) -> Tensor:
-    """Undo pack_blocks: -> uint8 [out, in_features]."""
-    places = unpack_words(words, PLAIN_ORDER).view(words.shape[0], -1, BLOCK_WORDS, 2, 4)
-    return places.permute(0, 1, 4, 2, 3).reshape(words.shape[0], -1)[:, :in_features]
-
-
 class WordsLinear(Int4Linear):
     """words: int32 [out, 16 * blocks]; scales: float16, zeros: uint8, both [out, groups].
 
@@ -48,8 +42,9 @@ class WordsLinear(Int4Linear):
         self.register_buffer("zeros", weight.zeros.contiguous())
 
     def matmul(self, x: Tensor) -> Tensor:
-        weight = Int4Weight(unpack_blocks(self.words, self.in_features), self.scales, self.zeros)
-        return x @ weight.dequantize(self.dtype).t()
+        places = unpack_words(self.words, PLAIN_ORDER).view(self.out_features, -1, BLOCK_WORDS, 2, 4)
+        codes = places.permute(0, 1, 4, 2, 3).reshape(self.out_features, -1)[:, : self.in_features]
+        return x @ Int4Weight(codes, self.scales, self.zeros).dequantize(self.dtype).t()
 
 
 DEQUANTIZE = Kernel(

@@ -77,18 +77,18 @@ def choose_kernel(
     if wanted in (None, AUTO_KERNEL):
         names = [name for name in KERNELS if _unsupported_reason(KERNELS[name], shapes, device, dtype) is None]
         return KERNELS[_fastest(names, shapes, device, dtype, cache)]
-    if wanted == NATIVE_KERNEL:
-        names = list(NATIVE[version])
-    elif wanted in KERNELS:
-        names = [str(wanted)]
-    else:
-        raise UserError(f"unknown kernel {wanted!r}; there are: {AUTO_KERNEL}, {NATIVE_KERNEL}, {', '.join(KERNELS)}")
-    reasons = {name: _unsupported_reason(KERNELS[name], shapes, device, dtype) for name in names}
-    found = next((KERNELS[name] for name, reason in reasons.items() if reason is None), None)
-    if found is None:
-        words = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise UserError(f"the kernel asked for cannot run this checkpoint on {device} ({words}): use --kernel auto")
-    return found
+    meant = NATIVE[version] if wanted == NATIVE_KERNEL else (str(wanted),)
+    reasons = []
+    for name in meant:
+        if name not in KERNELS:
+            known = ", ".join((AUTO_KERNEL, NATIVE_KERNEL, *KERNELS))
+            raise UserError(f"unknown kernel {wanted!r}; there are: {known}")
+        reason = _unsupported_reason(KERNELS[name], shapes, device, dtype)
+        if reason is None:
+            return KERNELS[name]
+        reasons.append(f"{name}: {reason}")
+    words = "; ".join(reasons)
+    raise UserError(f"the kernel asked for cannot run this checkpoint on {device} ({words}): use --kernel auto")
 
 
 def _unsupported_reason(

@@ -37,11 +37,6 @@ SMALL_GROUPS = (32, 64)
 """Group sizes below a block of inputs that the programs know; all others are whole blocks."""
 
 
-def interpreted() -> bool:
-    """Whether Triton runs its programs on a CPU here, as its own tests do (environment variable TRITON_INTERPRET)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def matvec(layer: WordsLinear, x: Tensor) -> Tensor:
     """x [tokens, in] -> [tokens, out], each token on its own."""
     from quantize.kernels.triton_kernels import matvec_program
@@ -66,16 +61,9 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     most = 32 if x.dtype == torch.float32 else 128  # what the registers have room for
     lines = min(most, max(16, 1 << (tokens - 1).bit_length()))
     grid = (-(-layer.out_features // TILE_ROWS), -(-tokens // lines))
+    stages = 2 if lines == 128 else 3
     tile_program[grid](
-        x,
-        *_operands(layer),
-        out,
-        tokens,
-        *_sizes(layer),
-        TOKENS=lines,
-        ROWS=TILE_ROWS,
-        num_stages=2 if lines == 128 else 3,
-        **FUSED,
+        x, *_operands(layer), out, tokens, *_sizes(layer), TOKENS=lines, ROWS=TILE_ROWS, num_stages=stages, **FUSED
     )
     return out
 
@@ -129,7 +117,8 @@ def _sizes(layer: WordsLinear) -> tuple[int, int, int, int, int]:
 
 
 def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cuda" and not interpreted():
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # on a CPU, as Triton's own tests run
+    if device.type != "cuda" and not interpreted:
         return "runs on CUDA"
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton"

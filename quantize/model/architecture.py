@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
+from quantize.versions import version_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ class ScaleGroup:
 class Architecture:
     """autoawq's map of one model type, applied to a transformers model."""
 
-    model_type: str
     layers: nn.ModuleList
     layers_name: str
     _awq_class: Any
@@ -49,12 +49,12 @@ class Architecture:
         layer = self.layers[index]
         names = {module: name for name, module in layer.named_modules()}
         nothing: defaultdict[str, None] = defaultdict(lambda: None)  # the maps look inputs up only to hand them on
-        found = []
-        for group in self._awq_class.get_layers_for_scaling(layer, nothing, {}):
-            scaled = ScaleGroup(names[group["prev_op"]], tuple(names[linear] for linear in group["layers"]))
-            if all(name in self.linears(index) for name in scaled.linears) and self._preserves(layer, scaled):
-                found.append(scaled)
-        return found
+        groups = [
+            ScaleGroup(names[group["prev_op"]], tuple(names[linear] for linear in group["layers"]))
+            for group in self._awq_class.get_layers_for_scaling(layer, nothing, {})
+        ]
+        known = set(self.linears(index))
+        return [group for group in groups if known.issuperset(group.linears) and self._preserves(layer, group)]
 
     def _preserves(self, layer: nn.Module, group: ScaleGroup) -> bool:
         """Whether moving scales into `previous` leaves the layer's function as it was.
@@ -86,13 +86,11 @@ def architecture_of(model: Any) -> Architecture:
     try:
         layers = awq_class.get_model_layers(model)
         name = next(name for name, module in model.named_modules() if module is layers)
-        architecture = Architecture(model_type, layers, name, awq_class, model.config)
+        architecture = Architecture(layers, name, awq_class, model.config)
         architecture.scale_groups(0)
     except (AttributeError, KeyError, StopIteration, TypeError) as error:
-        import transformers
-
         raise UserError(
-            f"autoawq's map for {model_type!r} does not fit transformers {transformers.__version__} ({error}): "
+            f"autoawq's map for {model_type!r} does not fit transformers {version_of('transformers')} ({error}): "
             "use the bnb-4bit or bnb-8bit variant"
         ) from None
     return architecture

@@ -54,8 +54,7 @@ def _readable(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, OSError, ImportError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             reason = "its model is code of its own (auto_map), which is never run"
         raise UserError(
