@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.checkpoint import open_checkpoint
 from quantize.device import torch_device
 from quantize.dummy import dummy_config, dummy_weights, write_dummy_folder
 from quantize.errors import UserError
@@ -15,7 +15,6 @@ from quantize.loading.footprint import weights_bytes
 from quantize.loading.int4_layers import place_buffers
 from quantize.methods import METHODS
 from quantize.methods.base import Drawing
-from quantize.model.linear_layers import linear_layers
 from quantize.model.pretrained import empty_model, tokenizer_of
 from quantize.quiet import quiet_libraries
 from quantize.source import cache_folder
@@ -67,10 +66,11 @@ def load(
     checkpoint = open_checkpoint(Path(path))
     target, dtype = _setting(device, compute_dtype)
     with quiet_libraries():
-        place = _place(checkpoint, target, dtype)
-        model, kernels = METHODS[checkpoint.variant.method].load(checkpoint, place, dtype, kernel)
-        dummy = checkpoint.manifest.source.kind == "dummy"
-        tokenizer = None if dummy else tokenizer_of(checkpoint.path)
+        variant = checkpoint.variant
+        on_cpu = target.type == "cpu"
+        place = Placement(target) if on_cpu else placement_for(empty_model(checkpoint.path), variant, target, dtype)
+        model, kernels = METHODS[variant.method].load(checkpoint, place, dtype, kernel)
+        tokenizer = None if checkpoint.manifest.source.kind == "dummy" else tokenizer_of(checkpoint.path)
         model.eval()
     size = place.weights_bytes or weights_bytes(model)
     return LoadedModel(model, tokenizer, target, dtype, *kernels, size, place.description)
@@ -102,7 +102,7 @@ def load_dummy(
     with quiet_libraries(), torch.no_grad():
         model = empty_model(write_dummy_folder(config, name, cache_folder()))
         row = VARIANTS[variant]
-        place = placement_for(model, row, linear_layers(model) if row.w_bit else (), target, dtype)
+        place = placement_for(model, row, target, dtype)
         drawing = Drawing(row, place, dtype, kernel, group_size)
         kernels = METHODS[row.method].draw(model, dummy_weights(model, target), drawing)
         place_buffers(model, place)
@@ -115,11 +115,3 @@ def load_dummy(
 def _setting(device: str, compute_dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     target = torch_device(device)
     return target, compute_dtype or (torch.float32 if target.type == "cpu" else torch.float16)
-
-
-def _place(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Placement:
-    """The one device, or several where the model is too big for it. Raises MemoryError where it is for all."""
-    if device.type == "cpu":
-        return Placement(device)
-    model, variant = empty_model(checkpoint.path), checkpoint.variant
-    return placement_for(model, variant, linear_layers(model) if variant.w_bit else (), device, dtype)

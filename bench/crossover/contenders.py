@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.records.crossover import Style
-from quantize.dummy import DummyWeights
 from quantize.int4.weight import round_to_nearest
 from quantize.kernels import KERNELS, Kernel
 from quantize.kernels.base import dtype_name
@@ -71,11 +70,6 @@ def contenders(dtype: torch.dtype) -> list[Contender]:
     return [dense(dtype), *(int4(kernel) for kernel in KERNELS.values()), BNB_4BIT, BNB_8BIT]
 
 
-def random_weight(name: str, out_features: int, in_features: int, device: torch.device) -> Tensor:
-    """A float32 weight [out, in] as quantize.dummy draws it: the same for the same name and device."""
-    return DummyWeights({name: (out_features, in_features)}, device).get(name).float()
-
-
 def dense(dtype: torch.dtype) -> Contender:
     """torch's own matrix product in the compute dtype: what all others are compared with."""
 
@@ -85,13 +79,8 @@ def dense(dtype: torch.dtype) -> Contender:
         module.weight = nn.Parameter(weight.to(setting.dtype), requires_grad=False)
         return Built(module, module.weight.float())
 
-    return Contender(
-        DENSE_NAMES[dtype],
-        "dense",
-        build,
-        lambda tokens, setting: f"torch ({dtype_name(dtype)})",
-        lambda t, s: BOUNDS[s.dtype],
-    )
+    name, kernel = DENSE_NAMES[dtype], f"torch ({dtype_name(dtype)})"
+    return Contender(name, "dense", build, lambda tokens, setting: kernel, lambda t, s: BOUNDS[s.dtype])
 
 
 def int4(kernel: Kernel) -> Contender:
@@ -119,8 +108,8 @@ def _build_bnb(variant: str, weight: Tensor, setting: Setting) -> Built:
     from bitsandbytes import functional
 
     tensors = bnb_tensors("linear", weight.to(setting.dtype), VARIANTS[variant], BnbOptions())
-    out_features, in_features = weight.shape
-    module: Any = bnb_linear("linear", tensors, (out_features, in_features), setting.device, setting.dtype)
+    sizes = (weight.shape[0], weight.shape[1])
+    module: Any = bnb_linear("linear", tensors, sizes, setting.device, setting.dtype)
     if (row_maxima := tensors.get("linear.SCB")) is not None:
         exact = tensors["linear.weight"].float() * (row_maxima.float() / 127).unsqueeze(1)
     else:
@@ -133,16 +122,12 @@ def _bnb_bound(tokens: int, setting: Setting) -> float:
     return BOUNDS[torch.bfloat16 if setting.device.type == "cpu" else setting.dtype]
 
 
-def _named(bits: str) -> Callable[[int, Setting], str]:
-    return lambda tokens, setting: f"bitsandbytes {bits} ({dtype_name(setting.dtype)})"
+def _bnb(name: str, variant: str, codes: str, bound: Callable[[int, Setting], float], replayable: bool) -> Contender:
+    def kernel(tokens: int, setting: Setting) -> str:
+        return f"bitsandbytes {codes} ({dtype_name(setting.dtype)})"
+
+    return Contender(name, "bitsandbytes", partial(_build_bnb, variant), kernel, bound, replayable)
 
 
-BNB_4BIT = Contender("BnB.4", "bitsandbytes", partial(_build_bnb, "bnb-4bit"), _named("nf4"), _bnb_bound)
-BNB_8BIT = Contender(
-    "BnB.8",
-    "bitsandbytes",
-    partial(_build_bnb, "bnb-8bit"),
-    _named("int8"),
-    lambda tokens, setting: INT8_BOUND,
-    replayable=False,
-)
+BNB_4BIT = _bnb("BnB.4", "bnb-4bit", "nf4", _bnb_bound, replayable=True)
+BNB_8BIT = _bnb("BnB.8", "bnb-8bit", "int8", lambda tokens, setting: INT8_BOUND, replayable=False)

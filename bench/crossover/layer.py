@@ -1,16 +1,15 @@
 """One decoder layer's linear layers, built for a contender of `bench.crossover`, checked and made ready to be timed."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from bench.crossover.contenders import Built, CannotRun, Contender, Setting, random_weight
-from bench.records.crossover import Mode
-from quantize.dummy import dummy_config, write_dummy_folder
+from bench.crossover.contenders import CannotRun, Contender, Setting
+from bench.records.crossover import CrossoverEntry, Mode
+from quantize.dummy import DummyWeights, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.loading.footprint import weights_bytes
 from quantize.source import cache_folder
@@ -38,15 +37,16 @@ class Inputs:
 class Layer:
     """A contender's linear layers, ready to run.
 
-    copies: [copy][linear]; expected: place of a linear -> its exact outputs [rows, out], one linear of each weight
-    shape; weights_bytes: of one copy.
+    entry: what is known of it so far; copies: [copy][linear]; expected: place of a linear -> its exact outputs
+    [rows, out], one linear of each weight shape.
     """
 
     contender: Contender
-    linears: tuple[Linear, ...]
-    copies: tuple[tuple[nn.Module, ...], ...]
+    setting: Setting
+    inputs: Inputs
+    entry: CrossoverEntry
+    copies: list[nn.ModuleList]
     expected: dict[int, Tensor]
-    weights_bytes: int
 
 
 def layer_shapes(shape: str) -> tuple[str, tuple[Linear, ...]]:
@@ -76,34 +76,33 @@ def random_inputs(linears: Sequence[Linear], counts: Sequence[int], setting: Set
     return Inputs(x, torch.tensor(rows, device=setting.device))
 
 
-def build_layer(contender: Contender, linears: tuple[Linear, ...], inputs: Inputs, setting: Setting) -> Layer | str:
-    """The contender's layers with random weights, as many copies as it takes; or the reason why there are none."""
+def build_layer(
+    contender: Contender, setting: Setting, inputs: Inputs, blank: CrossoverEntry
+) -> Layer | CrossoverEntry:
+    """The contender's layers with random weights, as many copies as it takes; or an entry: why there are none."""
+    entry = replace(blank, contender=contender.name, style=contender.style)
     expected: dict[int, Tensor] = {}
-    copies: list[tuple[nn.Module, ...]] = []
+    copies: list[nn.ModuleList] = []
     copy_bytes, wanted = 0, 1
     try:
         while len(copies) < wanted:
-            modules = []
-            for place, linear in enumerate(linears):
-                built = _built(contender, linear, len(copies), setting)
+            modules = nn.ModuleList()
+            for place, (name, *shape) in enumerate(entry.linears):
+                drawn = DummyWeights({f"{name} {len(copies)}": tuple(shape)}, setting.device)
+                built = contender.build(drawn.get(f"{name} {len(copies)}").float(), setting)
                 modules.append(built.module.eval())
-                if not copies and linear[1:] not in [linears[known][1:] for known in expected]:
-                    x = inputs.x[linear[2]][0][inputs.rows].float()
-                    expected[place] = x @ built.exact.t()
-            copies.append(tuple(modules))
+                if not copies and shape not in [list(entry.linears[known][1:]) for known in expected]:
+                    expected[place] = inputs.x[shape[1]][0][inputs.rows].float() @ built.exact.t()
+            copies.append(modules)
             if len(copies) == 1:
-                copy_bytes = weights_bytes(nn.ModuleList(modules))
+                copy_bytes = weights_bytes(modules)
                 wanted = copies_wanted(copy_bytes, setting.device)
     except CannotRun as reason:
-        return str(reason)
+        return replace(entry, reason=str(reason))
     except Exception as error:  # other people's kernels and no memory left: the others go on
-        return reason_of(error)
-    return Layer(contender, linears, tuple(copies), expected, copy_bytes)
-
-
-def _built(contender: Contender, linear: Linear, copy: int, setting: Setting) -> Built:
-    name, out_features, in_features = linear
-    return contender.build(random_weight(f"{name} {copy}", out_features, in_features, setting.device), setting)
+        return replace(entry, reason=reason_of(error))
+    entry = replace(entry, weights_bytes=copy_bytes, copies=len(copies))
+    return Layer(contender, setting, inputs, entry, copies, expected)
 
 
 def copies_wanted(copy_bytes: int, device: torch.device) -> int:
@@ -116,38 +115,37 @@ def copies_wanted(copy_bytes: int, device: torch.device) -> int:
 
 def reason_of(error: Exception) -> str:
     """An exception in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:200]}"
 
 
-def layer_error(layer: Layer, tokens: int, inputs: Inputs) -> float:
+def layer_error(layer: Layer, tokens: int) -> float:
     """The largest |found - exact| / |exact| of a checked token's outputs, over one linear of each weight shape."""
-    rows = inputs.rows[inputs.rows < tokens]
+    rows = layer.inputs.rows[layer.inputs.rows < tokens]
     errors = []
     for place, expected in layer.expected.items():
-        x = inputs.x[layer.linears[place][2]][:, :tokens]
-        found = layer.copies[0][place](x)[0][rows].float()
-        exact = expected[: len(rows)]
+        x = layer.inputs.x[layer.entry.linears[place][2]][:, :tokens]
+        found, exact = layer.copies[0][place](x)[0][rows].float(), expected[: len(rows)]
         errors.append(((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
     return float(torch.stack(errors).max())
 
 
-def runnable(layer: Layer, tokens: int, inputs: Inputs, device: torch.device) -> tuple[Callable[[], None], Mode]:
+def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], None], Mode]:
     """One pass through all copies: a CUDA graph's replay where it can be captured, else the calls themselves.
 
     At one token a fast GPU is done before Python has asked for the next kernel, and what would be timed is Python.
     """
     calls = [
-        (module, inputs.x[in_features][:, :tokens])
+        (module, layer.inputs.x[in_features][:, :tokens])
         for modules in layer.copies
-        for module, (_, _, in_features) in zip(modules, layer.linears, strict=True)
+        for module, (_, _, in_features) in zip(modules, layer.entry.linears, strict=True)
     ]
 
     def work() -> None:
         for module, x in calls:
             module(x)
 
-    if device.type == "cuda" and layer.contender.replayable:
+    if layer.setting.device.type == "cuda" and layer.contender.replayable:
         try:
             return captured(work), "CUDA graph"
         except RuntimeError:  # a kernel that cannot be captured is timed as it is; one that fails will fail again
@@ -156,20 +154,11 @@ def runnable(layer: Layer, tokens: int, inputs: Inputs, device: torch.device) ->
 
 
 def captured(work: Callable[[], None]) -> Callable[[], None]:
-    """The work as a CUDA graph, warmed up on a side stream as torch's notes on CUDA graphs ask for."""
-    with _side_stream():
-        for _ in range(2):
-            work()
+    """The work as a CUDA graph."""
+    from quantize.decoding.static import warm_up
+
+    warm_up(work)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
     return graph.replay
-
-
-@contextmanager
-def _side_stream() -> Iterator[None]:
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)

@@ -8,7 +8,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 
 from bench.crossover.contenders import Contender, Setting, contenders
 from bench.crossover.layer import (
-    Inputs,
     Layer,
     Linear,
     build_layer,
@@ -31,6 +30,7 @@ from bench.records.store import write
 from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint
 from quantize.cli import guarded
+from quantize.device import torch_device
 from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
 from quantize.model.architecture import group_size_for
@@ -45,15 +45,8 @@ TURNS = 9
 TURN_S = 0.01
 """A contender's turn is as many passes as fit in this time, at least one."""
 
-
-@dataclass(frozen=True)
-class Running:
-    """A layer about to be timed: `work` is one pass through all copies, taking about `pass_s`."""
-
-    layer: Layer
-    entry: CrossoverEntry
-    work: Callable[[], None]
-    pass_s: float
+Running = tuple[Callable[[], None], float]
+"""One pass through all copies of a layer, and about how many seconds it takes."""
 
 
 def measure_crossover(
@@ -79,39 +72,36 @@ def measure_crossover(
     unknown shape or dtype, and layers that AWQ cannot pack.
     """
     deadline = time.monotonic() + budget_s
-    if device.split(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device here (torch.cuda.is_available() is False): use --device cpu")
+    target = torch_device(device)
     if dtype not in (None, "float32", "float16", "bfloat16"):
         raise UserError(f"unknown dtype {dtype!r}: use float32, float16 or bfloat16")
     if not budget_s >= 0:
         raise UserError("--budget must be at least 0 seconds")
     counts = sorted(set(counts))
     with quiet_libraries(), torch.no_grad():
-        target = torch.device(device)
         name, linears = layer_shapes(shape)
         compute_dtype = getattr(torch, dtype or ("float32" if target.type == "cpu" else "float16"))
         setting = Setting(target, compute_dtype, group_size_for(linears, None, GROUP_SIZES))
-        blank = blank_entry(name, linears, setting)
+        blank, inputs = blank_entry(name, linears, setting), random_inputs(linears, counts, setting)
         chosen = contenders(compute_dtype) if racing is None else list(racing)
-        inputs = random_inputs(linears, counts, setting)
         layers, entries = [], []
         steps = len(chosen) + len(counts)
         for step, contender in enumerate(chosen):
             progress("crossover", step, steps)
-            built = build_layer(contender, linears, inputs, setting)
+            built = build_layer(contender, setting, inputs, blank)
             if isinstance(built, Layer):
                 layers.append(built)
             else:
-                entries.append(replace(blank, contender=contender.name, style=contender.style, reason=built))
+                entries.append(built)
         clock = clock_for(target.type)
         for step, tokens in enumerate(counts):
             progress("crossover", len(chosen) + step, steps)
             left_s = deadline - time.monotonic()
             if step > 0 and left_s <= 0:
                 reason = f"not reached within the time budget of {budget_s:g} s"
-                entries += [replace(_entry(blank, layer, tokens), reason=reason) for layer in layers]
+                entries += [replace(layer.entry, tokens=tokens, reason=reason) for layer in layers]
                 continue
-            entries += time_layers(layers, tokens, inputs, setting, blank, clock, left_s / (len(counts) - step))
+            entries += time_layers(layers, tokens, clock, left_s / (len(counts) - step))
         progress("crossover", steps, steps)
     write(out / CROSSOVER_NAME, entries)
     return entries
@@ -134,44 +124,23 @@ def blank_entry(shape: str, linears: tuple[Linear, ...], setting: Setting) -> Cr
     )
 
 
-def _entry(blank: CrossoverEntry, layer: Layer, tokens: int) -> CrossoverEntry:
-    return replace(
-        blank,
-        contender=layer.contender.name,
-        style=layer.contender.style,
-        tokens=tokens,
-        weights_bytes=layer.weights_bytes,
-        copies=len(layer.copies),
-    )
-
-
-def time_layers(
-    layers: Sequence[Layer],
-    tokens: int,
-    inputs: Inputs,
-    setting: Setting,
-    blank: CrossoverEntry,
-    clock: Clock[Any],
-    budget_s: float,
-) -> list[CrossoverEntry]:
+def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock[Any], budget_s: float) -> list[CrossoverEntry]:
     """Check every layer with so many tokens, then time those that hold, in turns A B C, C B A, ..."""
     started = time.monotonic()
     entries: dict[str, CrossoverEntry] = {}
     running: dict[str, Running] = {}
     for layer in layers:
         name = layer.contender.name
-        ready = get_ready(layer, tokens, inputs, setting, _entry(blank, layer, tokens), clock)
-        if isinstance(ready, Running):
+        entries[name], ready = get_ready(layer, tokens, clock)
+        if ready is not None:
             running[name] = ready
-        entries[name] = ready.entry if isinstance(ready, Running) else ready
-    passes, turns = passes_and_turns([one.pass_s for one in running.values()], budget_s - (time.monotonic() - started))
+    passes, turns = passes_and_turns([pass_s for _, pass_s in running.values()], budget_s + started - time.monotonic())
     seconds: dict[str, list[float]] = {name: [] for name in running}
     order = list(zip(running, passes, strict=True))
     for turn in range(turns):
         for name, count in order if turn % 2 == 0 else reversed(order):
-            one = running[name]
             try:
-                seconds[name].append(timed(one.work, count, clock) / len(one.layer.copies))
+                seconds[name].append(timed(running[name][0], count, clock) / (entries[name].copies or 1))
             except Exception as error:
                 entries[name] = replace(entries[name], reason=reason_of(error))
                 order = [other for other in order if other[0] != name]
@@ -180,22 +149,20 @@ def time_layers(
     return list(entries.values())
 
 
-def get_ready(
-    layer: Layer, tokens: int, inputs: Inputs, setting: Setting, entry: CrossoverEntry, clock: Clock[Any]
-) -> Running | CrossoverEntry:
-    """The layer checked, warmed up and on CUDA captured; or its entry with the reason why it is not timed."""
-    bound = layer.contender.bound(tokens, setting)
+def get_ready(layer: Layer, tokens: int, clock: Clock[Any]) -> tuple[CrossoverEntry, Running | None]:
+    """The layer checked, warmed up and on CUDA captured; None where it is not timed, its entry then has the reason."""
+    entry, bound = replace(layer.entry, tokens=tokens), layer.contender.bound(tokens, layer.setting)
     try:
-        entry = replace(entry, kernel=layer.contender.kernel(tokens, setting), error_bound=bound)
-        error = layer_error(layer, tokens, inputs)
+        entry = replace(entry, kernel=layer.contender.kernel(tokens, layer.setting), error_bound=bound)
+        error = layer_error(layer, tokens)
         entry = replace(entry, relative_error=error if math.isfinite(error) else None)
         if not error <= bound:  # NaN is over every bound
-            return replace(entry, reason=f"wrong: off by {error:.2g} of the float32 product, allowed {bound:g}")
-        work, mode = runnable(layer, tokens, inputs, setting.device)
+            return replace(entry, reason=f"wrong: off by {error:.2g} of the float32 product, allowed {bound:g}"), None
+        work, mode = runnable(layer, tokens)
         timed(work, 1, clock)
-        return Running(layer, replace(entry, mode=mode), work, max(timed(work, 1, clock), 1e-7))
+        return replace(entry, mode=mode), (work, max(timed(work, 1, clock), 1e-7))
     except Exception as raised:  # a kernel that fails at this number of tokens
-        return replace(entry, reason=reason_of(raised))
+        return replace(entry, reason=reason_of(raised)), None
 
 
 def passes_and_turns(pass_s: Sequence[float], budget_s: float) -> tuple[list[int], int]:

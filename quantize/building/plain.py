@@ -9,8 +9,7 @@ from quantize.building.assemble import finish, write_part
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors
-from quantize.model.linear_layers import linear_layers
-from quantize.model.names import check_covered
+from quantize.model.names import check_covered, linear_layers
 from quantize.model.pretrained import empty_model
 from quantize.model.tensors import half
 from quantize.source import check_finite

@@ -3,7 +3,6 @@
 import inspect
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -67,10 +66,5 @@ def last_logits_only(model: Any) -> dict[str, int]:
 
 def kv_cache_bytes(cache: Any) -> int | None:
     """Bytes of the keys and values that a transformers cache holds; None for a cache of another make."""
-    tensors = [
-        tensor
-        for layer in getattr(cache, "layers", [])
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-        if isinstance(tensor, torch.Tensor)
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) if tensors else None
+    found = [getattr(layer, name, None) for layer in getattr(cache, "layers", []) for name in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in found if isinstance(tensor, Tensor)) or None

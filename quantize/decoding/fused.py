@@ -9,7 +9,7 @@ anything is timed (quantize.decoding.static).
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,36 +22,33 @@ OTHER_ATTENTION = ("softcap", "position_bias", "s_aux", "cache")
 """Arguments of attention that ours does not know: where one is given, transformers' own runs."""
 
 
-class FusedSteps(contextlib.AbstractContextManager[None]):
-    """While one is entered, a forward pass of its model over one token runs in fewer kernels; then all is as before.
+@contextlib.contextmanager
+def fused_steps(norms: Sequence[nn.Module], rotary: Sequence[ModuleType]) -> Iterator[None]:
+    """Inside, a forward pass over one token runs in fewer kernels; then all is as before.
 
-    What is replaced is found once, since a step enters it every time.
+    norms, rotary: `plain_norms` and `llama_like` of the model, found once, since every step enters this. transformers'
+    "sdpa" attention with grouped queries does not copy the keys and values for every query head then; from 5.23 on
+    transformers does so itself for one token.
     """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    def __init__(self, model: Any) -> None:
-        self._replaced: list[tuple[Any, str, Any]] = [
-            (norm, "forward", functools.partial(fused_norm, norm)) for norm in plain_norms(model)
-        ]
-        self._rotary = llama_like(model)
-        self._before: list[tuple[Any, str, Any]] = []
-        self._attention: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-
-    def __enter__(self) -> None:
-        rotary = [(module, ROTARY, FusedRotary(getattr(module, ROTARY))) for module in self._rotary]
-        for owner, name, value in (*self._replaced, *rotary):
-            self._before.append((owner, name, vars(owner).get(name)))
-            setattr(owner, name, value)
-        self._attention = _grouped_attention()
-        self._attention.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._attention.__exit__(*error)
-        while self._before:
-            owner, name, value = self._before.pop()
-            if value is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
+    attention = ALL_ATTENTION_FUNCTIONS[SDPA]
+    own = {module: getattr(module, ROTARY) for module in rotary}
+    for norm in norms:
+        norm.forward = functools.partial(fused_norm, norm)
+    for module, embedding in own.items():
+        setattr(module, ROTARY, FusedRotary(embedding))
+    ALL_ATTENTION_FUNCTIONS[SDPA] = functools.partial(grouped_attention, attention)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+        for module, embedding in own.items():
+            setattr(module, ROTARY, embedding)
+        del ALL_ATTENTION_FUNCTIONS[SDPA]
+        if ALL_ATTENTION_FUNCTIONS[SDPA] is not attention:  # somebody's own, local as ours
+            ALL_ATTENTION_FUNCTIONS[SDPA] = attention
 
 
 def plain_norms(model: nn.Module) -> list[nn.Module]:
@@ -69,15 +66,13 @@ def llama_like(model: nn.Module) -> list[ModuleType]:
     """The source modules of a model whose rotary embedding is Llama's, to the instruction."""
     from transformers.models.llama import modeling_llama
 
-    sources = {type(module).__module__ for module in model.modules()}
-    modules = [sys.modules[name] for name in sorted(sources)]
-    known = [module for module in modules if hasattr(module, ROTARY) and hasattr(module, "rotate_half")]
-    names = (ROTARY, "rotate_half")
-    return [m for m in known if all(_same_code(getattr(m, name), getattr(modeling_llama, name)) for name in names)]
+    sources = [sys.modules[name] for name in sorted({type(module).__module__ for module in model.modules()})]
+    return [source for source in sources if _rotary_code(source) == _rotary_code(modeling_llama)]
 
 
-def _same_code(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    return (one.__code__.co_code, one.__code__.co_names) == (other.__code__.co_code, other.__code__.co_names)
+def _rotary_code(source: ModuleType) -> list[tuple[bytes, tuple[str, ...]]]:
+    codes = [getattr(source, name).__code__ for name in (ROTARY, "rotate_half") if hasattr(source, name)]
+    return [(code.co_code, code.co_names) for code in codes]
 
 
 class FusedRotary:
@@ -87,7 +82,7 @@ class FusedRotary:
     half. The signed sine is made in the first layer of a step and shared by all.
     """
 
-    def __init__(self, own: Callable[..., Any]) -> None:
+    def __init__(self, own: Callable[..., tuple[Tensor, Tensor]]) -> None:
         self._own = own
         self._sine: Tensor | None = None
         self._signed: Tensor | None = None
@@ -95,8 +90,7 @@ class FusedRotary:
     def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
         """As transformers calls it: q and k [batch, heads, tokens, head], cos and sin [batch, tokens, head]."""
         if cos.shape[-1] != q.shape[-1] or q.dtype != cos.dtype:
-            own: tuple[Tensor, Tensor] = self._own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-            return own
+            return self._own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
         half = q.shape[-1] // 2
         if self._sine is not sin or self._signed is None:
             self._sine, self._signed = sin, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
@@ -107,26 +101,8 @@ class FusedRotary:
         return queries, keys
 
 
-@contextlib.contextmanager
-def _grouped_attention() -> Iterator[None]:
-    """transformers' "sdpa" attention with grouped queries does not copy the keys and values for every query head.
-
-    From 5.23 on transformers does so itself for one token.
-    """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    own = ALL_ATTENTION_FUNCTIONS[SDPA]
-    ALL_ATTENTION_FUNCTIONS[SDPA] = functools.partial(grouped_attention, own)
-    try:
-        yield
-    finally:
-        del ALL_ATTENTION_FUNCTIONS[SDPA]
-        if ALL_ATTENTION_FUNCTIONS[SDPA] is not own:  # somebody's own, local as ours
-            ALL_ATTENTION_FUNCTIONS[SDPA] = own
-
-
 def grouped_attention(
-    own: Callable[..., Any],
+    own: Callable[..., tuple[Tensor, Tensor | None]],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -145,10 +121,7 @@ def grouped_attention(
     batch, heads, tokens, size = query.shape
     unknown = any(more.get(name) is not None for name in OTHER_ATTENTION)
     if tokens != 1 or attention_mask is None or dropout or unknown or heads == key.shape[1]:
-        found: tuple[Tensor, Tensor | None] = own(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more
-        )
-        return found
+        return own(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more)
     rows = query.reshape(batch, key.shape[1], -1, size)
     out = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(batch, 1, heads, value.shape[-1]), None

@@ -4,7 +4,7 @@ On a fast GPU an eager decode step of one token waits for Python to launch some 
 launches them all at once, so that what is left is what the kernels take. Both are measured, and told apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from quantize.decoding.eager import Decoder, EagerDecoder, kv_cache_bytes, last_logits_only
-from quantize.decoding.fused import FusedSteps
+from quantize.decoding.fused import fused_steps, llama_like, plain_norms
 from quantize.errors import UserError
 
 CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"
@@ -22,7 +22,7 @@ SLOTS_STEP = 64
 """A cache has slots in multiples of this: attention kernels want aligned masks, and pad others at every call."""
 
 CAPTURE_WARMUPS = 3
-"""Steps before the recorded one: libraries set themselves up and kernels are tuned outside the graph."""
+"""Runs before the recorded one: libraries set themselves up and kernels are tuned outside the graph."""
 
 CHECKED_STEPS = 4
 RELATIVE_ERROR = {torch.float32: 2e-2, torch.float16: 5e-2, torch.bfloat16: 5e-2}
@@ -84,7 +84,7 @@ class StaticDecoder:
         check_model(model, positions)
         device = next(model.parameters()).device
         self._model = model
-        self._fused = FusedSteps(model)
+        self._norms, self._rotary = plain_norms(model), llama_like(model)
         self._last_only = last_logits_only(model)
         self._position = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
@@ -125,7 +125,7 @@ class StaticDecoder:
     def _run(self) -> Tensor:
         """One step; everything that it reads and leaves is on the device."""
         mask = torch.where(self._slots <= self._position, self._seen, self._unseen)
-        with self._fused:
+        with fused_steps(self._norms, self._rotary):
             output = self._model(
                 input_ids=self.token,
                 attention_mask=mask.view(1, 1, 1, -1).expand(self.token.shape[0], -1, -1, -1),
@@ -139,15 +139,9 @@ class StaticDecoder:
         return logits
 
     def _record(self) -> None:
-        """Warm up on a side stream, as recording wants it, then record one step."""
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        graph = torch.cuda.CUDAGraph()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(CAPTURE_WARMUPS):
-                self._run()
-        torch.cuda.current_stream().wait_stream(side)
+        warm_up(self._run)
         self._position.zero_()
+        graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
                 self._recorded_logits = self._run()
@@ -158,6 +152,16 @@ class StaticDecoder:
             why = next(iter(str(cause).splitlines()), type(cause).__name__)
             raise UserError(f"a decode step cannot be recorded as a CUDA graph: {why}") from None
         self._graph = graph
+
+
+def warm_up(work: Callable[[], object]) -> None:
+    """Do it CAPTURE_WARMUPS times on a side stream, as torch's notes on CUDA graphs ask for before it is recorded."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(CAPTURE_WARMUPS):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
 
 
 def check_model(model: Any, positions: int) -> None:
@@ -187,7 +191,14 @@ def check_against_eager(decoder: Decoder, model: Any, prompt: Tensor, steps: int
 
     Raises RuntimeError where the logits lie further apart than RELATIVE_ERROR of the compute dtype allows.
     """
-    fed, expected = _eager_logits(model, prompt, min(steps, CHECKED_STEPS))
+    eager = EagerDecoder(model)
+    eager.prefill(prompt)
+    fed, expected = [], []
+    for _ in range(min(steps, CHECKED_STEPS)):
+        fed.append(eager.token)
+        eager.step()
+        expected.append(eager.logits.float())
+    del eager  # and its cache
     decoder.prefill(prompt)
     errors = []
     for token, logits in zip(fed, expected, strict=True):
@@ -198,15 +209,3 @@ def check_against_eager(decoder: Decoder, model: Any, prompt: Tensor, steps: int
     worst, bound = float(torch.stack(errors).max()), RELATIVE_ERROR[dtype]
     if not worst <= bound:  # not a number is no agreement either
         raise RuntimeError(f"decoding on a {decoder.name} differs from eager decoding by {worst:.2g} (bound {bound:g})")
-
-
-def _eager_logits(model: Any, prompt: Tensor, steps: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The tokens that eager decoding feeds, and the float32 logits behind each; its cache is gone afterwards."""
-    eager = EagerDecoder(model)
-    eager.prefill(prompt)
-    fed, logits = [], []
-    for _ in range(steps):
-        fed.append(eager.token)
-        eager.step()
-        logits.append(eager.logits.float())
-    return fed, logits

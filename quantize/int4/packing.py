@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from quantize.int4.weight import Int4Weight
 
@@ -64,17 +65,12 @@ def pack_gemv(weight: Int4Weight) -> dict[str, Tensor]:
 
     z is gemv_zeros_width; the padding holds zeros.
     """
-    out_features, in_features = weight.codes.shape
-    groups = weight.scales.shape[1]
-    width = gemv_zeros_width(in_features, weight.group_size) * CODES_PER_WORD
-    scales = weight.scales.new_zeros((out_features, width))
-    scales[:, :groups] = weight.scales
-    zeros = weight.zeros.new_zeros((out_features, width))
-    zeros[:, :groups] = weight.zeros
+    width = gemv_zeros_width(weight.codes.shape[1], weight.group_size) * CODES_PER_WORD
+    padding = (0, width - weight.scales.shape[1])
     return {
         "qweight": pack_words(weight.codes, PLAIN_ORDER),
-        "qzeros": pack_words(zeros, PLAIN_ORDER),
-        "scales": scales,
+        "qzeros": pack_words(functional.pad(weight.zeros, padding), PLAIN_ORDER),
+        "scales": functional.pad(weight.scales, padding),
     }
 
 

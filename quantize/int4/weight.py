@@ -39,6 +39,10 @@ class Int4Weight:
         """Input features that share one scale and one zero point."""
         return self.codes.shape[1] // self.scales.shape[1]
 
+    def to(self, device: torch.device) -> "Int4Weight":
+        """The same weight on this device."""
+        return Int4Weight(self.codes.to(device), self.scales.to(device), self.zeros.to(device))
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight it stands for, [out, in] in `dtype`."""
         codes = self.codes.view(*self.scales.shape, self.group_size).to(dtype)

@@ -1,28 +1,14 @@
-"""Runtime kernels for 4-bit weights, one file each, and the choice between them."""
+"""Runtime kernels for 4-bit weights, a file for each maker, and the choice between them."""
 
-from quantize.kernels.autoawq_gemm import AUTOAWQ_GEMM
-from quantize.kernels.autoawq_gemv import AUTOAWQ_GEMV
+from quantize.kernels.autoawq import AUTOAWQ_GEMM, AUTOAWQ_GEMV
 from quantize.kernels.base import Int4Linear, Kernel
-from quantize.kernels.dequantize import DEQUANTIZE
+from quantize.kernels.block_packing import DEQUANTIZE
 from quantize.kernels.gptqmodel import GPTQMODEL
-from quantize.kernels.torch_cpu import TORCH_CPU
-from quantize.kernels.torch_cuda import TORCH_CUDA
+from quantize.kernels.torch_int4 import TORCH_CPU, TORCH_CUDA
 from quantize.kernels.triton import TRITON, TRITON_GEMV, TRITON_TILES
 
-KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel
-    for kernel in (
-        TORCH_CPU,
-        TRITON,
-        TRITON_TILES,
-        TORCH_CUDA,
-        AUTOAWQ_GEMM,
-        AUTOAWQ_GEMV,
-        TRITON_GEMV,
-        *GPTQMODEL,
-        DEQUANTIZE,
-    )
-}
+_ROWS = (TORCH_CPU, TRITON, TRITON_TILES, TORCH_CUDA, AUTOAWQ_GEMM, AUTOAWQ_GEMV, TRITON_GEMV, *GPTQMODEL, DEQUANTIZE)
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in _ROWS}
 """Every kernel by name."""
 
 NATIVE: dict[str, tuple[str, ...]] = {"GEMM": ("autoawq-gemm",), "GEMV": ("autoawq-gemv", "triton-gemv")}

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from quantize.int4.packing import PLAIN_ORDER, pack_words, unpack_words
 from quantize.int4.weight import Int4Weight
-from quantize.kernels.base import Int4Linear
+from quantize.kernels.base import Int4Linear, Kernel, dtype_name
 
 BLOCK_INPUTS, BLOCK_WORDS = 128, 16
 
@@ -23,14 +23,11 @@ def pack_blocks(codes: Tensor) -> Tensor:
     return pack_words(places.reshape(codes.shape[0], -1), PLAIN_ORDER)
 
 
-def unpack_blocks(words: Tensor, in_features: int) -> Tensor:
-    """Undo pack_blocks: -> uint8 [out, in_features]."""
-    places = unpack_words(words, PLAIN_ORDER).view(words.shape[0], -1, BLOCK_WORDS, 2, 4)
-    return places.permute(0, 1, 4, 2, 3).reshape(words.shape[0], -1)[:, :in_features]
-
-
 class WordsLinear(Int4Linear):
-    """words: int32 [out, 16 * blocks]; scales: float16, zeros: uint8, both [out, groups]; subclasses multiply."""
+    """words: int32 [out, 16 * blocks]; scales: float16, zeros: uint8, both [out, groups].
+
+    It unpacks them at every call, which in float32 gives the exact stored weights; subclasses are faster.
+    """
 
     words: Tensor
     scales: Tensor
@@ -39,10 +36,21 @@ class WordsLinear(Int4Linear):
     def __init__(self, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(weight, None if bias is None else bias.to(device, dtype))
         self.dtype = dtype
-        self.register_buffer("words", pack_blocks(weight.codes.to(device)))
-        self.register_buffer("scales", weight.scales.to(device).contiguous())
-        self.register_buffer("zeros", weight.zeros.to(device).contiguous())
+        weight = weight.to(device)
+        self.register_buffer("words", pack_blocks(weight.codes))
+        self.register_buffer("scales", weight.scales.contiguous())
+        self.register_buffer("zeros", weight.zeros.contiguous())
 
-    def unpacked(self) -> Int4Weight:
-        """The weight as it was before packing."""
-        return Int4Weight(unpack_blocks(self.words, self.in_features), self.scales, self.zeros)
+    def matmul(self, x: Tensor) -> Tensor:
+        places = unpack_words(self.words, PLAIN_ORDER).view(self.out_features, -1, BLOCK_WORDS, 2, 4)
+        codes = places.permute(0, 1, 4, 2, 3).reshape(self.out_features, -1)[:, : self.in_features]
+        return x @ Int4Weight(codes, self.scales, self.zeros).dequantize(self.dtype).t()
+
+
+DEQUANTIZE = Kernel(
+    name="dequantize",
+    unsupported_reason=lambda weight, device, dtype: None,
+    prepare=WordsLinear,
+    describe=lambda tokens, dtype: f"dequantize + matmul ({dtype_name(dtype)})",
+)
+"""The reference kernel, an ordinary matrix product: every other is tested against it."""

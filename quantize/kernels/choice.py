@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -39,8 +40,7 @@ class LayerShape:
     count: int
 
 
-@dataclass(frozen=True)
-class KernelTiming:
+class KernelTiming(NamedTuple):
     """Seconds that all layers take on one kernel: decode for one token, prefill for a prompt of 512."""
 
     decode_s: float
@@ -49,14 +49,10 @@ class KernelTiming:
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What a probe found.
-
-    kernel:  the fastest.
-    seconds: of each that was tried, for decode and prefill.
-    """
+    """What a probe found: the fastest kernel, and how long each took that was tried."""
 
     kernel: str
-    seconds: dict[str, tuple[float, float]]
+    seconds: dict[str, KernelTiming]
 
 
 Stopwatch = Callable[[Int4Linear, torch.Tensor], float]
@@ -81,18 +77,18 @@ def choose_kernel(
     if wanted in (None, AUTO_KERNEL):
         names = [name for name in KERNELS if _unsupported_reason(KERNELS[name], shapes, device, dtype) is None]
         return KERNELS[_fastest(names, shapes, device, dtype, cache)]
-    if wanted == NATIVE_KERNEL:
-        names = list(NATIVE[version])
-    elif wanted in KERNELS:
-        names = [str(wanted)]
-    else:
-        raise UserError(f"unknown kernel {wanted!r}; there are: {AUTO_KERNEL}, {NATIVE_KERNEL}, {', '.join(KERNELS)}")
-    reasons = {name: _unsupported_reason(KERNELS[name], shapes, device, dtype) for name in names}
-    found = next((KERNELS[name] for name, reason in reasons.items() if reason is None), None)
-    if found is None:
-        words = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise UserError(f"the kernel asked for cannot run this checkpoint on {device} ({words}): use --kernel auto")
-    return found
+    meant = NATIVE[version] if wanted == NATIVE_KERNEL else (str(wanted),)
+    reasons = []
+    for name in meant:
+        if name not in KERNELS:
+            known = ", ".join((AUTO_KERNEL, NATIVE_KERNEL, *KERNELS))
+            raise UserError(f"unknown kernel {wanted!r}; there are: {known}")
+        reason = _unsupported_reason(KERNELS[name], shapes, device, dtype)
+        if reason is None:
+            return KERNELS[name]
+        reasons.append(f"{name}: {reason}")
+    words = "; ".join(reasons)
+    raise UserError(f"the kernel asked for cannot run this checkpoint on {device} ({words}): use --kernel auto")
 
 
 def _unsupported_reason(
@@ -112,14 +108,16 @@ def _fastest(
     known = _read(cache).get(key) if cache else None
     if known and known.kernel in names:
         return known.kernel
-    seconds = {
-        name: found for name in names if (found := probe_kernel(KERNELS[name], shapes, device, dtype)) is not None
-    }
+    probed = {name: probe_kernel(KERNELS[name], shapes, device, dtype) for name in names}
+    seconds = {name: timing for name, timing in probed.items() if timing is not None}
     if not seconds:
         raise KernelFault(f"no kernel gives right results here (tried {', '.join(names)})")
     chosen = best(seconds)
     if cache:
-        _write(cache, key, KernelChoice(chosen, {name: (one.decode_s, one.prefill_s) for name, one in seconds.items()}))
+        with contextlib.suppress(OSError):  # a cache that cannot be written is done without
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            kept = {**_read(cache), key: KernelChoice(chosen, seconds)}
+            replace_file(cache, json.dumps(to_data(kept), indent=1).encode())
     return chosen
 
 
@@ -143,20 +141,18 @@ def probe_kernel(
 ) -> KernelTiming | None:
     """How long all layers take on this kernel, one of each shape timed; None for one that fails or is wrong."""
     timed = stopwatch or stopwatch_for(device)
-    totals = dict.fromkeys(PROBED_TOKENS, 0.0)
+    totals = [0.0, 0.0]
     for shape in shapes:
         try:
             layer = kernel.prepare(shape.weight, None, device, dtype)
             check_layer(kernel, layer, shape.weight, device, dtype)
         except Exception:  # whatever keeps a candidate from running well: others are there, and asked for by
             return None  # name it says what is wrong
-        for tokens in PROBED_TOKENS:
-            x = torch.randn((tokens, layer.in_features), generator=torch.Generator().manual_seed(0))
-            given = x.to(device, dtype)
-            timed(layer, given)
-            samples = [timed(layer, given) for _ in range(PROBE_SAMPLES)]
-            totals[tokens] += shape.count * statistics.median(samples)
-    return KernelTiming(*(totals[tokens] for tokens in PROBED_TOKENS))
+        for place, tokens in enumerate(PROBED_TOKENS):
+            x = torch.randn((tokens, layer.in_features), generator=torch.Generator().manual_seed(0)).to(device, dtype)
+            timed(layer, x)
+            totals[place] += shape.count * statistics.median(timed(layer, x) for _ in range(PROBE_SAMPLES))
+    return KernelTiming(*totals)
 
 
 def stopwatch_for(device: torch.device) -> Stopwatch:
@@ -199,19 +195,8 @@ def cache_key(names: Sequence[str], shapes: Sequence[LayerShape], device: torch.
 
 def _read(path: Path) -> dict[str, KernelChoice]:
     """What is kept, by key; nothing where there is no such file or it is damaged."""
-    try:
+    with contextlib.suppress(OSError, UserError):
         found = parse_json(path.read_bytes(), str(path))
-        return (
-            {key: from_data(KernelChoice, entry, str(path)) for key, entry in found.items()}
-            if isinstance(found, dict)
-            else {}
-        )
-    except (OSError, UserError):
-        return {}
-
-
-def _write(path: Path, key: str, probe: KernelChoice) -> None:
-    """Add one entry; a cache that cannot be written is done without."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(to_data({**_read(path), key: probe}), indent=1).encode())
+        if isinstance(found, dict):
+            return {key: from_data(KernelChoice, entry, str(path)) for key, entry in found.items()}
+    return {}

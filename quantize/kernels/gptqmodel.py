@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class GptqmodelLinear(Int4Linear):
         super().__init__(weight, None if bias is None else bias.to(device, dtype))
         self.dtype = half_of(dtype)
         with _kept_to_itself():
-            inner = _class_of(name)(**_arguments(weight, self.dtype), register_buffers=True)
+            inner = _class_of(name)(**_arguments(weight), bias=False, dtype=self.dtype, register_buffers=True)
             for part, tensor in pack_gemm(weight).items():
                 kept = getattr(inner, part)
                 kept.data = tensor.to(kept.dtype)
@@ -74,18 +74,10 @@ def _class_of(name: str) -> Any:
     return getattr(importlib.import_module(f"gptqmodel.nn_modules.qlinear.{module}"), class_name)
 
 
-def _arguments(weight: Int4Weight, dtype: torch.dtype) -> dict[str, Any]:
+def _arguments(weight: Int4Weight) -> dict[str, Any]:
     out_features, in_features = weight.codes.shape
-    return {
-        "bits": 4,
-        "group_size": weight.group_size,
-        "desc_act": False,
-        "sym": False,
-        "in_features": in_features,
-        "out_features": out_features,
-        "bias": False,
-        "dtype": dtype,
-    }
+    sizes = {"bits": 4, "group_size": weight.group_size, "in_features": in_features, "out_features": out_features}
+    return {**sizes, "desc_act": False, "sym": False}
 
 
 def _unsupported_reason(name: str, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -93,20 +85,11 @@ def _unsupported_reason(name: str, weight: Int4Weight, device: torch.device, dty
         return "needs the package gptqmodel"
     if device.type != "cuda":
         return "needs a CUDA GPU"
-    out_features, in_features = weight.codes.shape
     try:
         with _kept_to_itself():
             chosen = _class_of(name)
             chosen.validate_device(device)
-            fits, problem = chosen.validate(
-                bits=4,
-                group_size=weight.group_size,
-                desc_act=False,
-                sym=False,
-                in_features=in_features,
-                out_features=out_features,
-                pack_dtype=torch.int32,
-            )
+            fits, problem = chosen.validate(**_arguments(weight), pack_dtype=torch.int32)
     except Exception as error:  # whatever another package's import or compiler raises, this kernel cannot run
         fits, problem = False, error
     words = str(problem).strip().splitlines() or ["no reason given"]
@@ -115,13 +98,10 @@ def _unsupported_reason(name: str, weight: Int4Weight, device: torch.device, dty
 
 def _kernel(name: str) -> Kernel:
     described = CLASSES[name][2]
-    prepare: Callable[[Int4Weight, Tensor | None, torch.device, torch.dtype], Int4Linear] = partial(
-        GptqmodelLinear, name
-    )
     return Kernel(
         name=name,
         unsupported_reason=partial(_unsupported_reason, name),
-        prepare=prepare,
+        prepare=partial(GptqmodelLinear, name),
         describe=lambda tokens, dtype: f"gptqmodel {described} ({dtype_name(half_of(dtype))})",
         compute_dtype=lambda tokens, dtype: half_of(dtype),
     )

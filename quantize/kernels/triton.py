@@ -1,15 +1,16 @@
 """Our Triton kernels: a mat-vec for one token, tiles for more, dequantized weights for a long prompt."""
 
-import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quantize.int4.weight import Int4Weight
-from quantize.kernels.base import Kernel, dtype_name
+from quantize.kernels.base import Kernel, Style, dtype_name
 from quantize.kernels.block_packing import BLOCK_INPUTS, WordsLinear
 
 SIXTEEN = 0x41800000
@@ -36,11 +37,6 @@ SMALL_GROUPS = (32, 64)
 """Group sizes below a block of inputs that the programs know; all others are whole blocks."""
 
 
-def interpreted() -> bool:
-    """Whether Triton runs its programs on a CPU here, as its own tests do (environment variable TRITON_INTERPRET)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def matvec(layer: WordsLinear, x: Tensor) -> Tensor:
     """x [tokens, in] -> [tokens, out], each token on its own."""
     from quantize.kernels.triton_kernels import matvec_program
@@ -62,19 +58,12 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     x = x.contiguous()
     tokens = x.shape[0]
     out = x.new_empty((tokens, layer.out_features))
-    sizes = (16, 32) if x.dtype == torch.float32 else (16, 32, 64, 128)  # what the registers have room for
-    lines = next((size for size in sizes if tokens <= size), sizes[-1])
+    most = 32 if x.dtype == torch.float32 else 128  # what the registers have room for
+    lines = min(most, max(16, 1 << (tokens - 1).bit_length()))
     grid = (-(-layer.out_features // TILE_ROWS), -(-tokens // lines))
+    stages = 2 if lines == 128 else 3
     tile_program[grid](
-        x,
-        *_operands(layer),
-        out,
-        tokens,
-        *_sizes(layer),
-        TOKENS=lines,
-        ROWS=TILE_ROWS,
-        num_stages=2 if lines == 128 else 3,
-        **FUSED,
+        x, *_operands(layer), out, tokens, *_sizes(layer), TOKENS=lines, ROWS=TILE_ROWS, num_stages=stages, **FUSED
     )
     return out
 
@@ -86,18 +75,14 @@ def dequantized(layer: WordsLinear, dtype: torch.dtype, start: int, stop: int) -
     out = torch.empty((stop - start, layer.in_features), dtype=dtype, device=layer.words.device)
     grid = (-(-(stop - start) // COPY_ROWS), -(-layer.words.shape[1] // (4 * WARP_QUADS)))
     operands = [tensor[start:stop] for tensor in _operands(layer)]
-    _, *sizes = _sizes(layer)
-    dequantize_program[grid](
-        *operands, out, stop - start, *sizes, ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1, **FUSED
-    )
+    sizes = (stop - start, *_sizes(layer)[1:])
+    dequantize_program[grid](*operands, out, *sizes, ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1, **FUSED)
     return out
 
 
 def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
     """x [tokens, in] -> [tokens, out], no more than COPY_BYTES of weights dequantized at a time."""
     rows = max(1, COPY_BYTES // (layer.in_features * x.element_size()))
-    if rows >= layer.out_features:
-        return x @ dequantized(layer, x.dtype, 0, layer.out_features).t()
     out = x.new_empty((x.shape[0], layer.out_features))
     for start in range(0, layer.out_features, rows):
         stop = min(start + rows, layer.out_features)
@@ -105,7 +90,7 @@ def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
     return out
 
 
-@functools.cache
+@cache
 def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
     """How many warps, 1, 2 or 4, share the words of a mat-vec program's rows: as few as fill the GPU.
 
@@ -116,7 +101,7 @@ def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
     return next(warps for warps in (1, 2, 4) if warps == 4 or warps >= useful or programs * warps >= wanted)
 
 
-@functools.cache
+@cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; 1 for a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -131,33 +116,9 @@ def _sizes(layer: WordsLinear) -> tuple[int, int, int, int, int]:
     return layer.out_features, layer.in_features, layer.scales.shape[1], SIXTEEN, layer.group_size
 
 
-class TritonGemvLinear(WordsLinear):
-    """The mat-vec for every token of a prompt too: what the layout GEMV stood for."""
-
-    def matmul(self, x: Tensor) -> Tensor:
-        return matvec(self, x)
-
-
-class TritonTilesLinear(WordsLinear):
-    """The mat-vec for one token, tiles for any more: a long prompt costs no dequantized copy, but slower products."""
-
-    def matmul(self, x: Tensor) -> Tensor:
-        return matvec(self, x) if x.shape[0] == 1 else tiles(self, x)
-
-
-class TritonLinear(WordsLinear):
-    """The mat-vec for one token, tiles for a few, dequantized weights for a long prompt."""
-
-    def matmul(self, x: Tensor) -> Tensor:
-        if x.shape[0] == 1:
-            return matvec(self, x)
-        if x.shape[0] <= FEW_TOKENS:
-            return tiles(self, x)
-        return dequantize_and_multiply(self, x)
-
-
 def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cuda" and not interpreted():
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # on a CPU, as Triton's own tests run
+    if device.type != "cuda" and not interpreted:
         return "runs on CUDA"
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton"
@@ -166,28 +127,41 @@ def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.d
     return None
 
 
-def _mat_vec(tokens: int, dtype: torch.dtype) -> str:
-    return f"Triton mat-vec ({dtype_name(dtype)})"
+WAYS = {"mat-vec": matvec, "tiles": tiles, "dequantize + matmul": dequantize_and_multiply}
+Way = Callable[[int], str]
+"""Tokens -> the name in WAYS of what multiplies so many."""
 
 
-def _mat_vec_or_tiles(tokens: int, dtype: torch.dtype) -> str:
-    return _mat_vec(tokens, dtype) if tokens == 1 else f"Triton tiles ({dtype_name(dtype)})"
+class TritonLinear(WordsLinear):
+    """One of WAYS for every number of tokens."""
+
+    def __init__(
+        self, way: Way, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(weight, bias, device, dtype)
+        self._way = way
+
+    def matmul(self, x: Tensor) -> Tensor:
+        return WAYS[self._way(x.shape[0])](self, x)
 
 
-def _fitting(tokens: int, dtype: torch.dtype) -> str:
-    if tokens <= FEW_TOKENS:
-        return _mat_vec_or_tiles(tokens, dtype)
-    return f"Triton dequantize + matmul ({dtype_name(dtype)})"
+def _kernel(name: str, way: Way, style: Style = "GEMM") -> Kernel:
+    return Kernel(
+        name=name,
+        unsupported_reason=_unsupported_reason,
+        prepare=partial(TritonLinear, way),
+        describe=lambda tokens, dtype: f"Triton {way(tokens)} ({dtype_name(dtype)})",
+        style=style,
+    )
 
 
-TRITON = Kernel(name="triton", unsupported_reason=_unsupported_reason, prepare=TritonLinear, describe=_fitting)
-TRITON_TILES = Kernel(
-    name="triton-tiles", unsupported_reason=_unsupported_reason, prepare=TritonTilesLinear, describe=_mat_vec_or_tiles
-)
-TRITON_GEMV = Kernel(
-    name="triton-gemv",
-    unsupported_reason=_unsupported_reason,
-    prepare=TritonGemvLinear,
-    describe=_mat_vec,
-    style="GEMV",
-)
+def _one_or_many(tokens: int) -> str:
+    return "mat-vec" if tokens == 1 else "tiles"
+
+
+TRITON = _kernel("triton", lambda tokens: _one_or_many(tokens) if tokens <= FEW_TOKENS else "dequantize + matmul")
+TRITON_TILES = _kernel("triton-tiles", _one_or_many)
+"""A long prompt costs no dequantized copy, but slower products."""
+
+TRITON_GEMV = _kernel("triton-gemv", lambda tokens: "mat-vec", style="GEMV")
+"""The mat-vec for every token of a prompt too: what the layout GEMV stood for."""

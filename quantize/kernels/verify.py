@@ -33,7 +33,7 @@ def check_layer(
     of the dtype that the kernel multiplies in.
     """
     out_features, in_features = weight.codes.shape
-    exact = _on(weight, device).dequantize().t()
+    exact = weight.to(device).dequantize().t()
     generator = torch.Generator().manual_seed(0)
     for tokens in GATE_TOKENS:
         x = torch.randn((tokens, in_features), generator=generator).to(device, dtype)
@@ -43,7 +43,3 @@ def check_layer(
                 f"the kernel {kernel.name} is wrong by {error:.2g} (bound {bound:g}) on a layer of {out_features} x "
                 f"{in_features} with {tokens} tokens: choose another --kernel"
             )
-
-
-def _on(weight: Int4Weight, device: torch.device) -> Int4Weight:
-    return Int4Weight(weight.codes.to(device), weight.scales.to(device), weight.zeros.to(device))

@@ -1,12 +1,13 @@
 """A model too big for one GPU: its layers spread over what there is, by accelerate's device map."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from quantize.model.names import linear_layers
 from quantize.variant import Variant
 
 FITTING_SHARE = 0.95
@@ -26,29 +27,25 @@ class Placement:
     """Where a model's modules go.
 
     main:          the device of the inputs and of everything that the map does not name.
-    device_map:    accelerate's, module name -> device; None for a model on one device.
+    device_map:    accelerate's, module name -> device; empty for a model on one device.
     weights_bytes: of the whole model, None where it lies on one device.
     description:   how it is spread, for the record.
     """
 
     main: torch.device
-    device_map: Mapping[str, torch.device] | None = None
+    device_map: Mapping[str, torch.device] = field(default_factory=dict)
     weights_bytes: int | None = None
     description: str | None = None
 
     def of(self, name: str) -> torch.device:
         """The device of a module or tensor: that of the nearest module around it that the map names."""
-        while self.device_map:
-            if name in self.device_map:
-                return self.device_map[name]
-            if not name:
-                break
+        while name and name not in self.device_map:
             name = name.rpartition(".")[0]
-        return self.main
+        return self.device_map.get(name, self.main)
 
     def as_map(self) -> dict[str, torch.device]:
         """For transformers' `device_map`."""
-        return dict(self.device_map) if self.device_map else {"": self.main}
+        return dict(self.device_map) or {"": self.main}
 
     def dispatch(self, model: Any) -> None:
         """Have a spread model move its activations from device to device, and weights from RAM to where they run."""
@@ -59,20 +56,14 @@ class Placement:
 
 
 def placement_for(
-    model: Any,
-    variant: Variant,
-    quantized: Iterable[str],
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    free: Memory | None = None,
+    model: Any, variant: Variant, device: torch.device, dtype: torch.dtype, *, free: Memory | None = None
 ) -> Placement:
     """Where a model of this variant goes: on the one device where it fits or where there is no GPU, else spread.
 
-    model: with its weights on the meta device; quantized: its quantized linear layers; dtype: of the other weights.
-    free: left out, what the machine has now. GPUs fill up first, from `device` on. Layers of the half-precision
-    reference may also wait in RAM and be copied to the GPU for every pass; quantized ones run where they lie.
-    Raises MemoryError where the weights fit nowhere.
+    model: with its weights on the meta device; dtype: of the weights that are not quantized. free: left out, what the
+    machine has now. GPUs fill up first, from `device` on. Layers of the half-precision reference may also wait in RAM
+    and be copied to the GPU for every pass; quantized ones run where they lie. Raises MemoryError where the weights
+    fit nowhere.
     """
     if device.type != "cuda" and free is None:
         return Placement(device)
@@ -82,7 +73,7 @@ def placement_for(
     there = dict(get_max_memory() if free is None else free)
     sizes = ((4, CustomDtype.INT4), (8, torch.int8))
     stored = next((small for bits, small in sizes if variant.w_bit and variant.w_bit <= bits), dtype)
-    special = {f"{name}.weight": stored for name in quantized}
+    special = {f"{name}.weight": stored for name in (linear_layers(model) if variant.w_bit else ())}
     needed = int(compute_module_sizes(model, dtype=dtype, special_dtypes=special)[""])
     first = device.index or 0
     if needed <= FITTING_SHARE * there[first]:
@@ -99,12 +90,11 @@ def placement_for(
     if not set(found.values()) <= set(usable):
         places = ", ".join(f"{_device(key)} {size / 1e9:.1f} GB" for key, size in usable.items())
         raise MemoryError(f"{needed / 1e9:.1f} GB of weights do not fit in what is free for them here: {places}")
-    device_map = {name: _device(key) for name, key in found.items()}
-    spread = Placement(device, device_map, needed)
+    spread = Placement(device, {name: _device(key) for name, key in found.items()}, needed)
     layers = [name for name, module in model.named_modules() if type(module).__name__ in classes]
     counts = Counter(str(spread.of(name)) for name in layers)
     description = "decoder layers: " + ", ".join(f"{count} on {place}" for place, count in counts.items())
-    return Placement(device, device_map, needed, description.replace(f"on {RAM}", "in RAM"))
+    return replace(spread, description=description.replace(f"on {RAM}", "in RAM"))
 
 
 def _device(key: int | str) -> torch.device:

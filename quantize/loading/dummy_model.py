@@ -34,11 +34,13 @@ def fill(model: Any, weights: DummyWeights, done: Sequence[str], place: Placemen
     placed = tuple(f"{name}." for name in done)
     for name in weights.names():
         if not name.startswith(placed):
-            parent, _, leaf = name.rpartition(".")
-            value = weights.get(name).to(place.of(name), dtype)
-            module = model.get_submodule(parent)
-            if leaf in module._buffers:
-                module._buffers[leaf] = value
-            else:
-                setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+            put(model, name, weights.get(name).to(place.of(name), dtype))
     model.tie_weights()
+
+
+def put(model: Any, name: str, value: Tensor) -> None:
+    """Set a parameter or a buffer of a model by its name."""
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    kept = value if leaf in module._buffers else nn.Parameter(value, requires_grad=False)
+    setattr(module, leaf, kept)

@@ -1,6 +1,6 @@
 """How many bytes a loaded model's weights take, and how many of them a decode step reads."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ def weights_bytes(model: nn.Module) -> int:
 
     A storage that several tensors share (a tied embedding) counts once.
     """
-    return _storage_bytes(_weight_tensors((*model.parameters(), *model.buffers())))
+    return _storage_bytes((*model.parameters(), *model.buffers()))
 
 
 def decode_bytes(model: Any) -> int | None:
@@ -27,24 +27,18 @@ def decode_bytes(model: Any) -> int | None:
     passed_over = set() if embedding is None else set(embedding.modules())
     read = [module for module in model.modules() if module not in passed_over]
     own = (tensor for module in read for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
-    return _storage_bytes(_weight_tensors(own))
+    return _storage_bytes(own)
 
 
 def _storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Of these tensors, and of what bitsandbytes keeps beside them."""
     storages = {}
     for tensor in tensors:
-        storage = tensor.untyped_storage()
-        storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
-    return sum(storages.values())
-
-
-def _weight_tensors(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """These, and what bitsandbytes keeps beside them."""
-    for tensor in tensors:
-        yield tensor
         state = getattr(tensor, "quant_state", None)
-        for holder in (tensor, state, getattr(state, "state2", None)):
-            for name in ("SCB", "absmax", "code", "offset"):
-                beside = getattr(holder, name, None)
-                if isinstance(beside, torch.Tensor):
-                    yield beside
+        holders = (tensor, state, getattr(state, "state2", None))
+        beside = [getattr(holder, name, None) for holder in holders for name in ("SCB", "absmax", "code", "offset")]
+        for part in (tensor, *beside):
+            if isinstance(part, torch.Tensor):
+                storage = part.untyped_storage()
+                storages[(str(part.device), storage.data_ptr())] = storage.nbytes()
+    return sum(storages.values())

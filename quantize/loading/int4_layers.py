@@ -14,7 +14,7 @@ from quantize.kernels import Kernel
 from quantize.kernels.choice import LayerShape, choose_kernel
 from quantize.kernels.verify import check_layer
 from quantize.loading.device_map import Placement
-from quantize.loading.half_modules import keep_half_embeddings
+from quantize.loading.dummy_model import put
 from quantize.loading.merged import layers_by_input, replace_merged, stacked
 from quantize.source import TensorReader, Weights, cache_folder
 from quantize.variant import NATIVE_KERNEL
@@ -24,6 +24,9 @@ PREFILL_TOKENS = 1024
 
 ReadInt4 = Callable[[str], tuple[Int4Weight, Tensor | None]]
 """A linear layer's name -> its 4-bit weight and its bias."""
+
+VOCABULARY_CHUNK = 4096
+"""Rows of a half-precision output head that are converted at a time."""
 
 MERGED_ON = ("cuda",)
 """Devices on which 4-bit layers with one input run as one (quantize.loading.merged): where starting a kernel counts."""
@@ -96,11 +99,13 @@ def fill_rest(
         parent, _, leaf = name.rpartition(".")
         module = model.get_submodule(parent)
         if leaf == "scales" and "scales" not in module._parameters:
-            _wrap_activation(model, parent, tensor.to(device, dtype))
+            # AWQ scales that no weight could absorb live in a wrapper around the activation function
+            from awq.modules.act import ScaledActivation
+
+            model.set_submodule(parent, ScaledActivation(module, tensor.to(device, dtype)))
             continue
         half = isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
-        value = tensor.to(device) if half else tensor.to(device, dtype)
-        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+        put(model, name, tensor.to(device) if half else tensor.to(device, dtype))
     model.tie_weights()
     keep_half_embeddings(model, dtype)
     place_buffers(model, place)
@@ -117,8 +122,35 @@ def place_buffers(model: nn.Module, place: Placement) -> None:
                 module._buffers[key] = buffer.to(place.of(name))
 
 
-def _wrap_activation(model: Any, name: str, scales: Tensor) -> None:
-    """AWQ scales that no weight could absorb live in a wrapper around the activation function."""
-    from awq.modules.act import ScaledActivation
+class HalfHead(nn.Module):
+    """An output head stored in half precision: one token multiplies in it, more of them in the compute dtype.
 
-    model.set_submodule(name, ScaledActivation(model.get_submodule(name), scales))
+    A CPU multiplies float16 matrices with one vector at memory speed and with several at a hundredth of float32's
+    speed, so for several the rows are converted, a chunk of the vocabulary at a time.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if hidden.numel() == hidden.shape[-1]:
+            logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight).to(hidden.dtype)
+        else:
+            chunks = torch.split(self.weight, VOCABULARY_CHUNK)
+            logits = torch.cat([nn.functional.linear(hidden, rows.to(hidden.dtype)) for rows in chunks], dim=-1)
+        return logits if self.bias is None else logits + self.bias.to(hidden.dtype)
+
+
+def keep_half_embeddings(model: Any, dtype: torch.dtype) -> None:
+    """On a CPU that computes in float32, embeddings and head stay as stored, in half the bytes."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(head, nn.Linear) and head.weight.dtype != dtype:
+        names = {module: name for name, module in model.named_modules()}
+        model.set_submodule(names[head], HalfHead(head))
+    if embedding.weight.dtype != dtype:
+        if type(embedding) is nn.Embedding:
+            embedding.register_forward_hook(lambda module, ids, rows: rows.to(dtype))
+        else:  # it scales its rows or more, and would round them
+            embedding.to(dtype)

@@ -18,7 +18,7 @@ from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Placement
 from quantize.loading.dummy_model import fill
 from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors
-from quantize.model.linear_layers import linear_layers
+from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
 from quantize.model.tensors import half
 from quantize.quiet import quiet_libraries

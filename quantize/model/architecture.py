@@ -1,5 +1,6 @@
 """What autoawq knows about model architectures: where the layers are and which scales may move where."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
-from quantize.rounding.gram import InputStats
+from quantize.versions import version_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ class ScaleGroup:
 class Architecture:
     """autoawq's map of one model type, applied to a transformers model."""
 
-    model_type: str
     layers: nn.ModuleList
     layers_name: str
     _awq_class: Any
@@ -36,7 +36,7 @@ class Architecture:
     def linears(self, index: int) -> dict[str, nn.Linear]:
         """The linear layers of decoder layer `index` by their names inside it: the ones that get quantized."""
         found = {n: m for n, m in self.layers[index].named_modules() if isinstance(m, nn.Linear)}
-        skipped = getattr(self._awq_class, "modules_to_not_convert", None) or []
+        skipped = self.modules_to_not_convert or []
         return {name: module for name, module in found.items() if not any(key in name for key in skipped)}
 
     @property
@@ -48,14 +48,13 @@ class Architecture:
         """autoawq's `get_layers_for_scaling` of decoder layer `index`, by names."""
         layer = self.layers[index]
         names = {module: name for name, module in layer.named_modules()}
-        nothing = InputStats(torch.empty(0), torch.empty(0), 0)
-        groups = self._awq_class.get_layers_for_scaling(layer, _AnyKey(nothing), {})
-        found = []
-        for group in groups:
-            scaled = ScaleGroup(names[group["prev_op"]], tuple(names[linear] for linear in group["layers"]))
-            if all(name in self.linears(index) for name in scaled.linears) and self._preserves(layer, scaled):
-                found.append(scaled)
-        return found
+        nothing: defaultdict[str, None] = defaultdict(lambda: None)  # the maps look inputs up only to hand them on
+        groups = [
+            ScaleGroup(names[group["prev_op"]], tuple(names[linear] for linear in group["layers"]))
+            for group in self._awq_class.get_layers_for_scaling(layer, nothing, {})
+        ]
+        known = set(self.linears(index))
+        return [group for group in groups if known.issuperset(group.linears) and self._preserves(layer, group)]
 
     def _preserves(self, layer: nn.Module, group: ScaleGroup) -> bool:
         """Whether moving scales into `previous` leaves the layer's function as it was.
@@ -68,17 +67,6 @@ class Architecture:
             heads = getattr(self._config, "num_attention_heads", None)
             return bool(getattr(self._config, "num_key_value_heads", heads) == heads)
         return True
-
-
-class _AnyKey(dict[str, InputStats]):
-    """Gives every name the same value: autoawq's maps look the inputs up by name only to hand them on."""
-
-    def __init__(self, value: InputStats) -> None:
-        super().__init__()
-        self._value = value
-
-    def __missing__(self, key: str) -> InputStats:
-        return self._value
 
 
 def architecture_of(model: Any) -> Architecture:
@@ -98,13 +86,11 @@ def architecture_of(model: Any) -> Architecture:
     try:
         layers = awq_class.get_model_layers(model)
         name = next(name for name, module in model.named_modules() if module is layers)
-        architecture = Architecture(model_type, layers, name, awq_class, model.config)
+        architecture = Architecture(layers, name, awq_class, model.config)
         architecture.scale_groups(0)
     except (AttributeError, KeyError, StopIteration, TypeError) as error:
-        import transformers
-
         raise UserError(
-            f"autoawq's map for {model_type!r} does not fit transformers {transformers.__version__} ({error}): "
+            f"autoawq's map for {model_type!r} does not fit transformers {version_of('transformers')} ({error}): "
             "use the bnb-4bit or bnb-8bit variant"
         ) from None
     return architecture
@@ -124,15 +110,10 @@ def apply_scales(layer: nn.Module, group: ScaleGroup, scales: Tensor) -> None:
     if isinstance(previous, nn.Linear):
         scale_fc_fcs(previous, linears, scales)
     elif isinstance(previous, tuple(allowed_act_fns)):
-        _set_submodule(layer, group.previous, ScaledActivation(previous, scales))
+        layer.set_submodule(group.previous, ScaledActivation(previous, scales))
         scale_gelu_fc(previous, linears[0], scales)
     else:
         scale_ln_fcs(previous, linears, scales)
-
-
-def _set_submodule(layer: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(layer.get_submodule(parent) if parent else layer, leaf, module)
 
 
 def quantized_shapes(architecture: Architecture) -> list[tuple[str, int, int]]:

@@ -36,10 +36,8 @@ def model_of(folder: Path, **how: Any) -> Any:
     """The causal language model of a folder, its weights loaded from safetensors. how: dtype, device_map."""
     from transformers import AutoModelForCausalLM
 
-    config = config_of(folder)
-    return AutoModelForCausalLM.from_pretrained(
-        folder, config=config, trust_remote_code=False, use_safetensors=True, **how
-    )
+    how["config"] = config_of(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how)
 
 
 def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -64,8 +62,7 @@ def readable(folder: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             reason = "its model is code of its own (auto_map), which is never run"
         raise UserError(

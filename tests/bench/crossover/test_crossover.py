@@ -236,11 +236,11 @@ def test_turns_are_reversed_and_the_seconds_are_those_that_passed() -> None:
         ticking("steep", clock, lambda tokens: 0.02 * tokens / 24, order),
         ticking("third", clock, lambda tokens: 0.5, order),
     ]
-    layers = [build_layer(contender, linears, inputs, setting) for contender in racing]
     blank, entries = blank_entry("x", linears, setting), []
+    layers = [build_layer(contender, setting, inputs, blank) for contender in racing]
     for tokens in COUNTS:
         order.clear()
-        entries += time_layers(layers, tokens, inputs, setting, blank, clock, 1e9)  # type: ignore[arg-type]
+        entries += time_layers(layers, tokens, clock, 1e9)  # type: ignore[arg-type]
         if tokens == 64:  # a pass of every contender is longer than a turn: one pass, two linears
             turns = [order[-6 * TURNS :][place : place + 6 : 2] for place in range(0, 6 * TURNS, 6)]
             assert turns[0] == ["flat", "steep", "third"]
@@ -408,9 +408,9 @@ def test_what_cannot_be_captured_is_timed_as_it_is(monkeypatch: pytest.MonkeyPat
 
     def run(contender: Contender, captured: Callable[[Callable[[], None]], Callable[[], None]]) -> tuple[str, float]:
         monkeypatch.setattr(layer_module, "captured", captured)
-        layer = build_layer(contender, linears, inputs, setting)
+        layer = build_layer(contender, setting, inputs, blank_entry("x", linears, setting))
         assert isinstance(layer, Layer)
-        work, mode = runnable(layer, 4, inputs, cuda)
+        work, mode = runnable(replace(layer, setting=replace(setting, device=cuda)), 4)
         before = clock.now_s
         work()
         return mode, clock.now_s - before

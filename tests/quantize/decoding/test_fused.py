@@ -1,5 +1,6 @@
 """A decode step in fewer kernels computes what the model's own does, and leaves the model as it was."""
 
+import contextlib
 from collections import Counter
 from typing import Any
 from unittest.mock import Mock
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quantize.decoding.fused import FusedRotary, FusedSteps, grouped_attention, llama_like, plain_norms
+from quantize.decoding.fused import FusedRotary, fused_steps, grouped_attention, llama_like, plain_norms
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
@@ -29,6 +30,10 @@ def model_of(kind: str) -> Any:
 
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES), dtype=torch.float32).eval()
+
+
+def fused(model: Any) -> contextlib.AbstractContextManager[None]:
+    return fused_steps(plain_norms(model), llama_like(model))
 
 
 class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -58,7 +63,7 @@ def step(model: Any) -> torch.Tensor:
 def test_it_computes_the_same_and_is_gone_afterwards(kind: str) -> None:
     model = model_of(kind)
     expected = step(model)
-    with FusedSteps(model):
+    with fused(model):
         found = step(model)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(step(model), expected)
@@ -81,7 +86,7 @@ def test_a_step_needs_fewer_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.nn.functional.rms_norm", norm)
     with Counted() as own:
         step(model)
-    with FusedSteps(model), Counted() as fewer:
+    with fused(model), Counted() as fewer:
         step(model)
     layers = 3
     assert norm.call_count == 2 * (2 * layers + 1)  # of the prompt and of the step
@@ -94,7 +99,7 @@ def test_a_step_needs_fewer_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attention_that_ours_does_not_know_runs_as_it_was() -> None:
     called = []
 
-    def own(*args: Any, **named: Any) -> tuple[str, None]:
+    def own(*args: Any, **named: Any) -> Any:
         called.append(named)
         return "own", None
 
@@ -143,7 +148,7 @@ def test_an_error_inside_leaves_the_model_as_it_was() -> None:
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before[1]
         raise RuntimeError("inside")
 
-    with pytest.raises(RuntimeError, match="inside"), FusedSteps(model):
+    with pytest.raises(RuntimeError, match="inside"), fused(model):
         fail()
     assert (modeling_mistral.apply_rotary_pos_emb, ALL_ATTENTION_FUNCTIONS["sdpa"]) == before
     assert not any("forward" in vars(module) for module in model.modules())

@@ -13,8 +13,8 @@ import torch
 
 from quantize.int4.packing import PACKERS, UNPACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
-from quantize.kernels import KERNELS
-from quantize.kernels.torch_cpu import unpack_int4pack
+from quantize.kernels import KERNELS, autoawq
+from quantize.kernels.torch_int4 import unpack_int4pack
 from quantize.kernels.verify import BOUNDS, KernelFault, check_layer, relative_error
 
 SHAPES = [(64, 128), (192, 576), (80, 256), (208, 384)]
@@ -150,6 +150,31 @@ def test_kernels_say_why_they_cannot_run() -> None:
     assert KERNELS["autoawq-gemm"].unsupported_reason(weight, CPU, torch.float32) == "runs on CUDA"
     odd = Int4Weight(weight.codes[:24], weight.scales[:24], weight.zeros[:24])
     assert "sixteens" in str(KERNELS["torch-cpu"].unsupported_reason(odd, CPU, torch.float32))
+
+
+def test_what_a_gpu_kernel_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, weight = torch.device("cuda"), layer(64, 576, 64, "GEMM")
+
+    def reason(name: str, given: Int4Weight = weight) -> str | None:
+        return KERNELS[name].unsupported_reason(given, cuda, torch.float16)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert reason("torch-cuda") == "needs compute capability 8.0"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "of 128, the layer has 64 and 576" in str(reason("torch-cuda"))
+    assert reason("torch-cuda", layer(64, 128, 64, "GEMM")) is None
+    assert "needs groups of 32, 64 or a multiple of 128" in str(reason("triton", layer(64, 576, 96, "GEMM")))
+    monkeypatch.setattr(autoawq, "compiled_kernels", lambda: False)
+    assert reason("autoawq-gemv") == "needs the package autoawq-kernels"
+    assert KERNELS["autoawq-gemm"].describe(1024, torch.float16) == "autoawq Triton dequantize + matmul (float16)"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert reason("triton") == "needs the package triton"
+    assert reason("autoawq-gemm") == "needs the package autoawq"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "triton" else name)
+    assert reason("autoawq-gemm") == "needs the package autoawq-kernels or triton"
+    monkeypatch.setattr(autoawq, "compiled_kernels", lambda: True)
+    assert (reason("autoawq-gemm"), reason("autoawq-gemv")) == (None, None)
+    assert KERNELS["autoawq-gemv"].describe(9, torch.float16) == "autoawq compiled GEMV layout GEMM (float16)"
 
 
 @pytest.mark.gpu

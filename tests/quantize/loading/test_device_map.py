@@ -12,7 +12,6 @@ from quantize import loader
 from quantize.building.job import BuildOptions
 from quantize.loader import LoadedModel, load_dummy
 from quantize.loading.device_map import Placement, placement_for
-from quantize.model.linear_layers import linear_layers
 from quantize.model.pretrained import empty_model
 from quantize.variant import VARIANTS, Variant
 
@@ -45,9 +44,7 @@ def shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def placed(shape: Path, variant: str, free: dict[int | str, int]) -> Placement:
-    model = empty_model(shape.parent)
-    quantized = linear_layers(model) if VARIANTS[variant].w_bit else ()
-    return placement_for(model, VARIANTS[variant], quantized, CUDA, torch.float16, free=free)
+    return placement_for(empty_model(shape.parent), VARIANTS[variant], CUDA, torch.float16, free=free)
 
 
 def test_a_model_that_fits_is_not_spread(shape: Path) -> None:
@@ -64,7 +61,6 @@ def test_a_tied_embedding_counts_once(shape: Path) -> None:
 
 def test_the_reference_fills_the_gpus_and_waits_in_ram_for_the_rest(shape: Path) -> None:
     spread = placed(shape, "fp16", {0: int(0.7 * ALL_BYTES), 1: ALL_BYTES // 3, "cpu": 10**9})
-    assert spread.device_map is not None
     assert spread.of("model.embed_tokens") == torch.device("cuda:0")
     assert spread.of("model.layers.3.mlp.up_proj") == torch.device("cpu")
     assert spread.description == "decoder layers: 1 on cuda:0, 1 on cuda:1, 2 in RAM"
@@ -72,7 +68,7 @@ def test_the_reference_fills_the_gpus_and_waits_in_ram_for_the_rest(shape: Path)
 
 def test_quantized_layers_are_spread_over_gpus_alone(shape: Path) -> None:
     spread = placed(shape, "bnb-8bit", {0: ALL_BYTES // 2, 1: ALL_BYTES // 2, "cpu": 0})
-    assert {place.type for place in (spread.device_map or {}).values()} == {"cuda"}
+    assert {place.type for place in spread.device_map.values()} == {"cuda"}
     with pytest.raises(MemoryError, match=r"GB of weights do not fit .*: cuda:0 0\.0 GB$"):
         placed(shape, "bnb-8bit", {0: ALL_BYTES // 3, "cpu": 10**9})
 
@@ -81,7 +77,7 @@ def test_quantized_layers_are_spread_over_gpus_alone(shape: Path) -> None:
 def test_a_variant_of_other_bits_counts_as_the_next_larger(shape: Path, bits: int, stored_bits: int) -> None:
     model, variant = empty_model(shape.parent), Variant("odd", "Odd", w_bit=bits)
     free: dict[int | str, int] = {0: ALL_BYTES // 10, 1: 2 * ALL_BYTES, "cpu": 0}
-    spread = placement_for(model, variant, linear_layers(model), CUDA, torch.float16, free=free)
+    spread = placement_for(model, variant, CUDA, torch.float16, free=free)
     assert spread.weights_bytes == ALL_BYTES - LAYERS * LAYER * (16 - stored_bits) // 8
 
 
@@ -108,7 +104,7 @@ def test_a_spread_checkpoint_gives_the_same_logits(
     options = BuildOptions(blocks=2, block_tokens=32, device="cpu", rounding="nearest")
     (built,) = quantize.quantize(f"dummy:{shape}", [variant], tmp_path / "out", options=options)
     whole = loader.load(built.checkpoint.path, kernel="dequantize")
-    monkeypatch.setattr(loader, "_place", lambda *_: spread_over(torch.device("cpu")))
+    monkeypatch.setattr(loader, "Placement", spread_over)
     loaded = loader.load(built.checkpoint.path, kernel="dequantize")
     assert (loaded.placement, loaded.weights_bytes) == ("as told", 12345)
     assert (has_hooks(whole), has_hooks(loaded)) == (False, True)

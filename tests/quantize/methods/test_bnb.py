@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from quantize.errors import UserError
 from quantize.methods.bnb import bnb_4bit_with_feedback, bnb_quantization_config, bnb_tensors
-from quantize.model.linear_layers import linear_layers
+from quantize.model.names import linear_layers
 from quantize.quiet import quiet_libraries
 from quantize.rounding.options import BnbOptions
 from quantize.source import open_weights

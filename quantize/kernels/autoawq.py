@@ -1,0 +1,82 @@
+"""autoawq's own layers on CUDA: its compiled kernels (package autoawq-kernels), and for GEMM else its Triton ones."""
+
+import importlib.util
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from quantize.int4.packing import PACKERS
+from quantize.int4.weight import Int4Weight
+from quantize.kernels.base import Int4Linear, Kernel, Style
+from quantize.quiet import quiet_libraries
+
+DEQUANTIZE_TOKENS = 1024
+"""From this many tokens on autoawq's GEMM layer dequantizes and multiplies, in either implementation."""
+
+MATVEC_TOKENS = 8
+"""Up to here its GEMV layer multiplies token by token, above with a second kernel for the same layout."""
+
+
+class AutoawqLinear(Int4Linear):
+    """WQLinear_GEMM or WQLinear_GEMV, filled with our tensors; it computes in float16 and adds the bias itself."""
+
+    def __init__(
+        self, layout: Style, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(weight, None)
+        with quiet_libraries():
+            from awq.modules import linear
+        made = getattr(linear, f"WQLinear_{layout}")
+        inner = made(4, weight.group_size, self.in_features, self.out_features, bias is not None, device)
+        for name, tensor in PACKERS[layout](weight).items():
+            setattr(inner, name, tensor.to(device))
+        if bias is not None:
+            inner.bias = bias.to(device, torch.float16)
+        self.inner = inner.eval()
+
+    def matmul(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x.unsqueeze(0))
+        return out.squeeze(0).to(x.dtype)
+
+
+def compiled_kernels() -> bool:
+    """Whether autoawq's compiled extension imports here."""
+    try:
+        import awq_ext  # type: ignore[import-not-found] # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _unsupported_reason(layout: Style, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return "runs on CUDA"
+    if layout == "GEMV":
+        return None if compiled_kernels() else "needs the package autoawq-kernels"
+    if importlib.util.find_spec("awq") is None:
+        return "needs the package autoawq"
+    if not compiled_kernels() and importlib.util.find_spec("triton") is None:
+        return "needs the package autoawq-kernels or triton"
+    return None
+
+
+def _describe(layout: Style, tokens: int, dtype: torch.dtype) -> str:
+    if layout == "GEMV":
+        return f"autoawq compiled {'GEMV' if tokens <= MATVEC_TOKENS else 'GEMV layout GEMM'} (float16)"
+    way = "dequantize + matmul" if tokens >= DEQUANTIZE_TOKENS else "GEMM"
+    return f"autoawq {'compiled' if compiled_kernels() else 'Triton'} {way} (float16)"
+
+
+def _kernel(layout: Style) -> Kernel:
+    return Kernel(
+        name=f"autoawq-{layout.lower()}",
+        unsupported_reason=partial(_unsupported_reason, layout),
+        prepare=partial(AutoawqLinear, layout),
+        describe=partial(_describe, layout),
+        compute_dtype=lambda tokens, dtype: torch.float16,
+        style=layout,
+    )
+
+
+AUTOAWQ_GEMM, AUTOAWQ_GEMV = _kernel("GEMM"), _kernel("GEMV")

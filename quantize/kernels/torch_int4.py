@@ -1,0 +1,149 @@
+"""PyTorch's own int4 kernels: on a CPU, its packed weights dequantized for long prompts, and on CUDA (tinygemm)."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from quantize.int4.weight import Int4Weight
+from quantize.kernels.base import Int4Linear, Kernel, dtype_name
+
+LONG_PROMPT_TOKENS = 64
+"""From this many tokens on, dequantizing once and multiplying in float32 is no slower than the int4 kernel."""
+
+ROW_BLOCKS = (64, 32)
+"""Rows that are packed together: with AVX-512, with AVX2."""
+
+INT4_DTYPE = torch.bfloat16
+"""A CPU's kernel is fast in bfloat16 alone and adds up in float32; CUDA's takes nothing else."""
+
+INNER_K_TILES = 8
+"""How tinygemm packs weights for the tensor cores."""
+
+
+def scale_and_zero(weight: Int4Weight) -> Tensor:
+    """Both kernels compute (code - 8) * scale + zero' a group, so zero' = (8 - zero) * scale: [groups, out, 2]."""
+    scales = weight.scales.t().float()
+    return torch.stack([scales, (8 - weight.zeros.t().float()) * scales], dim=-1).to(INT4_DTYPE).contiguous()
+
+
+class TorchCpuLinear(Int4Linear):
+    """One copy of the weights, packed as `torch._convert_weight_to_int4pack_for_cpu` packs them, serves both ways."""
+
+    packed: Tensor
+    scale_and_zero: Tensor
+    scales: Tensor
+
+    def __init__(self, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(weight, None if bias is None else bias.to(dtype))
+        self.register_buffer("packed", torch._convert_weight_to_int4pack_for_cpu(weight.codes.to(torch.int32), 1))
+        self.register_buffer("scale_and_zero", scale_and_zero(weight))
+        self.register_buffer("scales", weight.scales.t().contiguous())
+
+    def matmul(self, x: Tensor) -> Tensor:
+        if x.shape[0] < LONG_PROMPT_TOKENS:
+            out = torch._weight_int4pack_mm_for_cpu(x.to(INT4_DTYPE), self.packed, self.group_size, self.scale_and_zero)
+            return out.to(x.dtype)
+        return x @ self.dequantized_t().to(x.dtype)
+
+    def dequantized_t(self) -> Tensor:
+        """The weight transposed, float32 [in, out], from the packed bytes and the exact float16 scales."""
+        scale, shift = self.scale_and_zero.float().unbind(dim=-1)
+        zeros = (8 - shift / scale).round_()  # whole numbers, so they come back exactly from the rounded pair
+        weight = unpack_int4pack(self.packed, self.in_features)
+        weight.view(-1, self.group_size, self.out_features).sub_(zeros.unsqueeze(1)).mul_(self.scales.unsqueeze(1))
+        return weight
+
+
+@functools.cache
+def row_block() -> int:
+    """How many rows torch packs together on this processor; 0 where it packs in another way."""
+    probe = torch.arange(max(ROW_BLOCKS) * 32, dtype=torch.int32).view(-1, 32) * 7 // 3 % 16
+    packed = torch._convert_weight_to_int4pack_for_cpu(probe, 1)
+    return next((rows for rows in ROW_BLOCKS if torch.equal(unpack_int4pack(packed, 32, rows).t().int(), probe)), 0)
+
+
+def unpack_int4pack(packed: Tensor, in_features: int, rows: int | None = None) -> Tensor:
+    """Undo `torch._convert_weight_to_int4pack_for_cpu`: uint8 [out, in / 2] -> float32 codes [in, out].
+
+    Rows are packed in blocks of `rows` (None: as this processor does), feature by feature: the low half-bytes hold the
+    block's first half, the high ones its second. What is left over of the rows is packed in pairs.
+    (ATen/native/cpu/int4mm_kernel.cpp.)
+    """
+    rows = row_block() if rows is None else rows
+    out_features = packed.shape[0]
+    whole = out_features // rows * rows
+    codes = torch.empty((in_features, out_features), dtype=torch.float32)
+    flat = packed.view(-1)
+    blocks = flat[: whole * in_features // 2].view(whole // rows, in_features, rows // 2).transpose(0, 1)
+    pairs = flat[whole * in_features // 2 :].view(in_features, (out_features - whole) // 2, 1)
+    for halved, target in ((blocks, codes[:, :whole]), (pairs, codes[:, whole:])):
+        halves = target.view(in_features, halved.shape[1], 2, halved.shape[2])
+        halves[:, :, 0].copy_(halved & 0xF)
+        halves[:, :, 1].copy_(halved >> 4)
+    return codes
+
+
+def _unsupported_on_cpu(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+    out_features, in_features = weight.codes.shape
+    if device.type != "cpu":
+        return "runs on a CPU"
+    if out_features % 16 or in_features % 2:
+        return f"needs output features in sixteens, the layer has {out_features}"
+    if not row_block():
+        return "this CPU's packing is not one that quantable can unpack"
+    return None
+
+
+def _describe(tokens: int, dtype: torch.dtype) -> str:
+    if tokens < LONG_PROMPT_TOKENS:
+        return f"torch int4 ({dtype_name(INT4_DTYPE)})"
+    return f"dequantize + matmul ({dtype_name(dtype)})"
+
+
+TORCH_CPU = Kernel(
+    name="torch-cpu",
+    unsupported_reason=_unsupported_on_cpu,
+    prepare=TorchCpuLinear,
+    describe=_describe,
+    compute_dtype=lambda tokens, dtype: INT4_DTYPE if tokens < LONG_PROMPT_TOKENS else dtype,
+)
+
+
+class TorchCudaLinear(Int4Linear):
+    """Weights packed as `torch._convert_weight_to_int4pack` packs them."""
+
+    packed: Tensor
+    scale_and_zero: Tensor
+
+    def __init__(self, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(weight, None if bias is None else bias.to(device, dtype))
+        weight = weight.to(device)
+        pairs = (weight.codes[:, ::2] << 4 | weight.codes[:, 1::2]).contiguous()
+        self.register_buffer("packed", torch._convert_weight_to_int4pack(pairs, INNER_K_TILES))
+        self.register_buffer("scale_and_zero", scale_and_zero(weight))
+
+    def matmul(self, x: Tensor) -> Tensor:
+        out = torch._weight_int4pack_mm(x.to(INT4_DTYPE), self.packed, self.group_size, self.scale_and_zero)
+        return out.to(x.dtype)
+
+
+def _unsupported_on_cuda(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+    out_features, in_features = weight.codes.shape
+    if device.type != "cuda":
+        return "runs on CUDA"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs compute capability 8.0"
+    if out_features % 8 or in_features % (INNER_K_TILES * 16):
+        wanted = f"output features in multiples of 8 and input features of {INNER_K_TILES * 16}"
+        return f"needs {wanted}, the layer has {out_features} and {in_features}"
+    return None
+
+
+TORCH_CUDA = Kernel(
+    name="torch-cuda",
+    unsupported_reason=_unsupported_on_cuda,
+    prepare=TorchCudaLinear,
+    describe=lambda tokens, dtype: f"torch int4 ({dtype_name(INT4_DTYPE)})",
+    compute_dtype=lambda tokens, dtype: INT4_DTYPE,
+)
