@@ -135,12 +135,6 @@ def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
     return wanted or list(SCENARIOS.values())
 
 
-def summary(outcome: Outcome, directory: Path) -> list[str]:
-    """The lines to end with: what failed and why, where the records are, and how to make the table."""
-    table = directory if outcome.path == directory / RECORDS_NAME else outcome.path
-    return [*outcome_lines(outcome), f"the table: report {table}"]
-
-
 def outcome_lines(outcome: Outcome) -> list[str]:
     """What failed and why, how many rounds there were, and where the records are."""
     reasons = Counter(f"{record.subject.name}: {record.status}: {record.reason}" for record in outcome.failed)
@@ -148,37 +142,11 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     total = len(outcome.records)
     already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    lines.append(f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}")
-    noun = "record" if total == 1 else "records"
-    lines.append(f"{total} {noun}{already}{failed}: {outcome.path}")
-    return lines
-
-
-NO_REFERENCE = "the reference has no figures, so that nothing can be compared with it: see its reason above"
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line says. Raises UserError, also at the end if the reference has no figures."""
-    if arguments.compare:
-        for line in comparison_lines(*map(read_records, arguments.compare)):
-            print(line)
-        return
-    if arguments.suite is not None:
-        measure_suite(arguments)
-        return
-    for name in SUITE_ONLY:
-        given = getattr(arguments, name)
-        if given is not None and given is not False:
-            raise UserError(f"--{name.replace('_', '-')} is of a whole table: name it with --suite, or leave it out")
-    if arguments.directory is None:
-        raise UserError("name the folder of the checkpoints: bench DIR")
-    options = options_from(arguments, tuple(scenarios_from(arguments)), RoundsRule(), PassRule())
-    with progress_bar() as progress:
-        outcome = bench(arguments.directory, options, records=arguments.records, progress=progress)
-    for line in summary(outcome, arguments.directory):
-        print(line)
-    if not outcome.usable:
-        raise UserError(NO_REFERENCE)
+    return [
+        *lines,
+        f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}",
+        f"{total} record{'' if total == 1 else 's'}{already}{failed}: {outcome.path}",
+    ]
 
 
 SUITE_ONLY = ("out", "dummy", "shape", "crossover_time")
@@ -188,8 +156,34 @@ NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
 """What the suite says itself, or --out."""
 
 
-def measure_suite(arguments: argparse.Namespace) -> None:
-    """Measure a whole table. Raises UserError, also at the end if the reference has no figures."""
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line says. Raises UserError, also at the end if the reference has no figures."""
+    if arguments.compare:
+        print("\n".join(comparison_lines(*map(read_records, arguments.compare))))
+        return
+    outcome, then = measure_folder(arguments) if arguments.suite is None else measure_suite(arguments)
+    print("\n".join([*outcome_lines(outcome), *then]))
+    if not outcome.usable:
+        raise UserError("the reference has no figures, so that nothing can be compared with it: see its reason above")
+
+
+def measure_folder(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
+    """Measure the checkpoints of a folder: what came of it, and how to make the table."""
+    for name in SUITE_ONLY:
+        given = getattr(arguments, name)
+        if given is not None and given is not False:
+            raise UserError(f"--{name.replace('_', '-')} is of a whole table: name it with --suite, or leave it out")
+    directory = arguments.directory
+    if directory is None:
+        raise UserError("name the folder of the checkpoints: bench DIR")
+    options = options_from(arguments, tuple(scenarios_from(arguments)), RoundsRule(), PassRule())
+    with progress_bar() as progress:
+        outcome = bench(directory, options, records=arguments.records, progress=progress)
+    return outcome, [f"the table: report {directory if outcome.path == directory / RECORDS_NAME else outcome.path}"]
+
+
+def measure_suite(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
+    """Measure a whole table: what came of it, why there is no crossover if there is none, how to make the tables."""
     suite = suite_named(arguments.suite)
     for name in NOT_WITH_SUITE:
         if getattr(arguments, name) is not None:
@@ -204,24 +198,28 @@ def measure_suite(arguments: argparse.Namespace) -> None:
         crossover_s=arguments.crossover_time,
     )
     with progress_bar() as progress:
-        result = run_suite(suite_run, options_from(arguments, None, suite.rounds, suite.rule), progress)
-    for line in outcome_lines(result.outcome):
-        print(line)
-    if not result.outcome.usable:
-        raise UserError(NO_REFERENCE)
-    if result.problem:
-        print(f"no crossover: {result.problem}")
-    print(f"the tables: report {suite_run.out} --all")
+        outcome, problem = run_suite(suite_run, options_from(arguments, None, suite.rounds, suite.rule), progress)
+    missing = [f"no crossover: {problem}"] if problem else []
+    return outcome, [*missing, f"the tables: report {suite_run.out} --all"] if outcome.usable else []
+
+
+ROUNDS_FLAGS = {"least": "--rounds", "noise": "--noise", "max_time_s": "--max-time"}
+"""Options that stand for fields of RoundsRule."""
 
 
 def options_from(
     arguments: argparse.Namespace, scenarios: tuple[Scenario, ...] | None, rounds: RoundsRule, rule: PassRule
 ) -> BenchOptions:
     """What the command line says, over these rules. Raises UserError for what is out of range."""
-    asked = {"least": arguments.rounds, "noise": arguments.noise, "max_time_s": arguments.max_time}
+    for field, flag in ROUNDS_FLAGS.items():
+        value = getattr(arguments, flag.strip("-").replace("-", "_"))
+        try:
+            rounds = rounds if value is None else replace(rounds, **{field: value})
+        except UserError as error:
+            raise UserError(str(error).replace(f"rounds.{field}", flag)) from None
     return BenchOptions(
         scenarios=scenarios,
-        rounds=replace(rounds, **{name: value for name, value in asked.items() if value is not None}),
+        rounds=rounds,
         rule=rule,
         device=arguments.device,
         dtype=arguments.dtype,

@@ -136,7 +136,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class ProfileRecord:
-    """Where the time of one phase goes (bench.worker.profile).
+    """Where the time of one phase goes (bench.profile).
 
     when:        ISO 8601, UTC.
     source:      a checkpoint's folder name, or the shape of random weights.

@@ -49,24 +49,12 @@ class SuiteRun:
         return self.suite.crossover_s if self.crossover_s is None else self.crossover_s
 
 
-@dataclass(frozen=True)
-class SuiteResult:
-    """What a suite leaves.
-
-    outcome: the bench's.
-    problem: why there is no crossover, None where there is one or none was wanted.
-    """
-
-    outcome: Outcome
-    problem: str | None = None
-
-
-def run_suite(run: SuiteRun, options: BenchOptions, progress: Progress = silent) -> SuiteResult:
+def run_suite(run: SuiteRun, options: BenchOptions, progress: Progress = silent) -> tuple[Outcome, str | None]:
     """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl.
 
     options: how to measure; its scenarios are those of the run. What is measured already is kept, a crossover on the
-    same device too, unless options.fresh. Raises UserError as `bench` does, and for checkpoints that are not there; a
-    crossover that fails is a problem in what is returned.
+    same device too, unless options.fresh. Returns what `bench` does, and why there is no crossover, None where there is one or none
+    was wanted. Raises UserError as `bench` does, and for checkpoints that are not there.
     """
     suite, out = run.suite, run.out
     if out.exists() and not out.is_dir():
@@ -79,9 +67,9 @@ def run_suite(run: SuiteRun, options: BenchOptions, progress: Progress = silent)
     scenarios = suite.scenarios_named(run.scenarios, tokens_of)
     outcome = measure(targets, out / RECORDS_NAME, replace(options, scenarios=scenarios), progress)
     if not outcome.usable or run.budget_s == 0:
-        return SuiteResult(outcome)
+        return outcome, None
     progress(f"writing {CROSSOVER_NAME}", 0, 0)
-    return SuiteResult(outcome, _crossover(run, options, outcome))
+    return outcome, _crossover(run, options, outcome)
 
 
 def _crossover(run: SuiteRun, options: BenchOptions, outcome: Outcome) -> str | None:

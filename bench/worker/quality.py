@@ -43,22 +43,29 @@ def predictions(model: Any, blocks: torch.Tensor, *, at_once: int = 1) -> Iterat
 class _Likelihood:
     """Adds up the log-likelihood of the tokens that came; refuses what is not finite."""
 
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.tokens = 0
+    def __init__(self, blocks: torch.Tensor, text: str) -> None:
+        self._blocks, self._text = blocks, text
+        self._total, self._tokens = 0.0, 0
 
     def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
         loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the model's output is not finite (NaN or infinity) near token {self.tokens} of the text: "
+                f"the model's output is not finite (NaN or infinity) near token {self._tokens} of the text: "
                 "this checkpoint is broken"
             )
-        self.total += loss
-        self.tokens += len(following)
+        self._total += loss
+        self._tokens += len(following)
 
-    def perplexity(self) -> float:
-        return _exp(self.total / self.tokens)
+    def quality(self, divergence: Divergence | None = None, noise_floor: Divergence | None = None) -> Quality:
+        mean_loss = self._total / self._tokens
+        try:
+            perplexity = math.exp(mean_loss)
+        except OverflowError:
+            raise FloatingPointError(
+                f"the perplexity is too large for a number (mean loss {mean_loss:.0f}): this checkpoint is broken"
+            ) from None
+        return Quality(perplexity, self._tokens, self._text, blocks_sha256(self._blocks), divergence, noise_floor)
 
 
 def quality(
@@ -69,20 +76,14 @@ def quality(
     expected: the reference's log-probabilities on these blocks; with them the divergence is told too. Log-likelihoods
     are computed in float32 and summed in float64. Raises FloatingPointError when the model gives NaN or infinity.
     """
-    likelihood, divergence = _Likelihood(), _DivergenceSamples()
+    likelihood, divergence = _Likelihood(blocks, text), _DivergenceSamples()
     references = None if expected is None else expected.rows(_row_counts(blocks))
     for logits, following in predictions(model, blocks):
         own = torch.log_softmax(logits, dim=-1)
         likelihood.add(own, following)
         if references is not None:
             divergence.add(next(references).to(own.device), own)
-    return Quality(
-        perplexity=likelihood.perplexity(),
-        tokens=likelihood.tokens,
-        text=text,
-        text_sha256=blocks_sha256(blocks),
-        divergence=None if references is None else divergence.summary(),
-    )
+    return likelihood.quality(divergence=None if references is None else divergence.summary())
 
 
 def reference_quality(
@@ -93,7 +94,7 @@ def reference_quality(
     The noise floor is its divergence from itself when the same sums are done in another order: attention written out
     (eager) and two blocks at once. Nothing nearer to the reference than that can be told from it.
     """
-    likelihood = _Likelihood()
+    likelihood = _Likelihood(blocks, text)
 
     def log_probabilities() -> Iterator[torch.Tensor]:
         for logits, following in predictions(model, blocks):
@@ -104,30 +105,23 @@ def reference_quality(
     keep.write(log_probabilities(), blocks.shape[0] * (blocks.shape[1] - 1))
     again = _DivergenceSamples()
     before = getattr(model.config, "_attn_implementation", None)
+    switch = before not in (None, "eager")
     try:
-        if before not in (None, "eager"):
+        if switch:
             model.set_attn_implementation("eager")
         pairs = zip(keep.rows(_row_counts(blocks)), predictions(model, blocks, at_once=2), strict=True)
         for expected, (logits, _) in pairs:
             again.add(expected.to(logits.device), torch.log_softmax(logits, dim=-1))
     finally:
-        if before not in (None, "eager"):
+        if switch:
             model.set_attn_implementation(before)
-    return Quality(
-        perplexity=likelihood.perplexity(),
-        tokens=likelihood.tokens,
-        text=text,
-        text_sha256=blocks_sha256(blocks),
-        noise_floor=again.summary(),
-    )
+    return likelihood.quality(noise_floor=again.summary())
 
 
 def _row_counts(blocks: torch.Tensor) -> Iterator[int]:
     """The sizes in which `predictions` yields."""
     positions = blocks.shape[1] - 1
-    for _ in range(blocks.shape[0]):
-        for start in range(0, positions, LOGIT_ROWS):
-            yield min(LOGIT_ROWS, positions - start)
+    return (min(LOGIT_ROWS, positions - start) for _ in blocks for start in range(0, positions, LOGIT_ROWS))
 
 
 def _divergence(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -164,15 +158,6 @@ class _DivergenceSamples:
 def perplexity(model: Any, blocks: torch.Tensor) -> float:
     """Perplexity alone; see `quality`."""
     return quality(model, blocks).perplexity
-
-
-def _exp(mean_loss: float) -> float:
-    try:
-        return math.exp(mean_loss)
-    except OverflowError:
-        raise FloatingPointError(
-            f"the perplexity is too large for a number (mean loss {mean_loss:.0f}): this checkpoint is broken"
-        ) from None
 
 
 @torch.no_grad()

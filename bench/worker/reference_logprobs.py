@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from quantize.errors import UserError
 
@@ -25,8 +24,7 @@ class ReferenceLogprobs:
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            at = 0
-            rows: NDArray[np.float16] | None = None
+            at, rows = 0, None
             for part in parts:
                 if rows is None:
                     shape = (tokens, part.shape[1])
@@ -35,7 +33,7 @@ class ReferenceLogprobs:
                 at += len(part)
             if rows is None or at != tokens:
                 raise ValueError(f"{at} rows came, {tokens} were announced")
-            rows.flush()  # type: ignore[attr-defined]
+            rows.flush()
             del rows
             partial.replace(self.path)
         finally:

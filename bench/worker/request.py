@@ -103,7 +103,7 @@ class PlannedRun:
     def works(self) -> tuple[Work, ...]:
         """What it leaves records of, in order."""
         works: list[Work] = [("latency", scenario) for scenario in self.scenarios]
-        return (*works, *([QUALITY] if self.quality else []), *([TASKS] if self.tasks else []))
+        return (*works, *[QUALITY] * self.quality, *[TASKS] * bool(self.tasks))
 
     @property
     def subject(self) -> Subject:

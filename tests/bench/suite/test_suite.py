@@ -118,8 +118,11 @@ def test_lengths_of_ones_own(tmp_path: Path) -> None:
         (HEAD + ROWS + SCENARIO * 2, r"own\.toml: the scenario 'own' stands there 2 times: leave one"),
         (HEAD + ROWS * 2 + SCENARIO, r"own\.toml: the row 'Tiny-FP16' stands there 2 times: leave one"),
         (HEAD + ROWS + SCENARIO + "[speed]\n", r"own\.toml: unknown field speed; there are: shape, reference"),
-        (HEAD + ROWS + SCENARIO + "[rounds]\nleast = 0\n", r"own\.toml: --rounds must be at least 1"),
-        (HEAD + ROWS + SCENARIO + "[rounds]\nmax_time_s = nan\n", r"--max-time must be at least 0 seconds"),
+        (HEAD + ROWS + SCENARIO + "[rounds]\nleast = 0\n", r"own\.toml: rounds\.least must be at least 1"),
+        (
+            HEAD + ROWS + SCENARIO + "[rounds]\nmax_time_s = nan\n",
+            r"own\.toml: rounds\.max_time_s must be at least 0 seconds",
+        ),
         (HEAD + ROWS + SCENARIO + "[crossover]\nbudget_s = nan\n", r"budget_s must be at least 0 seconds"),
         (HEAD + ROWS + SCENARIO + "[rule]\nmax_time_s = nan\n", r"rule: a rule that can never be met"),
         (HEAD + ROWS + SCENARIO + "[rule]\nmax_warmups = 1\n", r"own\.toml: rule: a rule that can never be met"),

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from bench.worker.clock import CudaClock, FakeClock, HostClock
+from bench.worker.clock import CudaClock, HostClock
+from tests.fake_clock import FakeClock
 
 
 def test_intervals_lie_between_marks() -> None:

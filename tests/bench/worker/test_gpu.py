@@ -30,9 +30,8 @@ class FakePynvml(SimpleNamespace):
             "nvmlDeviceGetCount": lambda: 1,
             "nvmlDeviceGetHandleByIndex": lambda index: f"card {index}",
             "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
-            "nvmlDeviceGetName": lambda handle: b"Card 9000",
             "nvmlSystemGetDriverVersion": lambda: "570.1",
-            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=80_000_000_000, used=12_500_000),
+            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=12_500_000),
             "nvmlDeviceGetClockInfo": lambda handle, which: {1: 1980, 2: 2619}[which],
             "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 350_500,
             "nvmlDeviceGetTemperature": lambda handle, which: 41,
@@ -63,9 +62,10 @@ def test_a_look_at_a_card_that_tells_everything() -> None:
     )
 
 
-def test_the_facts_of_a_card() -> None:
-    facts = opened().facts()
-    assert (facts.name, facts.memory_bytes, facts.driver) == ("Card 9000", 80_000_000_000, "570.1")
+def test_the_drivers_version_is_text_whatever_the_module_gives() -> None:
+    assert opened().driver() == "570.1"
+    assert opened(nvmlSystemGetDriverVersion=lambda: b"570.1").driver() == "570.1"
+    assert opened(nvmlSystemGetDriverVersion=refuse).driver() is None
 
 
 def test_a_card_that_tells_nothing_is_none_and_never_zero() -> None:
