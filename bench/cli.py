@@ -26,74 +26,67 @@ def parser() -> argparse.ArgumentParser:
         description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference, or a "
         "whole table with --suite.",
     )
-    cli.add_argument(
-        "directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints"
-    )
-    cli.add_argument(
-        "--scenario", metavar="NAME", action="append", help=f"what to measure ({known}; default: all); repeatable"
-    )
-    cli.add_argument("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
-    cli.add_argument("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")
-    cli.add_argument("--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)")
-    cli.add_argument(
+    add, seconds = cli.add_argument, {"metavar": "S", "type": float}
+    add("directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints")
+    add("--scenario", metavar="NAME", action="append", help=f"what to measure ({known}; default: all); repeatable")
+    add("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
+    add("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")
+    add("--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)")
+    add(
         "--rounds",
         type=int,
         help=f"processes for each checkpoint (default {RoundsRule.least}); more follow while the ratios are noisy",
     )
-    cli.add_argument(
+    add(
         "--noise",
         metavar="SHARE",
         type=float,
         help="enough when every ratio's 95%% interval is no wider than this to either side "
         f"(default {RoundsRule.noise:g})",
     )
-    cli.add_argument(
+    add(
         "--max-time",
-        metavar="S",
-        type=float,
+        **seconds,
         help=f"no further round that would end later than this after the start (default {RoundsRule.max_time_s:g})",
     )
-    cli.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
-    cli.add_argument(
+    add("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
+    add(
         "--dtype",
         choices=DTYPES,
         help="compute dtype of all runs (default: float32 on a CPU, or bfloat16 where it is clearly faster; "
         "the reference's half dtype on a GPU)",
     )
-    cli.add_argument(
+    add(
         "--kernel",
         metavar="NAME",
         help="what AWQ layers run on: auto (the default), native (what the layout is named after) or a kernel's name",
     )
-    cli.add_argument("--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})")
-    cli.add_argument(
-        "--timeout", metavar="S", type=float, default=DEFAULT_TIMEOUT_S,
-        help="seconds for one process (default %(default)g)",
-    )  # fmt: skip
-    cli.add_argument("--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)")
-    cli.add_argument("--no-quality", action="store_true", help="no perplexity, no divergence")
-    cli.add_argument(
+    add("--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})")
+    add("--timeout", **seconds, default=DEFAULT_TIMEOUT_S, help="seconds for one process (default %(default)g)")
+    add("--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)")
+    add("--no-quality", action="store_true", help="no perplexity, no divergence")
+    add(
         "--quality-data",
         metavar="FILE",
         help="judge on this text (.txt, .json, .jsonl or hub:NAME) in place of the built-in one",
     )
-    cli.add_argument(
+    add(
         "--tasks",
         metavar="NAMES",
         type=lambda text: tuple(filter(None, text.split(","))),
         default=(),
         help="lm-eval tasks, comma-separated; `medical` stands for those of the model card",
     )
-    cli.add_argument("--task-folder", metavar="DIR", type=Path, help="holds lm-eval task files of your own")
-    cli.add_argument("--task-limit", metavar="N", type=int, help="questions of each task (default: all)")
-    cli.add_argument(
+    add("--task-folder", metavar="DIR", type=Path, help="holds lm-eval task files of your own")
+    add("--task-limit", metavar="N", type=int, help="questions of each task (default: all)")
+    add(
         "--compare",
         metavar=("A.jsonl", "B.jsonl"),
         nargs=2,
         type=Path,
         help="compare two record files of the same checkpoints, and measure nothing",
     )
-    cli.add_argument("--fresh", action="store_true", help="set an existing records file aside and measure everything")
+    add("--fresh", action="store_true", help="set an existing records file aside and measure everything")
     suite = cli.add_argument_group("a whole table")
     suite.add_argument("--suite", metavar="NAME", help="biomistral, or a .toml file: its rows in place of DIR")
     suite.add_argument("--out", metavar="DIR", type=Path, help="where all of it goes (default: runs/NAME)")
@@ -105,8 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
     suite.add_argument(
         "--crossover-time",
-        metavar="S",
-        type=float,
+        **seconds,
         help="seconds for the crossover of the kernels (default: the suite's; 0: leave it out)",
     )
     return cli
@@ -217,22 +209,10 @@ def options_from(
             rounds = rounds if value is None else replace(rounds, **{field: value})
         except UserError as error:
             raise UserError(str(error).replace(f"rounds.{field}", flag)) from None
-    return BenchOptions(
-        scenarios=scenarios,
-        rounds=rounds,
-        rule=rule,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        kernel=arguments.kernel,
-        timeout_s=arguments.timeout,
-        threads=arguments.threads,
-        quality=not arguments.no_quality,
-        quality_data=arguments.quality_data,
-        tasks=arguments.tasks,
-        task_folder=arguments.task_folder,
-        task_limit=arguments.task_limit,
-        fresh=arguments.fresh,
-    )
+    same = ("device", "dtype", "kernel", "threads", "quality_data", "tasks", "task_folder", "task_limit", "fresh")
+    given = {name: getattr(arguments, name) for name in same}
+    quality, timeout_s = not arguments.no_quality, arguments.timeout
+    return BenchOptions(scenarios, rounds, rule, quality=quality, timeout_s=timeout_s, **given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -139,13 +139,15 @@ def check_comparable(before: Sequence[Record], after: Sequence[Record]) -> None:
     theirs = _grouped(good[0], lambda one: (one.kind, one.subject.name, one.scenario))
     for record in good[1]:
         same = theirs.get((record.kind, record.subject.name, record.scenario), [])
+        if not same:
+            continue
         alike = [one for one in same if _setting(one) == _setting(record)]
-        for field in ("device", "compute_dtype") if same and not alike else ("prompt_sha256",):
-            values = [getattr(one, field) for one in (alike or same)[:1]]
-            if values and None not in (*values, getattr(record, field)) and values[0] != getattr(record, field):
+        for field in ("prompt_sha256",) if alike else ("device", "compute_dtype"):
+            old, new = getattr((alike or same)[0], field), getattr(record, field)
+            if None not in (old, new) and old != new:
                 raise UserError(
-                    f"{record.subject.name} was not measured alike in the two files ({field}: {values[0]} against "
-                    f"{getattr(record, field)}): measure again"
+                    f"{record.subject.name} was not measured alike in the two files ({field}: {old} against {new}): "
+                    "measure again"
                 )
 
 

@@ -53,12 +53,8 @@ class Outcome:
     def usable(self) -> bool:
         """Whether each baseline's reference has figures in every scenario: else there is no ratio."""
         latency = [record for record in self.records if record.kind == "latency"]
-        wanted = {(record.subject.baseline, record.scenario) for record in latency}
-        measured = {
-            (record.subject.baseline, record.scenario)
-            for record in latency
-            if record.status == "ok" and record.subject.may_be_reference
-        }
+        references = [one for one in latency if one.status == "ok" and one.subject.may_be_reference]
+        wanted, measured = ({(one.subject.baseline, one.scenario) for one in some} for some in (latency, references))
         return wanted == measured
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.records.record import Subject
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule
-from bench.run.target import half_dtype, target_of, with_kernel
+from bench.run.target import half_dtype, subject_of, target_of
 from bench.suite.prompts import TokensOf, published_lengths
 from bench.worker.request import Dummy, Target
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints
@@ -134,20 +133,12 @@ def suite_named(name_or_path: str) -> Suite:
     rows, entries = rows_in(data, where), data.get("scenario", [])
     if not isinstance(entries, list):
         raise UserError(f"{where}: a scenario is one of a list: write [[scenario]]")
-    scenarios = [from_data(SuiteScenario, one, f"{where}, scenario {n}") for n, one in enumerate(entries, start=1)]
+    scenarios = tuple(from_data(SuiteScenario, one, f"{where}, scenario {n}") for n, one in enumerate(entries, start=1))
     once = {key: value for key, value in data.items() if key not in ("row", "scenario")}
     tables = from_data(_Tables, once, where)
     try:
-        return Suite(
-            name_or_path,
-            tables.shape,
-            tables.reference.base_model,
-            rows,
-            tuple(scenarios),
-            tables.rounds,
-            tables.rule,
-            tables.crossover.budget_s,
-        )
+        reference, crossover_s = tables.reference.base_model, tables.crossover.budget_s
+        return Suite(name_or_path, tables.shape, reference, rows, scenarios, tables.rounds, tables.rule, crossover_s)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -170,53 +161,36 @@ def shape_name(name: str, layers: int | None, hidden_size: int | None) -> str:
 
 
 def _dummy_target(suite: Suite, row: SuiteRow, spec: str, config: dict[str, Any], name: str) -> Target:
-    variant = row.quantization
     layers, hidden_size = config.get("num_hidden_layers"), config.get("hidden_size")
     contents = json.dumps([config, row.variant, row.group_size], sort_keys=True)
-    subject = Subject(
+    subject = subject_of(
+        row.quantization,
         name=f"{row.checkpoint_name}, random weights",
         base_model=row.base_model,
-        variant=variant.name,
-        method=variant.method,
         q_group_size=row.group_size,
-        w_bit=variant.w_bit,
-        version=variant.version,
-        download=None,
         content_sha256=hashlib.sha256(contents.encode()).hexdigest(),
         file_weights_bytes=None,
         family=suite.reference,
+        kernel=row.kernel,
         dummy=shape_name(name, layers, hidden_size),
         dummy_layers=layers,
         dummy_hidden_size=hidden_size,
     )
-    dummy = Dummy(spec, row.variant, row.group_size)
-    return Target(with_kernel(subject, row.kernel), dummy=dummy, half_dtype=half_dtype(config))
+    return Target(subject, dummy=Dummy(spec, row.variant, row.group_size), half_dtype=half_dtype(config))
 
 
 def checkpoint_targets(suite: Suite, folder: Path) -> list[Target]:
-    """The suite's rows as the checkpoints in this folder. Raises UserError when some are not there, saying how to
-    make them.
-    """
-    there = found_in(folder)
-    missing = list(dict.fromkeys(row.checkpoint_name for row in suite.rows if _key(row) not in there))
+    """The suite's rows as the checkpoints in this folder. Raises UserError, saying how to make those that lack."""
+    there: dict[tuple[str, str, int | None], Checkpoint] = {}
+    if any(folder.glob(f"*/{MANIFEST_NAME}")):
+        for one in find_checkpoints(folder):
+            there[one.manifest.base_model, one.manifest.variant, one.manifest.q_group_size] = one
+    found = [(row, there.get((row.base_model, row.variant, row.group_size))) for row in suite.rows]
+    missing = list(dict.fromkeys(row.checkpoint_name for row, checkpoint in found if checkpoint is None))
     if missing:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
             f"{folder} lacks {missing[0]}{rest}: make what is missing with `quantize --suite {suite.name} --out "
             f"{folder}`, or measure random weights with --dummy"
         )
-    return [target_of(there[_key(row)], kernel=row.kernel, family=suite.reference) for row in suite.rows]
-
-
-def found_in(folder: Path) -> dict[tuple[str, str, int | None], Checkpoint]:
-    """The finished checkpoints in a folder by base model, variant and group size; none where there is no folder."""
-    if not any(folder.glob(f"*/{MANIFEST_NAME}")):
-        return {}
-    return {
-        (one.manifest.base_model, one.manifest.variant, one.manifest.q_group_size): one
-        for one in find_checkpoints(folder)
-    }
-
-
-def _key(row: SuiteRow) -> tuple[str, str, int | None]:
-    return row.base_model, row.variant, row.group_size
+    return [target_of(one, kernel=row.kernel, family=suite.reference) for row, one in found if one is not None]

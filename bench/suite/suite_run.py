@@ -1,12 +1,13 @@
 """A whole suite in one command: its rows' records, and the crossover beside them. Imports no torch."""
 
+import contextlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.records.crossover import CROSSOVER_NAME
 from bench.records.store import RECORDS_NAME, read_crossover
-from bench.run.executor import run_process, worker_environment
+from bench.run.executor import append_log, run_process, worker_environment
 from bench.run.run import BenchOptions, Outcome, measure
 from bench.suite.prompts import TokensOf
 from bench.suite.suite import Suite, checkpoint_targets, dummy_targets
@@ -53,17 +54,15 @@ def run_suite(run: SuiteRun, options: BenchOptions, progress: Progress = silent)
     """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl.
 
     options: how to measure; its scenarios are those of the run. What is measured already is kept, a crossover on the
-    same device too, unless options.fresh. Returns what `bench` does, and why there is no crossover, None where there is one or none
-    was wanted. Raises UserError as `bench` does, and for checkpoints that are not there.
+    same device too, unless options.fresh. Returns what `bench` does, and why there is no crossover, None where there is
+    one or none was wanted. Raises UserError as `bench` does, and for checkpoints that are not there.
     """
     suite, out = run.suite, run.out
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
     targets = dummy_targets(suite, run.shape) if run.dummy else checkpoint_targets(suite, out)
-    tokens_of = None
-    if not run.dummy:
-        reference = next(target.checkpoint for target in targets if target.subject.may_be_reference)
-        tokens_of = _tokenizer_of(Path(reference)) if reference else None
+    reference = next(target.checkpoint for target in targets if target.subject.may_be_reference)
+    tokens_of = _tokenizer_of(Path(reference)) if reference else None
     scenarios = suite.scenarios_named(run.scenarios, tokens_of)
     outcome = measure(targets, out / RECORDS_NAME, replace(options, scenarios=scenarios), progress)
     if not outcome.usable or run.budget_s == 0:
@@ -78,8 +77,10 @@ def _crossover(run: SuiteRun, options: BenchOptions, outcome: Outcome) -> str | 
     It runs in a process of its own: this one holds no GPU. Returns why there is none, None where there is one.
     """
     record, path = outcome.records[0], run.out / CROSSOVER_NAME
-    if not options.fresh and _is_of(path, record.device, record.compute_dtype):
-        return None
+    with contextlib.suppress(UserError):  # one that is damaged or not there is measured again
+        kept = read_crossover(path)[0]
+        if not options.fresh and (kept.device, kept.compute_dtype) == (record.device, record.compute_dtype):
+            return None
     arguments = ["--shape", run.shape or run.suite.shape, "--device", record.device, "--out", str(run.out)]
     arguments += ["--dtype", record.compute_dtype] if record.compute_dtype else []
     ended = run_process(
@@ -89,19 +90,9 @@ def _crossover(run: SuiteRun, options: BenchOptions, outcome: Outcome) -> str | 
     )
     if ended.exit_code == 0 and path.is_file():
         return None
-    with (run.out / RECORDS_NAME).with_suffix(".log").open("a", encoding="utf-8") as log:
-        log.write(f"--- {CROSSOVER_NAME}\n{ended.output}\n")
+    append_log((run.out / RECORDS_NAME).with_suffix(".log"), CROSSOVER_NAME, ended)
     lines = [line for line in ended.output.splitlines() if line.startswith("error: ")]
     return lines[-1].removeprefix("error: ") if lines else ended.verdict()[1]
-
-
-def _is_of(crossover: Path, device: str, dtype: str | None) -> bool:
-    """Whether this file was measured on the device and in the dtype; False for one that is damaged or not there."""
-    try:
-        entry = read_crossover(crossover)[0]
-    except UserError:
-        return False
-    return (entry.device, entry.compute_dtype) == (device, dtype)
 
 
 def _tokenizer_of(checkpoint: Path) -> TokensOf:

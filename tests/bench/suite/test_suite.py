@@ -12,7 +12,7 @@ from bench.records.record import Record
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule
 from bench.run.plan import plan
-from bench.run.target import half_dtype, subject_of, target_of
+from bench.run.target import half_dtype, target_of
 from bench.suite.suite import checkpoint_targets, dummy_targets, shape_name, suite_named
 from bench.worker.request import Dummy
 from quantize.checkpoint import Checkpoint
@@ -251,7 +251,7 @@ def test_a_folder_without_any_is_told_how_to_make_them(tmp_path: Path) -> None:
 
 def test_a_kernel_is_a_choice_for_awq_alone(make_checkpoint: Make) -> None:
     reference, awq = make_checkpoint("fp16"), make_checkpoint("awq-gemm")
-    assert target_of(reference, kernel="native").subject == subject_of(reference)
+    assert target_of(reference, kernel="native").subject == target_of(reference).subject
     assert target_of(awq, kernel="native").subject.name == "Tiny-awq-gemm, native kernel"
     assert target_of(awq, kernel="auto") == target_of(awq)
 
