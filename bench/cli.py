@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench.records.comparison import comparison_lines
 from bench.records.scenario import SCENARIOS, Scenario, scenario_named
@@ -12,7 +13,7 @@ from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
 from bench.records.store import RECORDS_NAME, read_records
 from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, BenchOptions, Outcome, bench
 from bench.suite.suite import suite_named
-from bench.suite.suite_run import SuiteRun, run_suite
+from bench.suite.suite_run import run_suite
 from quantize.cli import guarded
 from quantize.errors import UserError
 from quantize.progress import progress_bar
@@ -26,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
         description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference, or a "
         "whole table with --suite.",
     )
-    add, seconds = cli.add_argument, {"metavar": "S", "type": float}
+    add = cli.add_argument
+    seconds: dict[str, Any] = {"metavar": "S", "type": float}
     add("directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints")
     add("--scenario", metavar="NAME", action="append", help=f"what to measure ({known}; default: all); repeatable")
     add("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
@@ -181,18 +183,21 @@ def measure_suite(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
         if getattr(arguments, name) is not None:
             shown = "DIR" if name == "directory" else f"--{name}"
             raise UserError(f"{shown} does not go with --suite, which says what to measure: leave one of the two out")
-    suite_run = SuiteRun(
-        suite,
-        arguments.out or Path("runs") / Path(arguments.suite).stem,
-        dummy=arguments.dummy,
-        shape=arguments.shape,
-        scenarios=tuple(arguments.scenario or ()),
-        crossover_s=arguments.crossover_time,
-    )
+    out = arguments.out or Path("runs") / Path(arguments.suite).stem
+    options = options_from(arguments, None, suite.rounds, suite.rule)
     with progress_bar() as progress:
-        outcome, problem = run_suite(suite_run, options_from(arguments, None, suite.rounds, suite.rule), progress)
+        outcome, problem = run_suite(
+            suite,
+            out,
+            options,
+            dummy=arguments.dummy,
+            shape=arguments.shape,
+            scenarios=arguments.scenario or (),
+            crossover_s=arguments.crossover_time,
+            progress=progress,
+        )
     missing = [f"no crossover: {problem}"] if problem else []
-    return outcome, [*missing, f"the tables: report {suite_run.out} --all"] if outcome.usable else []
+    return outcome, [*missing, f"the tables: report {out} --all"] if outcome.usable else []
 
 
 ROUNDS_FLAGS = {"least": "--rounds", "noise": "--noise", "max_time_s": "--max-time"}

@@ -40,18 +40,21 @@ def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any
 
     The same weights on a kernel of the user's choice are a subject, and a row, of its own; "auto" is no choice.
     """
-    if kernel == AUTO_KERNEL:
-        kernel = None
     return Subject(
-        name=name if kernel is None else f"{name}, {kernel} kernel",
+        name=name_on(name, kernel),
         variant=variant.name,
         method=variant.method,
         w_bit=variant.w_bit,
         version=variant.version,
         download=None,
-        kernel=kernel,
+        kernel=None if kernel == AUTO_KERNEL else kernel,
         **fields,
     )
+
+
+def name_on(name: str, kernel: str | None) -> str:
+    """What tells a row on a kernel of the user's choice from the same row without."""
+    return name if kernel in (None, AUTO_KERNEL) else f"{name}, {kernel} kernel"
 
 
 def half_dtype(config: Mapping[str, Any]) -> str:

@@ -22,16 +22,19 @@ WARMUP_DECODE_STEPS = 8
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of a prompt (the first new token included), or of several, and of each decode step after each of them.
+    """Seconds of each prompt (the first new token included), and of each decode step after each of them.
 
     kv_cache_bytes: what the cache held at its end, the most of several prompts, None where that cannot be told.
-    prefill_by_length_s: the seconds of each prompt.
     """
 
-    prefill_s: float
+    prefill_by_length_s: tuple[float, ...]
     decode_s: tuple[float, ...]
-    kv_cache_bytes: int | None = None
-    prefill_by_length_s: tuple[float, ...] = ()
+    kv_cache_bytes: int | None
+
+    @property
+    def prefill_s(self) -> float:
+        """Of all prompts."""
+        return math.fsum(self.prefill_by_length_s)
 
     @property
     def seconds(self) -> float:
@@ -70,7 +73,7 @@ def timed_pass(decoder: Decoder, prompt: Tensor, decode_steps: int, clock: Clock
     """Run the prompt, then `decode_steps` tokens one by one, and time each."""
     works = [lambda: decoder.prefill(prompt), *[decoder.step] * decode_steps]
     prefill_s, *decode_s = seconds_of_each(works, clock)
-    return Pass(prefill_s, tuple(decode_s), decoder.cache_bytes(), (prefill_s,))
+    return Pass((prefill_s,), tuple(decode_s), decoder.cache_bytes())
 
 
 def greedy_pass(model: Any, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
@@ -83,10 +86,9 @@ def pass_over(prompts: Sequence[Tensor], decode_steps: int, timed: Timed) -> Pas
     parts = [timed(prompt, decode_steps) for prompt in prompts]
     held = [part.kv_cache_bytes for part in parts if part.kv_cache_bytes is not None]
     return Pass(
-        prefill_s=math.fsum(part.prefill_s for part in parts),
+        prefill_by_length_s=tuple(part.prefill_s for part in parts),
         decode_s=tuple(step for part in parts for step in part.decode_s),
         kv_cache_bytes=max(held, default=None),
-        prefill_by_length_s=tuple(part.prefill_s for part in parts),
     )
 
 

@@ -96,7 +96,7 @@ def _loaded(request: Request, dtype: Any) -> Any:
     target = request.run.target
     how: dict[str, Any] = {"device": request.settings.device, "compute_dtype": dtype, "kernel": target.subject.kernel}
     if target.dummy is not None:
-        return load_dummy(target.dummy.spec, target.dummy.variant, group_size=target.dummy.group_size, **how)
+        return load_dummy(target.dummy, target.subject.variant, group_size=target.subject.q_group_size, **how)
     assert target.checkpoint is not None
     return load(target.checkpoint, **how)
 
