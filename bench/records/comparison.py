@@ -26,8 +26,7 @@ Key = tuple[Any, ...]
 class Comparison:
     """One checkpoint against its reference in one scenario, on one device and in one compute dtype.
 
-    subject:   the checkpoint's name.
-    reference: its reference's.
+    reference: its reference's name.
     scenario:  what both ran.
     ratios:    for each phase that both have.
     rounds:    how many rounds both finished; the ratios are over these.
@@ -35,7 +34,6 @@ class Comparison:
     apart_s:   the longest time between the starts of two paired runs, None where the records do not say.
     """
 
-    subject: str
     reference: str
     scenario: Scenario
     ratios: dict[Phase, Ratio]
@@ -66,7 +64,6 @@ def compare(scenario: Scenario, variant: Sequence[Record], reference: Sequence[R
             ratios[phase] = ratio_of(*zip(*both, strict=True))
     apart_s = max(_apart_s(one, other) for one, other in pairs)
     return Comparison(
-        subject=pairs[0][0].subject.name,
         reference=pairs[0][1].subject.name,
         scenario=scenario,
         ratios=ratios,

@@ -115,8 +115,7 @@ def worker_environment(threads: int | None) -> dict[str, str]:
 
     A checkpoint is complete on disk: a worker that asks the network would measure the network.
     """
-    environment = dict(os.environ)
-    environment.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     if threads is not None:
         environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     root = Path(__file__).resolve().parents[2]

@@ -76,9 +76,8 @@ def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept
     Quality is a matter of the base model, not of the baseline: what another model expects says nothing of a
     quantization. kept: the base models whose reference's log-probabilities are on disk.
     """
-    needed = {run.subject.base_model for run in left if run.quality and not run.is_reference} - {
-        run.subject.base_model for run in left if run.quality and run.is_reference
-    }
+    judged = [run for run in left if run.quality]
+    needed = {run.subject.base_model for run in judged} - {run.subject.base_model for run in judged if run.is_reference}
     again = [
         replace(run, scenarios=(), tasks=(), round=None)
         for run in runs

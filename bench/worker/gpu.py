@@ -52,11 +52,7 @@ class Nvml:
         )
 
     def _processes(self) -> tuple[int | None, int | None]:
-        """Bytes of this process, and how many others there are.
-
-        In a container the driver lists processes by the host's numbers, so that this process is not found
-        in the list: then neither figure can be told.
-        """
+        """Bytes of this process, and how many others there are; neither where a container's numbers hide this one."""
         running = self._ask(lambda: list(self._pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))) or []
         own = [process for process in running if process.pid == os.getpid()]
         if not own:
@@ -75,17 +71,16 @@ class Nvml:
             return None
 
 
-def open_nvml(uuid: str | None = None, *, pynvml: Any = None) -> Nvml | None:
+def open_nvml(uuid: str | None = None) -> Nvml | None:
     """The GPU of this UUID, or the only one there is; None without pynvml, driver or such a GPU.
 
     uuid: as CUDA names it, with or without the leading "GPU-". With several GPUs and no UUID it is not
-    guessed which one is meant. `pynvml` replaces the module of that name, for tests.
+    guessed which one is meant.
     """
-    if pynvml is None:
-        try:
-            pynvml = importlib.import_module("pynvml")
-        except ImportError:
-            return None
+    try:
+        pynvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return None
     try:
         pynvml.nvmlInit()
         if uuid is not None:

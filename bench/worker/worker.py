@@ -167,15 +167,13 @@ def _figures(
 
 def _quality(request: Request, loaded: Any) -> Quality:
     from bench.worker.quality import evaluation_blocks, quality, reference_quality
-    from bench.worker.reference_logprobs import ReferenceLogprobs
 
     asked = request.settings.quality
     blocks = evaluation_blocks(loaded.tokenizer, blocks=asked.blocks, block_tokens=asked.block_tokens, data=asked.data)
-    kept = ReferenceLogprobs(Path(request.reference_logprobs)) if request.reference_logprobs else None
+    kept = Path(request.reference_logprobs) if request.reference_logprobs else None
     if kept is not None and request.run.is_reference:
         return reference_quality(loaded.model, blocks, kept, text=asked.label)
-    there = kept if kept is not None and kept.path.is_file() else None
-    return quality(loaded.model, blocks, text=asked.label, expected=there)
+    return quality(loaded.model, blocks, text=asked.label, expected=kept if kept and kept.is_file() else None)
 
 
 def quantization_of(model: Any) -> dict[str, Any] | None:

@@ -155,8 +155,6 @@ def test_a_file_that_cannot_be_read_is_one_line(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"status": "fine"}, "status 'fine'"),
-        ({"kind": "speed"}, "kind 'speed'"),
         ({"status": "error"}, "a reason exactly when"),
         ({"reason": "why"}, "a reason exactly when"),
         ({"latency": None}, "has latency figures"),
@@ -166,6 +164,12 @@ def test_a_file_that_cannot_be_read_is_one_line(
 def test_contradictions_are_rejected(three: list[Record], changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(three[0], **changed)
+
+
+@pytest.mark.parametrize(("field", "value"), [("status", "fine"), ("kind", "speed")])
+def test_a_kind_or_a_status_that_there_is_not_is_refused(three: list[Record], field: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"line 1.*{value}|line 1: {field}: invalid enum value '{value}'"):
+        record_from(json.loads(line_of(three[0])) | {field: value}, "line 1")
 
 
 def test_not_a_number_is_never_written(three: list[Record]) -> None:
