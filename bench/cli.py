@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench.records.comparison import comparison_lines
 from bench.records.scenario import SCENARIOS, Scenario, scenario_named
@@ -12,7 +13,7 @@ from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
 from bench.records.store import RECORDS_NAME, read_records
 from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, BenchOptions, Outcome, bench
 from bench.suite.suite import suite_named
-from bench.suite.suite_run import SuiteRun, run_suite
+from bench.suite.suite_run import run_suite
 from quantize.cli import guarded
 from quantize.errors import UserError
 from quantize.progress import progress_bar
@@ -26,74 +27,68 @@ def parser() -> argparse.ArgumentParser:
         description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference, or a "
         "whole table with --suite.",
     )
-    cli.add_argument(
-        "directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints"
-    )
-    cli.add_argument(
-        "--scenario", metavar="NAME", action="append", help=f"what to measure ({known}; default: all); repeatable"
-    )
-    cli.add_argument("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
-    cli.add_argument("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")
-    cli.add_argument("--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)")
-    cli.add_argument(
+    add = cli.add_argument
+    seconds: dict[str, Any] = {"metavar": "S", "type": float}
+    add("directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints")
+    add("--scenario", metavar="NAME", action="append", help=f"what to measure ({known}; default: all); repeatable")
+    add("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
+    add("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")
+    add("--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)")
+    add(
         "--rounds",
         type=int,
         help=f"processes for each checkpoint (default {RoundsRule.least}); more follow while the ratios are noisy",
     )
-    cli.add_argument(
+    add(
         "--noise",
         metavar="SHARE",
         type=float,
         help="enough when every ratio's 95%% interval is no wider than this to either side "
         f"(default {RoundsRule.noise:g})",
     )
-    cli.add_argument(
+    add(
         "--max-time",
-        metavar="S",
-        type=float,
+        **seconds,
         help=f"no further round that would end later than this after the start (default {RoundsRule.max_time_s:g})",
     )
-    cli.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
-    cli.add_argument(
+    add("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
+    add(
         "--dtype",
         choices=DTYPES,
         help="compute dtype of all runs (default: float32 on a CPU, or bfloat16 where it is clearly faster; "
         "the reference's half dtype on a GPU)",
     )
-    cli.add_argument(
+    add(
         "--kernel",
         metavar="NAME",
         help="what AWQ layers run on: auto (the default), native (what the layout is named after) or a kernel's name",
     )
-    cli.add_argument("--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})")
-    cli.add_argument(
-        "--timeout", metavar="S", type=float, default=DEFAULT_TIMEOUT_S,
-        help="seconds for one process (default %(default)g)",
-    )  # fmt: skip
-    cli.add_argument("--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)")
-    cli.add_argument("--no-quality", action="store_true", help="no perplexity, no divergence")
-    cli.add_argument(
+    add("--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})")
+    add("--timeout", **seconds, default=DEFAULT_TIMEOUT_S, help="seconds for one process (default %(default)g)")
+    add("--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)")
+    add("--no-quality", action="store_true", help="no perplexity, no divergence")
+    add(
         "--quality-data",
         metavar="FILE",
         help="judge on this text (.txt, .json, .jsonl or hub:NAME) in place of the built-in one",
     )
-    cli.add_argument(
+    add(
         "--tasks",
         metavar="NAMES",
         type=lambda text: tuple(filter(None, text.split(","))),
         default=(),
         help="lm-eval tasks, comma-separated; `medical` stands for those of the model card",
     )
-    cli.add_argument("--task-folder", metavar="DIR", type=Path, help="holds lm-eval task files of your own")
-    cli.add_argument("--task-limit", metavar="N", type=int, help="questions of each task (default: all)")
-    cli.add_argument(
+    add("--task-folder", metavar="DIR", type=Path, help="holds lm-eval task files of your own")
+    add("--task-limit", metavar="N", type=int, help="questions of each task (default: all)")
+    add(
         "--compare",
         metavar=("A.jsonl", "B.jsonl"),
         nargs=2,
         type=Path,
         help="compare two record files of the same checkpoints, and measure nothing",
     )
-    cli.add_argument("--fresh", action="store_true", help="set an existing records file aside and measure everything")
+    add("--fresh", action="store_true", help="set an existing records file aside and measure everything")
     suite = cli.add_argument_group("a whole table")
     suite.add_argument("--suite", metavar="NAME", help="biomistral, or a .toml file: its rows in place of DIR")
     suite.add_argument("--out", metavar="DIR", type=Path, help="where all of it goes (default: runs/NAME)")
@@ -105,8 +100,7 @@ def parser() -> argparse.ArgumentParser:
     )
     suite.add_argument(
         "--crossover-time",
-        metavar="S",
-        type=float,
+        **seconds,
         help="seconds for the crossover of the kernels (default: the suite's; 0: leave it out)",
     )
     return cli
@@ -135,12 +129,6 @@ def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
     return wanted or list(SCENARIOS.values())
 
 
-def summary(outcome: Outcome, directory: Path) -> list[str]:
-    """The lines to end with: what failed and why, where the records are, and how to make the table."""
-    table = directory if outcome.path == directory / RECORDS_NAME else outcome.path
-    return [*outcome_lines(outcome), f"the table: report {table}"]
-
-
 def outcome_lines(outcome: Outcome) -> list[str]:
     """What failed and why, how many rounds there were, and where the records are."""
     reasons = Counter(f"{record.subject.name}: {record.status}: {record.reason}" for record in outcome.failed)
@@ -148,37 +136,11 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     total = len(outcome.records)
     already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    lines.append(f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}")
-    noun = "record" if total == 1 else "records"
-    lines.append(f"{total} {noun}{already}{failed}: {outcome.path}")
-    return lines
-
-
-NO_REFERENCE = "the reference has no figures, so that nothing can be compared with it: see its reason above"
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line says. Raises UserError, also at the end if the reference has no figures."""
-    if arguments.compare:
-        for line in comparison_lines(*map(read_records, arguments.compare)):
-            print(line)
-        return
-    if arguments.suite is not None:
-        measure_suite(arguments)
-        return
-    for name in SUITE_ONLY:
-        given = getattr(arguments, name)
-        if given is not None and given is not False:
-            raise UserError(f"--{name.replace('_', '-')} is of a whole table: name it with --suite, or leave it out")
-    if arguments.directory is None:
-        raise UserError("name the folder of the checkpoints: bench DIR")
-    options = options_from(arguments, tuple(scenarios_from(arguments)), RoundsRule(), PassRule())
-    with progress_bar() as progress:
-        outcome = bench(arguments.directory, options, records=arguments.records, progress=progress)
-    for line in summary(outcome, arguments.directory):
-        print(line)
-    if not outcome.usable:
-        raise UserError(NO_REFERENCE)
+    return [
+        *lines,
+        f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}",
+        f"{total} record{'' if total == 1 else 's'}{already}{failed}: {outcome.path}",
+    ]
 
 
 SUITE_ONLY = ("out", "dummy", "shape", "crossover_time")
@@ -188,53 +150,74 @@ NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
 """What the suite says itself, or --out."""
 
 
-def measure_suite(arguments: argparse.Namespace) -> None:
-    """Measure a whole table. Raises UserError, also at the end if the reference has no figures."""
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line says. Raises UserError, also at the end if the reference has no figures."""
+    if arguments.compare:
+        print("\n".join(comparison_lines(*map(read_records, arguments.compare))))
+        return
+    outcome, then = measure_folder(arguments) if arguments.suite is None else measure_suite(arguments)
+    print("\n".join([*outcome_lines(outcome), *then]))
+    if not outcome.usable:
+        raise UserError("the reference has no figures, so that nothing can be compared with it: see its reason above")
+
+
+def measure_folder(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
+    """Measure the checkpoints of a folder: what came of it, and how to make the table."""
+    for name in SUITE_ONLY:
+        given = getattr(arguments, name)
+        if given is not None and given is not False:
+            raise UserError(f"--{name.replace('_', '-')} is of a whole table: name it with --suite, or leave it out")
+    directory = arguments.directory
+    if directory is None:
+        raise UserError("name the folder of the checkpoints: bench DIR")
+    options = options_from(arguments, tuple(scenarios_from(arguments)), RoundsRule(), PassRule())
+    with progress_bar() as progress:
+        outcome = bench(directory, options, records=arguments.records, progress=progress)
+    return outcome, [f"the table: report {directory if outcome.path == directory / RECORDS_NAME else outcome.path}"]
+
+
+def measure_suite(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
+    """Measure a whole table: what came of it, why there is no crossover if there is none, how to make the tables."""
     suite = suite_named(arguments.suite)
     for name in NOT_WITH_SUITE:
         if getattr(arguments, name) is not None:
             shown = "DIR" if name == "directory" else f"--{name}"
             raise UserError(f"{shown} does not go with --suite, which says what to measure: leave one of the two out")
-    suite_run = SuiteRun(
-        suite,
-        arguments.out or Path("runs") / Path(arguments.suite).stem,
-        dummy=arguments.dummy,
-        shape=arguments.shape,
-        scenarios=tuple(arguments.scenario or ()),
-        crossover_s=arguments.crossover_time,
-    )
+    out = arguments.out or Path("runs") / Path(arguments.suite).stem
+    options = options_from(arguments, None, suite.rounds, suite.rule)
     with progress_bar() as progress:
-        result = run_suite(suite_run, options_from(arguments, None, suite.rounds, suite.rule), progress)
-    for line in outcome_lines(result.outcome):
-        print(line)
-    if not result.outcome.usable:
-        raise UserError(NO_REFERENCE)
-    if result.problem:
-        print(f"no crossover: {result.problem}")
-    print(f"the tables: report {suite_run.out} --all")
+        outcome, problem = run_suite(
+            suite,
+            out,
+            options,
+            dummy=arguments.dummy,
+            shape=arguments.shape,
+            scenarios=arguments.scenario or (),
+            crossover_s=arguments.crossover_time,
+            progress=progress,
+        )
+    missing = [f"no crossover: {problem}"] if problem else []
+    return outcome, [*missing, f"the tables: report {out} --all"] if outcome.usable else []
+
+
+ROUNDS_FLAGS = {"least": "--rounds", "noise": "--noise", "max_time_s": "--max-time"}
+"""Options that stand for fields of RoundsRule."""
 
 
 def options_from(
     arguments: argparse.Namespace, scenarios: tuple[Scenario, ...] | None, rounds: RoundsRule, rule: PassRule
 ) -> BenchOptions:
     """What the command line says, over these rules. Raises UserError for what is out of range."""
-    asked = {"least": arguments.rounds, "noise": arguments.noise, "max_time_s": arguments.max_time}
-    return BenchOptions(
-        scenarios=scenarios,
-        rounds=replace(rounds, **{name: value for name, value in asked.items() if value is not None}),
-        rule=rule,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        kernel=arguments.kernel,
-        timeout_s=arguments.timeout,
-        threads=arguments.threads,
-        quality=not arguments.no_quality,
-        quality_data=arguments.quality_data,
-        tasks=arguments.tasks,
-        task_folder=arguments.task_folder,
-        task_limit=arguments.task_limit,
-        fresh=arguments.fresh,
-    )
+    for field, flag in ROUNDS_FLAGS.items():
+        value = getattr(arguments, flag.strip("-").replace("-", "_"))
+        try:
+            rounds = rounds if value is None else replace(rounds, **{field: value})
+        except UserError as error:
+            raise UserError(str(error).replace(f"rounds.{field}", flag)) from None
+    same = ("device", "dtype", "kernel", "threads", "quality_data", "tasks", "task_folder", "task_limit", "fresh")
+    given = {name: getattr(arguments, name) for name in same}
+    quality, timeout_s = not arguments.no_quality, arguments.timeout
+    return BenchOptions(scenarios, rounds, rule, quality=quality, timeout_s=timeout_s, **given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

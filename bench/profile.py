@@ -1,8 +1,131 @@
-"""`python -m bench.profile` says where the time goes, operation by operation."""
+"""Where the time of a prompt and of a decode step goes: kernel by kernel, and how long the device waits for Python.
 
+python -m bench.profile CHECKPOINT --out profile.jsonl
+python -m bench.profile dummy:mistral-7b --variant awq-gemm --mode graph --device cuda --out profile.jsonl
+"""
+
+import argparse
+import functools
+import statistics
 import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
 
-from bench.worker.profile import main
+from bench.records.lab import Operation, ProfileRecord
+from bench.records.record import Kernels
+from bench.records.scenario import Mode, Scenario
+from bench.records.store import append
+from bench.worker.clock import Clock, clock_for, seconds_of_each
+from bench.worker.machine import fingerprint
+from quantize.cli import guarded
+from quantize.dummy import DUMMY_PREFIX
+from quantize.errors import UserError
+from quantize.quiet import quiet_libraries
+from quantize.variant import VARIANTS
+
+PASSES = 5
+"""Times that a prompt or a step runs, once for the clock and once more under the profiler."""
+
+
+def profile_of(work: Callable[[], object], device_type: str, clock: Clock[Any]) -> tuple[float, tuple[Operation, ...]]:
+    """Run `work` until warm, PASSES times against the clock and PASSES times under torch's profiler.
+
+    Returns the seconds of a pass without the profiler, and the operations of one under it, the longest first.
+    """
+    from torch._C._autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):
+        work()
+    wall_s = statistics.median(seconds_of_each([work] * PASSES, clock))
+    on_cuda = device_type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as seen:
+        for _ in range(PASSES):
+            work()
+        clock.settle()
+    wanted = DeviceType.CUDA if on_cuda else DeviceType.CPU
+    totals = [
+        (event.key, event.count, event.self_device_time_total if on_cuda else event.self_cpu_time_total)
+        for event in seen.key_averages()
+        if event.device_type == wanted
+    ]
+    found = [Operation(name, count / PASSES, total_us / 1e6 / PASSES) for name, count, total_us in totals if total_us]
+    return wall_s, tuple(sorted(found, key=lambda one: -one.seconds))
+
+
+def profiles(loaded: Any, scenario: Scenario) -> dict[str, tuple[float, tuple[Operation, ...]]]:
+    """By phase, what `profile_of` tells of the prompt, and of a decode step after it in the scenario's mode."""
+    import torch
+
+    from bench.worker.latency import check_positions, prompts_of
+    from quantize.decoding.eager import EagerDecoder
+
+    check_positions(loaded.model, scenario)
+    model, device_type = loaded.model, loaded.device.type
+    clock = clock_for(device_type)
+    [prompt] = prompts_of(scenario, model.config.get_text_config().vocab_size, loaded.device)
+    decoder: Any = EagerDecoder(model)
+    with torch.no_grad():
+        prefill = profile_of(functools.partial(decoder.prefill, prompt), device_type, clock)
+        if scenario.mode == "graph":
+            from quantize.decoding.static import StaticDecoder
+
+            decoder = StaticDecoder(model, batch=scenario.batch, positions=scenario.positions)
+        decoder.prefill(prompt)
+        return {"prefill": prefill, f"decode step, {decoder.name}": profile_of(decoder.step, device_type, clock)}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    cli = argparse.ArgumentParser(prog="profile", description=__doc__)
+    cli.add_argument("source", help=f"a checkpoint folder that `quantize` made, or {DUMMY_PREFIX}SHAPE")
+    cli.add_argument("--variant", choices=list(VARIANTS), help=f"of a {DUMMY_PREFIX}SHAPE")
+    cli.add_argument("--kernel", help="of AWQ weights, as `bench` takes it")
+    cli.add_argument("--prompt", type=int, default=256, help="prompt tokens (default %(default)s)")
+    cli.add_argument("--mode", choices=get_args(Mode), default="eager", help="how to decode (default %(default)s)")
+    cli.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default %(default)s)")
+    cli.add_argument("--out", type=Path, required=True, help="a record file to append to")
+    return cli
+
+
+def _loaded(arguments: argparse.Namespace) -> Any:
+    how = {"device": arguments.device, "kernel": arguments.kernel}
+    if not arguments.source.startswith(DUMMY_PREFIX):
+        from quantize.loader import load
+
+        if arguments.variant is not None:
+            raise UserError(f"a checkpoint is of one variant: give --variant for a {DUMMY_PREFIX}SHAPE alone")
+        return load(arguments.source, **how)
+    from quantize.loader import load_dummy
+
+    if arguments.variant is None:
+        raise UserError(f"{arguments.source} needs a --variant: {', '.join(VARIANTS)}")
+    return load_dummy(arguments.source.removeprefix(DUMMY_PREFIX), arguments.variant, **how)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Profile, and append the records."""
+    scenario = Scenario("profile", arguments.prompt, 3 * PASSES, mode=arguments.mode)
+    with quiet_libraries():
+        loaded = _loaded(arguments)
+        found = profiles(loaded, scenario)
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    source = arguments.source if arguments.variant else Path(arguments.source).resolve().name
+    kernels, environment = Kernels(loaded.prefill_kernel, loaded.decode_kernel), fingerprint(arguments.device)
+    records = [
+        ProfileRecord(when, source, arguments.variant, scenario, kernels, environment, phase, wall_s, operations)
+        for phase, (wall_s, operations) in found.items()
+    ]
+    append(arguments.out, *records)
+    print(f"the operations: report {arguments.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Profile; return the exit code."""
+    return guarded("profile", lambda: run(parser().parse_args(argv)))
+
 
 if __name__ == "__main__":
     sys.exit(main())

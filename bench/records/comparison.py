@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from quantize.errors import UserError
 Setting = tuple[str, str | None]
 """Device and compute dtype: records of different settings are never paired."""
 
-
 Key = tuple[Any, ...]
 
 
@@ -26,8 +26,7 @@ Key = tuple[Any, ...]
 class Comparison:
     """One checkpoint against its reference in one scenario, on one device and in one compute dtype.
 
-    subject:   the checkpoint's name.
-    reference: its reference's.
+    reference: its reference's name.
     scenario:  what both ran.
     ratios:    for each phase that both have.
     rounds:    how many rounds both finished; the ratios are over these.
@@ -35,7 +34,6 @@ class Comparison:
     apart_s:   the longest time between the starts of two paired runs, None where the records do not say.
     """
 
-    subject: str
     reference: str
     scenario: Scenario
     ratios: dict[Phase, Ratio]
@@ -63,16 +61,15 @@ def compare(scenario: Scenario, variant: Sequence[Record], reference: Sequence[R
         seconds = [(one.seconds(phase), other.seconds(phase)) for one, other in pairs]
         both = [(ours, theirs) for ours, theirs in seconds if ours is not None and theirs is not None]
         if both:
-            ratios[phase] = ratio_of([ours for ours, _ in both], [theirs for _, theirs in both])
-    apart = [_apart_s(one, other) for one, other in pairs]
+            ratios[phase] = ratio_of(*zip(*both, strict=True))
+    apart_s = max(_apart_s(one, other) for one, other in pairs)
     return Comparison(
-        subject=pairs[0][0].subject.name,
         reference=pairs[0][1].subject.name,
         scenario=scenario,
         ratios=ratios,
         rounds=len(pairs),
         first=sum(_order(other) <= _order(one) for one, other in pairs),
-        apart_s=None if None in apart else max(value for value in apart if value is not None),
+        apart_s=apart_s if math.isfinite(apart_s) else None,
     )
 
 
@@ -90,10 +87,9 @@ def widest_interval(records: Sequence[Record]) -> float | None:
     widths = []
     for (baseline, scenario, setting, name), runs in series.items():
         reference_name = references.get((baseline, setting))
-        reference = series.get((baseline, scenario, setting, reference_name))
-        if reference is None or name == reference_name:
+        if name == reference_name:
             continue
-        comparison = compare(scenario, runs, reference)
+        comparison = compare(scenario, runs, series.get((baseline, scenario, setting, reference_name), []))
         if comparison is not None and "total" in comparison.ratios:
             low, high = comparison.ratios["total"].interval or (1.0, math.inf)
             widths.append(math.sqrt(high / low) - 1)
@@ -107,7 +103,10 @@ def comparison_lines(before: Sequence[Record], after: Sequence[Record]) -> list[
     Raises UserError, naming the field, when they were not measured alike, and when they have no run in common.
     """
     check_comparable(before, after)
-    first, second = (_grouped(latency_records(records), _series_key) for records in (before, after))
+    first, second = (
+        _grouped(latency_records(records), lambda one: (one.subject.name, one.scenario, _setting(one)))
+        for records in (before, after)
+    )
     lines = []
     for key in first.keys() & second.keys():
         name, scenario, (device, dtype) = key
@@ -137,19 +136,25 @@ def check_comparable(before: Sequence[Record], after: Sequence[Record]) -> None:
     theirs = _grouped(good[0], lambda one: (one.kind, one.subject.name, one.scenario))
     for record in good[1]:
         same = theirs.get((record.kind, record.subject.name, record.scenario), [])
+        if not same:
+            continue
         alike = [one for one in same if _setting(one) == _setting(record)]
-        for field in ("device", "compute_dtype") if same and not alike else ("prompt_sha256",):
-            values = [getattr(one, field) for one in (alike or same)[:1]]
-            if values and None not in (*values, getattr(record, field)) and values[0] != getattr(record, field):
+        for field in ("prompt_sha256",) if alike else ("device", "compute_dtype"):
+            old, new = getattr((alike or same)[0], field), getattr(record, field)
+            if None not in (old, new) and old != new:
                 raise UserError(
-                    f"{record.subject.name} was not measured alike in the two files ({field}: {values[0]} against "
-                    f"{getattr(record, field)}): measure again"
+                    f"{record.subject.name} was not measured alike in the two files ({field}: {old} against {new}): "
+                    "measure again"
                 )
 
 
 def unique(records: Iterable[Record]) -> list[Record]:
     """Every record once: one that stands twice in a file is one measurement."""
-    return list({_identity(record): record for record in records}.values())
+    found: dict[Key, Record] = {}
+    for one in records:
+        moment = (one.started_at, one.wall_s, one.position, one.status)
+        found[(one.kind, one.subject, one.scenario, one.round, _setting(one), *moment)] = one
+    return list(found.values())
 
 
 def started(record: Record) -> datetime | None:
@@ -168,17 +173,8 @@ def _grouped(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Ke
     return found
 
 
-def _series_key(record: Record) -> tuple[Any, ...]:
-    return record.subject.name, record.scenario, _setting(record)
-
-
 def _setting(record: Record) -> Setting:
     return record.device, record.compute_dtype
-
-
-def _identity(record: Record) -> tuple[Any, ...]:
-    moment = (record.started_at, record.wall_s, record.position, record.status)
-    return (record.kind, record.subject, record.scenario, record.round, _setting(record), *moment)
 
 
 def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
@@ -186,22 +182,15 @@ def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tupl
     by_round = _grouped(reference, lambda one: (one.round, _setting(one)))
     pairs = []
     for record in unique(variant):
-        found = by_round.get((record.round, _setting(record)))
-        if found:
-            pairs.append((record, min(found, key=lambda other: _distance(record, other))))
+        if found := by_round.get((record.round, _setting(record))):
+            pairs.append((record, min(found, key=functools.partial(_apart_s, record))))
     return sorted(pairs, key=lambda pair: _order(pair[0]))
 
 
-def _distance(one: Record, other: Record) -> float:
-    apart = _apart_s(one, other)
-    return math.inf if apart is None else apart
-
-
-def _apart_s(one: Record, other: Record) -> float | None:
+def _apart_s(one: Record, other: Record) -> float:
+    """Seconds between the starts of two runs, infinite where a record does not say."""
     start, other_start = started(one), started(other)
-    if start is None or other_start is None:
-        return None
-    return abs((start - other_start).total_seconds())
+    return abs((start - other_start).total_seconds()) if start and other_start else math.inf
 
 
 def _order(record: Record) -> tuple[float, int, int]:

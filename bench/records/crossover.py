@@ -85,12 +85,11 @@ class CrossoverEntry:
 
 def series_by_contender(entries: Iterable[CrossoverEntry]) -> dict[str, dict[int, CrossoverEntry]]:
     """Contender -> tokens -> entry, where there are seconds: contenders as first met, tokens ascending."""
-    found: dict[str, dict[int, CrossoverEntry]] = {}
+    found: dict[str, dict[int, CrossoverEntry]] = {entry.contender: {} for entry in entries}
     for entry in sorted(entries, key=lambda one: one.tokens or 0):
         if entry.seconds and entry.tokens is not None:
-            found.setdefault(entry.contender, {})[entry.tokens] = entry
-    order = list(dict.fromkeys(entry.contender for entry in entries))
-    return {name: found[name] for name in sorted(found, key=order.index)}
+            found[entry.contender][entry.tokens] = entry
+    return {name: series for name, series in found.items() if series}
 
 
 @dataclass(frozen=True)

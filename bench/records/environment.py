@@ -66,14 +66,6 @@ class Environment:
 
 def differences(one: Environment, other: Environment) -> list[str]:
     """Where two fingerprints differ in what decides, as "field: one against other"; empty if nowhere."""
-    found = [
-        (name, getattr(one, name), getattr(other, name))
-        for name in DECIDING
-        if getattr(one, name) != getattr(other, name)
-    ]
-    found += [
-        (name, one.libraries.get(name), other.libraries.get(name))
-        for name in LIBRARIES
-        if one.libraries.get(name) != other.libraries.get(name)
-    ]
-    return [f"{name}: {mine} against {theirs}" for name, mine, theirs in found]
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in DECIDING}
+    pairs |= {name: (one.libraries.get(name), other.libraries.get(name)) for name in LIBRARIES}
+    return [f"{name}: {mine} against {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]

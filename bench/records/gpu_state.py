@@ -1,7 +1,7 @@
 """What NVML shows of a GPU before, between and after the passes of a run; unknown is None. Imports no torch."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,7 @@ class GpuState:
 
 @dataclass(frozen=True)
 class GpuExtremes:
-    """The extremes over several looks.
-
-    looks:                 how many there were.
-    lowest_sm_clock_mhz:   over the looks, as the next four.
-    highest_sm_clock_mhz:  see above.
-    highest_temperature_c: see above.
-    throttle_reasons:      every name that was seen.
-    other_processes:       the most that were seen.
-    """
+    """The extremes over several looks: how many there were, the reasons of all, and the most other processes."""
 
     looks: int = 0
     lowest_sm_clock_mhz: int | None = None
@@ -49,20 +41,19 @@ class GpuExtremes:
     throttle_reasons: tuple[str, ...] | None = None
     other_processes: int | None = None
 
-    def with_sample(self, state: GpuState) -> "GpuExtremes":
-        """These extremes after one more look."""
-        reasons = self.throttle_reasons
-        if state.throttle_reasons is not None:
-            reasons = tuple(dict.fromkeys((*(reasons or ()), *state.throttle_reasons)))
-        return replace(
-            self,
-            looks=self.looks + 1,
-            lowest_sm_clock_mhz=_extreme(min, self.lowest_sm_clock_mhz, state.sm_clock_mhz),
-            highest_sm_clock_mhz=_extreme(max, self.highest_sm_clock_mhz, state.sm_clock_mhz),
-            highest_temperature_c=_extreme(max, self.highest_temperature_c, state.temperature_c),
-            other_processes=_extreme(max, self.other_processes, state.other_processes),
-            throttle_reasons=reasons,
-        )
+
+def extremes_of(looks: Sequence[GpuState]) -> GpuExtremes:
+    """What these looks saw, those left out that could not tell."""
+    clocks = [look.sm_clock_mhz for look in looks if look.sm_clock_mhz is not None]
+    told = [look.throttle_reasons for look in looks if look.throttle_reasons is not None]
+    return GpuExtremes(
+        looks=len(looks),
+        lowest_sm_clock_mhz=min(clocks, default=None),
+        highest_sm_clock_mhz=max(clocks, default=None),
+        highest_temperature_c=max((one.temperature_c for one in looks if one.temperature_c is not None), default=None),
+        throttle_reasons=tuple(dict.fromkeys(reason for reasons in told for reason in reasons)) if told else None,
+        other_processes=max((one.other_processes for one in looks if one.other_processes is not None), default=None),
+    )
 
 
 @dataclass(frozen=True)
@@ -90,8 +81,3 @@ class GpuStates:
         """The most other programs that were seen on the GPU."""
         looks = (self.before, self.between, self.after)
         return max((look.other_processes or 0 for look in looks if look), default=0)
-
-
-def _extreme(which: Callable[..., int], current: int | None, new: int | None) -> int | None:
-    values = [value for value in (current, new) if value is not None]
-    return which(values) if values else None

@@ -1,4 +1,8 @@
-"""What the laboratory and the profiler leave: races of quantizers, of decode loops, of benchmarks. Imports no torch."""
+"""What the laboratory and the profiler leave: races of quantizers, of decode loops, of benchmarks. Imports no torch.
+
+In all of them `when` is ISO 8601 in UTC, `environment` the fingerprint of machine and libraries, and `reason` says why
+there are no figures, None where there are.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,18 +26,15 @@ class TextFacts:
 class RaceRecord:
     """How one quantizer did (bench.lab.race).
 
-    when:          ISO 8601, UTC.
     contender:     its name.
     model:         what was quantized.
     blocks:        [blocks, tokens] of the calibration.
     blocks_sha256: of its token ids.
     texts:         what it was judged on, by kind of text.
-    environment:   the fingerprint.
     seconds:       of quantizing and packing, the loading of libraries not counted.
     peak_bytes:    highest resident set size of its process.
     perplexity:    by kind of text.
     divergence:    by kind of text: the mean KL(reference || contender) in nats a token.
-    reason:        why there are no figures.
     """
 
     when: str
@@ -56,14 +57,12 @@ class RaceRecord:
 class OverheadRecord:
     """Our decode loop against a bare `model.generate` (bench.lab.overhead).
 
-    when:             ISO 8601, UTC.
     checkpoint:       its folder's name.
     scenario:         prompt and new tokens.
     compute_dtype:    what both computed in.
     decode_s_a_token: "ours" and "generate": seconds a token, one value a round.
     ratio:            ours over generate's.
     interval:         its 95% interval, None for too few rounds.
-    environment:      the fingerprint.
     """
 
     when: str
@@ -82,7 +81,6 @@ class OverheadRecord:
 class SideBySideRecord:
     """One process of us or of optimum-benchmark (bench.lab.optimum_benchmark).
 
-    when:           ISO 8601, UTC.
     contender:      who ran.
     round:          in which round.
     wall_s:         of the whole process, start and imports included.
@@ -93,11 +91,9 @@ class SideBySideRecord:
     iterations:     passes that the other tool times at least.
     duration_s:     seconds that it goes on for at least.
     seed:           of the prompt.
-    environment:    the fingerprint.
     prefill_s:      seconds of each prompt pass.
     decode_s:       for each pass the seconds of each decode step.
     raw:            what the tool itself reports, in its words.
-    reason:         why there are no figures.
     """
 
     when: str
@@ -136,14 +132,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class ProfileRecord:
-    """Where the time of one phase goes (bench.worker.profile).
+    """Where the time of one phase goes (bench.profile).
 
-    when:        ISO 8601, UTC.
     source:      a checkpoint's folder name, or the shape of random weights.
     variant:     of random weights, None for a checkpoint.
     scenario:    prompt and new tokens, and how they are decoded.
     kernels:     what ran the quantized layers.
-    environment: the fingerprint.
     phase:       "prefill" or "decode step" and how it ran.
     wall_s:      seconds of a pass without the profiler.
     operations:  of a pass under the profiler, the longest first.

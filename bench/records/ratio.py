@@ -5,6 +5,7 @@ order of the two reversed from one round to the next (A B, B A, A B, ...). A mac
 speeds up shifts the two runs of a round by different amounts, and by the opposite amount in the next round.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -79,37 +80,28 @@ def verdict_of(interval: tuple[float, float] | None) -> Verdict:
     "slower":            the whole interval is above 1.03.
     "faster":            the whole interval is below 1 / 1.03.
     "same within noise": the whole interval is between the two.
-    "unsure":            the interval reaches over one of these bounds, or there is none; more rounds would
-    tell.
+    "unsure":            the interval reaches over one of these bounds, or there is none; more rounds would tell.
     """
     if interval is None:
         return "unsure"
-    low, high = interval
-    upper = 1 + EQUIVALENCE
-    lower = 1 / upper
+    (low, high), upper = interval, 1 + EQUIVALENCE
     if low > upper:
         return "slower"
-    if high < lower:
+    if high < 1 / upper:
         return "faster"
-    if lower <= low and high <= upper:
-        return "same within noise"
-    return "unsure"
+    return "same within noise" if 1 / upper <= low and high <= upper else "unsure"
 
 
 def _log_estimate(variant_s: Sequence[float], reference_s: Sequence[float]) -> float:
     if len(variant_s) == 1:
         return math.log(variant_s[0] / reference_s[0])
-    pairs = [
-        math.log((variant_s[i] + variant_s[i + 1]) / (reference_s[i] + reference_s[i + 1]))
-        for i in range(len(variant_s) - 1)
-    ]
-    return math.fsum(pairs) / len(pairs)
+    rounds = itertools.pairwise(zip(variant_s, reference_s, strict=True))
+    return fmean(math.log((v1 + v2) / (r1 + r2)) for (v1, r1), (v2, r2) in rounds)
 
 
 def _bootstrap(logs: list[float]) -> tuple[float, float]:
     """How far below and above the estimate the interval reaches, in logarithms: (negative, positive)."""
-    n = len(logs)
-    mean = math.fsum(logs) / n
+    n, mean = len(logs), fmean(logs)
     deviations = [value - mean for value in logs]
     generator = random.Random(SEED)
     means = sorted(sum(generator.choices(deviations, k=n)) / n for _ in range(RESAMPLES))

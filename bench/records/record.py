@@ -4,6 +4,7 @@ A Record is written once, when its run ends, whether it went well or not; everyt
 plots) is computed from records and nothing else. bench.records.store writes and reads them.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable
@@ -107,20 +108,6 @@ class Latency:
     stopped: PassesStopReason | None = None
     prefill_by_length_s: tuple[tuple[Positive, ...], ...] = ()
     decode_mode: str | None = None
-
-    def seconds(self, phase: Phase) -> float | None:
-        """Seconds of this run in a phase, None where it has no sample of it.
-
-        total: median over repetitions of prefill plus all decode steps; prefill: median over repetitions; decode:
-        median over all decode steps of all repetitions, that is seconds a token (of each prompt in the batch).
-        """
-        steps = self.decode_s or ((),) * len(self.prefill_s)
-        samples: dict[Phase, list[float]] = {
-            "total": [first + math.fsum(rest) for first, rest in zip(self.prefill_s, steps, strict=False)],
-            "prefill": list(self.prefill_s),
-            "decode": [step for repetition in self.decode_s for step in repetition],
-        }
-        return statistics.median(samples[phase]) if samples[phase] else None
 
 
 @dataclass(frozen=True)
@@ -262,8 +249,6 @@ class Record:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind) or self.status not in get_args(Status):
-            raise ValueError(f"record of kind {self.kind!r}, status {self.status!r}")
         if (self.status == "ok") == (self.reason is not None):
             raise ValueError("a record has a reason exactly when its status is not ok")
         figures = {"latency": self.latency, "quality": self.quality, "tasks": self.tasks}[self.kind]
@@ -275,9 +260,19 @@ class Record:
     def seconds(self, phase: Phase) -> float | None:
         """Seconds of this run in a phase, None where it has no sample of it.
 
+        total: median over repetitions of prefill plus all decode steps; prefill: median over repetitions; decode:
+        median over all decode steps of all repetitions, that is seconds a token (of each prompt in the batch).
         Raises UserError for a time that is not above 0.
         """
-        seconds = None if self.latency is None else self.latency.seconds(phase)
+        if self.latency is None:
+            return None
+        prefill_s, decode_s = self.latency.prefill_s, self.latency.decode_s
+        samples = {
+            "total": [a + math.fsum(b) for a, b in zip(prefill_s, decode_s or ((),) * len(prefill_s), strict=False)],
+            "prefill": prefill_s,
+            "decode": list(itertools.chain.from_iterable(decode_s)),
+        }[phase]
+        seconds = statistics.median(samples) if samples else None
         if seconds is None or (math.isfinite(seconds) and seconds > 0):
             return seconds
         raise UserError(

@@ -45,8 +45,7 @@ class Scenario:
             raise UserError(f"scenario {self.name}: mode graph needs new_tokens of at least 2, since it is of decoding")
         if self.lengths and min(self.lengths) < 1:
             raise UserError(f"scenario {self.name}: each of the lengths must be at least 1")
-        if self.lengths and self.prompt_tokens != mean_length(self.lengths):
-            mean = mean_length(self.lengths)
+        if self.lengths and self.prompt_tokens != (mean := mean_length(self.lengths)):
             raise UserError(f"scenario {self.name}: prompt_tokens must be the mean of its lengths, {mean}")
 
     @staticmethod

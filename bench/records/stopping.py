@@ -31,11 +31,11 @@ class RoundsRule:
 
     def __post_init__(self) -> None:
         if self.least < 1:
-            raise UserError("--rounds must be at least 1")
+            raise UserError("rounds.least must be at least 1")
         if not self.noise > 0:
-            raise UserError("--noise must be above 0")
+            raise UserError("rounds.noise must be above 0")
         if not self.max_time_s >= 0:
-            raise UserError("--max-time must be at least 0 seconds")
+            raise UserError("rounds.max_time_s must be at least 0 seconds")
 
     def stop_reason(
         self, done: int, widest: Callable[[], float | None], elapsed_s: float, round_s: float
@@ -85,7 +85,11 @@ class PassRule:
     def __post_init__(self) -> None:
         limits = (self.steady_spread, self.max_warmup_s, self.min_time_s, self.noise, self.max_time_s)
         met = all(limit >= 0 for limit in limits)  # which is no number is not
-        if not met or min(self.steady_passes, self.min_passes) < 1 or self.max_warmups < self.steady_passes:
+        if (
+            not met
+            or min(self.steady_passes, self.min_passes, self.max_passes) < 1
+            or self.max_warmups < self.steady_passes
+        ):
             raise ValueError(f"a rule that can never be met: {self}")
 
 

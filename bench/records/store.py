@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,30 +50,6 @@ WITHOUT_KIND = {
     "style": "crossover",
 }
 """Lines of schema 1 of these kinds do not say their kind: the field that tells it."""
-
-Migration = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def _next_version(data: dict[str, Any]) -> dict[str, Any]:
-    """The later schema has more fields alone, which are unknown in older records."""
-    return {**data, "schema_version": data["schema_version"] + 1}
-
-
-def _lab_version_2(data: dict[str, Any]) -> dict[str, Any]:
-    """Schema 2 says its kind, and holds nothing that follows from the rest."""
-    derived = ("busy_s",) if data["kind"] == "profile" else ()
-    return {**{key: value for key, value in data.items() if key not in derived}, "schema_version": 2}
-
-
-MIGRATIONS: dict[type[AnyRecord], Mapping[int, Migration]] = {
-    Record: {1: _next_version, 2: _next_version, 3: _next_version},
-    CrossoverEntry: {1: _lab_version_2},
-    RaceRecord: {1: _lab_version_2},
-    OverheadRecord: {1: _lab_version_2},
-    SideBySideRecord: {1: _lab_version_2},
-    ProfileRecord: {1: _lab_version_2},
-}
-"""By the version they start from; each leads to the next."""
 
 
 def append(path: Path, *records: AnyRecord) -> None:
@@ -126,7 +102,19 @@ def read(path: Path) -> list[AnyRecord]:
         raise UserError(f"{path} is no record file: name the folder that `bench` measured") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
-    return list(_parsed(path, lines))
+    found = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            data = parse_json(line, where)
+        except UserError:
+            if _is_torn(line):
+                continue
+            raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
+        found.append(record_from(data, where))
+    return found
 
 
 def read_only(path: Path, wanted: type[R]) -> list[R]:
@@ -164,36 +152,16 @@ def record_from(data: object, where: str) -> AnyRecord:
     kind = data.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in data), None)
     if not isinstance(kind, str) or kind not in TYPES:
         raise UserError(f"{where} is no record (kind {kind!r}): not a file that `bench` wrote?")
-    return from_data(TYPES[kind], _migrated({**data, "kind": kind}, TYPES[kind], where), where)
-
-
-def _migrated(data: dict[str, Any], wanted: type[AnyRecord], where: str) -> dict[str, Any]:
-    version = data.get("schema_version")
-    migrations = MIGRATIONS[wanted]
-    newest = max(migrations) + 1
-    while type(version) is int and version in migrations:
-        data = migrations[version](data)
-        version = data["schema_version"]
-    if type(version) is not int or version != newest:
+    version, newest = data.get("schema_version"), TYPES[kind].schema_version
+    if type(version) is not int or not 1 <= version <= newest:
         raise UserError(
             f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}: "
             "use the quantable that wrote it, or measure again"
         )
-    return data
-
-
-def _parsed(path: Path, lines: Iterable[str]) -> Iterator[AnyRecord]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            data = parse_json(line, where)
-        except UserError:
-            if _is_torn(line):
-                continue
-            raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
-        yield record_from(data, where)
+    # A later schema has more fields, unknown in older records; the first of a profile held a sum of the others.
+    derived = ("busy_s",) if kind == "profile" and version == 1 else ()
+    fields = {name: value for name, value in data.items() if name not in derived}
+    return from_data(TYPES[kind], {**fields, "kind": kind, "schema_version": newest}, where)
 
 
 def _is_torn(line: str) -> bool:

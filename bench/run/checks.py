@@ -1,6 +1,7 @@
 """What must hold before anything is measured, and where a bench's files lie. Imports no torch."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from bench.run.probe import Machine
 from bench.worker.request import QualityRequest, Target
 from quantize.errors import UserError
 from quantize.variant import REFERENCE
+
+BEGIN_AGAIN = "use --fresh to begin again, or --records for another file"
 
 
 def quality_request(data: str | None) -> QualityRequest:
@@ -58,15 +61,9 @@ def check_same_machine(path: Path, old: Sequence[Record], machine: Machine, targ
     for record in old:
         name = record.subject.name
         if contents.get(name, record.subject.content_sha256) != record.subject.content_sha256:
-            raise UserError(
-                f"{name} is not what {path} has records of: use --fresh to begin again, or --records for another file"
-            )
-        differing = differences(record.environment, machine.environment) if record.device == machine.device else []
-        if differing:
-            raise UserError(
-                f"{path} was measured elsewhere ({differing[0]}): use --fresh to begin again, or "
-                "--records for another file"
-            )
+            raise UserError(f"{name} is not what {path} has records of: {BEGIN_AGAIN}")
+        if record.device == machine.device and (found := differences(record.environment, machine.environment)):
+            raise UserError(f"{path} was measured elsewhere ({found[0]}): {BEGIN_AGAIN}")
 
 
 def check_same_text(path: Path, old: Sequence[Record], quality: QualityRequest) -> None:
@@ -74,8 +71,7 @@ def check_same_text(path: Path, old: Sequence[Record], quality: QualityRequest) 
     for record in old:
         if record.quality is not None and record.quality.text != quality.label:
             raise UserError(
-                f"{path} holds perplexities on another text ({record.quality.text}, now {quality.label}): use --fresh "
-                "to begin again, or --records for another file"
+                f"{path} holds perplexities on another text ({record.quality.text}, now {quality.label}): {BEGIN_AGAIN}"
             )
 
 
@@ -94,15 +90,11 @@ def compute_dtypes(
     }
 
 
-def set_aside(path: Path) -> Path | None:
-    """Rename the file to the first free name with a number; None when there is no file."""
-    if not path.exists():
-        return None
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    path.rename(aside)
-    return aside
+def set_aside(path: Path) -> None:
+    """Rename the file, where there is one, to the first free name with a number."""
+    if path.exists():
+        numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+        path.rename(next(aside for aside in numbered if not aside.exists()))
 
 
 def reference_logprobs_folder(path: Path) -> Path:

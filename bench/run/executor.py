@@ -47,15 +47,14 @@ class WorkerExecutor:
             records = read_records(result_path) if result_path.is_file() else []
         wall_s = time.perf_counter() - start
         measured = {(record.kind, record.scenario) for record in records}
-        unmeasured = [work for work in run.works if work not in measured]
-        if unmeasured:
+        if unmeasured := [work for work in run.works if work not in measured]:
             status, reason = ended.verdict()
             reason = without_folder(reason, run.target.checkpoint)
             records += [
                 request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason) for work in unmeasured
             ]
         if self.log is not None and any(record.status != "ok" for record in records):
-            _append_text(self.log, f"--- {run.subject.name}, {started_at}\n{ended.output}\n")
+            append_log(self.log, f"{run.subject.name}, {started_at}", ended)
         return records
 
 
@@ -73,11 +72,11 @@ class ProcessResult:
             return "timeout", f"took longer than {self.timeout_s:g} s (see --timeout)"
         if self.exit_code == -signal.SIGKILL:
             return "oom", "killed by the system, probably out of memory"
-        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         if any(words in self.output.lower() for words in NO_MEMORY_WORDS):
             return "oom", "the process ran out of memory"
         if self.exit_code < 0:
-            return ("error", f"the process died of signal {-self.exit_code} ({signal.strsignal(-self.exit_code)})")
+            return "error", f"the process died of signal {-self.exit_code} ({signal.strsignal(-self.exit_code)})"
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         last = lines[-1][:200] if lines else "it said nothing"
         return "error", f"the process ended with code {self.exit_code} and no record: {last}"
 
@@ -116,8 +115,7 @@ def worker_environment(threads: int | None) -> dict[str, str]:
 
     A checkpoint is complete on disk: a worker that asks the network would measure the network.
     """
-    environment = dict(os.environ)
-    environment.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PYTHONWARNINGS="ignore")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     if threads is not None:
         environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     root = Path(__file__).resolve().parents[2]
@@ -127,6 +125,7 @@ def worker_environment(threads: int | None) -> dict[str, str]:
     return environment
 
 
-def _append_text(path: Path, text: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+def append_log(log: Path, title: str, ended: ProcessResult) -> None:
+    """Keep what a process said."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"--- {title}\n{ended.output}\n")

@@ -24,10 +24,8 @@ def plan(
     """
     runs: list[PlannedRun] = []
     for baseline in dict.fromkeys(target.subject.baseline for target in targets):
-        group = sorted(
-            (target for target in targets if target.subject.baseline == baseline),
-            key=lambda target: not target.subject.may_be_reference,
-        )
+        group = [target for target in targets if target.subject.baseline == baseline]
+        group.sort(key=lambda target: not target.subject.may_be_reference)
         for number in rounds:
             for target in group if number % 2 == 0 else reversed(group):
                 judged = number == 0 and target.has_text
@@ -69,9 +67,7 @@ def missing(
 
 
 def _covers(record: Record | None, run: PlannedRun) -> bool:
-    if record is None or record.tasks is None:
-        return record is not None
-    return set(run.tasks) <= {score.name for score in record.tasks}
+    return record is not None and (record.tasks is None or set(run.tasks) <= {score.name for score in record.tasks})
 
 
 def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept: Collection[str]) -> list[PlannedRun]:
@@ -80,9 +76,8 @@ def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept
     Quality is a matter of the base model, not of the baseline: what another model expects says nothing of a
     quantization. kept: the base models whose reference's log-probabilities are on disk.
     """
-    needed = {run.subject.base_model for run in left if run.quality and not run.is_reference} - {
-        run.subject.base_model for run in left if run.quality and run.is_reference
-    }
+    judged = [run for run in left if run.quality]
+    needed = {run.subject.base_model for run in judged} - {run.subject.base_model for run in judged if run.is_reference}
     again = [
         replace(run, scenarios=(), tasks=(), round=None)
         for run in runs
@@ -98,15 +93,8 @@ def planned_keys(runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Map
 
 def key_of(record: Record) -> RunKey:
     """What a record is a measurement of: two records of one key are the same run, taken twice."""
-    return (
-        record.kind,
-        record.subject.name,
-        record.subject.content_sha256,
-        record.scenario,
-        record.round,
-        record.device,
-        record.compute_dtype,
-    )
+    subject, where = record.subject, (record.device, record.compute_dtype)
+    return (record.kind, subject.name, subject.content_sha256, record.scenario, record.round, *where)
 
 
 def _key(run: PlannedRun, work: Work, device: str, dtype: str) -> RunKey:

@@ -61,18 +61,17 @@ def look(device: str) -> Machine | None:
     if device == "cuda" and not cuda:
         return None
     chosen = "cuda" if cuda and device != "cpu" else "cpu"
-    environment = fingerprint(chosen)
-    seconds = matmul_probe() if chosen == "cpu" else None
-    cpu_dtype = cpu_compute_dtype(seconds) if seconds else None
-    environment = replace(environment, matmul_probe_s=seconds, cpu_dtype=cpu_dtype, copy_bytes_per_s=copy_probe(chosen))
+    environment = replace(fingerprint(chosen), copy_bytes_per_s=copy_probe(chosen))
+    if chosen == "cpu":
+        seconds = matmul_probe()
+        environment = replace(environment, matmul_probe_s=seconds, cpu_dtype=cpu_compute_dtype(seconds))
     return Machine(chosen, environment)
 
 
 def main() -> int:
     """Write what `look` finds as JSON; return the exit code, NO_CUDA where there is nothing to write."""
     device, result = sys.argv[1:]
-    machine = look(device)
-    if machine is None:
+    if (machine := look(device)) is None:
         return NO_CUDA
     Path(result).write_text(json.dumps(asdict(machine)), encoding="utf-8")
     return 0

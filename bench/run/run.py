@@ -53,12 +53,8 @@ class Outcome:
     def usable(self) -> bool:
         """Whether each baseline's reference has figures in every scenario: else there is no ratio."""
         latency = [record for record in self.records if record.kind == "latency"]
-        wanted = {(record.subject.baseline, record.scenario) for record in latency}
-        measured = {
-            (record.subject.baseline, record.scenario)
-            for record in latency
-            if record.status == "ok" and record.subject.may_be_reference
-        }
+        references = [one for one in latency if one.status == "ok" and one.subject.may_be_reference]
+        wanted, measured = ({(one.subject.baseline, one.scenario) for one in some} for some in (latency, references))
         return wanted == measured
 
 
@@ -172,6 +168,7 @@ def measure(
     settings = settings_for(targets, path, old, options, progress, instruments)
     executor = instruments.executor_for(settings, path)
     series = _Series(path, list(old), settings, executor, progress)
+    scenarios = options.scenarios or tuple(SCENARIOS.values())
     done, round_s = 0, 0.0
     while True:
         elapsed_s = instruments.now() - began
@@ -179,10 +176,8 @@ def measure(
         if stopped is not None:
             break
         numbers = range(options.rounds.least) if done == 0 else [done]
-        scenarios = list(options.scenarios or SCENARIOS.values())
-        runs = plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks)
         round_began = instruments.now()
-        series.carry_out(runs)
+        series.carry_out(plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks))
         done = max(numbers) + 1
         round_s = (instruments.now() - round_began) / len(numbers)
     shutil.rmtree(checks.reference_logprobs_folder(path), ignore_errors=True)
@@ -205,20 +200,18 @@ def settings_for(
     if options.quality:
         checks.check_same_text(path, old, quality)
     dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
-    folder = options.task_folder
+    folder = None if options.task_folder is None else str(options.task_folder.resolve())
     return Settings(
         machine.device,
         dtypes,
         machine.environment,
         options.timeout_s,
         options.threads,
-        rounds=options.rounds,
-        rule=options.rule,
-        quality=quality,
-        tasks=TaskRequest(None if folder is None else str(folder.resolve()), options.task_limit),
-        reference_logprobs=checks.reference_logprobs_paths(path, targets, dtypes, quality.label)
-        if options.quality
-        else {},
+        options.rounds,
+        options.rule,
+        quality,
+        TaskRequest(folder, options.task_limit),
+        checks.reference_logprobs_paths(path, targets, dtypes, quality.label) if options.quality else {},
     )
 
 

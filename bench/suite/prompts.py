@@ -45,38 +45,24 @@ def questions() -> dict[str, tuple[Question, ...]]:
     return {name: tuple(from_data(Question, one, file.name) for one in some) for name, some in entries.items()}
 
 
-def multiple_choice(subject: str, questions: Sequence[Question]) -> str:
-    """The form of MMLU: a line that names the subject, then question, options and answer."""
-    head = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
-    return head + _few_shot(questions, lambda one: f"{one.text}\n{_options(one, 4)}")
-
-
-def vignettes(questions: Sequence[Question], options: int) -> str:
-    """The form of MedQA: a patient's story with four or five options."""
-    return _few_shot(questions, lambda one: f"Question: {one.text}\n{_options(one, options)}")
-
-
-def one_line(questions: Sequence[Question]) -> str:
-    """The form of MedMCQA: one line and four options."""
-    return _few_shot(questions, lambda one: f"Question: {one.text}\nChoices:\n{_options(one, 4)}")
-
-
-def abstracts(questions: Sequence[Question]) -> str:
-    """The form of PubMedQA: an abstract and a question about it, to be answered with yes, no or maybe."""
-    return _few_shot(questions, lambda one: f"Abstract: {one.context}\nQuestion: {one.text}")
-
-
 def published_prompts() -> dict[str, str]:
-    """The prompt of each of the ten tasks of the BioMistral-7B model card, in its order."""
-    asked = questions()
-    mmlu = [name for name in asked if name not in ("medqa", "medmcqa", "pubmedqa")]
-    return {
-        **{f"mmlu_{name}": multiple_choice(name.replace("_", " "), asked[name]) for name in mmlu},
-        "medqa_4options": vignettes(asked["medqa"], 4),
-        "medqa_5options": vignettes(asked["medqa"], 5),
-        "pubmedqa": abstracts(asked["pubmedqa"]),
-        "medmcqa": one_line(asked["medmcqa"]),
+    """The prompt of each of the ten tasks of the BioMistral-7B model card, in its order, each in its own form.
+
+    MMLU's begins with a line that names the subject; MedQA's question is a patient's story, PubMedQA's is about an
+    abstract and is to be answered with yes, no or maybe.
+    """
+    asked, prompts = questions(), {}
+    for name in asked:
+        if name not in ("medqa", "medmcqa", "pubmedqa"):
+            head = f"The following are multiple choice questions (with answers) about {name.replace('_', ' ')}.\n\n"
+            prompts[f"mmlu_{name}"] = head + _few_shot(asked[name], lambda one: f"{one.text}\n{_options(one, 4)}")
+    forms: dict[str, tuple[str, Callable[[Question], str]]] = {
+        "medqa_4options": ("medqa", lambda one: f"Question: {one.text}\n{_options(one, 4)}"),
+        "medqa_5options": ("medqa", lambda one: f"Question: {one.text}\n{_options(one, 5)}"),
+        "pubmedqa": ("pubmedqa", lambda one: f"Abstract: {one.context}\nQuestion: {one.text}"),
+        "medmcqa": ("medmcqa", lambda one: f"Question: {one.text}\nChoices:\n{_options(one, 4)}"),
     }
+    return prompts | {task: _few_shot(asked[name], form) for task, (name, form) in forms.items()}
 
 
 def published_lengths(tokens_of: TokensOf | None = None) -> tuple[int, ...]:

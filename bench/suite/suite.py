@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.records.record import Subject
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule
-from bench.run.target import half_dtype, target_of, with_kernel
+from bench.run.target import half_dtype, name_on, subject_of, target_of
 from bench.suite.prompts import TokensOf, published_lengths
-from bench.worker.request import Dummy, Target
+from bench.worker.request import Target
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints
 from quantize.errors import UserError
 from quantize.schema import from_data
 from quantize.suite import SuiteRow, rows_in, suite_file, suite_table
-from quantize.variant import AUTO_KERNEL, REFERENCE
+from quantize.variant import REFERENCE
 
 THREE_SHOT = "3-shot"
 """Stands for the prompt lengths of the published table's questions (bench.suite.prompts)."""
@@ -47,41 +46,62 @@ class SuiteScenario:
         more: dict[str, Any] = {"batch": self.batch, "mode": self.mode}
         if self.prompt_tokens is not None:
             return Scenario(self.name, self.prompt_tokens, self.new_tokens, **more)
-        if isinstance(self.lengths, tuple):
-            return Scenario.over(self.name, self.lengths, self.new_tokens, **more)
-        return Scenario.over(self.name, published_lengths(tokens_of), self.new_tokens, **more)
+        lengths = self.lengths if isinstance(self.lengths, tuple) else published_lengths(tokens_of)
+        return Scenario.over(self.name, lengths, self.new_tokens, **more)
 
 
 @dataclass(frozen=True)
-class Suite:
-    """A table to be: its rows in order.
+class SuiteReference:
+    """The base model whose half-precision row all ratios are to."""
 
-    name:        what the user typed.
-    shape:       of random weights, as `quantize.dummy.dummy_config` reads it.
-    reference:   the base model whose half-precision row all ratios are to.
-    rows:        of the table.
-    scenarios:   what is measured of each.
-    rounds:      as in BenchOptions.
-    rule:        as in BenchOptions.
-    crossover_s: how long the crossover may take, 0 for none.
-    """
+    base_model: str
 
-    name: str
-    shape: str
-    reference: str
-    rows: tuple[SuiteRow, ...]
-    scenarios: tuple[SuiteScenario, ...]
-    rounds: RoundsRule = field(default_factory=RoundsRule)
-    rule: PassRule = field(default_factory=PassRule)
-    crossover_s: float = 0.0
+
+@dataclass(frozen=True)
+class CrossoverBudget:
+    """How long the crossover may take, 0 for none."""
+
+    budget_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not any(row.variant == REFERENCE.name and row.base_model == self.reference for row in self.rows):
-            raise UserError(f"no row is the reference, {self.reference} as {REFERENCE.name}: add it")
+        if not self.budget_s >= 0:
+            raise UserError("budget_s must be at least 0 seconds")
+
+
+@dataclass(frozen=True)
+class SuiteTables:
+    """What stands once in a suite's file.
+
+    shape:     of random weights, as `quantize.dummy.dummy_config` reads it.
+    reference: what all ratios are to.
+    rounds:    as in BenchOptions.
+    rule:      as in BenchOptions.
+    crossover: how long it may take.
+    """
+
+    shape: str
+    reference: SuiteReference
+    rounds: RoundsRule = field(default_factory=RoundsRule)
+    rule: PassRule = field(default_factory=PassRule)
+    crossover: CrossoverBudget = field(default_factory=CrossoverBudget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite(SuiteTables):
+    """A table to be: its rows in order, what is measured of each, and the name that the user typed."""
+
+    name: str
+    rows: tuple[SuiteRow, ...]
+    scenarios: tuple[SuiteScenario, ...]
+
+    def __post_init__(self) -> None:
+        reference = self.reference.base_model
+        if not any(row.variant == REFERENCE.name and row.base_model == reference for row in self.rows):
+            raise UserError(f"no row is the reference, {reference} as {REFERENCE.name}: add it")
         if not self.scenarios:
             raise UserError("no [[scenario]]: say what to measure")
         _reject_twins("scenario", [scenario.name for scenario in self.scenarios])
-        _reject_twins("row", [row_name(row) for row in self.rows])
+        _reject_twins("row", [name_on(row.checkpoint_name, row.kernel) for row in self.rows])
 
     def scenarios_named(self, names: Sequence[str], tokens_of: TokensOf | None = None) -> tuple[Scenario, ...]:
         """The scenarios of these names in the suite's order, all of them for no name. Raises UserError for others."""
@@ -98,56 +118,17 @@ def _reject_twins(what: str, names: Iterable[str]) -> None:
         raise UserError(f"the {what} {name!r} stands there {count} times: leave one")
 
 
-def row_name(row: SuiteRow) -> str:
-    """What tells a row from the others: the checkpoint's name, and the kernel where one was chosen."""
-    return row.checkpoint_name + (f", {row.kernel} kernel" if row.kernel not in (None, AUTO_KERNEL) else "")
-
-
-@dataclass(frozen=True)
-class _Reference:
-    base_model: str
-
-
-@dataclass(frozen=True)
-class _Crossover:
-    budget_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.budget_s >= 0:
-            raise UserError("budget_s must be at least 0 seconds")
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """What stands once in a suite's file."""
-
-    shape: str
-    reference: _Reference
-    rounds: RoundsRule = field(default_factory=RoundsRule)
-    rule: PassRule = field(default_factory=PassRule)
-    crossover: _Crossover = field(default_factory=_Crossover)
-
-
 def suite_named(name_or_path: str) -> Suite:
     """The suite of this name (a file in quantize/suites), or in this .toml file. Raises UserError for what is none."""
     where, data = suite_file(name_or_path).name, suite_table(name_or_path)
     rows, entries = rows_in(data, where), data.get("scenario", [])
     if not isinstance(entries, list):
         raise UserError(f"{where}: a scenario is one of a list: write [[scenario]]")
-    scenarios = [from_data(SuiteScenario, one, f"{where}, scenario {n}") for n, one in enumerate(entries, start=1)]
+    scenarios = tuple(from_data(SuiteScenario, one, f"{where}, scenario {n}") for n, one in enumerate(entries, start=1))
     once = {key: value for key, value in data.items() if key not in ("row", "scenario")}
-    tables = from_data(_Tables, once, where)
+    tables = from_data(SuiteTables, once, where)
     try:
-        return Suite(
-            name_or_path,
-            tables.shape,
-            tables.reference.base_model,
-            rows,
-            tuple(scenarios),
-            tables.rounds,
-            tables.rule,
-            tables.crossover.budget_s,
-        )
+        return Suite(**vars(tables), name=name_or_path, rows=rows, scenarios=scenarios)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -160,7 +141,25 @@ def dummy_targets(suite: Suite, shape: str | None = None) -> list[Target]:
     name, config = dummy_config(spec)
     if spec not in SHAPES:
         spec = str(Path(spec).resolve())
-    return [_dummy_target(suite, row, spec, config, name.removeprefix("dummy-")) for row in suite.rows]
+    layers, hidden_size = config.get("num_hidden_layers"), config.get("hidden_size")
+    targets = []
+    for row in suite.rows:
+        contents = json.dumps([config, row.variant, row.group_size], sort_keys=True)
+        subject = subject_of(
+            row.quantization,
+            name=f"{row.checkpoint_name}, random weights",
+            base_model=row.base_model,
+            q_group_size=row.group_size,
+            content_sha256=hashlib.sha256(contents.encode()).hexdigest(),
+            file_weights_bytes=None,
+            family=suite.reference.base_model,
+            kernel=row.kernel,
+            dummy=shape_name(name.removeprefix("dummy-"), layers, hidden_size),
+            dummy_layers=layers,
+            dummy_hidden_size=hidden_size,
+        )
+        targets.append(Target(subject, dummy=spec, half_dtype=half_dtype(config)))
+    return targets
 
 
 def shape_name(name: str, layers: int | None, hidden_size: int | None) -> str:
@@ -169,54 +168,19 @@ def shape_name(name: str, layers: int | None, hidden_size: int | None) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _dummy_target(suite: Suite, row: SuiteRow, spec: str, config: dict[str, Any], name: str) -> Target:
-    variant = row.quantization
-    layers, hidden_size = config.get("num_hidden_layers"), config.get("hidden_size")
-    contents = json.dumps([config, row.variant, row.group_size], sort_keys=True)
-    subject = Subject(
-        name=f"{row.checkpoint_name}, random weights",
-        base_model=row.base_model,
-        variant=variant.name,
-        method=variant.method,
-        q_group_size=row.group_size,
-        w_bit=variant.w_bit,
-        version=variant.version,
-        download=None,
-        content_sha256=hashlib.sha256(contents.encode()).hexdigest(),
-        file_weights_bytes=None,
-        family=suite.reference,
-        dummy=shape_name(name, layers, hidden_size),
-        dummy_layers=layers,
-        dummy_hidden_size=hidden_size,
-    )
-    dummy = Dummy(spec, row.variant, row.group_size)
-    return Target(with_kernel(subject, row.kernel), dummy=dummy, half_dtype=half_dtype(config))
-
-
 def checkpoint_targets(suite: Suite, folder: Path) -> list[Target]:
-    """The suite's rows as the checkpoints in this folder. Raises UserError when some are not there, saying how to
-    make them.
-    """
-    there = found_in(folder)
-    missing = list(dict.fromkeys(row.checkpoint_name for row in suite.rows if _key(row) not in there))
+    """The suite's rows as the checkpoints in this folder. Raises UserError, saying how to make those that lack."""
+    there: dict[tuple[str, str, int | None], Checkpoint] = {}
+    if any(folder.glob(f"*/{MANIFEST_NAME}")):
+        for one in find_checkpoints(folder):
+            there[one.manifest.base_model, one.manifest.variant, one.manifest.q_group_size] = one
+    found = [(row, there.get((row.base_model, row.variant, row.group_size))) for row in suite.rows]
+    missing = list(dict.fromkeys(row.checkpoint_name for row, checkpoint in found if checkpoint is None))
     if missing:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
             f"{folder} lacks {missing[0]}{rest}: make what is missing with `quantize --suite {suite.name} --out "
             f"{folder}`, or measure random weights with --dummy"
         )
-    return [target_of(there[_key(row)], kernel=row.kernel, family=suite.reference) for row in suite.rows]
-
-
-def found_in(folder: Path) -> dict[tuple[str, str, int | None], Checkpoint]:
-    """The finished checkpoints in a folder by base model, variant and group size; none where there is no folder."""
-    if not any(folder.glob(f"*/{MANIFEST_NAME}")):
-        return {}
-    return {
-        (one.manifest.base_model, one.manifest.variant, one.manifest.q_group_size): one
-        for one in find_checkpoints(folder)
-    }
-
-
-def _key(row: SuiteRow) -> tuple[str, str, int | None]:
-    return row.base_model, row.variant, row.group_size
+    family = suite.reference.base_model
+    return [target_of(one, kernel=row.kernel, family=family) for row, one in found if one is not None]

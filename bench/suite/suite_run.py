@@ -1,12 +1,15 @@
 """A whole suite in one command: its rows' records, and the crossover beside them. Imports no torch."""
 
+import contextlib
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench.records.crossover import CROSSOVER_NAME
+from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, read_crossover
-from bench.run.executor import run_process, worker_environment
+from bench.run.executor import append_log, run_process, worker_environment
 from bench.run.run import BenchOptions, Outcome, measure
 from bench.suite.prompts import TokensOf
 from bench.suite.suite import Suite, checkpoint_targets, dummy_targets
@@ -18,102 +21,68 @@ CROSSOVER_GRACE = 3.0
 """The crossover looks at its budget between measurements; so many times of it, and a minute to start, it may take."""
 
 
-@dataclass(frozen=True)
-class SuiteRun:
-    """What to do of a suite.
-
-    suite:       its rows and scenarios.
-    out:         the folder for everything that is written, with the checkpoints in it where the weights are not random.
-    dummy:       random weights.
-    shape:       of these, None for the suite's.
-    scenarios:   names of the suite's, none for all.
-    crossover_s: how long the crossover may take, None for what the suite says, 0 for none.
-    """
-
-    suite: Suite
-    out: Path
-    dummy: bool = False
-    shape: str | None = None
-    scenarios: tuple[str, ...] = ()
-    crossover_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.shape is not None and not self.dummy:
-            raise UserError("--shape is of random weights: add --dummy, or leave it out")
-        if self.crossover_s is not None and self.crossover_s < 0:
-            raise UserError("--crossover-time must be at least 0 seconds")
-
-    @property
-    def budget_s(self) -> float:
-        """How long the crossover may take."""
-        return self.suite.crossover_s if self.crossover_s is None else self.crossover_s
-
-
-@dataclass(frozen=True)
-class SuiteResult:
-    """What a suite leaves.
-
-    outcome: the bench's.
-    problem: why there is no crossover, None where there is one or none was wanted.
-    """
-
-    outcome: Outcome
-    problem: str | None = None
-
-
-def run_suite(run: SuiteRun, options: BenchOptions, progress: Progress = silent) -> SuiteResult:
+def run_suite(
+    suite: Suite,
+    out: Path,
+    options: BenchOptions,
+    *,
+    dummy: bool = False,
+    shape: str | None = None,
+    scenarios: Sequence[str] = (),
+    crossover_s: float | None = None,
+    progress: Progress = silent,
+) -> tuple[Outcome, str | None]:
     """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl.
 
-    options: how to measure; its scenarios are those of the run. What is measured already is kept, a crossover on the
-    same device too, unless options.fresh. Raises UserError as `bench` does, and for checkpoints that are not there; a
-    crossover that fails is a problem in what is returned.
+    out:         the folder for everything that is written, with the checkpoints in it where the weights are not random.
+    options:     how to measure. What is measured already is kept, a crossover on the same device too, unless fresh.
+    dummy:       random weights.
+    shape:       of these, None for the suite's.
+    scenarios:   names of the suite's, none for all; they take the place of those in `options`.
+    crossover_s: how long the crossover may take, None for what the suite says, 0 for none.
+
+    Returns what `bench` does, and why there is no crossover, None where there is one or none was wanted. Raises
+    UserError as `bench` does, and for checkpoints that are not there.
     """
-    suite, out = run.suite, run.out
+    if shape is not None and not dummy:
+        raise UserError("--shape is of random weights: add --dummy, or leave it out")
+    budget_s = suite.crossover.budget_s if crossover_s is None else crossover_s
+    if not budget_s >= 0:
+        raise UserError("--crossover-time must be at least 0 seconds")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
-    targets = dummy_targets(suite, run.shape) if run.dummy else checkpoint_targets(suite, out)
-    tokens_of = None
-    if not run.dummy:
-        reference = next(target.checkpoint for target in targets if target.subject.may_be_reference)
-        tokens_of = _tokenizer_of(Path(reference)) if reference else None
-    scenarios = suite.scenarios_named(run.scenarios, tokens_of)
-    outcome = measure(targets, out / RECORDS_NAME, replace(options, scenarios=scenarios), progress)
-    if not outcome.usable or run.budget_s == 0:
-        return SuiteResult(outcome)
+    targets = dummy_targets(suite, shape) if dummy else checkpoint_targets(suite, out)
+    reference = next(target.checkpoint for target in targets if target.subject.may_be_reference)
+    wanted = suite.scenarios_named(scenarios, _tokenizer_of(Path(reference)) if reference else None)
+    outcome = measure(targets, out / RECORDS_NAME, replace(options, scenarios=wanted), progress)
+    if not outcome.usable or budget_s == 0:
+        return outcome, None
     progress(f"writing {CROSSOVER_NAME}", 0, 0)
-    return SuiteResult(outcome, _crossover(run, options, outcome))
+    return outcome, _crossover(shape or suite.shape, out, budget_s, options, outcome.records[0])
 
 
-def _crossover(run: SuiteRun, options: BenchOptions, outcome: Outcome) -> str | None:
-    """Where the ways to run a layer of this shape cross over, on the device and in the dtype of the records.
+def _crossover(shape: str, out: Path, budget_s: float, options: BenchOptions, record: Record) -> str | None:
+    """Where the ways to run a layer of this shape cross over, on the device and in the dtype of this record.
 
     It runs in a process of its own: this one holds no GPU. Returns why there is none, None where there is one.
     """
-    record, path = outcome.records[0], run.out / CROSSOVER_NAME
-    if not options.fresh and _is_of(path, record.device, record.compute_dtype):
-        return None
-    arguments = ["--shape", run.shape or run.suite.shape, "--device", record.device, "--out", str(run.out)]
+    path = out / CROSSOVER_NAME
+    with contextlib.suppress(UserError):  # one that is damaged or not there is measured again
+        kept = read_crossover(path)[0]
+        if not options.fresh and (kept.device, kept.compute_dtype) == (record.device, record.compute_dtype):
+            return None
+    arguments = ["--shape", shape, "--device", record.device, "--out", str(out)]
     arguments += ["--dtype", record.compute_dtype] if record.compute_dtype else []
     ended = run_process(
-        [sys.executable, "-P", "-m", "bench.crossover", *arguments, "--budget", f"{run.budget_s:g}"],
-        timeout_s=60.0 + CROSSOVER_GRACE * run.budget_s,
+        [sys.executable, "-P", "-m", "bench.crossover", *arguments, "--budget", f"{budget_s:g}"],
+        timeout_s=60.0 + CROSSOVER_GRACE * budget_s,
         environment=worker_environment(options.threads),
     )
     if ended.exit_code == 0 and path.is_file():
         return None
-    with (run.out / RECORDS_NAME).with_suffix(".log").open("a", encoding="utf-8") as log:
-        log.write(f"--- {CROSSOVER_NAME}\n{ended.output}\n")
+    append_log((out / RECORDS_NAME).with_suffix(".log"), CROSSOVER_NAME, ended)
     lines = [line for line in ended.output.splitlines() if line.startswith("error: ")]
     return lines[-1].removeprefix("error: ") if lines else ended.verdict()[1]
-
-
-def _is_of(crossover: Path, device: str, dtype: str | None) -> bool:
-    """Whether this file was measured on the device and in the dtype; False for one that is damaged or not there."""
-    try:
-        entry = read_crossover(crossover)[0]
-    except UserError:
-        return False
-    return (entry.device, entry.compute_dtype) == (device, dtype)
 
 
 def _tokenizer_of(checkpoint: Path) -> TokensOf:

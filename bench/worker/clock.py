@@ -1,8 +1,8 @@
-"""Clocks: how long each piece of work took, on the host, on a CUDA device, or in a test. Imports no torch."""
+"""Clocks: how long each piece of work took, on the host or on a CUDA device. Imports no torch."""
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ class Clock(Protocol[Mark]):
     Setting a mark must cost next to nothing; `intervals_s` may wait for the device.
     """
 
-    name: str
-
     def settle(self) -> None:
         """Return once the device has nothing left to do, so that earlier work is not counted."""
 
@@ -31,8 +29,6 @@ class Clock(Protocol[Mark]):
 
 class HostClock:
     """The process's monotonic clock, for devices that have finished the work when the call returns."""
-
-    name = "host"
 
     def settle(self) -> None:
         pass
@@ -47,17 +43,16 @@ class HostClock:
 class CudaClock:
     """Events on the current CUDA stream: device time, idle gaps while the host falls behind included."""
 
-    name = "cuda events"
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
 
     def settle(self) -> None:
-        import torch
-
-        torch.cuda.synchronize()
+        self._cuda.synchronize()
 
     def mark(self) -> "torch.cuda.Event":
-        import torch
-
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = self._cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
@@ -72,22 +67,11 @@ def clock_for(device_type: str) -> Clock[Any]:
     return CudaClock() if device_type == "cuda" else HostClock()
 
 
-class FakeClock:
-    """Time that passes only when told to: `advance` stands for work."""
-
-    name = "fake"
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def advance(self, seconds: float) -> None:
-        self.now_s += seconds
-
-    def settle(self) -> None:
-        pass
-
-    def mark(self) -> float:
-        return self.now_s
-
-    def intervals_s(self, marks: Sequence[float]) -> list[float]:
-        return [end - start for start, end in itertools.pairwise(marks)]
+def seconds_of_each(works: Sequence[Callable[[], object]], clock: Clock[Any]) -> list[float]:
+    """Do these pieces of work one after the other: the seconds of each."""
+    clock.settle()
+    marks = [clock.mark()]
+    for work in works:
+        work()
+        marks.append(clock.mark())
+    return clock.intervals_s(marks)

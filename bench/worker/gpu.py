@@ -3,21 +3,11 @@
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bench.records.gpu_state import GpuState
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """What does not change while a process runs: the card's name, memory in bytes, driver version."""
-
-    name: str | None
-    memory_bytes: int | None
-    driver: str | None
 
 
 THROTTLE_REASONS = {
@@ -40,14 +30,10 @@ class Nvml:
         self._pynvml = pynvml
         self._handle = handle
 
-    def facts(self) -> GpuFacts:
-        """Name, memory and driver of this GPU."""
-        n = self._pynvml
-        return GpuFacts(
-            name=_text(self._ask(lambda: n.nvmlDeviceGetName(self._handle))),
-            memory_bytes=self._ask(lambda: int(n.nvmlDeviceGetMemoryInfo(self._handle).total)),
-            driver=_text(self._ask(lambda: n.nvmlSystemGetDriverVersion())),
-        )
+    def driver(self) -> str | None:
+        """The driver's version."""
+        version = self._ask(lambda: self._pynvml.nvmlSystemGetDriverVersion())
+        return version.decode(errors="replace") if isinstance(version, bytes) else version
 
     def state(self) -> GpuState:
         """One look at the GPU now."""
@@ -66,25 +52,17 @@ class Nvml:
         )
 
     def _processes(self) -> tuple[int | None, int | None]:
-        """Bytes of this process, and how many others there are.
-
-        In a container the driver lists processes by the host's numbers, so that this process is not found
-        in the list: then neither figure can be told.
-        """
-        n = self._pynvml
-        running = self._ask(lambda: list(n.nvmlDeviceGetComputeRunningProcesses(self._handle)))
-        own = [process for process in running or [] if process.pid == os.getpid()]
-        if running is None or not own:
+        """Bytes of this process, and how many others there are; neither where a container's numbers hide this one."""
+        running = self._ask(lambda: list(self._pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))) or []
+        own = [process for process in running if process.pid == os.getpid()]
+        if not own:
             return None, None
         used = own[0].usedGpuMemory
         return (None if used is None else int(used)), len({process.pid for process in running}) - 1
 
     def _throttle_reasons(self) -> tuple[str, ...] | None:
-        n = self._pynvml
-        mask = self._ask(lambda: int(n.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)))
-        if mask is None:
-            return None
-        return tuple(words for bit, words in THROTTLE_REASONS.items() if mask & bit)
+        mask = self._ask(lambda: int(self._pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)))
+        return None if mask is None else tuple(words for bit, words in THROTTLE_REASONS.items() if mask & bit)
 
     def _ask(self, query: Callable[[], T]) -> T | None:
         try:
@@ -93,17 +71,16 @@ class Nvml:
             return None
 
 
-def open_nvml(uuid: str | None = None, *, pynvml: Any = None) -> Nvml | None:
+def open_nvml(uuid: str | None = None) -> Nvml | None:
     """The GPU of this UUID, or the only one there is; None without pynvml, driver or such a GPU.
 
     uuid: as CUDA names it, with or without the leading "GPU-". With several GPUs and no UUID it is not
-    guessed which one is meant. `pynvml` replaces the module of that name, for tests.
+    guessed which one is meant.
     """
-    if pynvml is None:
-        try:
-            pynvml = importlib.import_module("pynvml")
-        except ImportError:
-            return None
+    try:
+        pynvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return None
     try:
         pynvml.nvmlInit()
         if uuid is not None:
@@ -122,7 +99,3 @@ def cuda_uuid() -> str | None:
 
     uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
     return None if uuid is None else str(uuid)
-
-
-def _text(value: str | bytes | None) -> str | None:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.records.record import Latency
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, repeat, warm_up
-from bench.worker.clock import Clock
+from bench.worker.clock import Clock, seconds_of_each
 from quantize.decoding.eager import Decoder, EagerDecoder
 from quantize.errors import UserError
 
@@ -22,16 +22,19 @@ WARMUP_DECODE_STEPS = 8
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of a prompt (the first new token included), or of several, and of each decode step after each of them.
+    """Seconds of each prompt (the first new token included), and of each decode step after each of them.
 
     kv_cache_bytes: what the cache held at its end, the most of several prompts, None where that cannot be told.
-    prefill_by_length_s: the seconds of each prompt.
     """
 
-    prefill_s: float
+    prefill_by_length_s: tuple[float, ...]
     decode_s: tuple[float, ...]
-    kv_cache_bytes: int | None = None
-    prefill_by_length_s: tuple[float, ...] = ()
+    kv_cache_bytes: int | None
+
+    @property
+    def prefill_s(self) -> float:
+        """Of all prompts."""
+        return math.fsum(self.prefill_by_length_s)
 
     @property
     def seconds(self) -> float:
@@ -68,15 +71,9 @@ def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tup
 @torch.no_grad()
 def timed_pass(decoder: Decoder, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
     """Run the prompt, then `decode_steps` tokens one by one, and time each."""
-    clock.settle()
-    marks = [clock.mark()]
-    decoder.prefill(prompt)
-    marks.append(clock.mark())
-    for _ in range(decode_steps):
-        decoder.step()
-        marks.append(clock.mark())
-    prefill_s, *decode_s = clock.intervals_s(marks)
-    return Pass(prefill_s, tuple(decode_s), decoder.cache_bytes(), (prefill_s,))
+    works = [lambda: decoder.prefill(prompt), *[decoder.step] * decode_steps]
+    prefill_s, *decode_s = seconds_of_each(works, clock)
+    return Pass((prefill_s,), tuple(decode_s), decoder.cache_bytes())
 
 
 def greedy_pass(model: Any, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
@@ -89,10 +86,9 @@ def pass_over(prompts: Sequence[Tensor], decode_steps: int, timed: Timed) -> Pas
     parts = [timed(prompt, decode_steps) for prompt in prompts]
     held = [part.kv_cache_bytes for part in parts if part.kv_cache_bytes is not None]
     return Pass(
-        prefill_s=math.fsum(part.prefill_s for part in parts),
+        prefill_by_length_s=tuple(part.prefill_s for part in parts),
         decode_s=tuple(step for part in parts for step in part.decode_s),
         kv_cache_bytes=max(held, default=None),
-        prefill_by_length_s=tuple(part.prefill_s for part in parts),
     )
 
 
@@ -128,14 +124,10 @@ def measure_latency(
     dtype = compute_dtype or model.dtype
     timed, decode_mode = timed_by_mode(model, scenario, prompts, clock, dtype)
     warmup_steps = min(scenario.decode_steps, WARMUP_DECODE_STEPS)
-    cache_bytes: int | None = None
 
     def one_pass() -> Pass:
-        nonlocal cache_bytes
         between()
-        one = pass_over(prompts, scenario.decode_steps, timed)
-        cache_bytes = one.kv_cache_bytes
-        return one
+        return pass_over(prompts, scenario.decode_steps, timed)
 
     warmup_s, steady = warm_up(lambda: pass_over(prompts, warmup_steps, timed).seconds, rule)
     passes, stopped = repeat(one_pass, lambda one: one.seconds, rule)
@@ -148,7 +140,8 @@ def measure_latency(
         prefill_by_length_s=tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else (),
         decode_mode=decode_mode if scenario.decode_steps else None,
     )
-    return LatencyResult(latency, cache_bytes, kv_cache_formula_bytes(config, scenario, dtype), tokens_sha256(prompts))
+    formula_bytes = kv_cache_formula_bytes(config, scenario, dtype)
+    return LatencyResult(latency, passes[-1].kv_cache_bytes, formula_bytes, tokens_sha256(prompts))
 
 
 def timed_by_mode(
@@ -169,14 +162,8 @@ def timed_by_mode(
 
 def tokens_sha256(prompts: Sequence[Tensor]) -> str:
     """Hex SHA-256 of the token ids of one prompt or several."""
-    if len(prompts) == 1:
-        return token_sha256(prompts[0])
-    return hashlib.sha256(str([prompt.tolist() for prompt in prompts]).encode()).hexdigest()
-
-
-def token_sha256(tokens: Tensor) -> str:
-    """Hex SHA-256 of token ids."""
-    return hashlib.sha256(str(tokens.tolist()).encode()).hexdigest()
+    ids = [prompt.tolist() for prompt in prompts]
+    return hashlib.sha256(str(ids if len(ids) > 1 else ids[0]).encode()).hexdigest()
 
 
 def kv_cache_formula_bytes(config: Any, scenario: Scenario, dtype: torch.dtype) -> int | None:

@@ -1,17 +1,17 @@
 """Looks at the machine: its fingerprint, and what a copy and a matrix product take on it."""
 
+import functools
 import os
 import platform
 import re
 import statistics
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.records.environment import LIBRARIES, Environment, SourceState
-from bench.worker.clock import clock_for
-from bench.worker.gpu import GpuFacts, cuda_uuid, open_nvml
+from bench.worker.clock import HostClock, clock_for, seconds_of_each
+from bench.worker.gpu import cuda_uuid, open_nvml
 from quantize.versions import version_of
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
@@ -29,17 +29,18 @@ def fingerprint(device_type: str) -> Environment:
     """
     import torch
 
-    on_cuda = device_type == "cuda"
-    gpu = _gpu_facts() if on_cuda else GpuFacts(None, None, None)
+    card, nvml = None, None
+    if device_type == "cuda":
+        card, nvml = torch.cuda.get_device_properties(torch.cuda.current_device()), open_nvml(cuda_uuid())
     return Environment(
         cpu=cpu_model_name(),
         cpu_cores=usable_cores(),
         torch_threads=torch.get_num_threads(),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpu=gpu.name,
-        gpu_memory_bytes=gpu.memory_bytes,
-        gpu_driver=gpu.driver,
-        cuda=torch.version.cuda if on_cuda else None,
+        gpu=card.name if card else None,
+        gpu_memory_bytes=card.total_memory if card else None,
+        gpu_driver=nvml.driver() if nvml else None,
+        cuda=torch.version.cuda if card else None,
         os=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
         python=platform.python_version(),
         libraries={name: version_of(name) for name in LIBRARIES},
@@ -69,26 +70,15 @@ def source_state(root: Path) -> SourceState:
     if (root / ".git").exists():
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    dirty = None if commit is None or changed is None else bool(changed)
-    return SourceState(version_of("quantable"), commit, dirty)
+    return SourceState(version_of("quantable"), commit, None if commit is None or changed is None else bool(changed))
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(root), *arguments]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return ran.stdout.strip()
-
-
-def _gpu_facts() -> GpuFacts:
-    import torch
-
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    nvml = open_nvml(cuda_uuid())
-    driver = nvml.facts().driver if nvml else None
-    return GpuFacts(properties.name, properties.total_memory, driver)
 
 
 def copy_probe(device_type: str, repeats: int = 11) -> float | None:
@@ -102,16 +92,11 @@ def copy_probe(device_type: str, repeats: int = 11) -> float | None:
     size = COPY_BYTES[device_type]
     if device_type == "cuda" and torch.cuda.mem_get_info()[0] < 3 * size:
         return None
-    clock = clock_for(device_type)
     source = torch.ones(size // 4, dtype=torch.float32, device=device_type)
     target = torch.empty_like(source)
     target.copy_(source)
-    clock.settle()
-    marks = [clock.mark()]
-    for _ in range(repeats):
-        target.copy_(source)
-        marks.append(clock.mark())
-    return 2 * size / statistics.median(clock.intervals_s(marks))
+    seconds = seconds_of_each([lambda: target.copy_(source)] * repeats, clock_for(device_type))
+    return 2 * size / statistics.median(seconds)
 
 
 def matmul_probe(repeats: int = 5) -> dict[str, float]:
@@ -121,26 +106,15 @@ def matmul_probe(repeats: int = 5) -> dict[str, float]:
     """
     import torch
 
-    operands = {
-        name: (torch.ones(256, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype))
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in operands}
+    products = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(256, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
+        products[str(dtype).removeprefix("torch.")] = functools.partial(torch.matmul, x, weight.T)
     with torch.no_grad():
-        for turn in range(repeats + 1):
-            for name, (x, weight) in operands.items():
-                taken = _seconds(lambda x=x, weight=weight: torch.matmul(x, weight.T))  # type: ignore[misc]
-                if turn > 0:
-                    seconds[name].append(taken)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+        turns = [seconds_of_each(list(products.values()), HostClock()) for _ in range(repeats + 1)]
+    return dict(zip(products, map(statistics.median, zip(*turns[1:], strict=True)), strict=True))
 
 
 def cpu_compute_dtype(probe: Mapping[str, float]) -> str:
     """float32, unless the probe found bfloat16 clearly faster."""
     return "bfloat16" if probe["bfloat16"] <= FAST_BFLOAT16_RATIO * probe["float32"] else "float32"
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -2,27 +2,8 @@
 
 import gc
 from pathlib import Path
-from typing import Protocol
 
 from quantize.process_memory import PROC, resident_bytes, status_bytes, trim_memory
-
-
-class MemoryView(Protocol):
-    """One way of looking at memory: what is held now, and the most that was held since the last reset."""
-
-    source: str
-
-    def reset_peak(self) -> None:
-        """Give back what is held without need and start a new peak from what is left."""
-
-    def current_bytes(self) -> int | None:
-        """Held now."""
-
-    def peak_bytes(self) -> int | None:
-        """The most that was held since `reset_peak`."""
-
-    def reserved_peak_bytes(self) -> int | None:
-        """The most that an allocator took from the device, None where there is no such thing."""
 
 
 class RssView:
@@ -39,6 +20,7 @@ class RssView:
         self._older_peak_bytes = 0
 
     def reset_peak(self) -> None:
+        """Give back what is held without need and start a new peak from what is left."""
         gc.collect()
         trim_memory()
         try:
@@ -48,42 +30,46 @@ class RssView:
             self._older_peak_bytes = status_bytes("VmHWM", self._proc) or 0
 
     def current_bytes(self) -> int | None:
+        """Held now."""
         return resident_bytes(self._proc)
 
     def peak_bytes(self) -> int | None:
+        """The most that was held since `reset_peak`."""
         peak = status_bytes("VmHWM", self._proc)
         return None if peak is None or peak <= self._older_peak_bytes else peak
 
     def reserved_peak_bytes(self) -> int | None:
+        """The most that an allocator took from the device, None where there is no such thing."""
         return None
 
 
 class CudaAllocatorView:
-    """What torch's allocator has handed out on the current CUDA device; no context, no cached blocks."""
+    """The same of what torch's allocator has handed out on the current CUDA device; no context, no cached blocks."""
 
     source = "CUDA allocator"
 
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+
     def reset_peak(self) -> None:
-        import torch
-
         gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        self._cuda.empty_cache()
+        self._cuda.reset_peak_memory_stats()
 
-    def current_bytes(self) -> int | None:
-        import torch
+    def current_bytes(self) -> int:
+        return self._cuda.memory_allocated()
 
-        return torch.cuda.memory_allocated()
+    def peak_bytes(self) -> int:
+        return self._cuda.max_memory_allocated()
 
-    def peak_bytes(self) -> int | None:
-        import torch
+    def reserved_peak_bytes(self) -> int:
+        return self._cuda.max_memory_reserved()
 
-        return torch.cuda.max_memory_allocated()
 
-    def reserved_peak_bytes(self) -> int | None:
-        import torch
-
-        return torch.cuda.max_memory_reserved()
+MemoryView = RssView | CudaAllocatorView
+"""One way of looking at memory."""
 
 
 def memory_view(device_type: str) -> MemoryView:

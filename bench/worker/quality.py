@@ -1,15 +1,18 @@
 """How well a model predicts held-out text, and how far its predictions are from the reference's."""
 
 import math
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.records.record import Divergence, Quality
-from bench.worker.reference_logprobs import ReferenceLogprobs
 from bench.worker.request import BUILTIN_LABEL
 from quantize.calibration import blocks_sha256, builtin_text, text_from, token_blocks
+from quantize.errors import UserError
 
 LOGIT_ROWS = 64
 """Positions whose logits are turned into float32 at a time."""
@@ -43,57 +46,55 @@ def predictions(model: Any, blocks: torch.Tensor, *, at_once: int = 1) -> Iterat
 class _Likelihood:
     """Adds up the log-likelihood of the tokens that came; refuses what is not finite."""
 
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.tokens = 0
+    def __init__(self, blocks: torch.Tensor, text: str) -> None:
+        self._blocks, self._text = blocks, text
+        self._total, self._tokens = 0.0, 0
 
     def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
         loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the model's output is not finite (NaN or infinity) near token {self.tokens} of the text: "
+                f"the model's output is not finite (NaN or infinity) near token {self._tokens} of the text: "
                 "this checkpoint is broken"
             )
-        self.total += loss
-        self.tokens += len(following)
+        self._total += loss
+        self._tokens += len(following)
 
-    def perplexity(self) -> float:
-        return _exp(self.total / self.tokens)
+    def quality(self, divergence: Divergence | None = None, noise_floor: Divergence | None = None) -> Quality:
+        mean_loss = self._total / self._tokens
+        try:
+            perplexity = math.exp(mean_loss)
+        except OverflowError:
+            raise FloatingPointError(
+                f"the perplexity is too large for a number (mean loss {mean_loss:.0f}): this checkpoint is broken"
+            ) from None
+        return Quality(perplexity, self._tokens, self._text, blocks_sha256(self._blocks), divergence, noise_floor)
 
 
-def quality(
-    model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expected: ReferenceLogprobs | None = None
-) -> Quality:
+def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expected: Path | None = None) -> Quality:
     """Perplexity, exp(-1/N sum log p(token | its block before it)) over N = blocks * (block_tokens - 1) tokens.
 
-    expected: the reference's log-probabilities on these blocks; with them the divergence is told too. Log-likelihoods
-    are computed in float32 and summed in float64. Raises FloatingPointError when the model gives NaN or infinity.
+    expected: a file of the reference's log-probabilities on these blocks; with them the divergence is told too.
+    Log-likelihoods are computed in float32 and summed in float64. Raises FloatingPointError when the model gives NaN or
+    infinity.
     """
-    likelihood, divergence = _Likelihood(), _DivergenceSamples()
-    references = None if expected is None else expected.rows(_row_counts(blocks))
+    likelihood, divergence = _Likelihood(blocks, text), _DivergenceSamples()
+    references = None if expected is None else read_logprobs(expected, _row_counts(blocks))
     for logits, following in predictions(model, blocks):
         own = torch.log_softmax(logits, dim=-1)
         likelihood.add(own, following)
         if references is not None:
             divergence.add(next(references).to(own.device), own)
-    return Quality(
-        perplexity=likelihood.perplexity(),
-        tokens=likelihood.tokens,
-        text=text,
-        text_sha256=blocks_sha256(blocks),
-        divergence=None if references is None else divergence.summary(),
-    )
+    return likelihood.quality(divergence=None if references is None else divergence.summary())
 
 
-def reference_quality(
-    model: Any, blocks: torch.Tensor, keep: ReferenceLogprobs, *, text: str = BUILTIN_LABEL
-) -> Quality:
-    """The reference's own perplexity and noise floor; what it expects is kept for the others.
+def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str = BUILTIN_LABEL) -> Quality:
+    """The reference's own perplexity and noise floor; what it expects is kept in a file for the others.
 
     The noise floor is its divergence from itself when the same sums are done in another order: attention written out
     (eager) and two blocks at once. Nothing nearer to the reference than that can be told from it.
     """
-    likelihood = _Likelihood()
+    likelihood = _Likelihood(blocks, text)
 
     def log_probabilities() -> Iterator[torch.Tensor]:
         for logits, following in predictions(model, blocks):
@@ -101,33 +102,64 @@ def reference_quality(
             likelihood.add(own, following)
             yield own
 
-    keep.write(log_probabilities(), blocks.shape[0] * (blocks.shape[1] - 1))
+    write_logprobs(keep, log_probabilities(), blocks.shape[0] * (blocks.shape[1] - 1))
     again = _DivergenceSamples()
     before = getattr(model.config, "_attn_implementation", None)
+    switch = before not in (None, "eager")
     try:
-        if before not in (None, "eager"):
+        if switch:
             model.set_attn_implementation("eager")
-        pairs = zip(keep.rows(_row_counts(blocks)), predictions(model, blocks, at_once=2), strict=True)
+        pairs = zip(read_logprobs(keep, _row_counts(blocks)), predictions(model, blocks, at_once=2), strict=True)
         for expected, (logits, _) in pairs:
             again.add(expected.to(logits.device), torch.log_softmax(logits, dim=-1))
     finally:
-        if before not in (None, "eager"):
+        if switch:
             model.set_attn_implementation(before)
-    return Quality(
-        perplexity=likelihood.perplexity(),
-        tokens=likelihood.tokens,
-        text=text,
-        text_sha256=blocks_sha256(blocks),
-        noise_floor=again.summary(),
-    )
+    return likelihood.quality(noise_floor=again.summary())
+
+
+def write_logprobs(path: Path, parts: Iterator[torch.Tensor], tokens: int) -> None:
+    """Keep log-probabilities that come as [rows, vocabulary], `tokens` rows in all; whole or not at all.
+
+    The .npy file is float16 [tokens, vocabulary]: that moves a divergence by about 1e-5 nats in half the size.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        at, rows = 0, None
+        for part in parts:
+            if rows is None:
+                shape = (tokens, part.shape[1])
+                rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            rows[at : at + len(part)] = part.half().cpu().numpy()
+            at += len(part)
+        if rows is None or at != tokens:
+            raise ValueError(f"{at} rows came, {tokens} were announced")
+        rows.flush()
+        del rows
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_logprobs(path: Path, sizes: Iterator[int]) -> Iterator[torch.Tensor]:
+    """float32 [rows, vocabulary], as many rows at a time as `sizes` says, normalised again after their rounding.
+
+    Raises UserError for a file of other lengths than asked for.
+    """
+    kept = np.load(path, mmap_mode="r", allow_pickle=False)
+    at = 0
+    for size in sizes:
+        if at + size > len(kept):
+            raise UserError(f"{path} holds {len(kept)} tokens, more were asked for: delete it and run again")
+        yield torch.log_softmax(torch.from_numpy(np.array(kept[at : at + size])).float(), dim=-1)
+        at += size
 
 
 def _row_counts(blocks: torch.Tensor) -> Iterator[int]:
     """The sizes in which `predictions` yields."""
     positions = blocks.shape[1] - 1
-    for _ in range(blocks.shape[0]):
-        for start in range(0, positions, LOGIT_ROWS):
-            yield min(LOGIT_ROWS, positions - start)
+    return (min(LOGIT_ROWS, positions - start) for _ in blocks for start in range(0, positions, LOGIT_ROWS))
 
 
 def _divergence(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -164,15 +196,6 @@ class _DivergenceSamples:
 def perplexity(model: Any, blocks: torch.Tensor) -> float:
     """Perplexity alone; see `quality`."""
     return quality(model, blocks).perplexity
-
-
-def _exp(mean_loss: float) -> float:
-    try:
-        return math.exp(mean_loss)
-    except OverflowError:
-        raise FloatingPointError(
-            f"the perplexity is too large for a number (mean loss {mean_loss:.0f}): this checkpoint is broken"
-        ) from None
 
 
 @torch.no_grad()

@@ -43,33 +43,19 @@ class TaskRequest:
 
 
 @dataclass(frozen=True)
-class Dummy:
-    """Random weights to draw in place of a checkpoint.
-
-    spec:       of the shape, as `quantize.dummy.dummy_config` reads it.
-    variant:    the name of one.
-    group_size: of AWQ variants, None for the others.
-    """
-
-    spec: str
-    variant: str
-    group_size: int | None = None
-
-
-@dataclass(frozen=True)
 class Target:
     """One row to be: how its records name it, and what a worker makes the model of.
 
     subject:    as records name it.
-    checkpoint: the folder of the one on disk, or None and `dummy` says which weights to draw.
-    dummy:      random weights.
+    checkpoint: the folder of the one on disk, None for random weights.
+    dummy:      the shape of random weights in this variant, as `quantize.dummy.dummy_config` reads it.
     half_dtype: what the model's config names, "bfloat16" or "float16".
     has_text:   whether it can be judged on text: random weights have no quality, and no tokenizer.
     """
 
     subject: Subject
     checkpoint: str | None = None
-    dummy: Dummy | None = None
+    dummy: str | None = None
     half_dtype: str = "float16"
     has_text: bool = False
 
@@ -103,7 +89,7 @@ class PlannedRun:
     def works(self) -> tuple[Work, ...]:
         """What it leaves records of, in order."""
         works: list[Work] = [("latency", scenario) for scenario in self.scenarios]
-        return (*works, *([QUALITY] if self.quality else []), *([TASKS] if self.tasks else []))
+        return (*works, *[QUALITY] * self.quality, *[TASKS] * bool(self.tasks))
 
     @property
     def subject(self) -> Subject:

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,26 +55,19 @@ def check_names(names: Sequence[str], folder: Path | None) -> None:
 
 
 def evaluate(
-    model: Any,
-    tokenizer: Any,
-    names: Iterable[str],
-    *,
-    folder: Path | None,
-    limit: int | None,
-    shots: int | None = None,
+    model: Any, tokenizer: Any, names: Iterable[str], *, folder: Path | None, limit: int | None
 ) -> tuple[TaskScore, ...]:
     """Ask a loaded transformers model the questions of these tasks, with fixed seeds and without printing a word.
 
     folder: YAML files of one's own tasks, which go before lm-eval's; relative paths in them start at this folder.
-    limit: at most so many questions a task, the first ones; shots: solved examples before each question, default
-    what the task says. A group or tag of lm-eval gives one result for each of its tasks. Log-probabilities are taken
-    in float32. Raises UserError where lm-eval is not installed, for an unknown task, and for one whose data cannot
-    be loaded, such as from the hub without a network, before any question is asked.
+    limit: at most so many questions a task, the first ones. A group or tag of lm-eval gives one result for each of its
+    tasks. Log-probabilities are taken in float32. Raises UserError where lm-eval is not installed, for an unknown task,
+    and for one whose data cannot be loaded, such as from the hub without a network, before any question is asked.
     """
     if tokenizer is None:
         raise UserError("dummy weights have no tokenizer and no knowledge: run tasks on a checkpoint of a real model")
-    if (limit is not None and limit < 1) or (shots is not None and shots < 0):
-        raise UserError(f"limit {limit} and shots {shots}: use a limit of 1 or more and 0 shots or more")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit {limit}: use a limit of 1 or more")
     wanted = expand(names)
     with quiet_libraries():
         manager = _task_manager(wanted, folder)
@@ -88,7 +80,6 @@ def evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32"),
                 tasks=list(tasks.values()),
                 task_manager=manager,
-                num_fewshot=shots,
                 limit=limit,
                 log_samples=False,
                 **SEEDS,
@@ -125,14 +116,13 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     from datasets.exceptions import DatasetsError
 
     try:
-        tasks: dict[str, Any] = manager.load([name])["tasks"]
+        return dict(manager.load([name])["tasks"])
     except (OSError, RuntimeError, ValueError, ImportError, DatasetsError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
             f"task {name} cannot be loaded ({reason}): leave it out, fetch its data set where there is a network, "
             "or put a task of this name with local data into a folder of your own"
         ) from error
-    return tasks
 
 
 def _result(name: str, found: Mapping[str, Any]) -> TaskScore:
@@ -160,8 +150,8 @@ def _no_output() -> Iterator[None]:
         with Path(os.devnull).open("w") as nowhere:
             for number in kept:
                 os.dup2(nowhere.fileno(), number)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                yield
     finally:
         for number, copy in kept.items():
             os.dup2(copy, number)

@@ -11,14 +11,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.records.gpu_state import GpuExtremes, GpuStates
-from bench.records.record import Kernels, Memory, Record, Status
-from bench.records.scenario import Scenario
+from bench.records.gpu_state import GpuState, GpuStates, extremes_of
+from bench.records.record import Kernels, Memory, Quality, Record, Status
 from bench.records.store import append
 from bench.worker.clock import Clock, clock_for
 from bench.worker.gpu import Nvml, cuda_uuid, open_nvml
@@ -34,32 +33,26 @@ NO_MEMORY_WORDS = (
 )
 """What an error, or a process that dies without a record, says in lower case where memory ran out."""
 
-Load = Callable[..., Any]
-Emit = Callable[[Record], None]
-
 
 @dataclass(frozen=True)
 class Bench:
-    """A loaded checkpoint on its bench: the model and the instruments."""
+    """A loaded checkpoint on its bench: the model and the instruments. memory: what loading it took."""
 
     loaded: Any
     clock: Clock[Any]
     view: MemoryView
     nvml: Nvml | None
-    weights_bytes: int
-    baseline_bytes: int | None
-    load_peak_bytes: int | None
-    decode_bytes: int | None
+    memory: Memory
 
 
-def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
+def work(request: Request, emit: Callable[[Record], None]) -> None:
     """Load the model and emit one record a scenario, one of quality, one of tasks, failures included.
 
-    load: replaces quantize.load in tests. A failure to load is a record for everything asked for.
+    A failure to load is a record for everything asked for.
     """
     started_at, start = _now(), time.perf_counter()
     try:
-        bench = _load(request, load)
+        bench = _load(request)
     except Exception as error:
         status, reason = failure(error, request.run.target.checkpoint)
         wall_s = time.perf_counter() - start
@@ -70,7 +63,7 @@ def work(request: Request, emit: Emit, *, load: Load | None = None) -> None:
         emit(_measured(request, bench, asked))
 
 
-def _load(request: Request, load: Load | None) -> Bench:
+def _load(request: Request) -> Bench:
     import torch
 
     from quantize.loading.footprint import decode_bytes, weights_bytes
@@ -80,91 +73,107 @@ def _load(request: Request, load: Load | None) -> Bench:
     device_type = torch.device(request.settings.device).type
     view = memory_view(device_type)
     view.reset_peak()
-    loaded = _loaded(request, getattr(torch, request.compute_dtype), load)
+    loaded = _loaded(request, getattr(torch, request.compute_dtype))
     load_peak_bytes = view.peak_bytes()
     view.reset_peak()
     spread = loaded.placement is not None  # weights that wait in RAM are not in the model between two passes
-    return Bench(
-        loaded=loaded,
-        clock=clock_for(device_type),
-        view=view,
-        nvml=open_nvml(cuda_uuid()) if device_type == "cuda" else None,
+    memory = Memory(
         weights_bytes=loaded.weights_bytes if spread else weights_bytes(loaded.model),
+        source=view.source,
         baseline_bytes=view.current_bytes(),
         load_peak_bytes=load_peak_bytes,
+        run_peak_bytes=None,
         decode_bytes=None if spread else decode_bytes(loaded.model),
     )
+    nvml = open_nvml(cuda_uuid()) if device_type == "cuda" else None
+    return Bench(loaded, clock_for(device_type), view, nvml, memory)
 
 
-def _loaded(request: Request, dtype: Any, load: Load | None) -> Any:
+def _loaded(request: Request, dtype: Any) -> Any:
     """The model that the request names: a checkpoint, or random weights drawn here."""
+    from quantize.loader import load, load_dummy
+
     target = request.run.target
     how: dict[str, Any] = {"device": request.settings.device, "compute_dtype": dtype, "kernel": target.subject.kernel}
     if target.dummy is not None:
-        from quantize.loader import load_dummy
-
-        asked = target.dummy
-        return load_dummy(asked.spec, asked.variant, group_size=asked.group_size, **how)
+        return load_dummy(target.dummy, target.subject.variant, group_size=target.subject.q_group_size, **how)
     assert target.checkpoint is not None
-    if load is None:
-        from quantize.loader import load as load_checkpoint
-
-        load = load_checkpoint
     return load(target.checkpoint, **how)
 
 
 def _measured(request: Request, bench: Bench, asked: Work) -> Record:
     """The record of one scenario, of quality, or of tasks."""
     started_at, start = _now(), time.perf_counter()
-    kind, scenario = asked
-    figures: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "kernels": Kernels(bench.loaded.prefill_kernel, bench.loaded.decode_kernel),
         "quantization": quantization_of(bench.loaded.model),
         "placement": bench.loaded.placement,
     }
-    between = GpuExtremes()
+    looks: list[GpuState] = []
 
-    def sample() -> None:
-        nonlocal between
+    def look() -> None:
         if bench.nvml is not None:
-            between = between.with_sample(bench.nvml.state())
+            looks.append(bench.nvml.state())
 
-    before = bench.nvml.state() if bench.nvml else None
+    look()
     bench.view.reset_peak()
     status: Status = "ok"
-    cache: dict[str, int | None] = {}
     try:
-        if scenario is not None:
-            measured = _latency(request, bench, scenario, sample)
-            figures |= {"latency": measured.latency, "prompt_sha256": measured.prompt_sha256}
-            cache = {
-                "kv_cache_bytes": measured.kv_cache_bytes,
-                "kv_cache_formula_bytes": measured.kv_cache_formula_bytes,
-            }
-        elif kind == "quality":
-            figures["quality"] = _quality(request, bench)
-        else:
-            figures["tasks"] = _tasks(request, bench)
+        figures, cache = _figures(request, bench, asked, look)
         run_peak_bytes = bench.view.peak_bytes()
-        after = bench.nvml.state() if bench.nvml else None
-        figures["memory"] = Memory(
-            weights_bytes=bench.weights_bytes,
-            source=bench.view.source,
-            baseline_bytes=bench.baseline_bytes,
-            load_peak_bytes=bench.load_peak_bytes,
+        look()
+        fields |= figures
+        fields["memory"] = replace(
+            bench.memory,
             run_peak_bytes=run_peak_bytes,
-            nvml_process_bytes=after.process_bytes if after else None,
-            nvml_device_bytes=after.device_bytes if after else None,
+            nvml_process_bytes=looks[-1].process_bytes if looks else None,
+            nvml_device_bytes=looks[-1].device_bytes if looks else None,
             reserved_peak_bytes=bench.view.reserved_peak_bytes(),
-            decode_bytes=bench.decode_bytes,
             **cache,
         )
-        if before and after:
-            figures["device_state"] = GpuStates(before, between, after)
+        if looks:
+            before, *between, after = looks
+            fields["device_state"] = GpuStates(before, extremes_of(between), after)
     except Exception as error:
-        status, figures["reason"] = failure(error, request.run.target.checkpoint)
+        status, fields["reason"] = failure(error, request.run.target.checkpoint)
     wall_s = time.perf_counter() - start
-    return request.record(status, asked, started_at=started_at, wall_s=wall_s, **figures)
+    return request.record(status, asked, started_at=started_at, wall_s=wall_s, **fields)
+
+
+def _figures(
+    request: Request, bench: Bench, asked: Work, between: Callable[[], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What one work gives by Record's fields, and the bytes of its cache by Memory's. between: before each pass."""
+    (kind, scenario), settings, loaded = asked, request.settings, bench.loaded
+    if scenario is not None:
+        import torch
+
+        from bench.worker.latency import measure_latency
+
+        dtype = getattr(torch, request.compute_dtype)
+        found = measure_latency(
+            loaded.model, scenario, bench.clock, settings.rule, compute_dtype=dtype, between=between
+        )
+        cache = {"kv_cache_bytes": found.kv_cache_bytes, "kv_cache_formula_bytes": found.kv_cache_formula_bytes}
+        return {"latency": found.latency, "prompt_sha256": found.prompt_sha256}, cache
+    if kind == "quality":
+        return {"quality": _quality(request, loaded)}, {}
+    from bench.worker.tasks import evaluate
+
+    folder = None if settings.tasks.folder is None else Path(settings.tasks.folder)
+    scores = evaluate(loaded.model, loaded.tokenizer, request.run.tasks, folder=folder, limit=settings.tasks.limit)
+    return {"tasks": scores}, {}
+
+
+def _quality(request: Request, loaded: Any) -> Quality:
+    from bench.worker.quality import evaluation_blocks, quality, reference_quality
+
+    asked = request.settings.quality
+    blocks = evaluation_blocks(loaded.tokenizer, blocks=asked.blocks, block_tokens=asked.block_tokens, data=asked.data)
+    kept = Path(request.reference_logprobs) if request.reference_logprobs else None
+    if kept is not None and request.run.is_reference:
+        return reference_quality(loaded.model, blocks, kept, text=asked.label)
+    return quality(loaded.model, blocks, text=asked.label, expected=kept if kept and kept.is_file() else None)
 
 
 def quantization_of(model: Any) -> dict[str, Any] | None:
@@ -176,57 +185,17 @@ def quantization_of(model: Any) -> dict[str, Any] | None:
     return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | None)}
 
 
-def _latency(request: Request, bench: Bench, scenario: Scenario, sample: Callable[[], None]) -> Any:
-    import torch
-
-    from bench.worker.latency import measure_latency
-
-    return measure_latency(
-        bench.loaded.model,
-        scenario,
-        bench.clock,
-        request.settings.rule,
-        compute_dtype=getattr(torch, request.compute_dtype),
-        between=sample,
-    )
-
-
-def _quality(request: Request, bench: Bench) -> Any:
-    from bench.worker.quality import evaluation_blocks, quality, reference_quality
-    from bench.worker.reference_logprobs import ReferenceLogprobs
-
-    asked = request.settings.quality
-    model = bench.loaded.model
-    blocks = evaluation_blocks(
-        bench.loaded.tokenizer, blocks=asked.blocks, block_tokens=asked.block_tokens, data=asked.data
-    )
-    kept = ReferenceLogprobs(Path(request.reference_logprobs)) if request.reference_logprobs else None
-    if kept is not None and request.run.is_reference:
-        return reference_quality(model, blocks, kept, text=asked.label)
-    there = kept if kept is not None and kept.path.is_file() else None
-    return quality(model, blocks, text=asked.label, expected=there)
-
-
-def _tasks(request: Request, bench: Bench) -> Any:
-    from bench.worker.tasks import evaluate
-
-    asked = request.settings.tasks
-    folder = None if asked.folder is None else Path(asked.folder)
-    return evaluate(bench.loaded.model, bench.loaded.tokenizer, request.run.tasks, folder=folder, limit=asked.limit)
-
-
 def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
     """The status and the one-line reason of a run that raised this, without the checkpoint's folder.
 
     On a CPU torch has no error type for a failed allocation, so that its words decide.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not isinstance(error, UserError):
-        traceback.print_exception(error)
-    text = lines[0] if lines else "no message"
-    text = without_folder(text, checkpoint)
+    text = without_folder(
+        next((line.strip() for line in str(error).splitlines() if line.strip()), "no message"), checkpoint
+    )
     if isinstance(error, UserError):
         return "unsupported", text[:REASON_CHARACTERS]
+    traceback.print_exception(error)
     no_memory = (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -243,12 +212,11 @@ def without_folder(text: str, checkpoint: str | None) -> str:
 
 def die_with(parent_pid: int) -> None:
     """Have the kernel end this process when its parent ends: an orphan would disturb the next measurement."""
-    if sys.platform != "linux":
-        return
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench
 from bench.cli import main, parser, scenarios_from
 from bench.records.record import Record
 from bench.records.scenario import SCENARIOS, Scenario
@@ -193,6 +194,24 @@ def test_an_unknown_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -
 def test_half_a_scenario(folder: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = "--new and --batch need --prompt: the three make a scenario of your own"
     assert fails(capsys, folder, option, 3) == message
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [("--rounds", 0, "at least 1"), ("--noise", 0, "above 0"), ("--max-time", "nan", "at least 0 seconds")],
+)
+def test_a_rule_out_of_range_names_its_option(
+    folder: Path, flag: str, value: object, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails(capsys, folder, flag, value) == f"{flag} must be {message}"
+
+
+def test_the_package_has_the_function_and_nothing_it_does_not_know() -> None:
+    from bench.run.run import bench as function
+
+    assert bench.bench is function
+    with pytest.raises(AttributeError, match="module 'bench' has no attribute 'speed'"):
+        bench.speed  # noqa: B018
 
 
 def test_an_empty_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

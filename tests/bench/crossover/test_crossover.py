@@ -18,11 +18,11 @@ from bench.crossover.measure import TURN_S, TURNS, blank_entry, main, measure_cr
 from bench.records.crossover import CROSSOVER_NAME, MIN_TURNS, SAME_WITHIN, CrossoverEntry, crossings
 from bench.records.environment import Environment
 from bench.records.store import line_of, read_crossover, write
-from bench.worker.clock import FakeClock
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS
 from quantize.kernels.base import Int4Linear
+from tests.fake_clock import FakeClock
 
 CPU = torch.device("cpu")
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)

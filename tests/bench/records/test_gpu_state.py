@@ -1,4 +1,4 @@
-from bench.records.gpu_state import GpuExtremes, GpuState, GpuStates
+from bench.records.gpu_state import GpuExtremes, GpuState, GpuStates, extremes_of
 
 
 def test_the_extremes_are_over_all_looks_and_unknown_stays_unknown() -> None:
@@ -7,11 +7,9 @@ def test_the_extremes_are_over_all_looks_and_unknown_stays_unknown() -> None:
         GpuState(),
         GpuState(sm_clock_mhz=1200, temperature_c=71, throttle_reasons=("power cap", "sync boost"), other_processes=2),
     ]
-    found = GpuExtremes()
-    for look in looks:
-        found = found.with_sample(look)
-    assert found == GpuExtremes(3, 1200, 1500, 71, ("power cap", "sync boost"), 2)
-    assert GpuExtremes().with_sample(GpuState()) == GpuExtremes(looks=1)
+    assert extremes_of(looks) == GpuExtremes(3, 1200, 1500, 71, ("power cap", "sync boost"), 2)
+    assert extremes_of([GpuState()]) == GpuExtremes(looks=1)
+    assert extremes_of([]) == GpuExtremes()
 
 
 def test_energy_is_the_difference_of_two_looks() -> None:

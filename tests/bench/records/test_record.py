@@ -9,7 +9,7 @@ import pytest
 from bench.records.gpu_state import GpuState, GpuStates
 from bench.records.record import Divergence, Kernels, Latency, Memory, Quality, Record, TaskScore, latency_records
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.records.store import append, line_of, read_records, record_from
+from bench.records.store import append, line_of, read_crossover, read_records, record_from
 from bench.run.plan import plan
 from bench.run.target import target_of
 from quantize.checkpoint import Checkpoint
@@ -134,11 +134,27 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
         read_records(tmp_path / "none.jsonl")
 
 
+def test_records_of_another_kind_are_named(tmp_path: Path, three: list[Record]) -> None:
+    append(tmp_path / "records.jsonl", three[0])
+    with pytest.raises(UserError, match=r"holds measurements \(`bench DIR`\), not a crossover"):
+        read_crossover(tmp_path / "records.jsonl")
+
+
+def test_a_file_that_cannot_be_read_is_one_line(
+    tmp_path: Path, three: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **how: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    append(tmp_path / "records.jsonl", three[0])
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(UserError, match=r"^cannot read .*records\.jsonl \(Permission denied\)$"):
+        read_records(tmp_path / "records.jsonl")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"status": "fine"}, "status 'fine'"),
-        ({"kind": "speed"}, "kind 'speed'"),
         ({"status": "error"}, "a reason exactly when"),
         ({"reason": "why"}, "a reason exactly when"),
         ({"latency": None}, "has latency figures"),
@@ -148,6 +164,12 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 def test_contradictions_are_rejected(three: list[Record], changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(three[0], **changed)
+
+
+@pytest.mark.parametrize(("field", "value"), [("status", "fine"), ("kind", "speed")])
+def test_a_kind_or_a_status_that_there_is_not_is_refused(three: list[Record], field: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"line 1.*{value}|line 1: {field}: invalid enum value '{value}'"):
+        record_from(json.loads(line_of(three[0])) | {field: value}, "line 1")
 
 
 def test_not_a_number_is_never_written(three: list[Record]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bench.records.stopping import PassRule, is_warmed_up, repeat, standard_error, stop_reason, warm_up
-from bench.worker.clock import FakeClock
+from tests.fake_clock import FakeClock
 
 
 def passes_of(series: Iterator[float]) -> Callable[[], float]:
@@ -100,3 +100,5 @@ def test_one_long_pass_is_enough_when_the_time_is_used_up() -> None:
 def test_a_rule_that_can_never_be_met_is_rejected() -> None:
     with pytest.raises(ValueError, match="can never be met"):
         PassRule(steady_passes=3, max_warmups=2)
+    with pytest.raises(ValueError, match="can never be met"):
+        PassRule(max_passes=0)

@@ -14,7 +14,7 @@ from bench.records.stopping import PassRule
 from bench.run.executor import WorkerExecutor
 from bench.run.plan import plan
 from bench.suite.suite import dummy_targets, suite_named
-from bench.worker.request import Dummy, PlannedRun, Request, Settings, Target
+from bench.worker.request import PlannedRun, Request, Settings, Target
 from bench.worker.worker import work
 
 SHORT = Scenario("short", prompt_tokens=8, new_tokens=4)
@@ -50,7 +50,7 @@ def test_random_weights_are_measured_as_a_checkpoint_is(targets: list[Target]) -
 
 
 def test_weights_that_cannot_be_drawn_are_a_record(targets: list[Target]) -> None:
-    [record] = measured(targets[0], dummy=Dummy("no-such-shape", "fp16"))
+    [record] = measured(targets[0], dummy="no-such-shape")
     assert record.status == "unsupported"
     assert str(record.reason).startswith("dummy:no-such-shape is no config.json")
 

@@ -7,7 +7,7 @@ import pytest
 from bench.records.record import Record, TaskScore
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.run.plan import key_of, missing, plan, planned_keys, with_references
-from bench.run.target import subject_of, target_of
+from bench.run.target import target_of
 from bench.worker.request import QUALITY, TASKS, PlannedRun, Target
 from quantize.checkpoint import Checkpoint
 
@@ -88,7 +88,7 @@ def test_each_base_model_is_finished_before_the_next(make_checkpoint: Make) -> N
 
 def test_the_subject_is_what_the_manifest_says(make_checkpoint: Make) -> None:
     checkpoint = make_checkpoint("awq-gemv", name="Tiny-AWQ", weights=b"12345")
-    subject = subject_of(checkpoint)
+    subject = target_of(checkpoint).subject
     assert (subject.name, subject.base_model, subject.variant) == ("Tiny-AWQ", "Tiny", "awq-gemv")
     assert (subject.method, subject.q_group_size, subject.w_bit, subject.version) == ("AWQ", 64, 4, "GEMV")
     assert subject.content_sha256 == checkpoint.content_sha256

@@ -22,10 +22,10 @@ from bench.run.executor import Executor
 from bench.run.probe import Machine
 from bench.run.run import BenchOptions, Instruments, Outcome, bench, targets_in
 from bench.run.target import target_of
-from bench.worker.clock import FakeClock
 from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 from quantize.errors import UserError
+from tests.fake_clock import FakeClock
 
 Make = Callable[..., Checkpoint]
 MakeRecords = Callable[..., list[Record]]
@@ -269,7 +269,8 @@ def test_fresh_sets_the_old_records_aside(
 
 def test_set_aside_overwrites_nothing(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    assert set_aside(path) is None
+    set_aside(path)
+    assert list(tmp_path.iterdir()) == []
     for text in ("one", "two"):
         path.write_text(text)
         set_aside(path)
@@ -352,7 +353,7 @@ def test_a_records_file_that_is_none(measure: Callable[..., Outcome], folder: Pa
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"rounds": 0}, "--rounds must be at least 1"),
+        ({"rounds": 0}, "rounds.least must be at least 1"),
         ({"timeout_s": 0}, "--timeout must be above 0"),
         ({"timeout_s": float("nan")}, "--timeout must be above 0"),
         ({"threads": 0}, "--threads must be at least 1"),

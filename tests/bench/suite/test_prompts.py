@@ -1,13 +1,6 @@
 import pytest
 
-from bench.suite.prompts import (
-    TOKENS_PER_WORD,
-    estimated_tokens,
-    published_lengths,
-    published_prompts,
-    questions,
-    vignettes,
-)
+from bench.suite.prompts import TOKENS_PER_WORD, estimated_tokens, published_lengths, published_prompts
 from bench.worker.tasks import MEDICAL_TASKS
 from quantize.source import Source
 
@@ -28,7 +21,7 @@ def test_three_worked_examples_come_before_an_open_question(name: str) -> None:
 
 
 def test_an_example_shows_its_options_and_its_answer() -> None:
-    first = vignettes(questions()["medqa"], 4).split("\n\n")[0].splitlines()
+    first = published_prompts()["medqa_4options"].split("\n\n")[0].splitlines()
     assert first[1:] == ["A. Digoxin", "B. Verapamil", "C. Enalapril", "D. Nitroglycerin", "Answer: C"]
 
 

@@ -12,9 +12,8 @@ from bench.records.record import Record
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule
 from bench.run.plan import plan
-from bench.run.target import half_dtype, subject_of, target_of
+from bench.run.target import half_dtype, target_of
 from bench.suite.suite import checkpoint_targets, dummy_targets, shape_name, suite_named
-from bench.worker.request import Dummy
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS
@@ -69,9 +68,9 @@ def test_biomistral_is_the_published_table() -> None:
     ours = [(row.base_model, row.group_size, row.quantization.w_bit, row.quantization.version) for row in published]
     assert ours == [(row.base_model, row.q_group_size, row.w_bit, row.version) for row in BIOMISTRAL_7B]
     assert [row.checkpoint_name for row in published[1:]] == [row.download for row in BIOMISTRAL_7B[1:]]
-    assert (suite.reference, suite.shape) == ("BioMistral-7B", "mistral-7b")
+    assert (suite.reference.base_model, suite.shape) == ("BioMistral-7B", "mistral-7b")
     assert suite.rounds.least == 3
-    assert suite.crossover_s > 0
+    assert suite.crossover.budget_s > 0
 
 
 def test_its_scenarios_are_the_cards_protocol_and_both_ways_to_decode() -> None:
@@ -92,11 +91,11 @@ def test_with_a_tokenizer_the_lengths_are_counted() -> None:
 
 def test_rules_of_the_file_and_defaults_without(tmp_path: Path) -> None:
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
-    assert (suite.rounds, suite.rule, suite.crossover_s) == (RoundsRule(), PassRule(), 0.0)
+    assert (suite.rounds, suite.rule, suite.crossover.budget_s) == (RoundsRule(), PassRule(), 0.0)
     tables = "[rounds]\nleast = 5\nmax_time_s = 7\n[rule]\nmax_time_s = 0.5\n[crossover]\nbudget_s = 3\n"
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO + tables))
     assert (suite.rounds, suite.rule) == (RoundsRule(least=5, max_time_s=7.0), PassRule(max_time_s=0.5))
-    assert suite.crossover_s == 3.0
+    assert suite.crossover.budget_s == 3.0
 
 
 def test_lengths_of_ones_own(tmp_path: Path) -> None:
@@ -118,8 +117,11 @@ def test_lengths_of_ones_own(tmp_path: Path) -> None:
         (HEAD + ROWS + SCENARIO * 2, r"own\.toml: the scenario 'own' stands there 2 times: leave one"),
         (HEAD + ROWS * 2 + SCENARIO, r"own\.toml: the row 'Tiny-FP16' stands there 2 times: leave one"),
         (HEAD + ROWS + SCENARIO + "[speed]\n", r"own\.toml: unknown field speed; there are: shape, reference"),
-        (HEAD + ROWS + SCENARIO + "[rounds]\nleast = 0\n", r"own\.toml: --rounds must be at least 1"),
-        (HEAD + ROWS + SCENARIO + "[rounds]\nmax_time_s = nan\n", r"--max-time must be at least 0 seconds"),
+        (HEAD + ROWS + SCENARIO + "[rounds]\nleast = 0\n", r"own\.toml: rounds\.least must be at least 1"),
+        (
+            HEAD + ROWS + SCENARIO + "[rounds]\nmax_time_s = nan\n",
+            r"own\.toml: rounds\.max_time_s must be at least 0 seconds",
+        ),
         (HEAD + ROWS + SCENARIO + "[crossover]\nbudget_s = nan\n", r"budget_s must be at least 0 seconds"),
         (HEAD + ROWS + SCENARIO + "[rule]\nmax_time_s = nan\n", r"rule: a rule that can never be met"),
         (HEAD + ROWS + SCENARIO + "[rule]\nmax_warmups = 1\n", r"own\.toml: rule: a rule that can never be met"),
@@ -164,7 +166,8 @@ def test_rows_become_random_weights_of_one_family(tmp_path: Path, shrunken: Path
     assert [subject.kernel for subject in subjects] == [None, None, None, "native"]
     assert {subject.dummy for subject in subjects} == {"shrunken, 2 layers, hidden size 256"}
     assert {subject.file_weights_bytes for subject in subjects} == {None}
-    assert found[1].dummy == Dummy(str(shrunken), "awq-gemm", 64)
+    assert found[1].dummy == str(shrunken)
+    assert (subjects[1].variant, subjects[1].q_group_size) == ("awq-gemm", 64)
     assert not any(target.has_text for target in found)
 
 
@@ -184,7 +187,7 @@ def test_the_suites_own_shape_is_the_published_models() -> None:
     subjects = [target.subject for target in found]
     assert {one.dummy for one in subjects} == {f"mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}"}
     assert {(one.dummy_layers, one.dummy_hidden_size) for one in subjects} == {(LAYERS, HIDDEN_SIZE)}
-    assert {target.dummy.spec for target in found if target.dummy} == {"mistral-7b"}
+    assert {target.dummy for target in found} == {"mistral-7b"}
     assert {target.half_dtype for target in found} == {"float16"}
 
 
@@ -248,9 +251,15 @@ def test_a_folder_without_any_is_told_how_to_make_them(tmp_path: Path) -> None:
 
 def test_a_kernel_is_a_choice_for_awq_alone(make_checkpoint: Make) -> None:
     reference, awq = make_checkpoint("fp16"), make_checkpoint("awq-gemm")
-    assert target_of(reference, kernel="native").subject == subject_of(reference)
+    assert target_of(reference, kernel="native").subject == target_of(reference).subject
     assert target_of(awq, kernel="native").subject.name == "Tiny-awq-gemm, native kernel"
     assert target_of(awq, kernel="auto") == target_of(awq)
+
+
+def test_a_checkpoint_without_a_readable_config_is_taken_for_float16(make_checkpoint: Make) -> None:
+    checkpoint = make_checkpoint("fp16")
+    (checkpoint.path / "config.json").write_text("{")
+    assert target_of(checkpoint).half_dtype == "float16"
 
 
 @pytest.mark.parametrize(

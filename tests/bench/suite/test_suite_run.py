@@ -18,7 +18,7 @@ from bench.run.executor import ProcessResult
 from bench.run.probe import Machine
 from bench.run.run import BenchOptions, Instruments
 from bench.suite.suite import suite_named
-from bench.suite.suite_run import SuiteRun, run_suite
+from bench.suite.suite_run import run_suite
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.api import load_records, write_all
@@ -239,22 +239,23 @@ def test_a_crossover_of_another_device_or_a_damaged_one_is_measured_again(
         return ProcessResult(1, "error: not today", 1.0)
 
     monkeypatch.setattr("bench.suite.suite_run.run_process", run_process)
-    run = SuiteRun(suite_named(str(tmp_path / "one.toml")), folder)
+    suite = suite_named(str(tmp_path / "one.toml"))
     options = BenchOptions(rounds=RoundsRule(least=1, most=1), quality=False)
     kept = (rehearsal[0] / "crossover.jsonl").read_text()
     for text, measured in (("", True), (kept, False), (kept.replace('"device":"cpu"', '"device":"cuda"'), True)):
         (folder / "crossover.jsonl").write_text(text)
         asked.clear()
-        result = run_suite(run, options)
+        _, problem = run_suite(suite, folder, options)
         assert any("bench.crossover" in command for command in asked) is measured
-        assert (result.problem == "not today") is measured
+        assert (problem == "not today") is measured
     assert "crossover.jsonl" in (folder / "records.log").read_text()
-    assert run_suite(SuiteRun(run.suite, folder, crossover_s=0), options).problem is None
+    assert run_suite(suite, folder, options, crossover_s=0)[1] is None
 
 
 def test_a_suite_run_out_of_range() -> None:
     suite = suite_named("biomistral")
     with pytest.raises(UserError, match="--shape is of random weights"):
-        SuiteRun(suite, Path("o"), shape="mistral-7b")
-    with pytest.raises(UserError, match="at least 0 seconds"):
-        SuiteRun(suite, Path("o"), crossover_s=-0.5)
+        run_suite(suite, Path("o"), BenchOptions(), shape="mistral-7b")
+    for seconds in (-0.5, float("nan")):
+        with pytest.raises(UserError, match="--crossover-time must be at least 0 seconds"):
+            run_suite(suite, Path("o"), BenchOptions(), crossover_s=seconds)

@@ -1,7 +1,10 @@
+from typing import ClassVar
+
 import pytest
 import torch
 
-from bench.worker.clock import CudaClock, FakeClock, HostClock
+from bench.worker.clock import CudaClock, HostClock, clock_for
+from tests.fake_clock import FakeClock
 
 
 def test_intervals_lie_between_marks() -> None:
@@ -25,6 +28,34 @@ def test_host_clock_never_runs_backwards() -> None:
     assert len(intervals) == 999
     assert min(intervals) >= 0
     assert sum(intervals) > 0
+
+
+class FakeEvent:
+    """A CUDA event: the n-th that is recorded happens after n seconds."""
+
+    recorded: ClassVar[list["FakeEvent"]] = []
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.waited_for = False
+
+    def record(self) -> None:
+        self.recorded.append(self)
+
+    def synchronize(self) -> None:
+        self.waited_for = True
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        assert self.recorded[-1].waited_for
+        return 1000.0 * (self.recorded.index(end) - self.recorded.index(self))
+
+
+def test_cuda_events_are_read_in_seconds_once_the_last_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    clock = clock_for("cuda")
+    marks = [clock.mark() for _ in range(3)]
+    assert clock.intervals_s(marks[::2]) == [2.0]
+    assert clock.intervals_s([]) == []
 
 
 @pytest.mark.gpu

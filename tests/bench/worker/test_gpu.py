@@ -1,6 +1,8 @@
 import os
+import sys
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -30,9 +32,8 @@ class FakePynvml(SimpleNamespace):
             "nvmlDeviceGetCount": lambda: 1,
             "nvmlDeviceGetHandleByIndex": lambda index: f"card {index}",
             "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
-            "nvmlDeviceGetName": lambda handle: b"Card 9000",
             "nvmlSystemGetDriverVersion": lambda: "570.1",
-            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=80_000_000_000, used=12_500_000),
+            "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=12_500_000),
             "nvmlDeviceGetClockInfo": lambda handle, which: {1: 1980, 2: 2619}[which],
             "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 350_500,
             "nvmlDeviceGetTemperature": lambda handle, which: 41,
@@ -43,8 +44,14 @@ class FakePynvml(SimpleNamespace):
         super().__init__(**(calls | replaced))
 
 
+def open_with(pynvml: FakePynvml, uuid: str | None = None) -> Nvml | None:
+    """What is opened where this is the module."""
+    with patch.dict(sys.modules, pynvml=pynvml):
+        return open_nvml(uuid)
+
+
 def opened(**replaced: Any) -> Nvml:
-    nvml = open_nvml(pynvml=FakePynvml(**replaced))
+    nvml = open_with(FakePynvml(**replaced))
     assert nvml is not None
     return nvml
 
@@ -63,9 +70,10 @@ def test_a_look_at_a_card_that_tells_everything() -> None:
     )
 
 
-def test_the_facts_of_a_card() -> None:
-    facts = opened().facts()
-    assert (facts.name, facts.memory_bytes, facts.driver) == ("Card 9000", 80_000_000_000, "570.1")
+def test_the_drivers_version_is_text_whatever_the_module_gives() -> None:
+    assert opened().driver() == "570.1"
+    assert opened(nvmlSystemGetDriverVersion=lambda: b"570.1").driver() == "570.1"
+    assert opened(nvmlSystemGetDriverVersion=refuse).driver() is None
 
 
 def test_a_card_that_tells_nothing_is_none_and_never_zero() -> None:
@@ -83,7 +91,7 @@ def test_one_query_that_fails_takes_no_other_with_it() -> None:
 def test_a_call_that_an_old_module_lacks_is_none() -> None:
     fake = FakePynvml()
     del fake.nvmlDeviceGetTotalEnergyConsumption
-    nvml = open_nvml(pynvml=fake)
+    nvml = open_with(fake)
     assert nvml is not None
     assert nvml.state().energy_j is None
 
@@ -109,21 +117,21 @@ def test_nothing_throttles_an_idle_card() -> None:
 @pytest.mark.parametrize("uuid", ["1234", "GPU-1234"])
 def test_the_card_is_the_one_that_cuda_uses(uuid: str) -> None:
     asked: list[str] = []
-    open_nvml(uuid, pynvml=FakePynvml(nvmlDeviceGetCount=lambda: 8, nvmlDeviceGetHandleByUUID=asked.append))
+    open_with(FakePynvml(nvmlDeviceGetCount=lambda: 8, nvmlDeviceGetHandleByUUID=asked.append), uuid)
     assert asked == ["GPU-1234"]
 
 
 def test_of_several_cards_none_is_guessed() -> None:
-    assert open_nvml(pynvml=FakePynvml(nvmlDeviceGetCount=lambda: 2)) is None
+    assert open_with(FakePynvml(nvmlDeviceGetCount=lambda: 2)) is None
 
 
 @pytest.mark.parametrize("call", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
 def test_no_driver_or_no_such_card_is_none(call: str) -> None:
-    assert open_nvml("GPU-1234", pynvml=FakePynvml(**{call: refuse})) is None
+    assert open_with(FakePynvml(**{call: refuse}), "GPU-1234") is None
 
 
 def test_no_module_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     assert open_nvml() is None
 
 

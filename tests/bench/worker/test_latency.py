@@ -8,7 +8,7 @@ import torch
 from bench.records.record import Latency
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule
-from bench.worker.clock import FakeClock, HostClock
+from bench.worker.clock import HostClock
 from bench.worker.latency import (
     WARMUP_DECODE_STEPS,
     greedy_pass,
@@ -16,9 +16,10 @@ from bench.worker.latency import (
     measure_latency,
     prompt_ids,
     prompts_of,
-    token_sha256,
+    tokens_sha256,
 )
 from quantize.errors import UserError
+from tests.fake_clock import FakeClock
 
 CPU = torch.device("cpu")
 TWICE = PassRule(min_passes=2, max_time_s=100.0)
@@ -85,7 +86,7 @@ def test_the_warm_up_has_the_measured_shape() -> None:
     )
     warm, measured = model.prompts
     assert looks == [1]
-    assert found.prompt_sha256 == token_sha256(measured)
+    assert found.prompt_sha256 == tokens_sha256([measured])
     assert warm.shape == (4, 12)
     assert torch.equal(warm, measured)
 
@@ -123,7 +124,7 @@ def test_the_hash_is_over_all_prompts() -> None:
         for scenario in (Scenario("x", 5, 1), Scenario.over("x", (5, 5), 1), Scenario.over("x", (5, 5, 5), 1))
     ]
     first, _ = prompts_of(Scenario.over("x", (5, 5), 1), 7, CPU)
-    assert hashes[0] == token_sha256(first)
+    assert hashes[0] == tokens_sha256([first])
     assert len(set(hashes)) == 3
 
 

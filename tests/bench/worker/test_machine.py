@@ -6,6 +6,8 @@ import socket
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +35,23 @@ def test_the_fingerprint_names_machine_libraries_and_source() -> None:
     assert set(found.libraries) == set(LIBRARIES)
     assert found.libraries["torch"] == torch.__version__
     assert (found.gpu, found.gpu_memory_bytes, found.gpu_driver, found.cuda) == (None,) * 4
+
+
+@pytest.mark.parametrize("driver", ["570.1", None])
+def test_a_gpus_fingerprint_is_what_torch_and_nvml_say(driver: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, asked = SimpleNamespace(name="Card 9000", total_memory=80, uuid="1234"), list[str | None]()
+
+    def open_nvml(uuid: str | None) -> Any:
+        asked.append(uuid)
+        return SimpleNamespace(driver=lambda: driver) if driver else None
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr("bench.worker.machine.open_nvml", open_nvml)
+    found = fingerprint("cuda")
+    assert asked == ["1234"]
+    assert (found.gpu, found.gpu_memory_bytes, found.gpu_driver) == ("Card 9000", 80, driver)
+    assert found.cuda == torch.version.cuda
 
 
 def test_the_fingerprint_holds_neither_names_nor_paths() -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import json, torch
 from bench.worker.request import Request
+import quantize.loader
 from bench.worker.worker import work
 
 weights, cache, activations, ballast = map(int, sys.argv[2:6])
@@ -53,7 +54,8 @@ def load(path, **arguments):
     return SimpleNamespace(model=Known(), tokenizer=None, prefill_kernel="none", decode_kernel="none", placement=None)
 
 records = []
-work(Request.read(Path(sys.argv[1])), records.append, load=load)
+quantize.loader.load = load
+work(Request.read(Path(sys.argv[1])), records.append)
 memory = records[0].memory
 roles = {name: getattr(memory, name) for name in ("activations_bytes", "rest_bytes")}
 print(json.dumps({"status": records[0].reason, **asdict(memory), **roles}))

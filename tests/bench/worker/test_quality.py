@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from bench.worker.quality import LOGIT_ROWS, evaluation_blocks, perplexity, predictions, quality, reference_quality
-from bench.worker.reference_logprobs import ReferenceLogprobs
+from bench.worker.quality import (
+    LOGIT_ROWS,
+    evaluation_blocks,
+    perplexity,
+    predictions,
+    quality,
+    read_logprobs,
+    reference_quality,
+    write_logprobs,
+)
 from quantize.calibration import blocks_sha256, builtin_text
 from quantize.errors import UserError
 
@@ -99,8 +107,8 @@ def test_the_text_is_the_held_out_one(tiny_llama: Path) -> None:
 def test_known_divergences(tmp_path: Path) -> None:
     """Two tokens of three words: KL(p || q) by hand, half of the text at 0."""
     p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.5, 0.25])
-    kept = ReferenceLogprobs(tmp_path / "reference.npy")
-    kept.write(iter([p.log().expand(4, -1)]), 4)
+    kept = tmp_path / "reference.npy"
+    write_logprobs(kept, iter([p.log().expand(4, -1)]), 4)
     blocks = torch.tensor([[2, 0, 0, 1, 1]])
     same = quality(Fixed(p.log()), blocks, expected=kept).divergence
     other = quality(Fixed(q.log()), blocks, expected=kept).divergence
@@ -123,9 +131,9 @@ def test_divergence_percentiles_and_the_share_of_flips(tmp_path: Path) -> None:
             return SimpleNamespace(logits=logits)
 
     right = torch.log(torch.tensor([0.9, 0.1]))
-    kept = ReferenceLogprobs(tmp_path / "reference.npy")
+    kept = tmp_path / "reference.npy"
     blocks = torch.zeros((1, 101), dtype=torch.int64)
-    kept.write((logits for logits, _ in predictions(Fixed(right), blocks)), 100)
+    write_logprobs(kept, (logits for logits, _ in predictions(Fixed(right), blocks)), 100)
     found = quality(OnceWrong(right), blocks, expected=kept).divergence
     assert found is not None
     assert found.flips == 0.01
@@ -135,7 +143,7 @@ def test_divergence_percentiles_and_the_share_of_flips(tmp_path: Path) -> None:
 
 def test_the_references_noise_floor_is_small_and_not_nothing(model: Any, blocks: torch.Tensor, tmp_path: Path) -> None:
     model = model.to(torch.bfloat16)
-    found = reference_quality(model, blocks, ReferenceLogprobs(tmp_path / "reference.npy"))
+    found = reference_quality(model, blocks, tmp_path / "reference.npy")
     assert found.noise_floor is not None
     assert 0 < found.noise_floor.mean < 1e-3
     assert model.config._attn_implementation == "sdpa"
@@ -143,10 +151,10 @@ def test_the_references_noise_floor_is_small_and_not_nothing(model: Any, blocks:
 
 
 def test_expectations_are_whole_or_not_there(tmp_path: Path) -> None:
-    kept = ReferenceLogprobs(tmp_path / "reference.npy")
+    kept = tmp_path / "reference.npy"
     with pytest.raises(ValueError, match="2 rows came, 3 were announced"):
-        kept.write(iter([torch.zeros(2, 5)]), 3)
+        write_logprobs(kept, iter([torch.zeros(2, 5)]), 3)
     assert list(tmp_path.iterdir()) == []
-    kept.write(iter([torch.zeros(2, 5)]), 2)
+    write_logprobs(kept, iter([torch.zeros(2, 5)]), 2)
     with pytest.raises(UserError, match="holds 2 tokens, more were asked for"):
-        list(kept.rows(iter([2, 1])))
+        list(read_logprobs(kept, iter([2, 1])))

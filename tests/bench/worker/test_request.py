@@ -8,7 +8,7 @@ from bench.records.environment import Environment
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import PassRule, RoundsRule, Rules
 from bench.run.target import target_of
-from bench.worker.request import Dummy, PlannedRun, QualityRequest, Request, Settings, Target, TaskRequest
+from bench.worker.request import PlannedRun, QualityRequest, Request, Settings, Target, TaskRequest
 from quantize.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
@@ -44,7 +44,7 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path, settings: Settin
 
 
 def test_a_request_for_random_weights_comes_back_too(tmp_path: Path, settings: Settings, target: Target) -> None:
-    drawn = replace(target, checkpoint=None, dummy=Dummy("mistral-7b", "awq-gemm", 128))
+    drawn = replace(target, checkpoint=None, dummy="mistral-7b")
     request = Request(settings, PlannedRun(drawn, 0, (Scenario.over("many", (4, 8), 2),)))
     request.write(tmp_path / "request.json")
     assert Request.read(tmp_path / "request.json") == request
@@ -52,7 +52,7 @@ def test_a_request_for_random_weights_comes_back_too(tmp_path: Path, settings: S
 
 def test_a_target_is_a_checkpoint_or_random_weights(target: Target) -> None:
     with pytest.raises(ValueError, match="one of the two"):
-        replace(target, dummy=Dummy("mistral-7b", "fp16"))
+        replace(target, dummy="mistral-7b")
     with pytest.raises(ValueError, match="one of the two"):
         replace(target, checkpoint=None)
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from bench.records.environment import Environment
-from bench.records.record import Kernels, Record
+from bench.records.gpu_state import GpuExtremes, GpuState
+from bench.records.record import Kernels, Record, TaskScore
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule
 from bench.records.store import read_records
 from bench.run.target import target_of
-from bench.worker.request import PlannedRun, QualityRequest, Request, Settings
+from bench.worker import worker
+from bench.worker.gpu import Nvml
+from bench.worker.request import PlannedRun, QualityRequest, Request, Settings, TaskRequest
 from bench.worker.worker import REASON_CHARACTERS, failure, main, work
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
@@ -66,7 +69,9 @@ def load_tiny(tiny_llama: Path) -> Callable[..., Any]:
 
 def records_from(request: Request, load: Callable[..., Any]) -> list[Record]:
     records: list[Record] = []
-    work(request, records.append, load=load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantize.loader.load", load)
+        work(request, records.append)
     return records
 
 
@@ -116,6 +121,54 @@ def test_memory_is_told_by_role(make_checkpoint: Make, load_tiny: Callable[..., 
     assert memory.run_peak_bytes is not None
     assert memory.run_peak_bytes >= memory.baseline_bytes > memory.weights_bytes
     assert (memory.nvml_process_bytes, memory.nvml_device_bytes, record.device_state) == (None, None, None)
+
+
+class FakeNvml(Nvml):
+    """A card whose energy counter tells the how many-th look it is."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def state(self) -> GpuState:
+        self.looks += 1
+        return GpuState(energy_j=float(self.looks), process_bytes=10 * self.looks, sm_clock_mhz=1000 + self.looks)
+
+
+def test_the_gpu_is_looked_at_before_between_and_after(
+    make_checkpoint: Make, load_tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = worker._load
+    monkeypatch.setattr(worker, "_load", lambda request: replace(load(request), nvml=FakeNvml()))
+    rule = PassRule(min_passes=3, max_passes=3, min_time_s=0.0, max_time_s=1e6, noise=0.0)
+    [record] = records_from(request_for(make_checkpoint("fp16"), SHORT, rule=rule), load_tiny)
+    assert record.memory is not None
+    assert record.memory.nvml_process_bytes == 50
+    assert record.device_state is not None
+    assert record.device_state.energy_j == 4.0
+    assert record.device_state.between == GpuExtremes(3, lowest_sm_clock_mhz=1002, highest_sm_clock_mhz=1004)
+
+
+def test_tasks_are_a_record_of_their_own(
+    make_checkpoint: Make, load_tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(model: Any, tokenizer: Any, names: tuple[str, ...], **how: Any) -> tuple[TaskScore, ...]:
+        assert how == {"folder": Path("own"), "limit": 7}
+        return tuple(TaskScore(name, "acc", 0.5) for name in names)
+
+    monkeypatch.setattr("bench.worker.tasks.evaluate", evaluate)
+    asked = request_for(make_checkpoint("fp16"), SHORT, tasks=("anatomy",))
+    asked = replace(asked, settings=replace(asked.settings, tasks=TaskRequest("own", 7)))
+    latency, tasks = records_from(asked, load_tiny)
+    assert (latency.kind, tasks.kind, tasks.status) == ("latency", "tasks", "ok")
+    assert tasks.tasks == (TaskScore("anatomy", "acc", 0.5),)
+
+
+def test_what_a_model_says_of_its_quantization_is_plain_values() -> None:
+    said = {"bits": 4, "skip": ["lm_head"], "type": "nf4"}
+    for config in (said, SimpleNamespace(to_dict=lambda: said)):
+        model = SimpleNamespace(config=SimpleNamespace(quantization_config=config))
+        assert worker.quantization_of(model) == {"bits": 4, "type": "nf4"}
+    assert worker.quantization_of(SimpleNamespace(config=SimpleNamespace())) is None
 
 
 def test_quality_is_a_record_of_its_own(make_checkpoint: Make, load_tiny: Callable[..., Any]) -> None:

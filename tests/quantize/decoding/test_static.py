@@ -11,7 +11,7 @@ import torch
 
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule
-from bench.worker.clock import FakeClock, HostClock
+from bench.worker.clock import HostClock
 from bench.worker.latency import kv_cache_formula_bytes, measure_latency, prompt_ids, timed_pass
 from quantize.decoding.eager import EagerDecoder
 from quantize.decoding.static import (
@@ -23,6 +23,7 @@ from quantize.decoding.static import (
     check_model,
 )
 from quantize.errors import UserError
+from tests.fake_clock import FakeClock
 
 CPU = torch.device("cpu")
 ONCE = PassRule(max_time_s=0.0)
