@@ -15,7 +15,7 @@ from typing import Any
 
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, replace_file, sha256_of
-from quantize.schema import Count, from_json, to_data
+from quantize.schema import Count, Share, from_json, to_data
 from quantize.variant import VARIANTS, Variant
 
 MANIFEST_NAME = "quantable.json"
@@ -80,6 +80,7 @@ class Manifest:
     created:        ISO 8601, UTC.
     weights_bytes:  of the tensors in the safetensors files, not their headers.
     files:          every other file in the folder.
+    quantized_share: of the decoder's matrices, None where nothing is quantized.
     layers:         what the search found of each quantized linear layer, empty where there was no search.
     estimate:       what the run was expected to take, where it was estimated.
     measured:       what it took.
@@ -98,6 +99,7 @@ class Manifest:
     created: str
     weights_bytes: Count
     files: dict[str, FileFacts] = field(default_factory=dict)
+    quantized_share: Share | None = None
     layers: tuple[dict[str, Any], ...] = ()
     estimate: dict[str, Any] | None = None
     measured: dict[str, Any] | None = None

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,12 +74,27 @@ class Source:
     """A model to quantize.
 
     facts: where it came from, for the manifest; base_model: its name in the table and in checkpoints' names;
-    folder: holds config.json, safetensors weights and the tokenizer.
+    folder: holds config.json, safetensors weights and the tokenizer; stamps: of its weight files when they were hashed.
     """
 
     facts: SourceFacts
     base_model: str
     folder: Path
+    stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
+
+    def check_unchanged(self) -> None:
+        """Raise UserError where a weight file is no longer the one that was hashed."""
+        for path, stamp in self.stamps.items():
+            if _stamp(path) != stamp:
+                raise UserError(f"{path} changed while it was read: run again once nothing writes to it")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def open_source(source: str, *, revision: str | None = None, name: str | None = None) -> Source:
@@ -116,8 +131,9 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     _check_config(folder)
     weights = open_weights(folder)
     _check_tokenizer(folder)
-    sha256 = hash_of_hashes({file.name: sha256_of(file) for file in weights.files})
-    return Source(SourceFacts(kind, source, revision, sha256), base_name(known_as if name is None else name), folder)
+    stamps = {file: _stamp(file) for file in weights.files}
+    facts = SourceFacts(kind, source, revision, hash_of_hashes({file.name: sha256_of(file) for file in stamps}))
+    return Source(facts, base_name(known_as if name is None else name), folder, stamps)
 
 
 def _folder_name(folder: Path) -> str:

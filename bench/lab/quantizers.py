@@ -52,10 +52,11 @@ def ours(options: AwqOptions) -> Work:
     def work(task: Task) -> float:
         prefer_huge_pages()  # as the command does
         from quantize.building.stream import LayerStream
+        from quantize.model.pretrained import empty_model
         from quantize.source import open_weights
 
         folder = Path(task.source)
-        stream = LayerStream(folder, open_weights(folder), torch.device("cpu"))
+        stream = LayerStream(empty_model(folder), open_weights(folder), torch.device("cpu"))
         tensors: dict[str, Tensor] = {}
         started = time.perf_counter()
         chosen = AwqOptions(**{**asdict(options), "group_size": task.group_size})

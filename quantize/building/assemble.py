@@ -15,7 +15,7 @@ from quantize.building.job import Job
 from quantize.checkpoint import MANIFEST_NAME, Manifest, seal
 from quantize.kernels.base import dtype_name
 from quantize.methods.base import Recipe
-from quantize.source import INDEX_NAME
+from quantize.source import BESIDE_WEIGHTS, INDEX_NAME, regular_files
 from quantize.versions import maker_versions
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -23,9 +23,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 PART_GLOB = "part-*.safetensors"
 
-COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-"""Tokenizer, generation settings and chat template: what stands beside the weights and is no weight."""
-NOT_COPIED = ("config.json", MANIFEST_NAME, INDEX_NAME)
+NOT_COPIED = ("config.json", MANIFEST_NAME)
 
 
 def finish(
@@ -34,16 +32,18 @@ def finish(
     recipe: Recipe,
     seconds: Mapping[str, float],
     *,
+    share: float | None = None,
     layers: Sequence[dict[str, Any]] = (),
     estimate: dict[str, Any] | None = None,
     measured: dict[str, Any] | None = None,
 ) -> Manifest:
     """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest."""
     source, weights_bytes = job.source, join_parts(folder)
-    _write_config(source.folder, folder, recipe)
-    for path in (path for pattern in COPIED for path in source.folder.glob(pattern)):
-        if path.is_file() and path.name not in NOT_COPIED:
-            shutil.copyfile(path, folder / path.name)
+    source.check_unchanged()
+    _write_config(job, folder, recipe)
+    for path in regular_files(source.folder, BESIDE_WEIGHTS):
+        if path.name not in NOT_COPIED and not path.name.endswith(".index.json"):
+            _copy(path, folder / path.name)
     manifest = Manifest(
         name=job.target(recipe).name,
         base_model=source.base_model,
@@ -56,6 +56,7 @@ def finish(
         seconds={phase: round(spent, 3) for phase, spent in seconds.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,
+        quantized_share=share,
         layers=tuple(layers),
         estimate=estimate,
         measured=measured,
@@ -69,10 +70,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _write_config(source: Path, target: Path, recipe: Recipe) -> None:
-    config = read_config(source)
-    for key in ("_name_or_path", "_model_name_or_path", "torch_dtype"):
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file; a setting loses its `auto_map`, which names code that does not come along."""
+    if source.suffix == ".json" and b'"auto_map"' in source.read_bytes():
+        data = json.loads(source.read_text(encoding="utf-8"))
+        data.pop("auto_map", None)
+        target.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    else:
+        shutil.copyfile(source, target)
+
+
+def _write_config(job: Job, target: Path, recipe: Recipe) -> None:
+    config = read_config(job.source.folder)
+    for key in ("_name_or_path", "_model_name_or_path", "torch_dtype", "auto_map"):
         config.pop(key, None)
+    for part, read in ((config, job.config), (config.get("text_config"), job.config.get_text_config())):
+        if part and part.get("tie_word_embeddings", True) and not read.tie_word_embeddings:
+            part["tie_word_embeddings"] = False
     config["dtype"] = dtype_name(recipe.dtype)
     if recipe.quantization is not None:
         config["quantization_config"] = recipe.quantization

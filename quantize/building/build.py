@@ -10,10 +10,11 @@ from quantize.building.stream import tensor_core_products
 from quantize.device import torch_device
 from quantize.dummy import dummy_weights
 from quantize.errors import UserError
-from quantize.model.pretrained import empty_model
+from quantize.model.fit import fitting_model
+from quantize.model.pretrained import empty_model, tokenizer_of
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
-from quantize.source import open_source, open_weights
+from quantize.source import TensorReader, open_source, open_weights
 from quantize.variant import variants_named
 
 
@@ -46,8 +47,15 @@ def quantize(
     with quiet_libraries(), tensor_core_products(device):
         opened = open_source(source, revision=options.revision)
         drawn = opened.facts.kind == "dummy"
-        weights = dummy_weights(empty_model(opened.folder), device) if drawn else open_weights(opened.folder)
-        job = Job(opened, weights, out, options, device, progress, say)
+        weights: TensorReader
+        if drawn:
+            model = empty_model(opened.folder)
+            weights = dummy_weights(model, device)
+        else:
+            weights = open_weights(opened.folder)
+            model = fitting_model(opened.folder, weights, say)
+            tokenizer_of(opened.folder)
+        job = Job(opened, weights, model.config, out, options, device, progress, say)
         calibrated = [one for one in chosen if method_of(one).needs_calibration(options.rounding)]
         if dry_run:
             build_calibrated(job, calibrated, dry_run=True)

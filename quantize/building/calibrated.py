@@ -13,7 +13,7 @@ from torch import Tensor
 from quantize.building.assemble import PART_GLOB, finish, read_config, write_part
 from quantize.building.estimate import Estimate, estimate, peak_bytes
 from quantize.building.held_out import HeldOutCheck, HeldOutResult
-from quantize.building.job import BuiltCheckpoint, Job, method_of
+from quantize.building.job import BuiltCheckpoint, Job, check_share, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult
 from quantize.building.stream import LayerStream, batches_of
@@ -45,12 +45,14 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
         return {}
     in_groups = any(method_of(variant).in_groups for variant in variants)
     try:
-        stream = LayerStream(job.source.folder, job.weights, job.device)
+        stream = LayerStream(job.model(), job.weights, job.device)
     except UserError as error:
         if in_groups:
             raise
         raise UserError(f"--rounding gptq needs a layer map: {error} with --rounding nearest") from None
-    group_size = job.group_size(quantized_shapes(stream.architecture)) if in_groups else None
+    shapes = quantized_shapes(stream.architecture)
+    share = check_share(stream.model, [name for name, _, _ in shapes])
+    group_size = job.group_size(shapes) if in_groups else None
     blocks = _calibration_blocks(job, stream.model.config.get_text_config().vocab_size)
     text = "random tokens" if job.is_dummy else job.options.calibration
     choices = replace(
@@ -73,7 +75,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
             return built
         expected.check()
         journal = _journal(job, working_folder, blocks, missing, len(stream.architecture.layers))
-        _run(job, stream, blocks, missing, search, journal, expected)
+        _run(job, stream, blocks, missing, search, journal, expected, share)
         for name, recipe in missing.items():
             built[name] = BuiltCheckpoint(open_checkpoint(job.target(recipe)), kept=False)
     elif not dry_run:
@@ -127,6 +129,7 @@ def _run(
     search: AwqOptions | None,
     journal: Journal,
     expected: Estimate,
+    share: float,
 ) -> None:
     """Go through the layers from where an unfinished run left off, and turn the parts into checkpoints."""
     try:
@@ -140,7 +143,14 @@ def _run(
                 for part in journal.parts(name).glob(PART_GLOB):
                     _link(part, folder / part.name)
                 finish(
-                    folder, job, recipe, seconds, layers=to_data(facts), estimate=to_data(expected), measured=measured
+                    folder,
+                    job,
+                    recipe,
+                    seconds,
+                    share=share,
+                    layers=to_data(facts),
+                    estimate=to_data(expected),
+                    measured=measured,
                 )
     except BaseException as error:
         if disk_is_full(error):

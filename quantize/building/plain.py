@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantize.building.assemble import finish, write_part
-from quantize.building.job import BuiltCheckpoint, Job, method_of
+from quantize.building.job import BuiltCheckpoint, Job, check_share, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors
-from quantize.model.names import check_covered, linear_layers
-from quantize.model.pretrained import empty_model
+from quantize.model.names import linear_layers
 from quantize.model.tensors import half
 from quantize.source import check_finite
 from quantize.variant import Variant
@@ -20,11 +19,10 @@ PART_BYTES = 256 * 10**6
 
 def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     """Make one checkpoint, a tensor at a time; or the finished one that is there."""
-    model = empty_model(job.source.folder)
-    if not job.is_dummy:
-        check_covered(model, job.weights.names())
+    model = job.model()
     method = method_of(variant)
     quantized = sorted(linear_layers(model)) if method.quantize_layer else []
+    share = check_share(model, quantized) if quantized else None
     choices = job.choices()
     if method.in_groups:
         sizes = {name: job.weights.shape(f"{name}.weight") for name in quantized}
@@ -37,7 +35,7 @@ def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     target = job.target(recipe)
     with writing(target, force=job.options.force) as folder:
         _write_parts(job, recipe, set(quantized), folder)
-        manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started})
+        manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started}, share=share)
     return BuiltCheckpoint(Checkpoint(target, manifest), kept=False)
 
 

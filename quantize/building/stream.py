@@ -13,7 +13,7 @@ from quantize.building.inputs import layer_calls, spilled
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.errors import UserError
 from quantize.model.architecture import architecture_of
-from quantize.model.pretrained import empty_model
+from quantize.model.names import parameters_by_file_name
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions
 from quantize.source import TensorReader, check_finite
@@ -26,10 +26,10 @@ class LayerStream:
     architecture: where its layers are.
     """
 
-    def __init__(self, folder: Path, weights: TensorReader, device: torch.device) -> None:
+    def __init__(self, model: Any, weights: TensorReader, device: torch.device) -> None:
         self._weights = weights
         self._device = device
-        self.model: Any = empty_model(folder)
+        self.model = model
         self.architecture = architecture_of(self.model)
         self._layers_prefix = f"{self.architecture.layers_name}."
         self._file_names = self._find_file_names()
@@ -97,16 +97,19 @@ class LayerStream:
     def _find_file_names(self) -> dict[str, str]:
         """Model name -> file name of every parameter and persistent buffer that has its own tensor.
 
-        Older files lack the base model's prefix. Raises UserError for one that no file holds.
+        Raises UserError for one that files hold in several tensors (experts of a mixture).
         """
-        in_files, found = set(self._weights.names()), {}
-        for name in self.model.state_dict():
-            if name not in self.model.all_tied_weights_keys:
-                bare = name.removeprefix(f"{self.model.base_model_prefix}.")
-                if not in_files & {name, bare}:
-                    raise UserError(f"the source's weights lack {name}: download the model again")
-                found[name] = name if name in in_files else bare
-        return found
+        files: dict[str, list[str]] = {}
+        ties: dict[str, str] = self.model.all_tied_weights_keys
+        for file_name, name in parameters_by_file_name(self.model, self._weights.names()).items():
+            files.setdefault(name, []).append(file_name)
+        for target, source in ties.items():
+            if target in files:
+                files.setdefault(source, files[target])
+        for name, found in files.items():
+            if len(found) > 1:
+                raise UserError(f"AWQ cannot quantize {name}, which stands in {len(found)} tensors of the files")
+        return {name: files[name][0] for name in self.model.state_dict() if name not in ties and name in files}
 
     def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
         return layer_calls(self.model, self.architecture, blocks.to(self._device))

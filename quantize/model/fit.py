@@ -1,6 +1,6 @@
 """A source's files against the model that its config.json describes, by transformers' own loading, on shapes alone."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 
 from quantize.errors import UserError
 from quantize.model.names import parameters_by_file_name
-from quantize.model.pretrained import empty_model, readable
+from quantize.model.pretrained import empty_model, readable, refuse_misfit
 from quantize.quiet import quiet_libraries
 from quantize.source import TensorReader
 
@@ -55,28 +55,7 @@ def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
             output_loading_info=True,
             use_safetensors=True,
         )
-    if missing := found["missing_keys"]:
-        raise UserError(
-            f"{folder}: the weights lack {_first(missing)}, which config.json asks for: the folder holds another model "
-            "than its config says, or a part of it; give the whole model, as its causal-LM class saves it"
-        )
-    if wrong := found["mismatched_keys"]:
-        name, held, asked = min((str(name), list(held), list(asked)) for name, held, asked in wrong)
-        raise UserError(
-            f"{folder}: {_first([name], len(wrong))} has shape {held}, config.json asks for {asked}: the folder mixes "
-            "files of two models"
-        )
-    if extra := found["unexpected_keys"]:
-        raise UserError(
-            f"{folder}: the model of config.json has no place for {_first(extra)}: the folder holds another model, or "
-            "an adapter that was not merged; give the whole model, as its causal-LM class saves it"
-        )
-
-
-def _first(names: Iterable[str], count: int | None = None) -> str:
-    ordered = sorted(names)
-    more = (count or len(ordered)) - 1
-    return f"{ordered[0]} and {more} more" if more else ordered[0]
+    refuse_misfit(folder, found)
 
 
 def differing_ties(model: Any, weights: TensorReader) -> list[tuple[str, str]]:

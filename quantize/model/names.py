@@ -1,6 +1,5 @@
 """Names of a transformers model's parameters and layers, by transformers' own rules."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,12 +9,11 @@ from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
 
-def check_covered(model: Any, file_names: Iterable[str]) -> None:
-    """Raise UserError, naming one, for parameters that no tensor of the files is loaded into or tied to.
+def parameters_by_file_name(model: Any, file_names: Iterable[str]) -> dict[str, str]:
+    """File name -> the parameter or buffer of this transformers model that transformers would load it into.
 
-    transformers would fill them with random numbers. Its own conversion mapping says which name in a file leads to
-    which parameter; several may lead to one (experts of a mixture are stacked). model: its weights may be on the meta
-    device.
+    Several names in files may lead to one parameter (experts of a mixture are stacked). model: its weights may be on
+    the meta device.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
@@ -24,17 +22,18 @@ def check_covered(model: Any, file_names: Iterable[str]) -> None:
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     renamings = [one for one in transforms if not isinstance(one, WeightConverter)]
     known, prefix = model.state_dict(), model.base_model_prefix
-    held = {rename_source_key(name, renamings, converters, prefix, known)[0] for name in file_names}
-    held |= set(getattr(model, "all_tied_weights_keys", None) or ())
-    optional = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    wanted = [name for name, _ in model.named_parameters() if name not in held]
-    missing = [name for name in wanted if not any(re.search(pattern, name) for pattern in optional)]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(
-            f"the source's weights lack {missing[0]}{more}, which config.json asks for: the folder holds another model "
-            "than its config says, or a part of it; give the whole model, as its causal-LM class saves it"
-        )
+    return {name: rename_source_key(name, renamings, converters, prefix, known)[0] for name in file_names}
+
+
+def quantized_share(model: Any, names: Iterable[str]) -> float:
+    """The share of a model's matrices, embeddings and output head aside, that the linear layers `names` hold."""
+    outer = {id(model.get_output_embeddings())} | {id(m) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    sizes = {
+        name: sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+        for name, module in model.named_modules()
+        if id(module) not in outer
+    }
+    return sum(sizes[name] for name in names) / sum(sizes.values())
 
 
 def linear_layers(model: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """How transformers reads a folder here: never a model's own code, never a pickle, never a question to the user."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,37 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 def model_of(folder: Path, **how: Any) -> Any:
-    """The causal language model of a folder, its weights loaded from safetensors. how: dtype, device_map."""
+    """The causal language model of a folder, its weights loaded from safetensors. how: dtype, device_map.
+
+    Raises UserError where the weights do not fit the model of config.json.
+    """
     from transformers import AutoModelForCausalLM
 
-    how["config"] = config_of(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how)
+    how |= {"config": config_of(folder), "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, found = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how)
+    refuse_misfit(folder, found)
+    return model
+
+
+def refuse_misfit(folder: Path, found: Mapping[str, Any]) -> None:
+    """Raise UserError for what transformers found missing, left over or of another shape: its loading info."""
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"{folder}: the weights lack {_first(missing)}, which config.json asks for: the folder holds another model "
+            "than its config says, or a part of it; give the whole model, as its causal-LM class saves it"
+        )
+    if wrong := sorted((name, list(held), list(asked)) for name, held, asked in found["mismatched_keys"]):
+        shapes = f"of shape {wrong[0][1]} where config.json asks for {wrong[0][2]}, as if it mixed files of two models"
+        raise UserError(f"{folder} has {_first([one[0] for one in wrong])} {shapes}: download it again")
+    if extra := sorted(found["unexpected_keys"]):
+        raise UserError(
+            f"{folder}: the model of config.json has no place for {_first(extra)}: the folder holds another model, or "
+            "an adapter that was not merged; give the whole model, as its causal-LM class saves it"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.float32) -> Any:
@@ -61,7 +87,9 @@ def readable(folder: Path, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             reason = "its model is code of its own (auto_map), which is never run"
