@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.records.lab import RaceRecord, TextFacts
@@ -18,22 +18,20 @@ from quantize.int4.packing import unpack_gemm
 from quantize.model.pretrained import model_of, tokenizer_of
 from quantize.source import open_source
 
-EVALUATION_BLOCKS = 8
-EVALUATION_BLOCK_TOKENS = 512
+EVALUATION_BLOCKS = {"blocks": 8, "block_tokens": 512}
 
 
 def licence_texts() -> list[str]:
     """The licence files of the installed packages, each paragraph once: English that is no documentation."""
-    found: list[str] = []
+    files = [
+        Path(str(file.locate()))
+        for distribution in sorted(importlib.metadata.distributions(), key=lambda one: one.name.lower())
+        for file in sorted(distribution.files or [], key=str)
+        if file.suffix in ("", ".txt", ".md", ".rst") and "licens" in file.name.lower()
+    ]
     seen: set[str] = set()
-    for distribution in sorted(importlib.metadata.distributions(), key=lambda d: d.name.lower()):
-        for file in sorted(distribution.files or [], key=str):
-            if file.suffix in ("", ".txt", ".md", ".rst") and "licens" in file.name.lower():
-                path = Path(str(file.locate()))
-                if path.is_file():
-                    text = path.read_text(encoding="utf-8", errors="replace")
-                    found.append(PARAGRAPH.join(unseen_paragraphs(text, seen)))
-    return [text for text in found if text]
+    found = [path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()]
+    return [text for one in found if (text := PARAGRAPH.join(unseen_paragraphs(one, seen)))]
 
 
 @dataclass(frozen=True)
@@ -56,26 +54,16 @@ class Evaluation:
         """Open the source, load the reference, tokenise the texts."""
         folder = open_source(source).folder
         tokenizer = tokenizer_of(folder)
-        other_texts = text_from(str(other)) if other is not None else licence_texts()
-        texts = {"calibration": builtin_texts("evaluation"), "other": other_texts}
+        texts = {
+            "calibration": builtin_texts("evaluation"),
+            "other": text_from(str(other)) if other is not None else licence_texts(),
+        }
         return Evaluation(
             folder,
             model_of(folder, dtype=torch.float32),
             token_blocks(builtin_texts("calibration"), tokenizer, blocks=blocks, block_tokens=block_tokens),
-            {
-                kind: token_blocks(text, tokenizer, blocks=EVALUATION_BLOCKS, block_tokens=EVALUATION_BLOCK_TOKENS)
-                for kind, text in texts.items()
-            },
+            {kind: token_blocks(text, tokenizer, **EVALUATION_BLOCKS) for kind, text in texts.items()},
         )
-
-    def save_blocks(self, path: Path) -> Path:
-        """Write the calibration tokens where the contenders read them."""
-        save_file({"blocks": self.blocks}, path)
-        return path
-
-    def has_blocks(self, path: Path) -> bool:
-        """Whether this file holds the same calibration tokens."""
-        return torch.equal(load_file(path)["blocks"], self.blocks)
 
     def figures(self, layers: Path, group_size: int) -> dict[str, Any]:
         """`perplexity` and `divergence` (mean KL, nats a token) of the model with these layers, on each text."""

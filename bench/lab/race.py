@@ -48,20 +48,23 @@ def race(arguments: argparse.Namespace) -> list[RaceRecord]:
     from quantize.quiet import quiet_libraries
 
     names = arguments.contender or list(CONTENDERS)
-    unknown = [name for name in names if name not in CONTENDERS]
     if not arguments.timeout > 0:
         raise UserError("--timeout must be above 0 seconds")
-    if unknown:
-        raise UserError(f"unknown contender {unknown[0]!r}; there are: {', '.join(CONTENDERS)}")
+    for name in names:
+        if name not in CONTENDERS:
+            raise UserError(f"unknown contender {name!r}; there are: {', '.join(CONTENDERS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with quiet_libraries():
+        from safetensors.torch import load_file, save_file
+        from torch import equal
+
         from bench.lab.evaluate import Evaluation
 
         evaluation = Evaluation.prepare(arguments.source, arguments.blocks, arguments.block_tokens, arguments.other)
         blocks = arguments.out / "blocks.safetensors"
-        if arguments.keep and blocks.is_file() and not evaluation.has_blocks(blocks):
+        if arguments.keep and blocks.is_file() and not equal(load_file(blocks)["blocks"], evaluation.blocks):
             raise UserError(f"{arguments.out} was raced on other calibration tokens: leave --keep out")
-        evaluation.save_blocks(blocks)
+        save_file({"blocks": evaluation.blocks}, blocks)
     records: list[RaceRecord] = []
     for name in names if arguments.keep else turns(names, OURS):
         stem = arguments.out / name.replace(", ", "-").replace(" ", "-")
@@ -111,8 +114,8 @@ def kept(task: dict[str, Any], stem: Path) -> dict[str, Any] | None:
 
 
 def _quantized(stem: Path) -> dict[str, Any]:
-    facts = json.loads(stem.with_suffix(".json").read_text())
-    return {"seconds": facts["seconds"], "peak_bytes": facts["peak_bytes"]}
+    found: dict[str, Any] = json.loads(stem.with_suffix(".json").read_text())
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
