@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 
 from bench.records.ratio import CONFIDENCE, EQUIVALENCE
-from bench.records.record import Subject
 from bench.records.scenario import Scenario
 from reports.results import HEADLINE, Measurement, Result, Timing
 from reports.signals import OUTLIER_MADS
@@ -41,7 +40,7 @@ def paragraph(measurement: Measurement) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def warnings(measurement: Measurement, labels: dict[Subject, str]) -> tuple[str, ...]:
+def warnings(measurement: Measurement) -> tuple[str, ...]:
     """One line for each thing that makes a row less than it seems."""
     found: list[str] = []
     references = {result.subject.baseline for result in measurement.results if result.is_reference}
@@ -52,7 +51,7 @@ def warnings(measurement: Measurement, labels: dict[Subject, str]) -> tuple[str,
         if baseline not in references
     ]
     for result in measurement.results:
-        label = labels[result.subject]
+        label = measurement.labels[result.subject]
         found += [f"{label}: {words}" for words in _result_warnings(result)]
     return tuple(found)
 

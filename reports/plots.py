@@ -4,16 +4,17 @@ import bisect
 import io
 import logging
 import math
+import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings
+from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings, series_by_contender
 from quantize.errors import UserError
 from quantize.files import write_whole
-from reports.crossover import counts_by_contender, setting_text, tokens_text
+from reports.crossover import setting_text, tokens_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +77,10 @@ def relative_to_dense(entries: Sequence[CrossoverEntry]) -> dict[str, dict[int, 
 
     Raises UserError where the dense product was not timed.
     """
-    medians = counts_by_contender(entries)
+    medians = {
+        name: {tokens: statistics.median(entry.seconds) for tokens, entry in series.items()}
+        for name, series in series_by_contender(entries).items()
+    }
     dense = next((entry.contender for entry in entries if entry.style == "dense" and entry.contender in medians), None)
     if dense is None:
         raise UserError(

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from bench.records.comparison import Comparison, compare, started, unique
 from bench.records.environment import Environment
@@ -17,6 +18,8 @@ from reports.signals import Failure, Outliers, by_length, failures, latest_quali
 
 HEADLINE = SCENARIOS["published"].name
 """The scenario behind the column Time."""
+
+REFERENCE_METHOD = "FP16/BF16"
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,14 @@ class Measurement:
         """Every base model, in the rows' order."""
         return tuple(dict.fromkeys(result.subject.base_model for result in self.results))
 
+    @cached_property
+    def labels(self) -> dict[Subject, str]:
+        """A short name for each row: "AWQ GEMM, group 64"; where that is ambiguous, the checkpoint's name."""
+        many = len(self.base_models) > 1
+        labels = {result.subject: _label(result, with_model=many) for result in self.results}
+        taken = list(labels.values())
+        return {subject: subject.name if taken.count(label) > 1 else label for subject, label in labels.items()}
+
     def run_peak_bytes(self, result: Result) -> int | None:
         """The peak while running `published`, or when that was not run at all, while running anything."""
         if self.headline:
@@ -190,6 +201,17 @@ class Measurement:
         """The bytes a second that decoding reads, as a share of what a plain copy on the device moves."""
         copied, read = self.environment.copy_bytes_per_s, timing.decode_bytes_per_s
         return read / copied if copied and read else None
+
+
+def _label(result: Result, *, with_model: bool) -> str:
+    subject = result.subject
+    if subject.variant == REFERENCE.name and not result.is_reference:
+        return subject.name
+    method = REFERENCE_METHOD if result.is_reference else subject.method
+    words = [subject.base_model if with_model else None, method, subject.version]
+    group = "" if subject.q_group_size is None else f", group {subject.q_group_size}"
+    kernel = "" if subject.kernel is None else f", {subject.kernel} kernel"
+    return " ".join(word for word in words if word is not None) + group + kernel
 
 
 def measurements(records: Sequence[Record]) -> list[Measurement]:
