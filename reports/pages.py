@@ -9,18 +9,29 @@ from reports.published import PublishedRow
 from reports.results import REFERENCE_METHOD, Measurement, Result, Timing
 from reports.table import Block, Bullets, Cell, Column, Heading, Page, Paragraph, Table, titled
 
-MEMORY_ROLES = {
-    "Weights": "weights_bytes",
-    "KV cache": "kv_cache_bytes",
-    "Activations": "activations_bytes",
-    "Rest": "rest_bytes",
-    "Run peak": "run_peak_bytes",
-    "Load peak": "load_peak_bytes",
-    "Reserved": "reserved_peak_bytes",
-    "Process (NVML)": "nvml_process_bytes",
-    "Device (NVML)": "nvml_device_bytes",
+MEMORY_COLUMNS = {
+    Column(f"{title} GB", "gigabytes", optional=True): f"{field}_bytes"
+    for title, field in {
+        "Weights": "weights",
+        "KV cache": "kv_cache",
+        "Activations": "activations",
+        "Rest": "rest",
+        "Run peak": "run_peak",
+        "Load peak": "load_peak",
+        "Reserved": "reserved_peak",
+        "Process (NVML)": "nvml_process",
+        "Device (NVML)": "nvml_device",
+    }.items()
 }
 """The memory table's columns, and the fields of Memory behind them."""
+
+DIVERGENCE_COLUMNS = {
+    Column("KLD mean", "nats", missing="", optional=True): "mean",
+    Column("median", "nats", missing="", optional=True): "median",
+    Column("99%", "nats", missing="", optional=True): "p99",
+    Column("Flips", "share", missing="", optional=True): "flips",
+}
+"""The quality table's, and the fields of Divergence behind them."""
 
 Cells = list[tuple[Column, Cell]]
 """Part of a row: each cell with its column."""
@@ -165,20 +176,16 @@ def _quality_row(label: str, perplexity: float | None, ratio: float | None, dive
         (Column("Row"), label),
         (Column("Perplexity", "perplexity"), perplexity),
         (Column("to reference", "ratio"), ratio),
-        (Column("KLD mean", "nats", missing="", optional=True), divergence and divergence.mean),
-        (Column("median", "nats", missing="", optional=True), divergence and divergence.median),
-        (Column("99%", "nats", missing="", optional=True), divergence and divergence.p99),
-        (Column("Flips", "share", missing="", optional=True), divergence and divergence.flips),
+        *((column, getattr(divergence, field, None)) for column, field in DIVERGENCE_COLUMNS.items()),
     ]
 
 
 def memory_table(measurement: Measurement, scenario: Scenario) -> Table:
     """What the bytes of one scenario's peak are for; the process's and the device's view where NVML told."""
-    columns = {Column(f"{title} GB", "gigabytes", optional=True): field for title, field in MEMORY_ROLES.items()}
     return Table.of(
         [
             (Column("Row"), measurement.labels[result.subject]),
-            *((column, getattr(timing.memory, field)) for column, field in columns.items()),
+            *((column, getattr(timing.memory, field)) for column, field in MEMORY_COLUMNS.items()),
         ]
         for result, timing in _timed(measurement, scenario)
         if timing.memory is not None
