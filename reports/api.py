@@ -1,6 +1,7 @@
 """`report` from Python: the command calls this and prints what it returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,6 @@ from reports.table import Page
 from reports.versus_published import has_published_rows, versus_page
 
 Format = Literal["md", "csv", "json"]
-
 
 EXPORTS: dict[Format, Callable[[Sequence[Measurement]], str]] = {"csv": csv_text, "json": json_text}
 FORMATS: tuple[Format, ...] = ("md", *EXPORTS)
@@ -49,7 +49,8 @@ def report(source: Path | str, *, format: Format = "md", out: Path | str | None 
         raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
     if published and format != "md":
         raise UserError("the published table beside ours is markdown: leave --format out")
-    if out is not None and (Path(out).suffix == ".jsonl" or _is_file(source, out)):
+    same = out is not None and Path(source).is_file() and Path(out).resolve() == Path(source).resolve()
+    if out is not None and (same or Path(out).suffix == ".jsonl"):
         raise UserError(f"{out} would be written over with a report: give --out another name")
     if format == "md":
         text = markdown(report_page(source, published=published))
@@ -58,10 +59,6 @@ def report(source: Path | str, *, format: Format = "md", out: Path | str | None 
     if out is not None:
         write_whole(Path(out), text.encode())
     return text
-
-
-def _is_file(source: Path | str, out: Path | str) -> bool:
-    return Path(source).is_file() and Path(out).resolve() == Path(source).resolve()
 
 
 def report_page(source: Path | str, *, published: bool = False) -> Page:
@@ -100,34 +97,36 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name one that `bench` measured")
-    written: list[Path] = []
-    problems: list[str] = []
-
-    def attempt(name: str, make: Callable[[], list[Path]]) -> None:
-        try:
-            written.extend(make())
-        except UserError as error:
-            problems.append(f"no {name}: {error}")
-
-    def page_file(name: str, make: Callable[[], Page]) -> None:
-        def write() -> list[Path]:
-            write_whole(folder / name, markdown(make()).encode())
-            return [folder / name]
-
-        attempt(name, write)
-
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise UserError(f"{folder} holds no record files: run `bench` first")
+    written: list[Path] = []
+    problems: list[str] = []
+
+    @contextmanager
+    def attempt(name: str) -> Iterator[Path]:
+        try:
+            yield folder / name
+        except UserError as error:
+            problems.append(f"no {name}: {error}")
+
+    def write_page(path: Path, page: Page) -> None:
+        write_whole(path, markdown(page).encode())
+        written.append(path)
+
     if folder / RECORDS_NAME in files:
-        page_file("table.md", lambda: report_page(folder))
-        if folder / "table.md" in written and has_published_rows(load_records(folder)):
-            page_file("published.md", lambda: report_page(folder, published=True))
+        with attempt("table.md") as table:
+            write_page(table, report_page(folder))
+        if written and has_published_rows(load_records(folder)):
+            with attempt("published.md") as published:
+                write_page(published, report_page(folder, published=True))
     if folder / CROSSOVER_NAME in files:
-        attempt("crossover.png", lambda: draw_plots(folder))
-    for path in files:
-        if path.name != RECORDS_NAME and not path.name.startswith("records."):
-            page_file(f"{path.stem}.md", lambda path=path: page_of(path))  # type: ignore[misc]
+        with attempt("crossover.png"):
+            written += draw_plots(folder)
+    for file in files:
+        if file.name != RECORDS_NAME and not file.name.startswith("records."):
+            with attempt(f"{file.stem}.md") as path:
+                write_page(path, page_of(file))
     return written, problems
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from bench.records.store import RECORDS_NAME
 from quantize.errors import UserError
 from reports.api import FORMATS, draw_plots, report, report_page, write_all
-
-USER_ERROR = 2
+from reports.markdown import print_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.all:
             return _write_all(options)
         if options.out is None and options.format == "md" and sys.stdout.isatty():
-            _show(options.source, published=options.published)
+            from rich.console import Console
+
+            print_page(report_page(options.source, published=options.published), Console())
         else:
             text = report(options.source, format=options.format, out=options.out, published=options.published)
             print(f"wrote {options.out}" if options.out else text, end="\n" if options.out else "", flush=True)
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(*(f"wrote {path}" for path in draw_plots(options.source)), sep="\n", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough: nothing is left to say at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -44,14 +45,6 @@ def _write_all(options: argparse.Namespace) -> int:
     written, problems = write_all(options.source)
     print(*(f"wrote {path}" for path in written), *problems, sep="\n")
     return 1 if problems else 0
-
-
-def _show(source: Path, *, published: bool) -> None:
-    from rich.console import Console
-
-    from reports.markdown import print_page
-
-    print_page(report_page(source, published=published), Console())
 
 
 def _parser() -> argparse.ArgumentParser:

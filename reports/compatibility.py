@@ -1,6 +1,6 @@
 """Which records may stand in one table; what matters of the fingerprint is said in bench.records.environment."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -40,25 +40,24 @@ def check_alike(records: Sequence[Record]) -> None:
     """
     good = [record for record in records if record.status == "ok"]
     for record in good[1:]:
-        found = differences(good[0].environment, record.environment)
-        if found:
+        if found := differences(good[0].environment, record.environment):
             _refuse(good[0], record, found[0])
-    prompts: dict[tuple[str, Scenario | None], Record] = {}
-    for record in good:
-        if record.prompt_sha256 is not None:
-            first = prompts.setdefault((record.subject.baseline, record.scenario), record)
-            if first.prompt_sha256 != record.prompt_sha256:
-                _refuse(first, record, f"prompt_sha256: {first.prompt_sha256} against {record.prompt_sha256}")
-    memory = [(record, record.memory) for record in good if record.memory is not None]
-    for record, figures in memory[1:]:
-        if figures.source != memory[0][1].source:
-            _refuse(memory[0][0], record, f"memory.source: {memory[0][1].source} against {figures.source}")
-    quality = [(record, record.quality) for record in good if record.quality is not None]
-    for record, found_quality in quality[1:]:
-        for field in ("text_sha256", "tokens"):
-            ours, theirs = getattr(quality[0][1], field), getattr(found_quality, field)
-            if ours != theirs:
-                _refuse(quality[0][0], record, f"quality.{field}: {ours} against {theirs}")
+    prompts = [(one, one.prompt_sha256) for one in good if one.prompt_sha256 is not None]
+    _check_field("prompt_sha256", prompts, lambda one: (one.subject.baseline, one.scenario))
+    _check_field("memory.source", [(one, one.memory.source) for one in good if one.memory])
+    _check_field("quality.text_sha256", [(one, one.quality.text_sha256) for one in good if one.quality])
+    _check_field("quality.tokens", [(one, one.quality.tokens) for one in good if one.quality])
+
+
+def _check_field(
+    name: str, found: Iterable[tuple[Record, object]], group: Callable[[Record], object] = lambda one: None
+) -> None:
+    """Refuse the first record whose value is not that of the first one in its group."""
+    firsts: dict[object, tuple[Record, object]] = {}
+    for record, value in found:
+        first, expected = firsts.setdefault(group(record), (record, value))
+        if value != expected:
+            _refuse(first, record, f"{name}: {expected} against {value}")
 
 
 def refuse_compute_dtype(variant: Record, references: Sequence[Record]) -> NoReturn:
@@ -77,7 +76,6 @@ def refuse_scenarios(one: Scenario, other: Scenario) -> NoReturn:
 
 
 def _refuse(one: Record, other: Record, difference: str) -> NoReturn:
-    whose = [one.subject.name, other.subject.name]
-    if whose[0] == whose[1]:
-        raise UserError(f"records of {whose[0]} were not measured alike ({difference}): {ADVICE}")
-    raise UserError(f"{whose[0]} and {whose[1]} were not measured alike ({difference}): {ADVICE}")
+    names = list(dict.fromkeys((one.subject.name, other.subject.name)))
+    whose = f"records of {names[0]}" if len(names) == 1 else " and ".join(names)
+    raise UserError(f"{whose} were not measured alike ({difference}): {ADVICE}")

@@ -142,7 +142,8 @@ def _axes(axes: "Axes", counts: Sequence[int], first: CrossoverEntry) -> None:
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_xlim(counts[0] / 1.3, counts[-1] * 1.3)
+    left, right = counts[0] / 1.3, counts[-1] * 1.3
+    axes.set_xlim(left, right)
     axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(base=2))
@@ -153,14 +154,12 @@ def _axes(axes: "Axes", counts: Sequence[int], first: CrossoverEntry) -> None:
     axes.set_ylabel("time of one layer's linear layers, against the dense product")
     axes.set_title(f"Which kernel for how many tokens: {setting_text(first)}", loc="left")
     boundary = math.sqrt(DECODE_BATCHES[-1] * PROMPT_TOKENS[0])
-    ranges = (("decode: batch", counts[0] / 1.3, boundary), ("prefill: prompt", boundary, counts[-1] * 1.3))
-    for place, (title, low, high) in enumerate(ranges):
-        if not any(low < tokens < high for tokens in counts):
-            continue
-        if place == 0:
-            axes.axvspan(low, min(high, counts[-1] * 1.3), color="#F2F2F2", zorder=0)
-        middle = math.sqrt(max(low, counts[0] / 1.3) * min(high, counts[-1] * 1.3))
-        axes.text(middle, 0.985, title, transform=axes.get_xaxis_transform(), ha="center", va="top", color="#555555")
+    if counts[0] < boundary:
+        axes.axvspan(left, min(boundary, right), color="#F2F2F2", zorder=0)
+    for title, low, high in (("decode: batch", left, boundary), ("prefill: prompt", boundary, right)):
+        if any(low < tokens < high for tokens in counts):
+            middle, heights = math.sqrt(max(low, left) * min(high, right)), axes.get_xaxis_transform()
+            axes.text(middle, 0.985, title, transform=heights, ha="center", va="top", color="#555555")
 
 
 def _mark_crossings(axes: "Axes", entries: Sequence[CrossoverEntry], relative: Mapping[str, Series]) -> None:
@@ -170,20 +169,12 @@ def _mark_crossings(axes: "Axes", entries: Sequence[CrossoverEntry], relative: M
     for crossing in sorted(crossings(entries), key=lambda one: one.tokens or 0.0):
         if crossing.tokens is None or not all(relative.get(name) for name in crossing.pair):
             continue
-        height = height_at(relative[crossing.pair[1]], crossing.tokens)
-        with_dense = dense in crossing.pair
-        fill = "#000000" if with_dense else "#FFFFFF"
-        axes.plot(
-            [crossing.tokens], [height], "o", markersize=5, markerfacecolor=fill, markeredgecolor="#000000", zorder=4
-        )
-        if with_dense:
-            axes.annotate(
-                tokens_text(crossing.tokens),
-                (crossing.tokens, height),
-                xytext=(3, -12 if below else 5),
-                textcoords="offset points",
-                zorder=5,
-            )
+        point = crossing.tokens, height_at(relative[crossing.pair[1]], crossing.tokens)
+        fill = "#000000" if dense in crossing.pair else "#FFFFFF"
+        axes.plot(*point, "o", markersize=5, markerfacecolor=fill, markeredgecolor="#000000", zorder=4)
+        if dense in crossing.pair:
+            offset = (3, -12 if below else 5)
+            axes.annotate(tokens_text(point[0]), point, xytext=offset, textcoords="offset points", zorder=5)
             below = not below  # neighbours' numbers keep out of each other's way
 
 
@@ -225,11 +216,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     pools: list[list[float]] = []
     for place, value in enumerate(wanted):
         pools.append([value - place * gap])
-        while len(pools) > 1 and _mean(pools[-2]) > _mean(pools[-1]):
+        while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
-    flat = [_mean(pool) for pool in pools for _ in pool]
+    flat = [statistics.fmean(pool) for pool in pools for _ in pool]
     return [value + place * gap for place, value in enumerate(flat)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -235,21 +235,18 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Reco
 
     A run that failed before its compute dtype was known joins every group of its device.
     """
-    dtypes: dict[str, dict[str, dict[str, None]]] = {}
+    dtypes: dict[tuple[str, str], set[str]] = {}
     for record in records:
-        found = dtypes.setdefault(record.device, {}).setdefault(record.subject.baseline, {})
         if record.compute_dtype:
-            found[record.compute_dtype] = None
-    split = {
-        device: list(dict.fromkeys(dtype for found in baselines.values() for dtype in found))
-        if any(len(found) > 1 for found in baselines.values())
-        else [None]
-        for device, baselines in dtypes.items()
-    }
+            dtypes.setdefault((record.device, record.subject.baseline), set()).add(record.compute_dtype)
+    split = {device for (device, _), found in dtypes.items() if len(found) > 1}
     groups: dict[tuple[str, str | None], list[Record]] = {}
     for record in records:
-        several = split[record.device]
-        for dtype in several if several == [None] or not record.compute_dtype else [record.compute_dtype]:
+        own: Iterable[str | None] = [None]
+        if record.device in split:
+            all_of_device = (one.compute_dtype for one in records if one.device == record.device)
+            own = [record.compute_dtype] if record.compute_dtype else dict.fromkeys(filter(None, all_of_device))
+        for dtype in own:
             groups.setdefault((record.device, dtype), []).append(record)
     return groups
 
@@ -269,22 +266,18 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     for subject in dict.fromkeys([*(record.subject for record in latency_records(records)), *of_subject]):
         if subject.may_be_reference:  # of several half-precision checkpoints the first that ran
             references.setdefault(subject.baseline, subject)
-    baselines = {name: place for place, name in enumerate(dict.fromkeys(one.baseline for one in of_subject))}
-    rows = sorted(
-        of_subject,
-        key=lambda one: (
-            baselines[one.baseline],
-            references.get(one.baseline) != one,
-            _place(one, of_subject[one]),
-            one.name,
-        ),
-    )
+    baselines = list(dict.fromkeys(one.baseline for one in of_subject))
+
+    def place(one: Subject) -> tuple[int, bool, float, str]:
+        row = _place(one, of_subject[one])
+        return baselines.index(one.baseline), references.get(one.baseline) != one, row, one.name
+
     return Measurement(
         device=device,
         environment=good[0].environment if good else Environment(),
         memory=next((record.memory.source for record in good if record.memory), None),
         scenarios=scenarios,
-        results=tuple(_result(one, references.get(one.baseline), of_subject) for one in rows),
+        results=tuple(_result(one, references.get(one.baseline), of_subject) for one in sorted(of_subject, key=place)),
         first_start=starts[0] if starts else None,
         last_start=starts[-1] if starts else None,
     )
@@ -296,12 +289,9 @@ def _place(subject: Subject, records: Sequence[Record]) -> float:
     A suite's first round runs its rows in their order; what has no position comes last.
     """
     if subject.family is None:
-        variants = list(VARIANTS)
-        return variants.index(subject.variant) if subject.variant in variants else len(variants)
-    return min(
-        (record.position for record in records if record.round == 0 and record.position is not None),
-        default=float("inf"),
-    )
+        return list(VARIANTS).index(subject.variant) if subject.variant in VARIANTS else len(VARIANTS)
+    first_round = [one.position for one in records if one.round == 0 and one.position is not None]
+    return min(first_round, default=float("inf"))
 
 
 def _result(subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]]) -> Result:
@@ -363,13 +353,10 @@ def _each_once(words: Iterable[str]) -> tuple[str, ...]:
 
 def _no_reference(records: Iterable[Record]) -> UserError:
     failed = [record for record in records if record.subject.may_be_reference and record.status != "ok"]
+    what = f"quantize --variant {REFERENCE.name} into the same folder and run `bench` again"
     if failed:
-        why = f"the reference did not run ({failed[-1].status}: {failed[-1].reason})"
-        return UserError(f"no latency record of the reference: {why}; fix that and run `bench` again")
-    return UserError(
-        f"no latency record of the reference: quantize --variant {REFERENCE.name} into the same folder "
-        "and run `bench` again"
-    )
+        what = f"the reference did not run ({failed[-1].status}: {failed[-1].reason}); fix that and run `bench` again"
+    return UserError(f"no latency record of the reference: {what}")
 
 
 def _check_compute_dtypes(records: Sequence[Record]) -> None:
@@ -379,8 +366,7 @@ def _check_compute_dtypes(records: Sequence[Record]) -> None:
     for record in good:
         if record.subject.may_be_reference:
             references.setdefault((record.device, record.subject.baseline), []).append(record)
-    dtypes = {key: {one.compute_dtype for one in found} for key, found in references.items()}
     for record in good:
-        key = (record.device, record.subject.baseline)
-        if key in dtypes and record.compute_dtype not in dtypes[key]:
-            refuse_compute_dtype(record, references[key])
+        found = references.get((record.device, record.subject.baseline), [record])
+        if record.compute_dtype not in {one.compute_dtype for one in found}:
+            refuse_compute_dtype(record, found)

@@ -1,5 +1,6 @@
 """What the records of one checkpoint say beside its times: outliers, kernels, quality, and what failed."""
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,11 +47,9 @@ def outliers_of(samples: Sequence[float]) -> int:
 
 def outliers(latencies: Iterable[Latency]) -> Outliers:
     """The outliers of several runs, prompt passes and decode steps apart."""
-    series = [
-        samples
-        for latency in latencies
-        for samples in (latency.prefill_s, tuple(step for steps in latency.decode_s for step in steps))
-    ]
+    series: list[tuple[float, ...]] = []
+    for latency in latencies:
+        series += [latency.prefill_s, tuple(itertools.chain.from_iterable(latency.decode_s))]
     return Outliers(sum(map(outliers_of, series)), sum(map(len, series)))
 
 
@@ -68,18 +67,13 @@ def latest_quality(records: Iterable[Record]) -> Quality | None:
 
 def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
     """Failed runs that no later run of the same work made good, those of one work and reason together."""
-    last_good = {
-        (record.kind, record.scenario, record.round): place
-        for place, record in enumerate(records)
-        if record.status == "ok"
-    }
+    last_good = {(one.kind, one.scenario, one.round): n for n, one in enumerate(records) if one.status == "ok"}
     found: dict[tuple[str, Status, str], list[int]] = {}
     for place, record in enumerate(records):
         made_good = last_good.get((record.kind, record.scenario, record.round), -1) > place
         if record.status != "ok" and not made_good:
             work = record.scenario.name if record.scenario else record.kind
-            key = (work, record.status, record.reason or "")
-            found.setdefault(key, []).extend([] if record.round is None else [record.round])
-    return tuple(
-        Failure(work, status, reason, tuple(dict.fromkeys(rounds))) for (work, status, reason), rounds in found.items()
-    )
+            rounds = found.setdefault((work, record.status, record.reason or ""), [])
+            if record.round is not None and record.round not in rounds:
+                rounds.append(record.round)
+    return tuple(Failure(*key, tuple(rounds)) for key, rounds in found.items())
