@@ -133,7 +133,7 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
 def draw_plots(source: Path | str) -> list[Path]:
     """Draw the crossover of this folder, or of this record file, as PNG and SVG beside its record.
 
-    Raises UserError where there is none, and as `crossover_plot` does.
+    Raises UserError where there is none, and as `crossover_plots` does.
     """
     record = crossover_file(Path(source))
     if record is None:

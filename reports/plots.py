@@ -1,6 +1,5 @@
 """The crossover as one figure: time against the dense product's, over tokens at once. Needs matplotlib."""
 
-import bisect
 import io
 import logging
 import math
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PLOT_NAMES = ("crossover.png", "crossover.svg")
-
 DENSE_COLOR = "#000000"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's palette, told apart by colour-blind readers too; its yellow is too pale on white and left out."""
@@ -30,11 +27,11 @@ LINES: dict[Style, str] = {"dense": "-", "GEMM": "-", "GEMV": "--", "bitsandbyte
 MARKERS = ("o", "s", "^", "D", "v")
 """Five markers and seven colors meet again after 35 lines only."""
 
-FORMATS: dict[str, dict[str, Any]] = {
-    ".png": {"format": "png", "metadata": {"Software": None}},
-    ".svg": {"format": "svg", "metadata": {"Date": None, "Creator": None}},
+FILES: dict[str, dict[str, Any]] = {
+    "crossover.png": {"format": "png", "metadata": {"Software": None}},
+    "crossover.svg": {"format": "svg", "metadata": {"Date": None, "Creator": None}},
 }
-"""By the file's ending; what would differ from run to run is left out of the file."""
+"""What would differ from run to run is left out of a file."""
 
 SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "quantable",
@@ -48,28 +45,18 @@ Series = Mapping[int, float]
 """Tokens at once, ascending -> time as a multiple of the dense product's."""
 
 
-def crossover_plot(entries: Sequence[CrossoverEntry], path: Path) -> None:
-    """Draw a crossover into a .png or .svg file; the same entries give the same bytes.
-
-    Raises UserError without matplotlib, for another ending, without figures of the dense product, and where the file
-    cannot be written.
-    """
-    if path.suffix not in FORMATS:
-        raise UserError(f"cannot draw {path.name}: name a file that ends in {' or '.join(FORMATS)}")
-    relative = relative_to_dense(entries)
-    with _matplotlib_as_it_comes():
-        figure = _figure(entries, relative)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=150, **FORMATS[path.suffix])
-    write_whole(path, drawn.getvalue())
-
-
 def crossover_plots(entries: Sequence[CrossoverEntry], folder: Path) -> list[Path]:
-    """Draw crossover.png and crossover.svg in the folder; raises UserError as `crossover_plot` does."""
-    paths = [folder / name for name in PLOT_NAMES]
-    for path in paths:
-        crossover_plot(entries, path)
-    return paths
+    """Draw a crossover as crossover.png and crossover.svg in the folder; the same entries give the same bytes.
+
+    Raises UserError without matplotlib, without figures of the dense product, and where a file cannot be written.
+    """
+    relative = relative_to_dense(entries)
+    for name, options in FILES.items():
+        with _matplotlib_as_it_comes():
+            drawn = io.BytesIO()
+            _figure(entries, relative).savefig(drawn, dpi=150, **options)
+        write_whole(folder / name, drawn.getvalue())
+    return [folder / name for name in FILES]
 
 
 def relative_to_dense(entries: Sequence[CrossoverEntry]) -> dict[str, dict[int, float]]:
@@ -180,13 +167,9 @@ def _mark_crossings(axes: "Axes", entries: Sequence[CrossoverEntry], relative: M
 
 def height_at(series: Series, tokens: float) -> float:
     """The series at this number of tokens, straight in log-log between the measured ones."""
-    counts = list(series)
-    place = min(max(bisect.bisect_left(counts, tokens), 1), len(counts) - 1) if len(counts) > 1 else 0
-    if place == 0:
-        return series[counts[0]]
-    left, right = counts[place - 1], counts[place]
-    share = math.log(tokens / left) / math.log(right / left)
-    return math.exp(math.log(series[left]) * (1 - share) + math.log(series[right]) * share)
+    import numpy as np
+
+    return float(np.exp(np.interp(np.log(tokens), np.log(list(series)), np.log(list(series.values())))))
 
 
 def _label_ends(axes: "Axes", relative: Mapping[str, Series], colors: Mapping[str, str]) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench.lab import foreign, optimum_benchmark
-from bench.lab.foreign import Work
-from bench.lab.optimum_benchmark import ASLEEP, OURS, THEIRS
+from bench.lab import optimum_benchmark
+from bench.lab.optimum_benchmark import ASLEEP, OURS, THEIRS, Work
 from bench.records.environment import Environment
 from bench.records.lab import SideBySideRecord
 from bench.records.store import append, read_only
@@ -145,10 +144,10 @@ def echo(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_another_interpreter_gets_the_work_and_not_our_packages() -> None:
-    wall_s, result = foreign.run_inside(Path(sys.executable), echo, {"said": "hello"})
+    wall_s, result = optimum_benchmark.run_inside(Path(sys.executable), echo, {"said": "hello"})
     assert result == {"said": "hello", "path": None}
     assert wall_s > 0
-    _, reason = foreign.run_inside(Path(sys.executable), echo, {"said": "fail"})
+    _, reason = optimum_benchmark.run_inside(Path(sys.executable), echo, {"said": "fail"})
     assert isinstance(reason, str)
     assert reason.endswith("RuntimeError: no echo")
 
@@ -171,7 +170,7 @@ def test_asleep_the_launcher_waits_without_using_the_processor(theirs: Path, tmp
     used = {}
     for asleep in (False, True):
         request = {"model": os.fspath(tmp_path), **vars(optimum_benchmark.Shape(8, 3, 1, 0)), "asleep": asleep}
-        _, result = foreign.run_inside(theirs, foreign.launched, request)
+        _, result = optimum_benchmark.run_inside(theirs, optimum_benchmark.launched, request)
         assert isinstance(result, dict), result
         assert result["latency"]["prefill"] == {"values": [1.0], "p50": 1.0, "mean": 1.0, "count": 1}
         assert set(result["latency"]) == {"prefill", "per_token"}
@@ -216,8 +215,8 @@ def test_the_machine_is_described_by_the_interpreter_that_measures() -> None:
         optimum_benchmark.environment_of(Path(sys.executable), theirs=True)
 
 
-@pytest.mark.parametrize("work", [foreign.launched, foreign.facts])
+@pytest.mark.parametrize("work", [optimum_benchmark.launched, optimum_benchmark.facts])
 def test_each_program_needs_none_of_our_packages(work: Work) -> None:
-    program = ast.walk(ast.parse(foreign.program_of(work)))
+    program = ast.walk(ast.parse(optimum_benchmark.program_of(work)))
     names = {node.module for node in program if isinstance(node, ast.ImportFrom)}
     assert not {name for name in names if str(name).split(".")[0] in ("bench", "quantize", "reports")}
