@@ -14,13 +14,20 @@ from reports.markdown import print_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, or 2 for bad input, which is said in one line on stderr."""
+    """Run the command; the exit code is 0, 1 where a page of --all could not be written, or 2 for bad input.
+
+    Bad input is said in one line on stderr.
+    """
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the dash shows a question mark
     try:
         if options.all:
-            return _write_all(options)
+            if options.out is not None or options.format != "md" or options.published or options.plots:
+                raise UserError("--all writes every page beside the records: leave the other options out")
+            written, problems = write_all(options.source)
+            print(*(f"wrote {path}" for path in written), *problems, sep="\n")
+            return 1 if problems else 0
         if options.out is None and options.format == "md" and sys.stdout.isatty():
             from rich.console import Console
 
@@ -36,15 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough: nothing is left to say at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _write_all(options: argparse.Namespace) -> int:
-    """Every page of a folder; the exit code, 1 where one could not be written."""
-    if options.out is not None or options.format != "md" or options.published or options.plots:
-        raise UserError("--all writes every page beside the records: leave the other options out")
-    written, problems = write_all(options.source)
-    print(*(f"wrote {path}" for path in written), *problems, sep="\n")
-    return 1 if problems else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from bench.records.crossover import (
     CrossoverEntry,
     crossings,
 )
+from reports.signals import grouped
 from reports.table import Bullets, Cell, Column, Page, Paragraph, Table, titled
 
 NEVER = "never"
@@ -92,14 +93,9 @@ def _seconds_cell(entry: CrossoverEntry | None) -> Cell:
 
 def reasons_of(entries: Iterable[CrossoverEntry]) -> tuple[str, ...]:
     """Who was not timed and why, contenders with the same reason at the same numbers of tokens in one line."""
-    counts: dict[tuple[str, str], list[int]] = {}
-    for entry in entries:
-        if entry.reason is not None:
-            counts.setdefault((entry.contender, entry.reason), []).append(entry.tokens or 0)
-    names: dict[tuple[str, str], list[str]] = {}
-    for (name, reason), tokens in counts.items():
-        names.setdefault((reason, _at(tokens)), []).append(name)
-    return tuple(f"{', '.join(found)}{at}: {reason}." for (reason, at), found in names.items())
+    untimed = grouped((one for one in entries if one.reason is not None), lambda one: (one.contender, one.reason))
+    alike = grouped(untimed, lambda who: (who[1], _at([one.tokens or 0 for one in untimed[who]])))
+    return tuple(f"{', '.join(name for name, _ in who)}{at}: {reason}." for (reason, at), who in alike.items())
 
 
 def _at(tokens: Sequence[int]) -> str:

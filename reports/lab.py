@@ -1,15 +1,15 @@
 """What the laboratory and the profiler measured, as tables: races, overhead, benchmarks side by side, profiles."""
 
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
 
 from bench.records.environment import Environment
 from bench.records.lab import Operation, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.ratio import Ratio, ratio_of
-from reports.table import Bullets, Cell, Column, Page, Paragraph, Table
+from reports.signals import grouped
+from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table
 
-R = TypeVar("R")
+Runs = Sequence[RaceRecord]
 
 YARDSTICK = "autoawq, repaired"
 """Whom a race's ratios are to."""
@@ -28,14 +28,14 @@ NAME_CHARACTERS = 70
 
 def race_page(records: Sequence[RaceRecord]) -> Page:
     """A race of quantizers, a table a model: medians of what ran several times, ratios to the repaired autoawq."""
-    return tuple(block for group in _groups(records, lambda one: one.model) for block in _race_of(group))
+    return tuple(block for group in grouped(records, lambda one: one.model).values() for block in _race_of(group))
 
 
 def _race_of(records: Sequence[RaceRecord]) -> Page:
-    entries = {group[0].contender: group for group in _groups(records, lambda one: one.contender)}
+    entries = grouped(records, lambda one: one.contender)
     kinds = list(next((one.divergence for one in records if one.divergence), {}))
     rows = [_race_row(name, runs, entries.get(YARDSTICK, []), kinds) for name, runs in entries.items()]
-    calibrations = _each_once("{} blocks of {}".format(*one.blocks) for one in records)
+    calibrations = " and ".join(dict.fromkeys("{} blocks of {}".format(*one.blocks) for one in records))
     said = (
         f"Quantizing {records[0].model}, {calibrations} calibration tokens, on {_machines(records)}: "
         "one process each, medians of what ran several times. KLD is the mean KL divergence from the reference in nats "
@@ -44,9 +44,7 @@ def _race_of(records: Sequence[RaceRecord]) -> Page:
     return Table.of(rows), Paragraph(said)
 
 
-def _race_row(
-    name: str, runs: Sequence[RaceRecord], yardstick: Sequence[RaceRecord], kinds: Sequence[str]
-) -> list[tuple[Column, Cell]]:
+def _race_row(name: str, runs: Runs, yardstick: Runs, kinds: Sequence[str]) -> Row:
     failed, seconds = all(one.reason is not None for one in runs), _middle(runs, "seconds")
     row: list[tuple[Column, Cell]] = [
         (Column("Quantizer"), name),
@@ -63,15 +61,13 @@ def _race_row(
     return row
 
 
-def _middle(runs: Sequence[RaceRecord], field: str, kind: str | None = None) -> float | None:
+def _middle(runs: Runs, field: str, kind: str | None = None) -> float | None:
     """The median of a field over the runs that ended well; of one kind of text where it has a figure for each."""
     values = [getattr(one, field) for one in runs if one.reason is None]
     return _median(value if kind is None else (value or {}).get(kind) for value in values)
 
 
-def _times(
-    runs: Sequence[RaceRecord], yardstick: Sequence[RaceRecord], field: str, kind: str | None = None
-) -> float | None:
+def _times(runs: Runs, yardstick: Runs, field: str, kind: str | None = None) -> float | None:
     own, other = _middle(runs, field, kind), _middle(yardstick, field, kind)
     return own / other if own is not None and other else None
 
@@ -99,8 +95,8 @@ def overhead_page(records: Sequence[OverheadRecord]) -> Page:
 
 def side_by_side_page(records: Sequence[SideBySideRecord]) -> Page:
     """Our bench beside optimum-benchmark, a table a workload: medians, our ratio to each, what they agree in."""
-    groups = _groups(records, lambda one: (one.content_sha256, one.prompt, one.new))
-    return tuple(block for group in groups for block in _side_by_side_of(group))
+    groups = grouped(records, lambda one: (one.content_sha256, one.prompt, one.new))
+    return tuple(block for group in groups.values() for block in _side_by_side_of(group))
 
 
 def _side_by_side_of(records: Sequence[SideBySideRecord]) -> Page:
@@ -116,7 +112,7 @@ def _side_by_side_of(records: Sequence[SideBySideRecord]) -> Page:
     return (table, *((Bullets(found),) if found else ()), Paragraph(said))
 
 
-def _side_by_side_row(records: Sequence[SideBySideRecord], name: str) -> list[tuple[Column, Cell]]:
+def _side_by_side_row(records: Sequence[SideBySideRecord], name: str) -> Row:
     ran = _good_of(records, name)
     row: list[tuple[Column, Cell]] = [(Column("Benchmark"), name)]
     for figure, samples in FIGURES.items():
@@ -145,9 +141,8 @@ def ours_over(records: Iterable[SideBySideRecord], name: str, figure: str) -> Ra
     samples, records = FIGURES[figure], list(records)
     mine, other = ({one.round: samples(one) for one in _good_of(records, who)} for who in (OURS, name))
     both = sorted(number for number in mine.keys() & other.keys() if mine[number] and other[number])
-    if not both:
-        return None
-    return ratio_of([statistics.median(mine[n]) for n in both], [statistics.median(other[n]) for n in both])
+    first, second = ([statistics.median(found[number]) for number in both] for found in (mine, other))
+    return ratio_of(first, second) if both else None
 
 
 def findings(records: Sequence[SideBySideRecord], name: str) -> list[str]:
@@ -203,19 +198,7 @@ def _machine(environment: Environment) -> str:
 
 
 def _machines(records: Iterable[RaceRecord | SideBySideRecord]) -> str:
-    return _each_once(_machine(one.environment) for one in records)
-
-
-def _each_once(texts: Iterable[str]) -> str:
-    return " and ".join(dict.fromkeys(texts))
-
-
-def _groups(records: Iterable[R], key: Callable[[R], Hashable]) -> list[list[R]]:
-    """The records that share a key, in the order first met: those of different ones stand in no table together."""
-    groups: dict[Hashable, list[R]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
-    return list(groups.values())
+    return " and ".join(dict.fromkeys(_machine(one.environment) for one in records))
 
 
 def _good_of(records: Iterable[SideBySideRecord], name: str) -> list[SideBySideRecord]:

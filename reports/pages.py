@@ -7,7 +7,7 @@ from bench.records.scenario import Scenario
 from reports.notes import paragraph, prompts_text, warnings
 from reports.published import PublishedRow
 from reports.results import REFERENCE_METHOD, Measurement, Result, Timing
-from reports.table import Block, Bullets, Cell, Column, Heading, Page, Paragraph, Table, titled
+from reports.table import Block, Bullets, Column, Heading, Page, Paragraph, Row, Table, titled
 
 MEMORY_COLUMNS = {
     Column(f"{title} GB", "gigabytes", optional=True): f"{field}_bytes"
@@ -32,9 +32,6 @@ DIVERGENCE_COLUMNS = {
     Column("Flips", "share", missing="", optional=True): "flips",
 }
 """The quality table's, and the fields of Divergence behind them."""
-
-Cells = list[tuple[Column, Cell]]
-"""Part of a row: each cell with its column."""
 
 
 def page(found: Sequence[Measurement]) -> Page:
@@ -82,7 +79,7 @@ def published_table(measurement: Measurement) -> Table:
     )
 
 
-def checkpoint_cells(row: Subject | PublishedRow, method: str) -> Cells:
+def checkpoint_cells(row: Subject | PublishedRow, method: str) -> Row:
     """What the published table says of a checkpoint before its figures."""
     return [
         (Column("Base Model"), row.base_model),
@@ -115,7 +112,7 @@ def speed_table(measurement: Measurement, scenario: Scenario) -> Table:
     return Table.of(_speed_row(phase, measurement, result, timing) for phase in phases for result, timing in rows)
 
 
-def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing) -> Cells:
+def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing) -> Row:
     ratio, decode = timing.ratio(phase), phase == "decode"
     rounds = len(ratio.rounds) if ratio else 0
     interval = ratio.interval or f"{rounds} round{'s' if rounds > 1 else ''}" if ratio else None
@@ -171,7 +168,7 @@ def quality_table(measurement: Measurement) -> Table:
     return Table.of(rows + floors)
 
 
-def _quality_row(label: str, perplexity: float | None, ratio: float | None, divergence: Divergence | None) -> Cells:
+def _quality_row(label: str, perplexity: float | None, ratio: float | None, divergence: Divergence | None) -> Row:
     return [
         (Column("Row"), label),
         (Column("Perplexity", "perplexity"), perplexity),

@@ -14,7 +14,7 @@ from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
 from reports.compatibility import check_alike, check_subjects, refuse_compute_dtype, refuse_scenarios
-from reports.signals import Failure, Outliers, by_length, failures, latest_quality, outliers
+from reports.signals import Failure, Outliers, by_length, failures, grouped, latest_quality, outliers
 
 HEADLINE = SCENARIOS["published"].name
 """The scenario behind the column Time."""
@@ -259,9 +259,7 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         refuse_scenarios(headlines[0], headlines[1])
     good = [record for record in records if record.status == "ok"]
     starts = sorted(moment for record in good if (moment := started(record)))
-    of_subject: dict[Subject, list[Record]] = {}
-    for record in records:
-        of_subject.setdefault(record.subject, []).append(record)
+    of_subject = grouped(records, lambda record: record.subject)
     references: dict[str, Subject] = {}
     for subject in dict.fromkeys([*(record.subject for record in latency_records(records)), *of_subject]):
         if subject.may_be_reference:  # of several half-precision checkpoints the first that ran
@@ -269,7 +267,12 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     baselines = list(dict.fromkeys(one.baseline for one in of_subject))
 
     def place(one: Subject) -> tuple[int, bool, float, str]:
-        row = _place(one, of_subject[one])
+        """By baseline, the reference first, then as VARIANTS has them; a suite's as its first round ran them."""
+        if one.family is None:
+            row: float = list(VARIANTS).index(one.variant) if one.variant in VARIANTS else len(VARIANTS)
+        else:
+            first_round = [run.position for run in of_subject[one] if run.round == 0 and run.position is not None]
+            row = min(first_round, default=float("inf"))
         return baselines.index(one.baseline), references.get(one.baseline) != one, row, one.name
 
     return Measurement(
@@ -281,17 +284,6 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         first_start=starts[0] if starts else None,
         last_start=starts[-1] if starts else None,
     )
-
-
-def _place(subject: Subject, records: Sequence[Record]) -> float:
-    """Where a row stands among those of its baseline: in the order of VARIANTS; a suite's in the suite's own.
-
-    A suite's first round runs its rows in their order; what has no position comes last.
-    """
-    if subject.family is None:
-        return list(VARIANTS).index(subject.variant) if subject.variant in VARIANTS else len(VARIANTS)
-    first_round = [one.position for one in records if one.round == 0 and one.position is not None]
-    return min(first_round, default=float("inf"))
 
 
 def _result(subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]]) -> Result:
@@ -362,10 +354,8 @@ def _no_reference(records: Iterable[Record]) -> UserError:
 def _check_compute_dtypes(records: Sequence[Record]) -> None:
     """Refuse a checkpoint whose reference ran on the same device, but only in another compute dtype."""
     good = latency_records(records)
-    references: dict[tuple[str, str], list[Record]] = {}
-    for record in good:
-        if record.subject.may_be_reference:
-            references.setdefault((record.device, record.subject.baseline), []).append(record)
+    may_be = (record for record in good if record.subject.may_be_reference)
+    references = grouped(may_be, lambda record: (record.device, record.subject.baseline))
     for record in good:
         found = references.get((record.device, record.subject.baseline), [record])
         if record.compute_dtype not in {one.compute_dtype for one in found}:

@@ -5,41 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal[
-    "text",
-    "count",
-    "calls",
-    "gigabytes",
-    "ratio",
-    "times",
-    "range",
-    "per_second",
-    "milliseconds",
-    "perplexity",
-    "nats",
-    "share",
-]
+    "text", "count", "calls", "gigabytes", "ratio", "times", "range", "per_second", "milliseconds", "perplexity",
+    "nats", "share",
+]  # fmt: skip
 Cell = str | int | float | tuple[float, float] | None
-Align = Literal["left", "right"]
 
 UNKNOWN = "—"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and what its values are.
-
-    text:       as it is.
-    count:      a whole number.
-    calls:      how often, a pass.
-    gigabytes:  bytes, shown in GB of 1e9 bytes: 15.02, 4.68, below one GB 0.269, from 100 on 141.0.
-    ratio:      x1.41; from 100 on x14,889.
-    times:      a ratio of any size in three digits: x0.0214, x0.873, x77.3.
-    range:      two ratios, low and high: 1.38 to 1.45.
-    per_second: three digits: 24.8, 1.52, from 100 on 1,318.
-    milliseconds: seconds, shown in ms: 0.131, 2.40, 81.5, 1,318.
-    perplexity: 14.93; from 1000 on 222,316.
-    nats:       0.0628; below a ten-thousandth 3e-05.
-    share:      a share of one, in percent: 12.4%.
+    """A column's title and what its values are: FORMATS has how each kind looks.
 
     A cell that holds a string is shown as it is in any column ("oom", "2 rounds"). None is shown as
     `missing`: a dash for what is unknown, nothing for what does not apply. An `optional` column is left out of a table
@@ -52,7 +28,7 @@ class Column:
     optional: bool = False
 
     @property
-    def align(self) -> Align:
+    def align(self) -> Literal["left", "right"]:
         return "left" if self.kind == "text" else "right"
 
     def text(self, cell: Cell) -> str:
@@ -60,6 +36,10 @@ class Column:
         if cell is None:
             return self.missing
         return cell if isinstance(cell, str) else FORMATS[self.kind](cell)
+
+
+Row = Sequence[tuple[Column, Cell]]
+"""Each cell with its column."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +59,7 @@ class Table:
         return [column.title for column in self.columns]
 
     @staticmethod
-    def of(rows: Iterable[Sequence[tuple[Column, Cell]]]) -> "Table":
+    def of(rows: Iterable[Row]) -> "Table":
         """A table of rows that name their columns, which are those of the first row; without rows it has none."""
         rows = list(rows)
         columns = [column for column, _ in rows[0]] if rows else []
@@ -137,14 +117,14 @@ def per_second_text(value: float) -> str:
 FORMATS: dict[Kind, Callable[[Any], str]] = {
     "text": str,
     "count": str,
-    "calls": lambda value: f"{value:g}",
+    "calls": lambda value: f"{value:g}",  # how often, a pass
     "gigabytes": gigabytes_text,
     "ratio": ratio_text,
-    "times": lambda value: f"x{value:.3g}",
-    "range": lambda value: f"{value[0]:.2f} to {value[1]:.2f}",
+    "times": lambda value: f"x{value:.3g}",  # a ratio of any size in three digits: x0.0214, x0.873, x77.3
+    "range": lambda value: f"{value[0]:.2f} to {value[1]:.2f}",  # two ratios: 1.38 to 1.45
     "per_second": per_second_text,
-    "milliseconds": lambda value: per_second_text(value * 1000),
-    "perplexity": lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.2f}",
-    "nats": lambda value: f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}",
+    "milliseconds": lambda value: per_second_text(value * 1000),  # of seconds: 0.131, 2.40, 81.5, 1,318
+    "perplexity": lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.2f}",  # 14.93; 222,316
+    "nats": lambda value: f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}",  # 0.0628; 3e-05
     "share": lambda value: f"{value:.1%}",
 }

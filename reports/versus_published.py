@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from bench.records.record import Record, Subject
 from quantize.variant import NATIVE_KERNEL, REFERENCE
 from reports.notes import dummy_text, machine_text
-from reports.pages import Cells, checkpoint_cells, shape_text
+from reports.pages import checkpoint_cells, shape_text
 from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS, PublishedRow
 from reports.results import HEADLINE, REFERENCE_METHOD, Measurement, Result
-from reports.table import Block, Column, Heading, Page, Paragraph, Table, titled
+from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, titled
 
 OTHER_SHAPE = (
     f"It is not the shape of the published models ({LAYERS} layers, hidden size {HIDDEN_SIZE}), so that nothing "
@@ -40,7 +40,7 @@ def versus_table(measurement: Measurement, rows: Sequence[PublishedRow], *, nati
     return Table.of(_row(measurement, row, measured(measurement, row, native=native)) for row in rows)
 
 
-def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> Cells:
+def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> Row:
     peak = measurement.run_peak_bytes(result) if result else None
     time = measurement.time(result) if result else None
     comparable, published_bytes = has_published_shape(measurement), row.vram_gb * 1e9
