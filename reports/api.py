@@ -11,7 +11,7 @@ from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, AnyRecord, read, read_crossover, read_records
 from quantize.errors import UserError
 from quantize.files import write_whole
-from reports.crossover import crossover_file, crossover_page
+from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
 from reports.lab import overhead_page, profile_page, race_page, side_by_side_page
 from reports.markdown import markdown
@@ -68,7 +68,7 @@ def report_page(source: Path | str, *, published: bool = False) -> Page:
         return versus_page(measurements(load_records(path)))
     if path.is_file():
         return page_of(path)
-    crossover = crossover_file(path)
+    crossover = _crossover_file(path)
     blocks = crossover_page(read_crossover(crossover)) if crossover else ()
     if crossover and not (path / RECORDS_NAME).exists():
         return blocks
@@ -135,10 +135,16 @@ def draw_plots(source: Path | str) -> list[Path]:
 
     Raises UserError where there is none, and as `crossover_plots` does.
     """
-    record = crossover_file(Path(source))
+    record = _crossover_file(Path(source))
     if record is None:
         raise UserError(f"no {CROSSOVER_NAME} in {source}: run `python -m bench.crossover --out {source}` first")
     return crossover_plots(read_crossover(record), record.parent)
+
+
+def _crossover_file(source: Path) -> Path | None:
+    """The crossover's record that belongs to a folder or is this file; None without one."""
+    path = source / CROSSOVER_NAME if source.is_dir() else source
+    return path if path.name == CROSSOVER_NAME and path.is_file() else None
 
 
 def load_records(source: Path | str) -> list[Record]:

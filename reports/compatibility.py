@@ -8,6 +8,7 @@ from bench.records.environment import differences
 from bench.records.record import Record, Subject
 from bench.records.scenario import Scenario
 from quantize.errors import UserError
+from reports.signals import grouped
 
 ADVICE = "measure them together with `bench --fresh`, or keep their records apart"
 
@@ -60,10 +61,15 @@ def _check_field(
             _refuse(first, record, f"{name}: {expected} against {value}")
 
 
-def refuse_compute_dtype(variant: Record, references: Sequence[Record]) -> NoReturn:
-    """Raise UserError for a variant whose reference ran only with another compute dtype."""
-    dtypes = sorted({str(record.compute_dtype) for record in references})
-    _refuse(references[0], variant, f"compute_dtype: {' and '.join(dtypes)} against {variant.compute_dtype}")
+def check_compute_dtypes(good: Sequence[Record]) -> None:
+    """Raises UserError for a checkpoint whose reference ran on the same device, but only in another compute dtype."""
+    may_be = (record for record in good if record.subject.may_be_reference)
+    references = grouped(may_be, lambda record: (record.device, record.subject.baseline))
+    for record in good:
+        found = references.get((record.device, record.subject.baseline), [record])
+        dtypes = {str(one.compute_dtype) for one in found}
+        if str(record.compute_dtype) not in dtypes:
+            _refuse(found[0], record, f"compute_dtype: {' and '.join(sorted(dtypes))} against {record.compute_dtype}")
 
 
 def refuse_scenarios(one: Scenario, other: Scenario) -> NoReturn:

@@ -1,28 +1,13 @@
 """The crossover as tables: where two ways to run a layer cross over, and how long each takes."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from bench.records.crossover import (
-    CROSSOVER_NAME,
-    DECODE_BATCHES,
-    PROMPT_TOKENS,
-    SAME_WITHIN,
-    Crossing,
-    CrossoverEntry,
-    crossings,
-)
+from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, Crossing, CrossoverEntry, crossings
 from reports.signals import grouped
 from reports.table import Bullets, Cell, Column, Page, Paragraph, Table, titled
 
 NEVER = "never"
 NEITHER = "neither clearly"
-
-
-def crossover_file(source: Path) -> Path | None:
-    """The crossover's record that belongs to what `report` is given, a folder or a file; None without one."""
-    path = source / CROSSOVER_NAME if source.is_dir() else source
-    return path if path.name == CROSSOVER_NAME and path.is_file() else None
 
 
 def crossover_page(entries: Sequence[CrossoverEntry]) -> Page:

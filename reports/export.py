@@ -80,7 +80,7 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         "perplexity_ratio": result.perplexity_ratio,
         **{f"kl_{name}": value for name, value in _fields(divergence, "mean", "median", "p99").items()},
         **_fields(divergence, "flips"),
-        **_memory(timing),
+        **_fields(timing.memory if timing else None, *MEMORY_FIELDS),
         **_steadiness(timing),
     }
 
@@ -112,10 +112,6 @@ def _decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
         **_fields(timing, "decode_bytes_per_s"),
         "decode_copy_share": measurement.copy_share(timing) if timing else None,
     }
-
-
-def _memory(timing: Timing | None) -> dict[str, Any]:
-    return _fields(timing.memory if timing else None, *MEMORY_FIELDS)
 
 
 def _steadiness(timing: Timing | None) -> dict[str, Any]:
@@ -152,7 +148,7 @@ def _timing(measurement: Measurement, timing: Timing) -> dict[str, Any]:
         **_fields(timing, "prefill_tokens_per_s", "decode_tokens_per_s"),
         **_decode(measurement, timing),
         "run_peak_bytes": timing.run_peak_bytes,
-        "memory": _memory(timing),
+        "memory": _fields(timing.memory, *MEMORY_FIELDS),
         **_steadiness(timing),
         "throttled": list(timing.throttled),
         "other_processes": timing.other_processes,

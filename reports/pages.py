@@ -116,6 +116,8 @@ def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: T
     ratio, decode = timing.ratio(phase), phase == "decode"
     rounds = len(ratio.rounds) if ratio else 0
     interval = ratio.interval or f"{rounds} round{'s' if rounds > 1 else ''}" if ratio else None
+    kernels = timing.decode_kernels if decode else timing.prefill_kernels
+    modes = timing.decode_modes if decode and timing.scenario.mode == "graph" else ()
     tokens_per_s = timing.decode_tokens_per_s if decode else timing.prefill_tokens_per_s
     return [
         (Column("Phase"), phase),
@@ -127,16 +129,8 @@ def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: T
         (Column("Tokens/s", "per_second"), tokens_per_s),
         (Column("GB/s", "gigabytes", missing="", optional=True), timing.decode_bytes_per_s if decode else None),
         (Column("of copy", "share", missing="", optional=True), measurement.copy_share(timing) if decode else None),
-        (Column("Kernel"), _kernel_text(phase, timing)),
+        (Column("Kernel"), ", ".join(" / ".join(names) for names in (kernels, modes) if names) or None),
     ]
-
-
-def _kernel_text(phase: Phase, timing: Timing) -> str | None:
-    """What ran; of decode steps in mode "graph" also how they ran."""
-    if phase == "prefill":
-        return " / ".join(timing.prefill_kernels) or None
-    modes = timing.decode_modes if timing.scenario.mode == "graph" else ()
-    return ", ".join(filter(None, (" / ".join(timing.decode_kernels), " / ".join(modes)))) or None
 
 
 def length_table(measurement: Measurement, scenario: Scenario) -> Table:

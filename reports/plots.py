@@ -125,20 +125,22 @@ def _figure(entries: Sequence[CrossoverEntry], relative: Mapping[str, Series]) -
 
 def _axes(axes: "Axes", counts: Sequence[int], first: CrossoverEntry) -> None:
     """Logarithmic both ways, the two ranges of tokens marked."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     left, right = counts[0] / 1.3, counts[-1] * 1.3
-    axes.set_xlim(left, right)
+    axes.set(
+        xlim=(left, right),
+        xlabel="tokens at once",
+        ylabel="time of one layer's linear layers, against the dense product",
+    )
     axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(base=2))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"x{value:g}"))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("x{x:g}")
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.7)
-    axes.set_xlabel("tokens at once")
-    axes.set_ylabel("time of one layer's linear layers, against the dense product")
     axes.set_title(f"Which kernel for how many tokens: {setting_text(first)}", loc="left")
     boundary = math.sqrt(DECODE_BATCHES[-1] * PROMPT_TOKENS[0])
     if counts[0] < boundary:

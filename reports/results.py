@@ -13,7 +13,7 @@ from bench.records.record import PHASES, Memory, Phase, Quality, Record, Subject
 from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
-from reports.compatibility import check_alike, check_subjects, refuse_compute_dtype, refuse_scenarios
+from reports.compatibility import check_alike, check_compute_dtypes, check_subjects, refuse_scenarios
 from reports.signals import Failure, Outliers, by_length, failures, grouped, latest_quality, outliers
 
 HEADLINE = SCENARIOS["published"].name
@@ -168,26 +168,18 @@ class Measurement:
         """Every compute dtype known, mostly one."""
         return tuple(dict.fromkeys(result.compute_dtype for result in self.results if result.compute_dtype))
 
-    @property
-    def base_models(self) -> tuple[str, ...]:
-        """Every base model, in the rows' order."""
-        return tuple(dict.fromkeys(result.subject.base_model for result in self.results))
-
     @cached_property
     def labels(self) -> dict[Subject, str]:
         """A short name for each row: "AWQ GEMM, group 64"; where that is ambiguous, the checkpoint's name."""
-        many = len(self.base_models) > 1
+        many = len({result.subject.base_model for result in self.results}) > 1
         labels = {result.subject: _label(result, with_model=many) for result in self.results}
         taken = list(labels.values())
         return {subject: subject.name if taken.count(label) > 1 else label for subject, label in labels.items()}
 
     def run_peak_bytes(self, result: Result) -> int | None:
         """The peak while running `published`, or when that was not run at all, while running anything."""
-        if self.headline:
-            timing = result.timing(self.headline)
-            return timing.run_peak_bytes if timing else None
-        peaks = [timing.run_peak_bytes for timing in result.timings.values() if timing.run_peak_bytes is not None]
-        return max(peaks, default=None)
+        timings = [result.timing(self.headline)] if self.headline else result.timings.values()
+        return max((peak for one in timings if one and (peak := one.run_peak_bytes) is not None), default=None)
 
     def time(self, result: Result) -> float | str | None:
         """The ratio of total latency in `published`; the status where that failed."""
@@ -226,7 +218,7 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     check_subjects(records)
     if not any(record.subject.may_be_reference for record in latency_records(records)):
         raise _no_reference(records)
-    _check_compute_dtypes(records)
+    check_compute_dtypes(latency_records(records))
     return [_measurement(device, group) for (device, _), group in _groups(records).items()]
 
 
@@ -235,11 +227,9 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Reco
 
     A run that failed before its compute dtype was known joins every group of its device.
     """
-    dtypes: dict[tuple[str, str], set[str]] = {}
-    for record in records:
-        if record.compute_dtype:
-            dtypes.setdefault((record.device, record.subject.baseline), set()).add(record.compute_dtype)
-    split = {device for (device, _), found in dtypes.items() if len(found) > 1}
+    known = (record for record in records if record.compute_dtype)
+    dtypes = grouped(known, lambda record: (record.device, record.subject.baseline))
+    split = {device for (device, _), found in dtypes.items() if len({one.compute_dtype for one in found}) > 1}
     groups: dict[tuple[str, str | None], list[Record]] = {}
     for record in records:
         own: Iterable[str | None] = [None]
@@ -349,14 +339,3 @@ def _no_reference(records: Iterable[Record]) -> UserError:
     if failed:
         what = f"the reference did not run ({failed[-1].status}: {failed[-1].reason}); fix that and run `bench` again"
     return UserError(f"no latency record of the reference: {what}")
-
-
-def _check_compute_dtypes(records: Sequence[Record]) -> None:
-    """Refuse a checkpoint whose reference ran on the same device, but only in another compute dtype."""
-    good = latency_records(records)
-    may_be = (record for record in good if record.subject.may_be_reference)
-    references = grouped(may_be, lambda record: (record.device, record.subject.baseline))
-    for record in good:
-        found = references.get((record.device, record.subject.baseline), [record])
-        if record.compute_dtype not in {one.compute_dtype for one in found}:
-            refuse_compute_dtype(record, found)

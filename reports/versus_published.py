@@ -18,7 +18,7 @@ OTHER_SHAPE = (
 
 
 def versus_page(found: Sequence[Measurement]) -> Page:
-    """The published rows beside the measured ones, a table for each measurement.
+    """The published rows beside the measured ones, a table for each measurement; what was not measured is a dash.
 
     A second table has the rows measured on each layout's own kernel, where there are some: the published table's
     were.
@@ -27,17 +27,13 @@ def versus_page(found: Sequence[Measurement]) -> Page:
     for measurement in found:
         if len(found) > 1:
             blocks.append(Heading(f"On {measurement.device}"))
-        blocks.append(versus_table(measurement, BIOMISTRAL_7B, native=False))
-        own = [row for row in BIOMISTRAL_7B if measured(measurement, row, native=True) is not None]
+        chosen = [(row, measured(measurement, row, native=False)) for row in BIOMISTRAL_7B]
+        native = [(row, measured(measurement, row, native=True)) for row in BIOMISTRAL_7B]
+        blocks.append(Table.of(_row(measurement, *one) for one in chosen))
         title = "The same layouts on the kernels that their names stood for:"
-        blocks += titled(title, versus_table(measurement, own, native=True))
+        blocks += titled(title, Table.of(_row(measurement, row, found) for row, found in native if found))
         blocks.append(Paragraph(_paragraph(measurement)))
     return tuple(blocks)
-
-
-def versus_table(measurement: Measurement, rows: Sequence[PublishedRow], *, native: bool) -> Table:
-    """One row a published one; what was not measured is a dash."""
-    return Table.of(_row(measurement, row, measured(measurement, row, native=native)) for row in rows)
 
 
 def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> Row:
@@ -59,8 +55,7 @@ def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> 
 
 def has_published_rows(records: Iterable[Record]) -> bool:
     """Whether one of these records is of a row of the published table."""
-    subjects = dict.fromkeys(record.subject for record in records)
-    return any(_is_of(subject, row) for subject in subjects for row in BIOMISTRAL_7B)
+    return any(_is_of(subject, row) for subject in {record.subject for record in records} for row in BIOMISTRAL_7B)
 
 
 def has_published_shape(measurement: Measurement) -> bool:

@@ -146,7 +146,7 @@ def side_by_side(arguments: argparse.Namespace) -> list[SideBySideRecord]:
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         copy = readable_copy(checkpoint, Path(folder) / checkpoint.path.name)
         for number in range(first, first + arguments.rounds):
-            for contender in order(number):
+            for contender in CONTENDERS if number % 2 == 0 else reversed(CONTENDERS):  # so that drift treats all alike
                 if contender == OURS:
                     outcome = run_bench(checkpoint, shape)
                 else:
@@ -175,11 +175,6 @@ def side_by_side(arguments: argparse.Namespace) -> list[SideBySideRecord]:
 def next_round(path: Path) -> int:
     """The first round after those in a record file, so that rounds of two calls are never taken for one."""
     return max((one.round + 1 for one in read_only(path, SideBySideRecord)), default=0) if path.exists() else 0
-
-
-def order(number: int) -> Sequence[str]:
-    """The contenders as a round runs them: every other round backwards, so that drift treats all alike."""
-    return CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]
 
 
 def reference_in(folder: Path) -> Checkpoint:

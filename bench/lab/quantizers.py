@@ -203,8 +203,7 @@ def main(arguments: list[str]) -> int:
     """Run one contender; write {"seconds", "peak_bytes"} beside its layers. peak_bytes: highest resident set size."""
     name, path = arguments
     task = Task(**json.loads(Path(path).read_text()))
-    seconds = CONTENDERS[name](task)
-    facts = {"seconds": seconds, "peak_bytes": peak_resident_bytes()}
+    facts = {"seconds": CONTENDERS[name](task), "peak_bytes": peak_resident_bytes()}
     Path(task.out).with_suffix(".json").write_text(json.dumps(facts))
     return 0
 

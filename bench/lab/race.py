@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def race(arguments: argparse.Namespace) -> list[RaceRecord]:
             raise UserError(f"unknown contender {name!r}; there are: {', '.join(CONTENDERS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with quiet_libraries():
-        evaluation = Evaluation.prepare(arguments.source, arguments.blocks, arguments.block_tokens, arguments.other)
+        evaluation = Evaluation(arguments.source, arguments.blocks, arguments.block_tokens, arguments.other)
         blocks = arguments.out / "blocks.safetensors"
         if arguments.keep and blocks.is_file() and not torch.equal(load_file(blocks)["blocks"], evaluation.blocks):
             raise UserError(f"{arguments.out} was raced on other calibration tokens: leave --keep out")
@@ -140,7 +140,6 @@ def licence_texts() -> list[str]:
     return [text for one in found if (text := PARAGRAPH.join(unseen_paragraphs(one, seen)))]
 
 
-@dataclass(frozen=True)
 class Evaluation:
     """The reference model in float32, the calibration tokens that all contenders get, and the texts to evaluate on.
 
@@ -150,26 +149,15 @@ class Evaluation:
     texts:     "calibration" (held-out text of the calibration's kind) and "other", token ids [blocks, tokens].
     """
 
-    folder: Path
-    reference: Any
-    blocks: Tensor
-    texts: dict[str, Tensor]
-
-    @staticmethod
-    def prepare(source: str, blocks: int, block_tokens: int, other: Path | None) -> "Evaluation":
-        """Open the source, load the reference, tokenise the texts."""
-        folder = open_source(source).folder
-        tokenizer = tokenizer_of(folder)
-        texts = {
-            "calibration": builtin_texts("evaluation"),
-            "other": text_from(str(other)) if other is not None else licence_texts(),
-        }
-        return Evaluation(
-            folder,
-            model_of(folder, dtype=torch.float32),
-            token_blocks(builtin_texts("calibration"), tokenizer, blocks=blocks, block_tokens=block_tokens),
-            {kind: token_blocks(text, tokenizer, **EVALUATION_BLOCKS) for kind, text in texts.items()},
-        )
+    def __init__(self, source: str, blocks: int, block_tokens: int, other: Path | None) -> None:
+        self.folder = open_source(source).folder
+        self.reference = model_of(self.folder, dtype=torch.float32)
+        tokenizer = tokenizer_of(self.folder)
+        calibration = builtin_texts("calibration")
+        self.blocks = token_blocks(calibration, tokenizer, blocks=blocks, block_tokens=block_tokens)
+        other_texts = text_from(str(other)) if other is not None else licence_texts()
+        texts = {"calibration": builtin_texts("evaluation"), "other": other_texts}
+        self.texts = {kind: token_blocks(text, tokenizer, **EVALUATION_BLOCKS) for kind, text in texts.items()}
 
     def figures(self, layers: Path, group_size: int) -> dict[str, Any]:
         """`perplexity` and `divergence` (mean KL, nats a token) of the model with these layers, on each text."""

@@ -89,11 +89,6 @@ def test_a_list_of_another_length_is_refused() -> None:
         optimum_benchmark.steps_of([1.0] * 5, passes=2, new=3)
 
 
-def test_every_other_round_runs_backwards() -> None:
-    assert optimum_benchmark.order(0) == (OURS, THEIRS, ASLEEP)
-    assert optimum_benchmark.order(1) == (ASLEEP, THEIRS, OURS)
-
-
 def test_rounds_of_a_second_call_are_other_rounds(tmp_path: Path) -> None:
     path = tmp_path / "side_by_side.jsonl"
     assert optimum_benchmark.next_round(path) == 0
@@ -178,14 +173,15 @@ def test_asleep_the_launcher_waits_without_using_the_processor(theirs: Path, tmp
     assert used[True] < used[False]
 
 
-def test_all_contenders_run_and_are_recorded(theirs: Path, tiny_reference: Path, tmp_path: Path) -> None:
+def test_all_contenders_run_every_other_round_backwards(theirs: Path, tiny_reference: Path, tmp_path: Path) -> None:
     """Our real bench, and the stub in the place of optimum-benchmark."""
-    options = ["--prompt", "8", "--new", "3", "--iterations", "1", "--duration", "0", "--rounds", "1"]
+    options = ["--prompt", "8", "--new", "3", "--iterations", "1", "--duration", "0", "--rounds", "2"]
     command = ["--theirs", str(theirs), "--model", str(tiny_reference), "--out", str(tmp_path / "out"), *options]
     assert optimum_benchmark.main(command) == 0
-    ours, stub, asleep = read_only(tmp_path / "out" / "side_by_side.jsonl", SideBySideRecord)
-    assert [one.contender for one in (ours, stub, asleep)] == [OURS, THEIRS, ASLEEP]
-    assert [one.reason for one in (ours, stub, asleep)] == [None] * 3
+    ran = read_only(tmp_path / "out" / "side_by_side.jsonl", SideBySideRecord)
+    assert [one.contender for one in ran] == [OURS, THEIRS, ASLEEP, ASLEEP, THEIRS, OURS]
+    assert [(one.round, one.reason) for one in ran] == [(number, None) for number in (0, 0, 0, 1, 1, 1)]
+    ours, stub, asleep = ran[:3]
     assert all(len(steps) == 2 for steps in ours.decode_s)
     assert len(ours.prefill_s) == len(ours.decode_s) > 0
     assert stub.prefill_s == asleep.prefill_s == (1.0,)
