@@ -1,7 +1,6 @@
 """Which records may stand in one table; what matters of the fingerprint is said in bench.records.environment."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from typing import NoReturn
 
 from bench.records.environment import differences
@@ -26,11 +25,8 @@ def check_subjects(records: Iterable[Record]) -> None:
                 f"{first.content_sha256[:12]} against {record.subject.content_sha256[:12]}): "
                 "measure again with `bench --fresh`"
             )
-        ours, theirs = asdict(first), asdict(record.subject)
-        field = next(name for name in ours if ours[name] != theirs[name])
-        raise UserError(
-            f"the records of {first.name} disagree on {field} ({ours[field]} against {theirs[field]}): {ADVICE}"
-        )
+        field, ours, theirs = _first_difference(first, record.subject)
+        raise UserError(f"the records of {first.name} disagree on {field} ({ours} against {theirs}): {ADVICE}")
 
 
 def check_alike(records: Sequence[Record]) -> None:
@@ -74,11 +70,13 @@ def check_compute_dtypes(good: Sequence[Record]) -> None:
 
 def refuse_scenarios(one: Scenario, other: Scenario) -> NoReturn:
     """Raise UserError for two scenarios under the one name that a column of the table stands for."""
-    ours, theirs = asdict(one), asdict(other)
-    field = next(name for name in ours if ours[name] != theirs[name])
-    raise UserError(
-        f"the records hold two scenarios called {one.name!r} ({field}: {ours[field]} against {theirs[field]}): {ADVICE}"
-    )
+    field, ours, theirs = _first_difference(one, other)
+    raise UserError(f"the records hold two scenarios called {one.name!r} ({field}: {ours} against {theirs}): {ADVICE}")
+
+
+def _first_difference(one: object, other: object) -> tuple[str, object, object]:
+    """The first field in which two unequal objects of a class differ, and its two values."""
+    return next((name, ours, vars(other)[name]) for name, ours in vars(one).items() if ours != vars(other)[name])
 
 
 def _refuse(one: Record, other: Record, difference: str) -> NoReturn:
