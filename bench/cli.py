@@ -14,9 +14,9 @@ from bench.records.store import RECORDS_NAME, read_records
 from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, BenchOptions, Outcome, bench
 from bench.suite.suite import suite_named
 from bench.suite.suite_run import run_suite
-from quantize.cli import guarded
 from quantize.errors import UserError
 from quantize.progress import progress_bar
+from quantize.shell import guarded
 
 
 def parser() -> argparse.ArgumentParser:

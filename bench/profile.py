@@ -19,10 +19,10 @@ from bench.records.scenario import Mode, Scenario
 from bench.records.store import append
 from bench.worker.clock import Clock, clock_for, seconds_of_each
 from bench.worker.machine import fingerprint
-from quantize.cli import guarded
 from quantize.dummy import DUMMY_PREFIX
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
+from quantize.shell import guarded
 from quantize.variant import VARIANTS
 
 PASSES = 5

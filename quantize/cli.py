@@ -1,11 +1,9 @@
 """The command `quantize`: parse, call, print."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
@@ -102,19 +100,6 @@ def calls_from(arguments: argparse.Namespace) -> list[QuantizeCall]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, or 2 for what the user can fix."""
+    """Run the command; return its exit code, as `guarded` says."""
     prefer_huge_pages()
     return guarded("quantize", lambda: run(parser().parse_args(argv), print))
-
-
-def guarded(command: str, work: Callable[[], Any]) -> int:
-    """Run a command's work: a UserError or an interrupt becomes one line on standard error and exit code 2."""
-    try:
-        work()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"error: interrupted; what is finished is kept, run the same {command} again to go on", file=sys.stderr)
-        return 2
-    return 0

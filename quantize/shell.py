@@ -14,6 +14,8 @@ from quantize.errors import UserError
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+MODELS = ("torch", "transformers", "safetensors", "accelerate")
+"""What the extra `models` brings."""
 
 
 class _Terminated(BaseException):
@@ -31,6 +33,11 @@ def guarded(command: str, work: Callable[[], int | None]) -> int:
             code = work() or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            code = BAD_INPUT
+        except ModuleNotFoundError as error:
+            if error.name not in MODELS:
+                raise
+            print(f"error: {command} needs {error.name}: pip install 'quantable[models]'", file=sys.stderr)
             code = BAD_INPUT
         except (KeyboardInterrupt, _Terminated) as stop:
             print(f"interrupted: what is finished is kept, the same {command} again goes on", file=sys.stderr)

@@ -1,6 +1,7 @@
 """`report` from Python: the command calls this and prints what it returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, AnyRecord, read, read_crossover, read_records
 from quantize.errors import UserError
 from quantize.files import write_whole
-from reports.crossover import crossover_file, crossover_page
+from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
 from reports.lab import overhead_page, profile_page, race_page, side_by_side_page
 from reports.markdown import markdown
@@ -21,7 +22,6 @@ from reports.table import Page
 from reports.versus_published import has_published_rows, versus_page
 
 Format = Literal["md", "csv", "json"]
-
 
 EXPORTS: dict[Format, Callable[[Sequence[Measurement]], str]] = {"csv": csv_text, "json": json_text}
 FORMATS: tuple[Format, ...] = ("md", *EXPORTS)
@@ -49,7 +49,8 @@ def report(source: Path | str, *, format: Format = "md", out: Path | str | None 
         raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
     if published and format != "md":
         raise UserError("the published table beside ours is markdown: leave --format out")
-    if out is not None and (Path(out).suffix == ".jsonl" or _is_file(source, out)):
+    same = out is not None and Path(source).is_file() and Path(out).resolve() == Path(source).resolve()
+    if out is not None and (same or Path(out).suffix == ".jsonl"):
         raise UserError(f"{out} would be written over with a report: give --out another name")
     if format == "md":
         text = markdown(report_page(source, published=published))
@@ -60,10 +61,6 @@ def report(source: Path | str, *, format: Format = "md", out: Path | str | None 
     return text
 
 
-def _is_file(source: Path | str, out: Path | str) -> bool:
-    return Path(source).is_file() and Path(out).resolve() == Path(source).resolve()
-
-
 def report_page(source: Path | str, *, published: bool = False) -> Page:
     """The report as blocks, for a terminal; the crossover's at its end. Raises UserError as `report` does."""
     path = Path(source)
@@ -71,7 +68,7 @@ def report_page(source: Path | str, *, published: bool = False) -> Page:
         return versus_page(measurements(load_records(path)))
     if path.is_file():
         return page_of(path)
-    crossover = crossover_file(path)
+    crossover = _crossover_file(path)
     blocks = crossover_page(read_crossover(crossover)) if crossover else ()
     if crossover and not (path / RECORDS_NAME).exists():
         return blocks
@@ -100,46 +97,54 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name one that `bench` measured")
-    written: list[Path] = []
-    problems: list[str] = []
-
-    def attempt(name: str, make: Callable[[], list[Path]]) -> None:
-        try:
-            written.extend(make())
-        except UserError as error:
-            problems.append(f"no {name}: {error}")
-
-    def page_file(name: str, make: Callable[[], Page]) -> None:
-        def write() -> list[Path]:
-            write_whole(folder / name, markdown(make()).encode())
-            return [folder / name]
-
-        attempt(name, write)
-
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise UserError(f"{folder} holds no record files: run `bench` first")
+    written: list[Path] = []
+    problems: list[str] = []
+
+    @contextmanager
+    def attempt(name: str) -> Iterator[Path]:
+        try:
+            yield folder / name
+        except UserError as error:
+            problems.append(f"no {name}: {error}")
+
+    def write_page(path: Path, page: Page) -> None:
+        write_whole(path, markdown(page).encode())
+        written.append(path)
+
     if folder / RECORDS_NAME in files:
-        page_file("table.md", lambda: report_page(folder))
-        if folder / "table.md" in written and has_published_rows(load_records(folder)):
-            page_file("published.md", lambda: report_page(folder, published=True))
+        with attempt("table.md") as table:
+            write_page(table, report_page(folder))
+        if written and has_published_rows(load_records(folder)):
+            with attempt("published.md") as published:
+                write_page(published, report_page(folder, published=True))
     if folder / CROSSOVER_NAME in files:
-        attempt("crossover.png", lambda: draw_plots(folder))
-    for path in files:
-        if path.name != RECORDS_NAME and not path.name.startswith("records."):
-            page_file(f"{path.stem}.md", lambda path=path: page_of(path))  # type: ignore[misc]
+        with attempt("crossover.png"):
+            written += draw_plots(folder)
+    for file in files:
+        if file.name != RECORDS_NAME and not file.name.startswith("records."):
+            with attempt(f"{file.stem}.md") as path:
+                write_page(path, page_of(file))
     return written, problems
 
 
 def draw_plots(source: Path | str) -> list[Path]:
     """Draw the crossover of this folder, or of this record file, as PNG and SVG beside its record.
 
-    Raises UserError where there is none, and as `crossover_plot` does.
+    Raises UserError where there is none, and as `crossover_plots` does.
     """
-    record = crossover_file(Path(source))
+    record = _crossover_file(Path(source))
     if record is None:
         raise UserError(f"no {CROSSOVER_NAME} in {source}: run `python -m bench.crossover --out {source}` first")
     return crossover_plots(read_crossover(record), record.parent)
+
+
+def _crossover_file(source: Path) -> Path | None:
+    """The crossover's record that belongs to a folder or is this file; None without one."""
+    path = source / CROSSOVER_NAME if source.is_dir() else source
+    return path if path.name == CROSSOVER_NAME and path.is_file() else None
 
 
 def load_records(source: Path | str) -> list[Record]:

@@ -1,57 +1,40 @@
 """The command `report`: parse, call, print."""
 
 import argparse
-import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records.store import RECORDS_NAME
 from quantize.errors import UserError
+from quantize.shell import guarded
 from reports.api import FORMATS, draw_plots, report, report_page, write_all
-
-USER_ERROR = 2
+from reports.markdown import print_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, or 2 for bad input, which is said in one line on stderr."""
-    options = _parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without the dash shows a question mark
-    try:
-        if options.all:
-            return _write_all(options)
-        if options.out is None and options.format == "md" and sys.stdout.isatty():
-            _show(options.source, published=options.published)
-        else:
-            text = report(options.source, format=options.format, out=options.out, published=options.published)
-            print(f"wrote {options.out}" if options.out else text, end="\n" if options.out else "", flush=True)
-        if options.plots:
-            print(*(f"wrote {path}" for path in draw_plots(options.source)), sep="\n", file=sys.stderr)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough: nothing is left to say at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Run the command; its exit code is as `guarded` says, 1 where a page of --all could not be written."""
+    return guarded("report", lambda: run(_parser().parse_args(arguments)))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the command line says. Raises UserError for bad input."""
+    if options.all:
+        if options.out is not None or options.format != "md" or options.published or options.plots:
+            raise UserError("--all writes every page beside the records: leave the other options out")
+        written, problems = write_all(options.source)
+        print(*(f"wrote {path}" for path in written), *problems, sep="\n")
+        return 1 if problems else 0
+    if options.out is None and options.format == "md" and sys.stdout.isatty():
+        from rich.console import Console
+
+        print_page(report_page(options.source, published=options.published), Console())
+    else:
+        text = report(options.source, format=options.format, out=options.out, published=options.published)
+        print(f"wrote {options.out}" if options.out else text, end="\n" if options.out else "", flush=True)
+    if options.plots:
+        print(*(f"wrote {path}" for path in draw_plots(options.source)), sep="\n", file=sys.stderr)
     return 0
-
-
-def _write_all(options: argparse.Namespace) -> int:
-    """Every page of a folder; the exit code, 1 where one could not be written."""
-    if options.out is not None or options.format != "md" or options.published or options.plots:
-        raise UserError("--all writes every page beside the records: leave the other options out")
-    written, problems = write_all(options.source)
-    print(*(f"wrote {path}" for path in written), *problems, sep="\n")
-    return 1 if problems else 0
-
-
-def _show(source: Path, *, published: bool) -> None:
-    from rich.console import Console
-
-    from reports.markdown import print_page
-
-    print_page(report_page(source, published=published), Console())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,13 +1,13 @@
 """Which records may stand in one table; what matters of the fingerprint is said in bench.records.environment."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from bench.records.environment import differences
 from bench.records.record import Record, Subject
 from bench.records.scenario import Scenario
 from quantize.errors import UserError
+from reports.signals import grouped
 
 ADVICE = "measure them together with `bench --fresh`, or keep their records apart"
 
@@ -25,11 +25,8 @@ def check_subjects(records: Iterable[Record]) -> None:
                 f"{first.content_sha256[:12]} against {record.subject.content_sha256[:12]}): "
                 "measure again with `bench --fresh`"
             )
-        ours, theirs = asdict(first), asdict(record.subject)
-        field = next(name for name in ours if ours[name] != theirs[name])
-        raise UserError(
-            f"the records of {first.name} disagree on {field} ({ours[field]} against {theirs[field]}): {ADVICE}"
-        )
+        field, ours, theirs = _first_difference(first, record.subject)
+        raise UserError(f"the records of {first.name} disagree on {field} ({ours} against {theirs}): {ADVICE}")
 
 
 def check_alike(records: Sequence[Record]) -> None:
@@ -40,44 +37,49 @@ def check_alike(records: Sequence[Record]) -> None:
     """
     good = [record for record in records if record.status == "ok"]
     for record in good[1:]:
-        found = differences(good[0].environment, record.environment)
-        if found:
+        if found := differences(good[0].environment, record.environment):
             _refuse(good[0], record, found[0])
-    prompts: dict[tuple[str, Scenario | None], Record] = {}
+    prompts = [(one, one.prompt_sha256) for one in good if one.prompt_sha256 is not None]
+    _check_field("prompt_sha256", prompts, lambda one: (one.subject.baseline, one.scenario))
+    _check_field("memory.source", [(one, one.memory.source) for one in good if one.memory])
+    _check_field("quality.text_sha256", [(one, one.quality.text_sha256) for one in good if one.quality])
+    _check_field("quality.tokens", [(one, one.quality.tokens) for one in good if one.quality])
+
+
+def _check_field(
+    name: str, found: Iterable[tuple[Record, object]], group: Callable[[Record], object] = lambda one: None
+) -> None:
+    """Refuse the first record whose value is not that of the first one in its group."""
+    firsts: dict[object, tuple[Record, object]] = {}
+    for record, value in found:
+        first, expected = firsts.setdefault(group(record), (record, value))
+        if value != expected:
+            _refuse(first, record, f"{name}: {expected} against {value}")
+
+
+def check_compute_dtypes(good: Sequence[Record]) -> None:
+    """Raises UserError for a checkpoint whose reference ran on the same device, but only in another compute dtype."""
+    may_be = (record for record in good if record.subject.may_be_reference)
+    references = grouped(may_be, lambda record: (record.device, record.subject.baseline))
     for record in good:
-        if record.prompt_sha256 is not None:
-            first = prompts.setdefault((record.subject.baseline, record.scenario), record)
-            if first.prompt_sha256 != record.prompt_sha256:
-                _refuse(first, record, f"prompt_sha256: {first.prompt_sha256} against {record.prompt_sha256}")
-    memory = [(record, record.memory) for record in good if record.memory is not None]
-    for record, figures in memory[1:]:
-        if figures.source != memory[0][1].source:
-            _refuse(memory[0][0], record, f"memory.source: {memory[0][1].source} against {figures.source}")
-    quality = [(record, record.quality) for record in good if record.quality is not None]
-    for record, found_quality in quality[1:]:
-        for field in ("text_sha256", "tokens"):
-            ours, theirs = getattr(quality[0][1], field), getattr(found_quality, field)
-            if ours != theirs:
-                _refuse(quality[0][0], record, f"quality.{field}: {ours} against {theirs}")
-
-
-def refuse_compute_dtype(variant: Record, references: Sequence[Record]) -> NoReturn:
-    """Raise UserError for a variant whose reference ran only with another compute dtype."""
-    dtypes = sorted({str(record.compute_dtype) for record in references})
-    _refuse(references[0], variant, f"compute_dtype: {' and '.join(dtypes)} against {variant.compute_dtype}")
+        found = references.get((record.device, record.subject.baseline), [record])
+        dtypes = {str(one.compute_dtype) for one in found}
+        if str(record.compute_dtype) not in dtypes:
+            _refuse(found[0], record, f"compute_dtype: {' and '.join(sorted(dtypes))} against {record.compute_dtype}")
 
 
 def refuse_scenarios(one: Scenario, other: Scenario) -> NoReturn:
     """Raise UserError for two scenarios under the one name that a column of the table stands for."""
-    ours, theirs = asdict(one), asdict(other)
-    field = next(name for name in ours if ours[name] != theirs[name])
-    raise UserError(
-        f"the records hold two scenarios called {one.name!r} ({field}: {ours[field]} against {theirs[field]}): {ADVICE}"
-    )
+    field, ours, theirs = _first_difference(one, other)
+    raise UserError(f"the records hold two scenarios called {one.name!r} ({field}: {ours} against {theirs}): {ADVICE}")
+
+
+def _first_difference(one: object, other: object) -> tuple[str, object, object]:
+    """The first field in which two unequal objects of a class differ, and its two values."""
+    return next((name, ours, vars(other)[name]) for name, ours in vars(one).items() if ours != vars(other)[name])
 
 
 def _refuse(one: Record, other: Record, difference: str) -> NoReturn:
-    whose = [one.subject.name, other.subject.name]
-    if whose[0] == whose[1]:
-        raise UserError(f"records of {whose[0]} were not measured alike ({difference}): {ADVICE}")
-    raise UserError(f"{whose[0]} and {whose[1]} were not measured alike ({difference}): {ADVICE}")
+    names = list(dict.fromkeys((one.subject.name, other.subject.name)))
+    whose = f"records of {names[0]}" if len(names) == 1 else " and ".join(names)
+    raise UserError(f"{whose} were not measured alike ({difference}): {ADVICE}")

@@ -1,46 +1,26 @@
 """The crossover as tables: where two ways to run a layer cross over, and how long each takes."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from bench.records.crossover import (
-    CROSSOVER_NAME,
-    DECODE_BATCHES,
-    PROMPT_TOKENS,
-    SAME_WITHIN,
-    Crossing,
-    CrossoverEntry,
-    crossings,
-    series_by_contender,
-)
-from reports.table import Block, Bullets, Cell, Column, Page, Paragraph, Table
+from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, Crossing, CrossoverEntry, crossings
+from reports.signals import grouped
+from reports.table import Bullets, Cell, Column, Page, Paragraph, Table, titled
 
 NEVER = "never"
 NEITHER = "neither clearly"
 
 
-def crossover_file(source: Path) -> Path | None:
-    """The crossover's record that belongs to what `report` is given, a folder or a file; None without one."""
-    path = source / CROSSOVER_NAME if source.is_dir() else source
-    return path if path.name == CROSSOVER_NAME and path.is_file() else None
-
-
 def crossover_page(entries: Sequence[CrossoverEntry]) -> Page:
     """Everything a report says about a crossover; entries: one measurement's, as `read_crossover` gives them."""
-    first = entries[0]
-    blocks: list[Block] = []
-    pairs = crossover_table(entries)
-    if pairs.rows:
-        title = "Tokens at once (batch in decode, prompt in prefill) at which two ways to run a layer cross over"
-        blocks += [Paragraph(f"{title}, {setting_text(first)}:"), pairs]
-    times = seconds_table(entries)
-    if times.rows:
-        blocks += [Paragraph("Milliseconds of the linear layers of one decoder layer, by tokens at once:"), times]
+    title = "Tokens at once (batch in decode, prompt in prefill) at which two ways to run a layer cross over"
+    times = "Milliseconds of the linear layers of one decoder layer, by tokens at once:"
     reasons = reasons_of(entries)
-    if reasons:
-        blocks.append(Bullets(reasons))
-    blocks.append(Paragraph(_method(entries)))
-    return tuple(blocks)
+    return (
+        *titled(f"{title}, {setting_text(entries[0])}:", crossover_table(entries)),
+        *titled(times, seconds_table(entries)),
+        *([Bullets(reasons)] if reasons else []),
+        Paragraph(_method(entries)),
+    )
 
 
 def setting_text(entry: CrossoverEntry) -> str:
@@ -52,19 +32,22 @@ def setting_text(entry: CrossoverEntry) -> str:
 def crossover_table(entries: Sequence[CrossoverEntry]) -> Table:
     """One row a crossing, and for every pair with the dense product that has none a row that says so."""
     dense = {entry.contender for entry in entries if entry.style == "dense"}
-    columns = (
-        Column("Pair"),
-        Column("Cross over at", "count"),
-        Column("Faster with fewer tokens"),
-        Column("Faster with more"),
-    )
     shown = [one for one in crossings(entries) if one.tokens is not None or dense & set(one.pair)]
-    return Table(columns, tuple(_crossing_row(crossing) for crossing in shown))
+    return Table.of(
+        [
+            (Column("Pair"), " / ".join(one.pair)),
+            (Column("Cross over at", "count"), _where(one)),
+            (Column("Faster with fewer tokens"), one.faster_below or NEITHER),
+            (Column("Faster with more"), one.faster_above or NEITHER),
+        ]
+        for one in shown
+    )
 
 
-def _crossing_row(crossing: Crossing) -> tuple[Cell, ...]:
-    at = tokens_text(crossing.tokens) if crossing.tokens is not None else NEVER if crossing.faster_below else None
-    return " / ".join(crossing.pair), at, crossing.faster_below or NEITHER, crossing.faster_above or NEITHER
+def _where(crossing: Crossing) -> str | None:
+    if crossing.tokens is None:
+        return NEVER if crossing.faster_below else None
+    return tokens_text(crossing.tokens)
 
 
 def tokens_text(tokens: float) -> str:
@@ -74,32 +57,30 @@ def tokens_text(tokens: float) -> str:
 
 def seconds_table(entries: Sequence[CrossoverEntry]) -> Table:
     """One row a contender, one column a number of tokens: the median of its turns; `error` where it was wrong."""
-    counts = sorted({entry.tokens for entry in entries if entry.tokens is not None})
     ran = {(entry.contender, entry.tokens): entry for entry in entries if entry.tokens is not None}
-    names = {entry.contender: entry.style for entry in entries if entry.tokens is not None}
-    columns = (Column("Kernel"), Column("Style"), *(Column(f"{count:,}", "milliseconds") for count in counts))
-    rows = [
-        (name, style, *(_seconds_cell(ran.get((name, count))) for count in counts)) for name, style in names.items()
-    ]
-    return Table(columns, tuple(rows))
+    counts = sorted({entry.tokens for entry in entries if entry.tokens is not None})
+    styles = {entry.contender: entry.style for entry in ran.values()}
+    return Table.of(
+        [
+            (Column("Kernel"), name),
+            (Column("Style"), style),
+            *((Column(f"{count:,}", "milliseconds"), _seconds_cell(ran.get((name, count)))) for count in counts),
+        ]
+        for name, style in styles.items()
+    )
 
 
 def _seconds_cell(entry: CrossoverEntry | None) -> Cell:
-    if entry is None or entry.median_s is not None:
+    if entry is None or entry.seconds:
         return entry.median_s if entry else None
     return "error" if entry.kernel else None
 
 
 def reasons_of(entries: Iterable[CrossoverEntry]) -> tuple[str, ...]:
     """Who was not timed and why, contenders with the same reason at the same numbers of tokens in one line."""
-    counts: dict[tuple[str, str], list[int]] = {}
-    for entry in entries:
-        if entry.reason is not None:
-            counts.setdefault((entry.contender, entry.reason), []).append(entry.tokens or 0)
-    names: dict[tuple[str, str], list[str]] = {}
-    for (name, reason), tokens in counts.items():
-        names.setdefault((reason, _at(tokens)), []).append(name)
-    return tuple(f"{', '.join(found)}{at}: {reason}." for (reason, at), found in names.items())
+    untimed = grouped((one for one in entries if one.reason is not None), lambda one: (one.contender, one.reason))
+    alike = grouped(untimed, lambda who: (who[1], _at([one.tokens or 0 for one in untimed[who]])))
+    return tuple(f"{', '.join(name for name, _ in who)}{at}: {reason}." for (reason, at), who in alike.items())
 
 
 def _at(tokens: Sequence[int]) -> str:
@@ -139,11 +120,3 @@ def _method(entries: Sequence[CrossoverEntry]) -> str:
     else:
         said.append("On a CPU a small layer may stay in its cache.")
     return " ".join(said)
-
-
-def counts_by_contender(entries: Iterable[CrossoverEntry]) -> dict[str, dict[int, float]]:
-    """Contender -> tokens -> median seconds, where there are seconds."""
-    return {
-        name: {tokens: entry.median_s for tokens, entry in found.items() if entry.median_s is not None}
-        for name, found in series_by_contender(entries).items()
-    }

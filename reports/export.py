@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from bench.records.record import PHASES, Phase
+from bench.records.record import Phase
 from bench.records.scenario import Scenario
 from quantize.schema import to_data
 from reports.results import Measurement, Result, Timing
@@ -53,40 +53,41 @@ def _scenarios(measurement: Measurement, result: Result) -> list[Scenario | None
 def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -> dict[str, Any]:
     timing = result.timing(scenario)
     failure = next((item for item in result.failures if scenario and item.work == scenario.name), None)
-    shape = dict.fromkeys(("prompt_tokens", "new_tokens", "batch", "mode")) if scenario is None else to_data(scenario)
-    quality = result.quality
-    divergence = quality.divergence if quality else None
-    row: dict[str, Any] = {
+    divergence = result.quality.divergence if result.quality else None
+    return {
         **to_data(result.subject),
         "is_reference": int(result.is_reference),
         "device": measurement.device,
         "compute_dtype": result.compute_dtype,
         "scenario": scenario.name if scenario else None,
-        **{name: shape[name] for name in ("prompt_tokens", "new_tokens", "batch", "mode")},
+        **_fields(scenario, "prompt_tokens", "new_tokens", "batch", "mode"),
         "prompt_lengths": " ".join(map(str, scenario.prompt_lengths)) if scenario else None,
         "status": "ok" if timing else failure.status if failure else None,
         "reason": failure.reason if failure else None,
-        "rounds": timing.rounds if timing else None,
+        **_fields(timing, "rounds"),
         "memory_source": measurement.memory,
         "weights_bytes": result.weights_bytes,
         "load_peak_bytes": result.load_peak_bytes,
-        "run_peak_bytes": timing.run_peak_bytes if timing else None,
-    }
-    for phase in PHASES:
-        row |= _flat_phase(timing, phase)
-    return row | {
-        "prefill_tokens_per_s": timing.prefill_tokens_per_s if timing else None,
-        "decode_tokens_per_s": timing.decode_tokens_per_s if timing else None,
+        **_fields(timing, "run_peak_bytes"),
+        **_flat_phase(timing, "total"),
+        **_flat_phase(timing, "prefill"),
+        **_flat_phase(timing, "decode"),
+        **_fields(timing, "prefill_tokens_per_s", "decode_tokens_per_s"),
         "prefill_kernel": " / ".join(timing.prefill_kernels) if timing else None,
         "decode_kernel": " / ".join(timing.decode_kernels) if timing else None,
         **_decode(measurement, timing),
-        "perplexity": quality.perplexity if quality else None,
+        **_fields(result.quality, "perplexity"),
         "perplexity_ratio": result.perplexity_ratio,
-        **{f"kl_{name}": getattr(divergence, name, None) for name in ("mean", "median", "p99")},
-        "flips": divergence.flips if divergence else None,
-        **_memory(timing),
+        **{f"kl_{name}": value for name, value in _fields(divergence, "mean", "median", "p99").items()},
+        **_fields(divergence, "flips"),
+        **_fields(timing.memory if timing else None, *MEMORY_FIELDS),
         **_steadiness(timing),
     }
+
+
+def _fields(whole: object, *names: str) -> dict[str, Any]:
+    """These attributes of something; None where it is not there."""
+    return {name: getattr(whole, name, None) for name in names}
 
 
 def _flat_phase(timing: Timing | None, phase: Phase) -> dict[str, Any]:
@@ -107,19 +108,15 @@ def _flat_phase(timing: Timing | None, phase: Phase) -> dict[str, Any]:
 def _decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
     return {
         "decode_mode": (" / ".join(timing.decode_modes) or None) if timing else None,
-        "decode_bytes": timing.memory.decode_bytes if timing and timing.memory else None,
-        "decode_bytes_per_s": timing.decode_bytes_per_s if timing else None,
+        **_fields(timing.memory if timing else None, "decode_bytes"),
+        **_fields(timing, "decode_bytes_per_s"),
         "decode_copy_share": measurement.copy_share(timing) if timing else None,
     }
 
 
-def _memory(timing: Timing | None) -> dict[str, Any]:
-    return {name: getattr(timing.memory if timing else None, name, None) for name in MEMORY_FIELDS}
-
-
 def _steadiness(timing: Timing | None) -> dict[str, Any]:
     return {
-        "energy_j": timing.energy_j if timing else None,
+        **_fields(timing, "energy_j"),
         "unsteady_rounds": timing.unsteady if timing else None,
         "outliers": timing.outliers.far if timing else None,
         "samples": timing.outliers.samples if timing else None,
@@ -134,7 +131,7 @@ def _measurement(measurement: Measurement) -> dict[str, Any]:
         "memory_source": measurement.memory,
         "first_start": first.isoformat() if first else None,
         "last_start": last.isoformat() if last else None,
-        "scenarios": [to_data(scenario) for scenario in measurement.scenarios],
+        "scenarios": to_data(measurement.scenarios),
         "rows": [_row(measurement, result) for result in measurement.results],
     }
 
@@ -145,20 +142,17 @@ def _row(measurement: Measurement, result: Result) -> dict[str, Any]:
 
 
 def _timing(measurement: Measurement, timing: Timing) -> dict[str, Any]:
-    comparison = timing.comparison
     kernels = {"prefill": " / ".join(timing.prefill_kernels), "decode": " / ".join(timing.decode_kernels)}
     return {
-        **to_data({name: getattr(timing, name) for name in ("scenario", "rounds", "seconds", "prefill_by_length_s")}),
-        "prefill_tokens_per_s": timing.prefill_tokens_per_s,
-        "decode_tokens_per_s": timing.decode_tokens_per_s,
+        **to_data(_fields(timing, "scenario", "rounds", "seconds", "prefill_by_length_s")),
+        **_fields(timing, "prefill_tokens_per_s", "decode_tokens_per_s"),
         **_decode(measurement, timing),
         "run_peak_bytes": timing.run_peak_bytes,
-        "memory": _memory(timing),
+        "memory": _fields(timing.memory, *MEMORY_FIELDS),
         **_steadiness(timing),
         "throttled": list(timing.throttled),
         "other_processes": timing.other_processes,
         "kernels": kernels if timing.prefill_kernels else None,
-        "reference": comparison.reference if comparison else None,
-        "apart_s": comparison.apart_s if comparison else None,
-        "ratios": to_data(comparison.ratios) if comparison else {},
+        **_fields(timing.comparison, "reference", "apart_s"),
+        "ratios": to_data(timing.comparison.ratios) if timing.comparison else {},
     }

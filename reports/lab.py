@@ -1,15 +1,15 @@
 """What the laboratory and the profiler measured, as tables: races, overhead, benchmarks side by side, profiles."""
 
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
 
 from bench.records.environment import Environment
 from bench.records.lab import Operation, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.ratio import Ratio, ratio_of
-from reports.table import Block, Bullets, Cell, Column, Page, Paragraph, Table
+from reports.signals import grouped
+from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table
 
-R = TypeVar("R")
+Runs = Sequence[RaceRecord]
 
 YARDSTICK = "autoawq, repaired"
 """Whom a race's ratios are to."""
@@ -28,105 +28,104 @@ NAME_CHARACTERS = 70
 
 def race_page(records: Sequence[RaceRecord]) -> Page:
     """A race of quantizers, a table a model: medians of what ran several times, ratios to the repaired autoawq."""
-    return tuple(block for group in _groups(records, lambda one: one.model) for block in _race_of(group))
+    return tuple(block for group in grouped(records, lambda one: one.model).values() for block in _race_of(group))
 
 
 def _race_of(records: Sequence[RaceRecord]) -> Page:
-    entries = {group[0].contender: group for group in _groups(records, lambda one: one.contender)}
-    yardstick = _good(entries.get(YARDSTICK, []))
+    entries = grouped(records, lambda one: one.contender)
     kinds = list(next((one.divergence for one in records if one.divergence), {}))
-    columns = [Column("Quantizer"), Column("Seconds", "count"), Column("to AutoAWQ", "times")]
-    columns.append(Column("Peak RSS GB", "gigabytes"))
-    for kind in kinds:
-        columns += [Column(f"Perplexity ({kind})", "perplexity"), Column(f"KLD ({kind})", "nats")]
-        columns.append(Column("to AutoAWQ", "times"))
-    rows: list[tuple[Cell, ...]] = []
-    for name, found in entries.items():
-        good = _good(found)
-        if not good:
-            rows.append((name, f"did not run: {found[-1].reason}", *[None] * (len(columns) - 2)))
-            continue
-        seconds = _median(good, lambda one: one.seconds)
-        row: list[Cell] = [name, seconds and round(seconds), _times(good, yardstick, lambda one: one.seconds)]
-        row.append(_median(good, lambda one: one.peak_bytes))
-        for kind in kinds:
-            row += [_median(good, _of(kind, "perplexity")), _median(good, _of(kind, "divergence"))]
-            row.append(_times(good, yardstick, _of(kind, "divergence")))
-        rows.append(tuple(row))
-    calibrations = _each_once("{} blocks of {}".format(*one.blocks) for one in records)
+    rows = [_race_row(name, runs, entries.get(YARDSTICK, []), kinds) for name, runs in entries.items()]
+    calibrations = " and ".join(dict.fromkeys("{} blocks of {}".format(*one.blocks) for one in records))
     said = (
         f"Quantizing {records[0].model}, {calibrations} calibration tokens, on {_machines(records)}: "
         "one process each, medians of what ran several times. KLD is the mean KL divergence from the reference in nats "
         "a token, on held-out text of the calibration's kind and on another."
     )
-    return Table(tuple(columns), tuple(rows)), Paragraph(said)
+    return Table.of(rows), Paragraph(said)
+
+
+def _race_row(name: str, runs: Runs, yardstick: Runs, kinds: Sequence[str]) -> Row:
+    failed, seconds = all(one.reason is not None for one in runs), _middle(runs, "seconds")
+    row: list[tuple[Column, Cell]] = [
+        (Column("Quantizer"), name),
+        (Column("Seconds", "count"), f"did not run: {runs[-1].reason}" if failed else seconds and round(seconds)),
+        (Column("to AutoAWQ", "times"), _times(runs, yardstick, "seconds")),
+        (Column("Peak RSS GB", "gigabytes"), _middle(runs, "peak_bytes")),
+    ]
+    for kind in kinds:
+        row += [
+            (Column(f"Perplexity ({kind})", "perplexity"), _middle(runs, "perplexity", kind)),
+            (Column(f"KLD ({kind})", "nats"), _middle(runs, "divergence", kind)),
+            (Column("to AutoAWQ", "times"), _times(runs, yardstick, "divergence", kind)),
+        ]
+    return row
+
+
+def _middle(runs: Runs, field: str, kind: str | None = None) -> float | None:
+    """The median of a field over the runs that ended well; of one kind of text where it has a figure for each."""
+    values = [getattr(one, field) for one in runs if one.reason is None]
+    return _median(value if kind is None else (value or {}).get(kind) for value in values)
+
+
+def _times(runs: Runs, yardstick: Runs, field: str, kind: str | None = None) -> float | None:
+    own, other = _middle(runs, field, kind), _middle(yardstick, field, kind)
+    return own / other if own is not None and other else None
 
 
 def overhead_page(records: Sequence[OverheadRecord]) -> Page:
     """Our decode loop over a bare `model.generate`, a row a race."""
-    columns = (
-        Column("Checkpoint"),
-        Column("Prompt", "count"),
-        Column("New", "count"),
-        Column("Compute dtype"),
-        Column("Machine"),
-        Column("ms a token, ours", "milliseconds"),
-        Column("ms a token, generate", "milliseconds"),
-        Column("Ratio", "times"),
-        Column("95% interval", "range"),
-        Column("Rounds", "count"),
-    )
-    rows = tuple(
-        (
-            one.checkpoint,
-            one.scenario.prompt_tokens,
-            one.scenario.new_tokens,
-            one.compute_dtype,
-            _machine(one.environment),
-            *(statistics.median(one.decode_s_a_token[name]) for name in ("ours", "generate")),
-            one.ratio,
-            one.interval and "{:.3f} to {:.3f}".format(*one.interval),
-            len(one.decode_s_a_token["ours"]),
-        )
+    table = Table.of(
+        [
+            (Column("Checkpoint"), one.checkpoint),
+            (Column("Prompt", "count"), one.scenario.prompt_tokens),
+            (Column("New", "count"), one.scenario.new_tokens),
+            (Column("Compute dtype"), one.compute_dtype),
+            (Column("Machine"), _machine(one.environment)),
+            (Column("ms a token, ours", "milliseconds"), statistics.median(one.decode_s_a_token["ours"])),
+            (Column("ms a token, generate", "milliseconds"), statistics.median(one.decode_s_a_token["generate"])),
+            (Column("Ratio", "times"), one.ratio),
+            (Column("95% interval", "range"), one.interval and "{:.3f} to {:.3f}".format(*one.interval)),
+            (Column("Rounds", "count"), len(one.decode_s_a_token["ours"])),
+        ]
         for one in records
     )
     said = "Decoding in turns in one process: our timed loop over a bare `generate`. Below x1 ours takes less."
-    return Table(columns, rows), Paragraph(said)
+    return table, Paragraph(said)
 
 
 def side_by_side_page(records: Sequence[SideBySideRecord]) -> Page:
     """Our bench beside optimum-benchmark, a table a workload: medians, our ratio to each, what they agree in."""
-    groups = _groups(records, lambda one: (one.content_sha256, one.prompt, one.new))
-    return tuple(block for group in groups for block in _side_by_side_of(group))
+    groups = grouped(records, lambda one: (one.content_sha256, one.prompt, one.new))
+    return tuple(block for group in groups.values() for block in _side_by_side_of(group))
 
 
 def _side_by_side_of(records: Sequence[SideBySideRecord]) -> Page:
     names = list(dict.fromkeys(record.contender for record in records))
-    columns = [Column("Benchmark")]
-    for title in FIGURES:
-        columns += [Column(title, "per_second"), Column("ours / it", "ratio", ""), Column("Rounds", "range", "")]
-    rows: list[tuple[Cell, ...]] = []
-    for name in names:
-        ran = _good_of(records, name)
-        if not ran:
-            reason = next(one.reason for one in records if one.contender == name)
-            rows.append((name, f"could not run: {reason}", *[None] * (len(columns) - 2)))
-            continue
-        row: list[Cell] = [name]
-        for figure, samples in FIGURES.items():
-            ratio = None if name == OURS else ours_over(records, name, figure)
-            row.append(statistics.median(sample for one in ran for sample in samples(one)))
-            row += [ratio.value if ratio else None, ratio.spread if ratio else None]
-        rows.append(tuple(row))
     first = records[0]
     said = (
         f"{first.model} in float32, {first.prompt} prompt tokens and {first.new} new, on "
         f"{_machines(records)}: whole processes in alternating order. Seconds are of a prompt pass, of a "
         "decoded token, and of the whole process; Rounds is the smallest and the largest ratio of one round."
     )
-    blocks: list[Block] = [Table(tuple(columns), tuple(rows))]
-    found = [line for name in names if name != OURS for line in findings(records, name)]
-    return (*blocks, *((Bullets(tuple(found)),) if found else ()), Paragraph(said))
+    found = tuple(line for name in names if name != OURS for line in findings(records, name))
+    table = Table.of(_side_by_side_row(records, name) for name in names)
+    return (table, *((Bullets(found),) if found else ()), Paragraph(said))
+
+
+def _side_by_side_row(records: Sequence[SideBySideRecord], name: str) -> Row:
+    ran = _good_of(records, name)
+    row: list[tuple[Column, Cell]] = [(Column("Benchmark"), name)]
+    for figure, samples in FIGURES.items():
+        ratio = None if name == OURS else ours_over(records, name, figure)
+        row += [
+            (Column(figure, "per_second"), _median(sample for one in ran for sample in samples(one))),
+            (Column("ours / it", "ratio", ""), ratio.value if ratio else None),
+            (Column("Rounds", "range", ""), ratio.spread if ratio else None),
+        ]
+    if not ran:
+        reason = next(one.reason for one in records if one.contender == name)
+        row[1] = (row[1][0], f"could not run: {reason}")
+    return row
 
 
 FIGURES: dict[str, Callable[[SideBySideRecord], list[float]]] = {
@@ -142,9 +141,8 @@ def ours_over(records: Iterable[SideBySideRecord], name: str, figure: str) -> Ra
     samples, records = FIGURES[figure], list(records)
     mine, other = ({one.round: samples(one) for one in _good_of(records, who)} for who in (OURS, name))
     both = sorted(number for number in mine.keys() & other.keys() if mine[number] and other[number])
-    if not both:
-        return None
-    return ratio_of([statistics.median(mine[n]) for n in both], [statistics.median(other[n]) for n in both])
+    first, second = ([statistics.median(found[number]) for number in both] for found in (mine, other))
+    return ratio_of(first, second) if both else None
 
 
 def findings(records: Sequence[SideBySideRecord], name: str) -> list[str]:
@@ -173,28 +171,26 @@ def findings(records: Sequence[SideBySideRecord], name: str) -> list[str]:
 
 def profile_page(records: Sequence[ProfileRecord]) -> Page:
     """Where the time of each phase goes: the longest operations of a pass, the rest in one row."""
-    blocks: list[Block] = []
-    for one in records:
-        named = f"{one.source}, {one.variant}" if one.variant else one.source
-        times = f"{one.wall_s * 1e3:.2f} ms, of which busy {one.busy_s * 1e3:.2f} ms"
-        blocks.append(Paragraph(f"{named}, {one.phase}: {times}, on {_machine(one.environment)}."))
-        rest = one.operations[SHOWN_OPERATIONS:]
-        shown = [*one.operations[:SHOWN_OPERATIONS]]
-        if rest:
-            totals = sum(other.calls for other in rest), sum(other.seconds for other in rest)
-            shown.append(Operation(f"{len(rest)} others", *totals))
-        columns = (
-            Column("ms", "milliseconds"),
-            Column("Share", "share"),
-            Column("Calls", "calls"),
-            Column("Operation"),
-        )
-        rows = tuple(
-            (op.seconds, op.seconds / one.busy_s if one.busy_s else None, op.calls, op.name[:NAME_CHARACTERS])
-            for op in shown
-        )
-        blocks.append(Table(columns, rows))
-    return tuple(blocks)
+    return tuple(block for one in records for block in _profile_of(one))
+
+
+def _profile_of(one: ProfileRecord) -> Page:
+    named = f"{one.source}, {one.variant}" if one.variant else one.source
+    times = f"{one.wall_s * 1e3:.2f} ms, of which busy {one.busy_s * 1e3:.2f} ms"
+    shown, rest = [*one.operations[:SHOWN_OPERATIONS]], one.operations[SHOWN_OPERATIONS:]
+    if rest:
+        calls, seconds = sum(other.calls for other in rest), sum(other.seconds for other in rest)
+        shown.append(Operation(f"{len(rest)} others", calls, seconds))
+    table = Table.of(
+        [
+            (Column("ms", "milliseconds"), op.seconds),
+            (Column("Share", "share"), op.seconds / one.busy_s if one.busy_s else None),
+            (Column("Calls", "calls"), op.calls),
+            (Column("Operation"), op.name[:NAME_CHARACTERS]),
+        ]
+        for op in shown
+    )
+    return Paragraph(f"{named}, {one.phase}: {times}, on {_machine(one.environment)}."), table
 
 
 def _machine(environment: Environment) -> str:
@@ -202,23 +198,7 @@ def _machine(environment: Environment) -> str:
 
 
 def _machines(records: Iterable[RaceRecord | SideBySideRecord]) -> str:
-    return _each_once(_machine(one.environment) for one in records)
-
-
-def _each_once(texts: Iterable[str]) -> str:
-    return " and ".join(dict.fromkeys(texts))
-
-
-def _groups(records: Iterable[R], key: Callable[[R], Hashable]) -> list[list[R]]:
-    """The records that share a key, in the order first met: those of different ones stand in no table together."""
-    groups: dict[Hashable, list[R]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
-    return list(groups.values())
-
-
-def _good(entries: Iterable[RaceRecord]) -> list[RaceRecord]:
-    return [one for one in entries if one.reason is None]
+    return " and ".join(dict.fromkeys(_machine(one.environment) for one in records))
 
 
 def _good_of(records: Iterable[SideBySideRecord], name: str) -> list[SideBySideRecord]:
@@ -226,17 +206,6 @@ def _good_of(records: Iterable[SideBySideRecord], name: str) -> list[SideBySideR
     return [one for one in records if one.contender == name and one.reason is None]
 
 
-def _of(kind: str, field: str) -> Callable[[RaceRecord], float | None]:
-    return lambda one: (getattr(one, field) or {}).get(kind)
-
-
-def _median(entries: Iterable[RaceRecord], value: Callable[[RaceRecord], float | None]) -> float | None:
-    found = [figure for one in entries if (figure := value(one)) is not None]
+def _median(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
     return statistics.median(found) if found else None
-
-
-def _times(
-    entries: Sequence[RaceRecord], yardstick: Sequence[RaceRecord], value: Callable[[RaceRecord], float | None]
-) -> float | None:
-    own, other = _median(entries, value), _median(yardstick, value)
-    return own / other if own is not None and other else None

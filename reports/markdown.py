@@ -3,7 +3,7 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-from reports.table import Align, Block, Bullets, Heading, Page, Paragraph, Table
+from reports.table import Block, Bullets, Heading, Page, Paragraph, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,25 +29,13 @@ def _block(block: Block) -> str:
 
 def table_markdown(table: Table) -> str:
     """One pipe table, every column padded to its widest cell."""
-    titles = [_cell(title) for title in table.titles]
-    rows = [[_cell(text) for text in row] for row in table.texts()]
-    aligns = [column.align for column in table.columns]
-    widths = [max(3, *(len(row[i]) for row in [titles, *rows])) for i in range(len(titles))]
-    rule = [_rule(width, align) for width, align in zip(widths, aligns, strict=True)]
-    lines = [_padded(row, widths, aligns) for row in [titles, *rows]]
-    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
-
-
-def _padded(row: list[str], widths: list[int], aligns: list[Align]) -> str:
-    pad = {"left": str.ljust, "right": str.rjust, "center": str.center}
-    cells = [pad[align](text, width) for text, width, align in zip(row, widths, aligns, strict=True)]
-    return f"| {' | '.join(cells)} |"
-
-
-def _rule(width: int, align: Align) -> str:
-    return {"left": ":" + "-" * (width - 1), "right": "-" * (width - 1) + ":", "center": ":" + "-" * (width - 2) + ":"}[
-        align
-    ]
+    lines = [[_cell(text) for text in row] for row in (table.titles, *table.texts())]
+    widths = [max(3, *map(len, cells)) for cells in zip(*lines, strict=True)]
+    pads = [str.ljust if column.align == "left" else str.rjust for column in table.columns]
+    columns = list(zip(pads, widths, strict=True))
+    padded = [[pad(text, width) for text, (pad, width) in zip(row, columns, strict=True)] for row in lines]
+    rule = [pad(":", width, "-") for pad, width in columns]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (padded[0], rule, *padded[1:]))
 
 
 def _cell(text: str) -> str:

@@ -1,9 +1,10 @@
 """The words under the tables: machine, versions, scenarios, rounds, date, and what to be wary of."""
 
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC
 
+from bench.records.comparison import Comparison
 from bench.records.ratio import CONFIDENCE, EQUIVALENCE
-from bench.records.record import Subject
 from bench.records.scenario import Scenario
 from reports.results import HEADLINE, Measurement, Result, Timing
 from reports.signals import OUTLIER_MADS
@@ -24,91 +25,83 @@ STALE_S = 3600.0
 
 def paragraph(measurement: Measurement) -> str:
     """What was measured, where, when and how, and what the columns mean; from the records alone."""
+    timings = [timing for result in measurement.results for timing in result.timings.values()]
     sentences = [
-        f"Measured on {machine_text(measurement)}{_dates(measurement)}{_rounds(measurement)}.",
+        f"Measured on {machine_text(measurement)}{_dates(measurement)}{_rounds(timings)}.",
         dummy_text(measurement),
         _versions(measurement),
         _dtype(measurement),
         *(_scenario(scenario) for scenario in measurement.scenarios),
-        _modes(measurement),
+        _modes(measurement, timings),
         _memory(measurement),
-        _outliers(measurement),
+        _outliers(timings),
         _time(measurement),
-        _bandwidth(measurement),
+        _bandwidth(measurement, timings),
         _quality(measurement),
         _rounding(measurement),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def warnings(measurement: Measurement, labels: dict[Subject, str]) -> tuple[str, ...]:
+def warnings(measurement: Measurement) -> tuple[str, ...]:
     """One line for each thing that makes a row less than it seems."""
-    found: list[str] = []
-    references = {result.subject.baseline for result in measurement.results if result.is_reference}
-    baselines = dict.fromkeys(result.subject.baseline for result in measurement.results)
-    found += [
-        f"{baseline}: no reference was measured, so its rows have no ratios."
-        for baseline in baselines
-        if baseline not in references
-    ]
-    for result in measurement.results:
-        label = labels[result.subject]
-        found += [f"{label}: {words}" for words in _result_warnings(result)]
-    return tuple(found)
+    results, labels = measurement.results, measurement.labels
+    references = {one.subject.baseline for one in results if one.is_reference}
+    alone = dict.fromkeys(one.subject.baseline for one in results if one.subject.baseline not in references)
+    return (
+        *(f"{baseline}: no reference was measured, so its rows have no ratios." for baseline in alone),
+        *(f"{labels[one.subject]}: {words}" for one in results for words in _row_warnings(one)),
+    )
 
 
-def _result_warnings(result: Result) -> list[str]:
-    found = []
+def _row_warnings(result: Result) -> Iterator[str]:
     if result.perplexity_ratio is not None and result.perplexity_ratio >= BROKEN_PERPLEXITY_RATIO:
         times = ratio_text(result.perplexity_ratio)
-        found.append(f"this checkpoint is broken: its perplexity is {times} the reference's.")
+        yield f"this checkpoint is broken: its perplexity is {times} the reference's."
     for placement in result.placements:
-        found.append(
+        yield (
             f"too big for one GPU, so accelerate spread it ({placement}); its times include what moves between devices "
             "in every pass, its peak memory is the first GPU's."
         )
     for timing in result.timings.values():
-        found += _stability_warnings(timing)
-        comparison = timing.comparison
-        if comparison is None:
-            continue
-        name = timing.scenario.name
-        if not comparison.order_balanced:
-            found.append(
-                f"in `{name}` it ran on the same side of the reference in every round, so the machine's "
-                "drift is in its ratios; measure again with the rounds reversed in turn."
-            )
-        if comparison.apart_s is not None and comparison.apart_s > STALE_S:
-            found.append(
-                f"in `{name}` it and its reference ran up to {_duration(comparison.apart_s)} apart; "
-                "measure both again in one go."
-            )
-    return found
+        for words in (*_unsteady(timing), *_badly_paired(timing.comparison)):
+            yield f"in `{timing.scenario.name}` {words}"
 
 
-def _stability_warnings(timing: Timing) -> list[str]:
+def _unsteady(timing: Timing) -> Iterator[str]:
     """What made the figures of one scenario unsteady, and what to do about it."""
-    name, found = timing.scenario.name, []
     if timing.unsteady:
-        found.append(
-            f"in `{name}` the warm-up never became steady in {timing.unsteady} of {timing.rounds} rounds: close other "
+        yield (
+            f"the warm-up never became steady in {timing.unsteady} of {timing.rounds} rounds: close other "
             "programs and measure again."
         )
     outliers = timing.outliers
     if outliers.far > OUTLIER_SHARE * outliers.samples:
-        found.append(
-            f"in `{name}` {outliers.far} of {outliers.samples} samples lie far from the rest (none is dropped): "
+        yield (
+            f"{outliers.far} of {outliers.samples} samples lie far from the rest (none is dropped): "
             "something else ran; close it and measure again, or raise --rounds."
         )
     if timing.throttled:
-        found.append(
-            f"in `{name}` the GPU's clocks were held down ({', '.join(timing.throttled)}): let it cool, or lower the "
+        yield (
+            f"the GPU's clocks were held down ({', '.join(timing.throttled)}): let it cool, or lower the "
             "load, and measure again."
         )
     if timing.other_processes:
-        programs = _plural(timing.other_processes, "{} other program")
-        found.append(f"in `{name}` {programs} used the GPU: stop what runs there and measure again.")
-    return found
+        programs = _plural(timing.other_processes, "other program")
+        yield f"{programs} used the GPU: stop what runs there and measure again."
+
+
+def _badly_paired(comparison: Comparison | None) -> Iterator[str]:
+    """What makes the ratios to the reference doubtful, and what to do about it."""
+    if comparison and not comparison.order_balanced:
+        yield (
+            "it ran on the same side of the reference in every round, so the machine's "
+            "drift is in its ratios; measure again with the rounds reversed in turn."
+        )
+    if comparison and comparison.apart_s is not None and comparison.apart_s > STALE_S:
+        hours = comparison.apart_s / 3600
+        apart = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+        yield f"it and its reference ran up to {apart} apart; measure both again in one go."
 
 
 def dummy_text(measurement: Measurement) -> str:
@@ -124,36 +117,29 @@ def machine_text(measurement: Measurement) -> str:
     facts = measurement.environment
     cpu = facts.cpu or "unknown processor"
     if not measurement.on_gpu:
-        return f"a CPU ({cpu}{_plural(facts.torch_threads, ', {} thread')})"
+        threads = f", {_plural(facts.torch_threads, 'thread')}" if facts.torch_threads else ""
+        return f"a CPU ({cpu}{threads})"
     size = f", {gigabytes_text(facts.gpu_memory_bytes)} GB" if facts.gpu_memory_bytes else ""
     driver = f", driver {facts.gpu_driver}" if facts.gpu_driver else ""
     cuda = f", CUDA {facts.cuda}" if facts.cuda else ""
     return f"a GPU ({facts.gpu or 'unknown'}{size}{driver}{cuda}; host {cpu})"
 
 
-def _plural(count: object, text: str) -> str:
-    if not isinstance(count, int):
-        return ""
-    return text.format(count) + ("" if count == 1 else "s")
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _dates(measurement: Measurement) -> str:
-    if measurement.first_start is None or measurement.last_start is None:
-        return ""
-    first, last = _day(measurement.first_start), _day(measurement.last_start)
-    return f" on {first}" if first == last else f" from {first} to {last}"
+    moments = (measurement.first_start, measurement.last_start)
+    days = list(dict.fromkeys(moment.astimezone(UTC).date().isoformat() for moment in moments if moment))
+    return f" from {days[0]} to {days[1]}" if len(days) > 1 else f" on {days[0]}" if days else ""
 
 
-def _day(moment: datetime) -> str:
-    return moment.astimezone(UTC).date().isoformat()
-
-
-def _rounds(measurement: Measurement) -> str:
-    counts = [timing.rounds for result in measurement.results for timing in result.timings.values()]
-    if not counts:
-        return ""
-    low, high = min(counts), max(counts)
-    return f" in {_plural(high, '{} round')}" if low == high else f" in {low} to {high} rounds"
+def _rounds(timings: Sequence[Timing]) -> str:
+    counts = sorted({timing.rounds for timing in timings})
+    if len(counts) > 1:
+        return f" in {counts[0]} to {counts[-1]} rounds"
+    return f" in {_plural(counts[0], 'round')}" if counts else ""
 
 
 def _versions(measurement: Measurement) -> str:
@@ -177,7 +163,7 @@ def _dtype(measurement: Measurement) -> str:
 
 
 def _scenario(scenario: Scenario) -> str:
-    new = _plural(scenario.new_tokens, "{} new token")
+    new = _plural(scenario.new_tokens, "new token")
     each = " each, the prompts one after the other" if scenario.lengths else ""
     return f"`{scenario.name}`: {prompts_text(scenario)}, then {new}{each}, batch {scenario.batch}."
 
@@ -187,37 +173,31 @@ def prompts_text(scenario: Scenario) -> str:
     if not scenario.lengths:
         return f"{scenario.prompt_tokens} prompt tokens"
     low, high = min(scenario.lengths), max(scenario.lengths)
-    return f"{_plural(len(scenario.lengths), '{} prompt')} of {low:,} to {high:,} tokens"
+    return f"{_plural(len(scenario.lengths), 'prompt')} of {low:,} to {high:,} tokens"
 
 
-def _modes(measurement: Measurement) -> str:
+def _modes(measurement: Measurement, timings: Sequence[Timing]) -> str:
     """How tokens were decoded, where some were not decoded by calling the model for each of them."""
-    decoding = [scenario for scenario in measurement.scenarios if scenario.decode_steps]
-    graph, eager = ([scenario for scenario in decoding if scenario.mode == mode] for mode in ("graph", "eager"))
-    if not graph:
+    names: dict[str, list[str]] = {"graph": [], "eager": []}
+    for scenario in measurement.scenarios:
+        if scenario.decode_steps:
+            names[scenario.mode].append(f"`{scenario.name}`")
+    if not names["graph"]:
         return ""
-    timings = [result.timing(scenario) for result in measurement.results for scenario in graph]
-    replayed = any(CUDA_GRAPH in timing.decode_modes for timing in timings if timing)
-    how = (
-        "one step is recorded as a CUDA graph, its RMS norms in one kernel each, and replayed"
-        if replayed
-        else "step by step, without a CUDA graph"
+    graph, eager = (" and ".join(names[mode]) for mode in ("graph", "eager"))
+    said = f"In {graph} tokens are decoded on a static cache: "
+    if not any(CUDA_GRAPH in timing.decode_modes for timing in timings if timing.scenario.mode == "graph"):
+        return f"{said}step by step, without a CUDA graph."
+    said += "one step is recorded as a CUDA graph, its RMS norms in one kernel each, and replayed."
+    if not eager:
+        return said
+    return (
+        f"{said} In {eager} decoding is eager: Python launches the kernels of every step, and where that takes "
+        "longer than they do, it is what was measured."
     )
-    words = [f"In {_names(graph)} tokens are decoded on a static cache: {how}."]
-    if eager and replayed:
-        words.append(
-            f"In {_names(eager)} decoding is eager: Python launches the kernels of every step, and where that takes "
-            "longer than they do, it is what was measured."
-        )
-    return " ".join(words)
 
 
-def _names(scenarios: list[Scenario]) -> str:
-    return " and ".join(f"`{scenario.name}`" for scenario in scenarios)
-
-
-def _bandwidth(measurement: Measurement) -> str:
-    timings = [timing for result in measurement.results for timing in result.timings.values()]
+def _bandwidth(measurement: Measurement, timings: Sequence[Timing]) -> str:
     if not any(timing.decode_bytes_per_s for timing in timings):
         return ""
     copied = measurement.environment.copy_bytes_per_s
@@ -228,28 +208,24 @@ def _bandwidth(measurement: Measurement) -> str:
 
 
 def _memory(measurement: Measurement) -> str:
-    sources = {
-        None: None,
+    if measurement.memory is None:
+        return ""
+    words = {
         "RSS": "RAM GB is the largest resident set size of the process",
         "CUDA allocator": "VRAM GB is the most that PyTorch's CUDA allocator had handed out",
-    }
-    words = sources.get(measurement.memory, f"The memory column is a peak ({measurement.memory})")
-    if words is None:
-        return ""
+    }.get(measurement.memory, f"The memory column is a peak ({measurement.memory})")
     when = f"`{HEADLINE}`" if measurement.headline else "any scenario"
     return f"{words} while running {when}; GB are 1e9 bytes."
 
 
 def _time(measurement: Measurement) -> str:
-    percent = f"{EQUIVALENCE:.0%}"
-    where = f"In the first table it is that of `{HEADLINE}`" if measurement.headline else ""
-    first = f"{where}, prompt and new tokens together. " if where else f"`{HEADLINE}` was not run. "
+    first = f"In the first table it is that of `{HEADLINE}`, prompt and new tokens together."
     return (
         "Time is relative to the reference: x2.00 takes twice as long, so higher is slower. "
-        f"{first}"
+        f"{first if measurement.headline else f'`{HEADLINE}` was not run.'} "
         "Spread is the smallest and the largest ratio of one round. "
         f"The interval is a {CONFIDENCE:.0%} bootstrap over rounds. The verdict is slower or faster when all "
-        f"of it lies more than {percent} from x1.00, same within noise when all lies closer, else unsure."
+        f"of it lies more than {EQUIVALENCE:.0%} from x1.00, same within noise when all lies closer, else unsure."
     )
 
 
@@ -265,20 +241,14 @@ def _quality(measurement: Measurement) -> str:
     return " ".join(words)
 
 
-def _outliers(measurement: Measurement) -> str:
-    counts = [timing.outliers for result in measurement.results for timing in result.timings.values()]
-    far, samples = sum(one.far for one in counts), sum(one.samples for one in counts)
+def _outliers(timings: Sequence[Timing]) -> str:
+    far, samples = sum(one.outliers.far for one in timings), sum(one.outliers.samples for one in timings)
     if not far:
         return ""
     return (
         f"{far} of {samples} samples lie more than {OUTLIER_MADS:g} scaled median absolute deviations from their run's "
         "median; none is dropped, medians are taken."
     )
-
-
-def _duration(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 def _rounding(measurement: Measurement) -> str:

@@ -1,43 +1,37 @@
 """Which tables a report has, and which columns each of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bench.records.record import Divergence, Phase, Subject
 from bench.records.scenario import Scenario
-from quantize.variant import REFERENCE
 from reports.notes import paragraph, prompts_text, warnings
-from reports.results import Measurement, Result, Timing
-from reports.signals import Failure
-from reports.table import Block, Bullets, Cell, Column, Heading, Page, Paragraph, Table
+from reports.published import PublishedRow
+from reports.results import REFERENCE_METHOD, Measurement, Result, Timing
+from reports.table import Block, Bullets, Column, Heading, Page, Paragraph, Row, Table, titled
 
-REFERENCE_METHOD = "FP16/BF16"
-
-
-SPEED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
-"""The blocks of rows in the speed table."""
-
-
-MEMORY_ROLES = {
-    "Weights": "weights_bytes",
-    "KV cache": "kv_cache_bytes",
-    "Activations": "activations_bytes",
-    "Rest": "rest_bytes",
-    "Run peak": "run_peak_bytes",
-    "Load peak": "load_peak_bytes",
-    "Reserved": "reserved_peak_bytes",
-    "Process (NVML)": "nvml_process_bytes",
-    "Device (NVML)": "nvml_device_bytes",
+MEMORY_COLUMNS = {
+    Column(f"{title} GB", "gigabytes", optional=True): f"{field}_bytes"
+    for title, field in {
+        "Weights": "weights",
+        "KV cache": "kv_cache",
+        "Activations": "activations",
+        "Rest": "rest",
+        "Run peak": "run_peak",
+        "Load peak": "load_peak",
+        "Reserved": "reserved_peak",
+        "Process (NVML)": "nvml_process",
+        "Device (NVML)": "nvml_device",
+    }.items()
 }
 """The memory table's columns, and the fields of Memory behind them."""
 
-CHECKPOINT_COLUMNS = (
-    Column("Base Model"),
-    Column("Method"),
-    Column("q_group_size", "count", missing=""),
-    Column("w_bit", "count", missing=""),
-    Column("version", missing=""),
-)
-"""What the published table says of a checkpoint before its figures."""
+DIVERGENCE_COLUMNS = {
+    Column("KLD mean", "nats", missing="", optional=True): "mean",
+    Column("median", "nats", missing="", optional=True): "median",
+    Column("99%", "nats", missing="", optional=True): "p99",
+    Column("Flips", "share", missing="", optional=True): "flips",
+}
+"""The quality table's, and the fields of Divergence behind them."""
 
 
 def page(found: Sequence[Measurement]) -> Page:
@@ -51,234 +45,167 @@ def page(found: Sequence[Measurement]) -> Page:
     return tuple(blocks)
 
 
-def _blocks(measurement: Measurement) -> list[Block]:
-    labels = row_labels(measurement)
-    blocks: list[Block] = [published_table(measurement)]
+def _blocks(measurement: Measurement) -> Iterator[Block]:
+    yield published_table(measurement)
     for scenario in measurement.scenarios:
-        speed = speed_table(measurement, scenario, labels)
-        if speed.rows:
-            blocks += [Paragraph(f"Speed in the scenario `{scenario.name}` ({shape_text(scenario)}):"), speed]
-        lengths = length_table(measurement, scenario, labels)
-        if lengths.rows:
-            blocks += [Paragraph(f"Prefill time in `{scenario.name}` by tokens of the prompt:"), lengths]
+        name = f"`{scenario.name}`"
+        speed = speed_table(measurement, scenario)
+        yield from titled(f"Speed in the scenario {name} ({shape_text(scenario)}):", speed)
+        lengths = length_table(measurement, scenario)
+        yield from titled(f"Prefill time in {name} by tokens of the prompt:", lengths)
     for scenario in measurement.scenarios:
-        memory = memory_table(measurement, scenario, labels)
-        if memory.rows:
-            blocks += [Paragraph(f"Memory in the scenario `{scenario.name}`, by what it is for:"), memory]
+        memory = memory_table(measurement, scenario)
+        yield from titled(f"Memory in the scenario `{scenario.name}`, by what it is for:", memory)
     if not all(result.subject.dummy for result in measurement.results):  # random weights have no quality
-        blocks += [Paragraph("Quality:"), quality_table(measurement, labels)]
-    tasks = task_table(measurement, labels)
-    if tasks.rows:
-        blocks += [Paragraph("Tasks (lm-eval):"), tasks]
-    failures = failure_table(measurement, labels)
-    if failures.rows:
-        blocks += [Paragraph("Runs that did not end well:"), failures]
-    warned = warnings(measurement, labels)
-    if warned:
-        blocks.append(Bullets(warned))
-    blocks.append(Paragraph(paragraph(measurement)))
-    return blocks
+        yield from titled("Quality:", quality_table(measurement))
+    yield from titled("Tasks (lm-eval):", task_table(measurement))
+    yield from titled("Runs that did not end well:", failure_table(measurement))
+    if warned := warnings(measurement):
+        yield Bullets(warned)
+    yield Paragraph(paragraph(measurement))
 
 
 def published_table(measurement: Measurement) -> Table:
     """The columns of the published table, in its order."""
     memory = "RAM GB" if measurement.memory_is_ram else "VRAM GB"
-    columns = (*CHECKPOINT_COLUMNS, Column(memory, "gigabytes"), Column("Time", "ratio"), Column("Download"))
-    return Table(columns, tuple(_published_row(measurement, result) for result in measurement.results))
-
-
-def _published_row(measurement: Measurement, result: Result) -> tuple[Cell, ...]:
-    subject = result.subject
-    return (
-        subject.base_model,
-        method_text(result),
-        subject.q_group_size,
-        subject.w_bit,
-        subject.version,
-        measurement.run_peak_bytes(result),
-        measurement.time(result),
-        subject.download or subject.name,
+    return Table.of(
+        [
+            *checkpoint_cells(result.subject, method_text(result)),
+            (Column(memory, "gigabytes"), measurement.run_peak_bytes(result)),
+            (Column("Time", "ratio"), measurement.time(result)),
+            (Column("Download"), result.subject.download or result.subject.name),
+        ]
+        for result in measurement.results
     )
+
+
+def checkpoint_cells(row: Subject | PublishedRow, method: str) -> Row:
+    """What the published table says of a checkpoint before its figures."""
+    return [
+        (Column("Base Model"), row.base_model),
+        (Column("Method"), method),
+        (Column("q_group_size", "count", missing=""), row.q_group_size),
+        (Column("w_bit", "count", missing=""), row.w_bit),
+        (Column("version", missing=""), row.version),
+    ]
 
 
 def method_text(result: Result) -> str:
     """The column Method; the reference says when it did not compute in half precision."""
     if not result.is_reference:
         return result.subject.method
-    if result.compute_dtype == "float32":
-        return f"{REFERENCE_METHOD}, computed in float32"
-    return REFERENCE_METHOD
+    return f"{REFERENCE_METHOD}, computed in float32" if result.compute_dtype == "float32" else REFERENCE_METHOD
 
 
-def speed_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
+def _timed(measurement: Measurement, scenario: Scenario) -> list[tuple[Result, Timing]]:
+    """The rows that ran in this scenario."""
+    return [(result, timing) for result in measurement.results if (timing := result.timing(scenario)) is not None]
+
+
+def speed_table(measurement: Measurement, scenario: Scenario) -> Table:
     """One row for each phase and checkpoint, a phase's rows together so that they compare at a glance.
 
     GB/s is of what a decode step reads, and has a column where a record tells it.
     """
-    columns = (
-        Column("Phase"),
-        Column("Row"),
-        Column("Time", "ratio"),
-        Column("95% interval", "range", missing=""),
-        Column("Spread", "range", missing=""),
-        Column("Verdict", missing=""),
-        Column("Tokens/s", "per_second"),
-        Column("GB/s", "gigabytes", missing="", optional=True),
-        Column("of copy", "share", missing="", optional=True),
-        Column("Kernel"),
-    )
-    phases = [phase for phase in SPEED_PHASES if scenario.decode_steps or phase == "prefill"]
-    rows = [
-        _speed_row(phase, measurement, result, timing, labels[result.subject])
-        for phase in phases
-        for result in measurement.results
-        if (timing := result.timing(scenario)) is not None
+    phases: tuple[Phase, ...] = ("prefill", "decode") if scenario.decode_steps else ("prefill",)
+    rows = _timed(measurement, scenario)
+    return Table.of(_speed_row(phase, measurement, result, timing) for phase in phases for result, timing in rows)
+
+
+def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing) -> Row:
+    ratio, decode = timing.ratio(phase), phase == "decode"
+    rounds = len(ratio.rounds) if ratio else 0
+    interval = ratio.interval or f"{rounds} round{'s' if rounds > 1 else ''}" if ratio else None
+    kernels = timing.decode_kernels if decode else timing.prefill_kernels
+    modes = timing.decode_modes if decode and timing.scenario.mode == "graph" else ()
+    tokens_per_s = timing.decode_tokens_per_s if decode else timing.prefill_tokens_per_s
+    return [
+        (Column("Phase"), phase),
+        (Column("Row"), measurement.labels[result.subject]),
+        (Column("Time", "ratio"), result.ratio_in(timing, phase)),
+        (Column("95% interval", "range", missing=""), interval),
+        (Column("Spread", "range", missing=""), ratio.spread if ratio else None),
+        (Column("Verdict", missing=""), ratio.verdict if ratio else None),
+        (Column("Tokens/s", "per_second"), tokens_per_s),
+        (Column("GB/s", "gigabytes", missing="", optional=True), timing.decode_bytes_per_s if decode else None),
+        (Column("of copy", "share", missing="", optional=True), measurement.copy_share(timing) if decode else None),
+        (Column("Kernel"), ", ".join(" / ".join(names) for names in (kernels, modes) if names) or None),
     ]
-    return Table(columns, tuple(rows)).without_empty()
 
 
-def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing, label: str) -> tuple[Cell, ...]:
-    ratio = timing.ratio(phase)
-    interval: Cell = None
-    if ratio is not None:
-        interval = ratio.interval or f"{len(ratio.rounds)} round{'s' if len(ratio.rounds) > 1 else ''}"
-    prefill = phase == "prefill"
-    return (
-        phase,
-        label,
-        result.ratio_in(timing, phase),
-        interval,
-        ratio.spread if ratio else None,
-        ratio.verdict if ratio else None,
-        timing.prefill_tokens_per_s if prefill else timing.decode_tokens_per_s,
-        None if prefill else timing.decode_bytes_per_s,
-        None if prefill else measurement.copy_share(timing),
-        _kernel_text(phase, timing),
-    )
-
-
-def _kernel_text(phase: Phase, timing: Timing) -> str | None:
-    """What ran; of decode steps in mode "graph" also how they ran."""
-    if phase == "prefill":
-        return " / ".join(timing.prefill_kernels) or None
-    modes = timing.decode_modes if timing.scenario.mode == "graph" else ()
-    return ", ".join(filter(None, (" / ".join(timing.decode_kernels), " / ".join(modes)))) or None
-
-
-def length_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
+def length_table(measurement: Measurement, scenario: Scenario) -> Table:
     """Prefill at each prompt length of a scenario that has several, relative to the reference at that length."""
-    seconds = {
-        result.subject: timing.prefill_by_length_s
-        for result in measurement.results
-        if (timing := result.timing(scenario)) is not None and timing.prefill_by_length_s
-    }
-    references = {
-        result.subject.baseline: seconds[result.subject]
-        for result in measurement.results
-        if result.is_reference and result.subject in seconds
-    }
-    rows: list[tuple[Cell, ...]] = [
-        (labels[subject], *(ours / theirs for ours, theirs in zip(own, references[subject.baseline], strict=True)))
-        for subject, own in seconds.items()
-        if subject.baseline in references
+    timed = [(result, one.prefill_by_length_s) for result, one in _timed(measurement, scenario)]
+    references = {result.subject.baseline: own for result, own in timed if result.is_reference}
+    columns = [Column(f"{length:,}", "ratio") for length in scenario.lengths]
+    rows = [
+        (result, [ours / theirs for ours, theirs in zip(own, reference, strict=True)])
+        for result, own in timed
+        if own and (reference := references.get(result.subject.baseline))
     ]
-    return Table((Column("Row"), *(Column(f"{length:,}", "ratio") for length in scenario.lengths)), tuple(rows))
-
-
-def quality_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:
-    """Perplexity, and how far the next-token distributions are from the reference's."""
-    columns = (
-        Column("Row"),
-        Column("Perplexity", "perplexity"),
-        Column("to reference", "ratio"),
-        Column("KLD mean", "nats", missing="", optional=True),
-        Column("median", "nats", missing="", optional=True),
-        Column("99%", "nats", missing="", optional=True),
-        Column("Flips", "share", missing="", optional=True),
+    return Table.of(
+        [(Column("Row"), measurement.labels[result.subject]), *zip(columns, ratios, strict=True)]
+        for result, ratios in rows
     )
-    rows = [
-        (
-            labels[result.subject],
-            result.quality.perplexity if result.quality else None,
-            1.0 if result.is_reference and result.quality else result.perplexity_ratio,
-            *_divergence_cells(result.quality.divergence if result.quality else None),
-        )
-        for result in measurement.results
-    ]
-    floors = [
-        (f"{labels[result.subject]} against itself", None, None, *_divergence_cells(result.quality.noise_floor))
-        for result in measurement.results
-        if result.quality and result.quality.noise_floor
-    ]
-    return Table(columns, (*rows, *floors)).without_empty()
 
 
-def _divergence_cells(divergence: Divergence | None) -> tuple[Cell, ...]:
-    if divergence is None:
-        return (None, None, None, None)
-    return (divergence.mean, divergence.median, divergence.p99, divergence.flips)
-
-
-def memory_table(measurement: Measurement, scenario: Scenario, labels: dict[Subject, str]) -> Table:
-    """What the bytes of one scenario's peak are for; the process's and the device's view where NVML told."""
-    memories = {
-        result.subject: timing.memory
-        for result in measurement.results
-        if (timing := result.timing(scenario)) is not None and timing.memory is not None
-    }
-    rows = [
-        (labels[subject], *(getattr(memory, field) for field in MEMORY_ROLES.values()))
-        for subject, memory in memories.items()
-    ]
-    columns = (Column(f"{title} GB", "gigabytes", optional=True) for title in MEMORY_ROLES)
-    return Table((Column("Row"), *columns), tuple(rows)).without_empty()
-
-
-def task_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:
-    """One row a checkpoint, one column a task of lm-eval."""
-    names = list(dict.fromkeys(score.name for result in measurement.results for score in result.tasks))
-    rows = []
+def quality_table(measurement: Measurement) -> Table:
+    """Perplexity, and how far the next-token distributions are from the reference's."""
+    rows, floors = [], []
     for result in measurement.results:
-        scores = {score.name: score for score in result.tasks}
-        if scores:
-            rows.append((labels[result.subject], *(scores[n].value if n in scores else None for n in names)))
-    return Table((Column("Row"), *(Column(name, "share") for name in names)), tuple(rows))
+        quality, label = result.quality, measurement.labels[result.subject]
+        ratio = 1.0 if result.is_reference and quality else result.perplexity_ratio
+        perplexity = quality.perplexity if quality else None
+        rows.append(_quality_row(label, perplexity, ratio, quality.divergence if quality else None))
+        if quality and quality.noise_floor:
+            floors.append(_quality_row(f"{label} against itself", None, None, quality.noise_floor))
+    return Table.of(rows + floors)
 
 
-def failure_table(measurement: Measurement, labels: dict[Subject, str]) -> Table:
-    """Every run that did not end well, with its reason."""
-    columns = (Column("Row"), Column("Run"), Column("Rounds", missing=""), Column("Status"), Column("Reason"))
-    rows = [
-        (labels[result.subject], failure.work, _rounds_text(failure), failure.status, failure.reason)
+def _quality_row(label: str, perplexity: float | None, ratio: float | None, divergence: Divergence | None) -> Row:
+    return [
+        (Column("Row"), label),
+        (Column("Perplexity", "perplexity"), perplexity),
+        (Column("to reference", "ratio"), ratio),
+        *((column, getattr(divergence, field, None)) for column, field in DIVERGENCE_COLUMNS.items()),
+    ]
+
+
+def memory_table(measurement: Measurement, scenario: Scenario) -> Table:
+    """What the bytes of one scenario's peak are for; the process's and the device's view where NVML told."""
+    return Table.of(
+        [
+            (Column("Row"), measurement.labels[result.subject]),
+            *((column, getattr(timing.memory, field)) for column, field in MEMORY_COLUMNS.items()),
+        ]
+        for result, timing in _timed(measurement, scenario)
+        if timing.memory is not None
+    )
+
+
+def task_table(measurement: Measurement) -> Table:
+    """One row a checkpoint, one column a task of lm-eval."""
+    scores = {one.subject: {score.name: score.value for score in one.tasks} for one in measurement.results if one.tasks}
+    names = dict.fromkeys(name for values in scores.values() for name in values)
+    return Table.of(
+        [(Column("Row"), measurement.labels[subject]), *((Column(name, "share"), values.get(name)) for name in names)]
+        for subject, values in scores.items()
+    )
+
+
+def failure_table(measurement: Measurement) -> Table:
+    """Every run that did not end well, with its reason; rounds are counted from 1 for the reader."""
+    return Table.of(
+        [
+            (Column("Row"), measurement.labels[result.subject]),
+            (Column("Run"), failure.work),
+            (Column("Rounds", missing=""), ", ".join(str(number + 1) for number in sorted(failure.rounds)) or None),
+            (Column("Status"), failure.status),
+            (Column("Reason"), failure.reason),
+        ]
         for result in measurement.results
         for failure in result.failures
-    ]
-    return Table(columns, tuple(rows))
-
-
-def _rounds_text(failure: Failure) -> str | None:
-    """Rounds are counted from 1 for the reader."""
-    return ", ".join(str(number + 1) for number in sorted(failure.rounds)) or None
-
-
-def row_labels(measurement: Measurement) -> dict[Subject, str]:
-    """A short name for each row: "AWQ GEMM, group 64"; where that is ambiguous, the checkpoint's name."""
-    many = len(measurement.base_models) > 1
-    labels = {result.subject: _label(result, with_model=many) for result in measurement.results}
-    taken = list(labels.values())
-    return {subject: subject.name if taken.count(label) > 1 else label for subject, label in labels.items()}
-
-
-def _label(result: Result, *, with_model: bool) -> str:
-    subject = result.subject
-    if subject.variant == REFERENCE.name and not result.is_reference:
-        return subject.name
-    method = REFERENCE_METHOD if result.is_reference else subject.method
-    words = [subject.base_model] if with_model else []
-    words += [method] if subject.version is None else [method, subject.version]
-    group = "" if subject.q_group_size is None else f", group {subject.q_group_size}"
-    kernel = "" if subject.kernel is None else f", {subject.kernel} kernel"
-    return " ".join(words) + group + kernel
+    )
 
 
 def shape_text(scenario: Scenario) -> str:

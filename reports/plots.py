@@ -1,25 +1,23 @@
 """The crossover as one figure: time against the dense product's, over tokens at once. Needs matplotlib."""
 
-import bisect
 import io
 import logging
 import math
+import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings
+from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings, series_by_contender
 from quantize.errors import UserError
 from quantize.files import write_whole
-from reports.crossover import counts_by_contender, setting_text, tokens_text
+from reports.crossover import setting_text, tokens_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-PLOT_NAMES = ("crossover.png", "crossover.svg")
 
 DENSE_COLOR = "#000000"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -29,11 +27,11 @@ LINES: dict[Style, str] = {"dense": "-", "GEMM": "-", "GEMV": "--", "bitsandbyte
 MARKERS = ("o", "s", "^", "D", "v")
 """Five markers and seven colors meet again after 35 lines only."""
 
-FORMATS: dict[str, dict[str, Any]] = {
-    ".png": {"format": "png", "metadata": {"Software": None}},
-    ".svg": {"format": "svg", "metadata": {"Date": None, "Creator": None}},
+FILES: dict[str, dict[str, Any]] = {
+    "crossover.png": {"format": "png", "metadata": {"Software": None}},
+    "crossover.svg": {"format": "svg", "metadata": {"Date": None, "Creator": None}},
 }
-"""By the file's ending; what would differ from run to run is left out of the file."""
+"""What would differ from run to run is left out of a file."""
 
 SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "quantable",
@@ -47,28 +45,18 @@ Series = Mapping[int, float]
 """Tokens at once, ascending -> time as a multiple of the dense product's."""
 
 
-def crossover_plot(entries: Sequence[CrossoverEntry], path: Path) -> None:
-    """Draw a crossover into a .png or .svg file; the same entries give the same bytes.
-
-    Raises UserError without matplotlib, for another ending, without figures of the dense product, and where the file
-    cannot be written.
-    """
-    if path.suffix not in FORMATS:
-        raise UserError(f"cannot draw {path.name}: name a file that ends in {' or '.join(FORMATS)}")
-    relative = relative_to_dense(entries)
-    with _matplotlib_as_it_comes():
-        figure = _figure(entries, relative)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=150, **FORMATS[path.suffix])
-    write_whole(path, drawn.getvalue())
-
-
 def crossover_plots(entries: Sequence[CrossoverEntry], folder: Path) -> list[Path]:
-    """Draw crossover.png and crossover.svg in the folder; raises UserError as `crossover_plot` does."""
-    paths = [folder / name for name in PLOT_NAMES]
-    for path in paths:
-        crossover_plot(entries, path)
-    return paths
+    """Draw a crossover as crossover.png and crossover.svg in the folder; the same entries give the same bytes.
+
+    Raises UserError without matplotlib, without figures of the dense product, and where a file cannot be written.
+    """
+    relative = relative_to_dense(entries)
+    for name, options in FILES.items():
+        with _matplotlib_as_it_comes():
+            drawn = io.BytesIO()
+            _figure(entries, relative).savefig(drawn, dpi=150, **options)
+        write_whole(folder / name, drawn.getvalue())
+    return [folder / name for name in FILES]
 
 
 def relative_to_dense(entries: Sequence[CrossoverEntry]) -> dict[str, dict[int, float]]:
@@ -76,7 +64,10 @@ def relative_to_dense(entries: Sequence[CrossoverEntry]) -> dict[str, dict[int, 
 
     Raises UserError where the dense product was not timed.
     """
-    medians = counts_by_contender(entries)
+    medians = {
+        name: {tokens: statistics.median(entry.seconds) for tokens, entry in series.items()}
+        for name, series in series_by_contender(entries).items()
+    }
     dense = next((entry.contender for entry in entries if entry.style == "dense" and entry.contender in medians), None)
     if dense is None:
         raise UserError(
@@ -134,29 +125,30 @@ def _figure(entries: Sequence[CrossoverEntry], relative: Mapping[str, Series]) -
 
 def _axes(axes: "Axes", counts: Sequence[int], first: CrossoverEntry) -> None:
     """Logarithmic both ways, the two ranges of tokens marked."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set_xlim(counts[0] / 1.3, counts[-1] * 1.3)
+    left, right = counts[0] / 1.3, counts[-1] * 1.3
+    axes.set(
+        xlim=(left, right),
+        xlabel="tokens at once",
+        ylabel="time of one layer's linear layers, against the dense product",
+    )
     axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(base=2))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"x{value:g}"))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("x{x:g}")
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.7)
-    axes.set_xlabel("tokens at once")
-    axes.set_ylabel("time of one layer's linear layers, against the dense product")
     axes.set_title(f"Which kernel for how many tokens: {setting_text(first)}", loc="left")
     boundary = math.sqrt(DECODE_BATCHES[-1] * PROMPT_TOKENS[0])
-    ranges = (("decode: batch", counts[0] / 1.3, boundary), ("prefill: prompt", boundary, counts[-1] * 1.3))
-    for place, (title, low, high) in enumerate(ranges):
-        if not any(low < tokens < high for tokens in counts):
-            continue
-        if place == 0:
-            axes.axvspan(low, min(high, counts[-1] * 1.3), color="#F2F2F2", zorder=0)
-        middle = math.sqrt(max(low, counts[0] / 1.3) * min(high, counts[-1] * 1.3))
-        axes.text(middle, 0.985, title, transform=axes.get_xaxis_transform(), ha="center", va="top", color="#555555")
+    if counts[0] < boundary:
+        axes.axvspan(left, min(boundary, right), color="#F2F2F2", zorder=0)
+    for title, low, high in (("decode: batch", left, boundary), ("prefill: prompt", boundary, right)):
+        if any(low < tokens < high for tokens in counts):
+            middle, heights = math.sqrt(max(low, left) * min(high, right)), axes.get_xaxis_transform()
+            axes.text(middle, 0.985, title, transform=heights, ha="center", va="top", color="#555555")
 
 
 def _mark_crossings(axes: "Axes", entries: Sequence[CrossoverEntry], relative: Mapping[str, Series]) -> None:
@@ -166,32 +158,20 @@ def _mark_crossings(axes: "Axes", entries: Sequence[CrossoverEntry], relative: M
     for crossing in sorted(crossings(entries), key=lambda one: one.tokens or 0.0):
         if crossing.tokens is None or not all(relative.get(name) for name in crossing.pair):
             continue
-        height = height_at(relative[crossing.pair[1]], crossing.tokens)
-        with_dense = dense in crossing.pair
-        fill = "#000000" if with_dense else "#FFFFFF"
-        axes.plot(
-            [crossing.tokens], [height], "o", markersize=5, markerfacecolor=fill, markeredgecolor="#000000", zorder=4
-        )
-        if with_dense:
-            axes.annotate(
-                tokens_text(crossing.tokens),
-                (crossing.tokens, height),
-                xytext=(3, -12 if below else 5),
-                textcoords="offset points",
-                zorder=5,
-            )
+        point = crossing.tokens, height_at(relative[crossing.pair[1]], crossing.tokens)
+        fill = "#000000" if dense in crossing.pair else "#FFFFFF"
+        axes.plot(*point, "o", markersize=5, markerfacecolor=fill, markeredgecolor="#000000", zorder=4)
+        if dense in crossing.pair:
+            offset = (3, -12 if below else 5)
+            axes.annotate(tokens_text(point[0]), point, xytext=offset, textcoords="offset points", zorder=5)
             below = not below  # neighbours' numbers keep out of each other's way
 
 
 def height_at(series: Series, tokens: float) -> float:
     """The series at this number of tokens, straight in log-log between the measured ones."""
-    counts = list(series)
-    place = min(max(bisect.bisect_left(counts, tokens), 1), len(counts) - 1) if len(counts) > 1 else 0
-    if place == 0:
-        return series[counts[0]]
-    left, right = counts[place - 1], counts[place]
-    share = math.log(tokens / left) / math.log(right / left)
-    return math.exp(math.log(series[left]) * (1 - share) + math.log(series[right]) * share)
+    import numpy as np
+
+    return float(np.exp(np.interp(np.log(tokens), np.log(list(series)), np.log(list(series.values())))))
 
 
 def _label_ends(axes: "Axes", relative: Mapping[str, Series], colors: Mapping[str, str]) -> None:
@@ -221,11 +201,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     pools: list[list[float]] = []
     for place, value in enumerate(wanted):
         pools.append([value - place * gap])
-        while len(pools) > 1 and _mean(pools[-2]) > _mean(pools[-1]):
+        while len(pools) > 1 and statistics.fmean(pools[-2]) > statistics.fmean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
-    flat = [_mean(pool) for pool in pools for _ in pool]
+    flat = [statistics.fmean(pool) for pool in pools for _ in pool]
     return [value + place * gap for place, value in enumerate(flat)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from bench.records.comparison import Comparison, compare, started, unique
 from bench.records.environment import Environment
@@ -12,11 +13,13 @@ from bench.records.record import PHASES, Memory, Phase, Quality, Record, Subject
 from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
-from reports.compatibility import check_alike, check_subjects, refuse_compute_dtype, refuse_scenarios
-from reports.signals import Failure, Outliers, by_length, failures, latest_quality, outliers
+from reports.compatibility import check_alike, check_compute_dtypes, check_subjects, refuse_scenarios
+from reports.signals import Failure, Outliers, by_length, failures, grouped, latest_quality, outliers
 
 HEADLINE = SCENARIOS["published"].name
 """The scenario behind the column Time."""
+
+REFERENCE_METHOD = "FP16/BF16"
 
 
 @dataclass(frozen=True)
@@ -165,18 +168,18 @@ class Measurement:
         """Every compute dtype known, mostly one."""
         return tuple(dict.fromkeys(result.compute_dtype for result in self.results if result.compute_dtype))
 
-    @property
-    def base_models(self) -> tuple[str, ...]:
-        """Every base model, in the rows' order."""
-        return tuple(dict.fromkeys(result.subject.base_model for result in self.results))
+    @cached_property
+    def labels(self) -> dict[Subject, str]:
+        """A short name for each row: "AWQ GEMM, group 64"; where that is ambiguous, the checkpoint's name."""
+        many = len({result.subject.base_model for result in self.results}) > 1
+        labels = {result.subject: _label(result, with_model=many) for result in self.results}
+        taken = list(labels.values())
+        return {subject: subject.name if taken.count(label) > 1 else label for subject, label in labels.items()}
 
     def run_peak_bytes(self, result: Result) -> int | None:
         """The peak while running `published`, or when that was not run at all, while running anything."""
-        if self.headline:
-            timing = result.timing(self.headline)
-            return timing.run_peak_bytes if timing else None
-        peaks = [timing.run_peak_bytes for timing in result.timings.values() if timing.run_peak_bytes is not None]
-        return max(peaks, default=None)
+        timings = [result.timing(self.headline)] if self.headline else result.timings.values()
+        return max((peak for one in timings if one and (peak := one.run_peak_bytes) is not None), default=None)
 
     def time(self, result: Result) -> float | str | None:
         """The ratio of total latency in `published`; the status where that failed."""
@@ -192,6 +195,17 @@ class Measurement:
         return read / copied if copied and read else None
 
 
+def _label(result: Result, *, with_model: bool) -> str:
+    subject = result.subject
+    if subject.variant == REFERENCE.name and not result.is_reference:
+        return subject.name
+    method = REFERENCE_METHOD if result.is_reference else subject.method
+    words = [subject.base_model if with_model else None, method, subject.version]
+    group = "" if subject.q_group_size is None else f", group {subject.q_group_size}"
+    kernel = "" if subject.kernel is None else f", {subject.kernel} kernel"
+    return " ".join(word for word in words if word is not None) + group + kernel
+
+
 def measurements(records: Sequence[Record]) -> list[Measurement]:
     """What these records hold: one Measurement a device, in the order first measured.
 
@@ -204,7 +218,7 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     check_subjects(records)
     if not any(record.subject.may_be_reference for record in latency_records(records)):
         raise _no_reference(records)
-    _check_compute_dtypes(records)
+    check_compute_dtypes(latency_records(records))
     return [_measurement(device, group) for (device, _), group in _groups(records).items()]
 
 
@@ -213,21 +227,16 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Reco
 
     A run that failed before its compute dtype was known joins every group of its device.
     """
-    dtypes: dict[str, dict[str, dict[str, None]]] = {}
-    for record in records:
-        found = dtypes.setdefault(record.device, {}).setdefault(record.subject.baseline, {})
-        if record.compute_dtype:
-            found[record.compute_dtype] = None
-    split = {
-        device: list(dict.fromkeys(dtype for found in baselines.values() for dtype in found))
-        if any(len(found) > 1 for found in baselines.values())
-        else [None]
-        for device, baselines in dtypes.items()
-    }
+    known = (record for record in records if record.compute_dtype)
+    dtypes = grouped(known, lambda record: (record.device, record.subject.baseline))
+    split = {device for (device, _), found in dtypes.items() if len({one.compute_dtype for one in found}) > 1}
     groups: dict[tuple[str, str | None], list[Record]] = {}
     for record in records:
-        several = split[record.device]
-        for dtype in several if several == [None] or not record.compute_dtype else [record.compute_dtype]:
+        own: Iterable[str | None] = [None]
+        if record.device in split:
+            all_of_device = (one.compute_dtype for one in records if one.device == record.device)
+            own = [record.compute_dtype] if record.compute_dtype else dict.fromkeys(filter(None, all_of_device))
+        for dtype in own:
             groups.setdefault((record.device, dtype), []).append(record)
     return groups
 
@@ -240,45 +249,30 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         refuse_scenarios(headlines[0], headlines[1])
     good = [record for record in records if record.status == "ok"]
     starts = sorted(moment for record in good if (moment := started(record)))
-    of_subject: dict[Subject, list[Record]] = {}
-    for record in records:
-        of_subject.setdefault(record.subject, []).append(record)
+    of_subject = grouped(records, lambda record: record.subject)
     references: dict[str, Subject] = {}
     for subject in dict.fromkeys([*(record.subject for record in latency_records(records)), *of_subject]):
         if subject.may_be_reference:  # of several half-precision checkpoints the first that ran
             references.setdefault(subject.baseline, subject)
-    baselines = {name: place for place, name in enumerate(dict.fromkeys(one.baseline for one in of_subject))}
-    rows = sorted(
-        of_subject,
-        key=lambda one: (
-            baselines[one.baseline],
-            references.get(one.baseline) != one,
-            _place(one, of_subject[one]),
-            one.name,
-        ),
-    )
+    baselines = list(dict.fromkeys(one.baseline for one in of_subject))
+
+    def place(one: Subject) -> tuple[int, bool, float, str]:
+        """By baseline, the reference first, then as VARIANTS has them; a suite's as its first round ran them."""
+        if one.family is None:
+            row: float = list(VARIANTS).index(one.variant) if one.variant in VARIANTS else len(VARIANTS)
+        else:
+            first_round = [run.position for run in of_subject[one] if run.round == 0 and run.position is not None]
+            row = min(first_round, default=float("inf"))
+        return baselines.index(one.baseline), references.get(one.baseline) != one, row, one.name
+
     return Measurement(
         device=device,
         environment=good[0].environment if good else Environment(),
         memory=next((record.memory.source for record in good if record.memory), None),
         scenarios=scenarios,
-        results=tuple(_result(one, references.get(one.baseline), of_subject) for one in rows),
+        results=tuple(_result(one, references.get(one.baseline), of_subject) for one in sorted(of_subject, key=place)),
         first_start=starts[0] if starts else None,
         last_start=starts[-1] if starts else None,
-    )
-
-
-def _place(subject: Subject, records: Sequence[Record]) -> float:
-    """Where a row stands among those of its baseline: in the order of VARIANTS; a suite's in the suite's own.
-
-    A suite's first round runs its rows in their order; what has no position comes last.
-    """
-    if subject.family is None:
-        variants = list(VARIANTS)
-        return variants.index(subject.variant) if subject.variant in variants else len(variants)
-    return min(
-        (record.position for record in records if record.round == 0 and record.position is not None),
-        default=float("inf"),
     )
 
 
@@ -341,24 +335,7 @@ def _each_once(words: Iterable[str]) -> tuple[str, ...]:
 
 def _no_reference(records: Iterable[Record]) -> UserError:
     failed = [record for record in records if record.subject.may_be_reference and record.status != "ok"]
+    what = f"quantize --variant {REFERENCE.name} into the same folder and run `bench` again"
     if failed:
-        why = f"the reference did not run ({failed[-1].status}: {failed[-1].reason})"
-        return UserError(f"no latency record of the reference: {why}; fix that and run `bench` again")
-    return UserError(
-        f"no latency record of the reference: quantize --variant {REFERENCE.name} into the same folder "
-        "and run `bench` again"
-    )
-
-
-def _check_compute_dtypes(records: Sequence[Record]) -> None:
-    """Refuse a checkpoint whose reference ran on the same device, but only in another compute dtype."""
-    good = latency_records(records)
-    references: dict[tuple[str, str], list[Record]] = {}
-    for record in good:
-        if record.subject.may_be_reference:
-            references.setdefault((record.device, record.subject.baseline), []).append(record)
-    dtypes = {key: {one.compute_dtype for one in found} for key, found in references.items()}
-    for record in good:
-        key = (record.device, record.subject.baseline)
-        if key in dtypes and record.compute_dtype not in dtypes[key]:
-            refuse_compute_dtype(record, references[key])
+        what = f"the reference did not run ({failed[-1].status}: {failed[-1].reason}); fix that and run `bench` again"
+    return UserError(f"no latency record of the reference: {what}")

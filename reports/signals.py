@@ -1,10 +1,15 @@
-"""What the records of one checkpoint say beside its times: outliers, kernels, quality, and what failed."""
+"""What records say beside times: outliers, quality, and what failed."""
 
+import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bench.records.record import Latency, Quality, Record, Status
+
+Key = TypeVar("Key", bound=Hashable)
+T = TypeVar("T")
 
 OUTLIER_MADS = 5.0
 """A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
@@ -34,6 +39,14 @@ class Outliers:
     samples: int = 0
 
 
+def grouped(items: Iterable[T], key: Callable[[T], Key]) -> dict[Key, list[T]]:
+    """The items that share a key, in the order first met."""
+    groups: dict[Key, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
 def outliers_of(samples: Sequence[float]) -> int:
     """How many lie further from the median than OUTLIER_MADS median absolute deviations and a tenth of the median."""
     if len(samples) < 3:
@@ -46,11 +59,9 @@ def outliers_of(samples: Sequence[float]) -> int:
 
 def outliers(latencies: Iterable[Latency]) -> Outliers:
     """The outliers of several runs, prompt passes and decode steps apart."""
-    series = [
-        samples
-        for latency in latencies
-        for samples in (latency.prefill_s, tuple(step for steps in latency.decode_s for step in steps))
-    ]
+    series: list[tuple[float, ...]] = []
+    for latency in latencies:
+        series += [latency.prefill_s, tuple(itertools.chain.from_iterable(latency.decode_s))]
     return Outliers(sum(map(outliers_of, series)), sum(map(len, series)))
 
 
@@ -68,18 +79,14 @@ def latest_quality(records: Iterable[Record]) -> Quality | None:
 
 def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
     """Failed runs that no later run of the same work made good, those of one work and reason together."""
-    last_good = {
-        (record.kind, record.scenario, record.round): place
-        for place, record in enumerate(records)
-        if record.status == "ok"
-    }
-    found: dict[tuple[str, Status, str], list[int]] = {}
-    for place, record in enumerate(records):
-        made_good = last_good.get((record.kind, record.scenario, record.round), -1) > place
-        if record.status != "ok" and not made_good:
-            work = record.scenario.name if record.scenario else record.kind
-            key = (work, record.status, record.reason or "")
-            found.setdefault(key, []).extend([] if record.round is None else [record.round])
+    last_good = {(one.kind, one.scenario, one.round): n for n, one in enumerate(records) if one.status == "ok"}
+    bad = [
+        one
+        for n, one in enumerate(records)
+        if one.status != "ok" and last_good.get((one.kind, one.scenario, one.round), -1) < n
+    ]
+    found = grouped(bad, lambda one: (one.scenario.name if one.scenario else one.kind, one.status, one.reason or ""))
     return tuple(
-        Failure(work, status, reason, tuple(dict.fromkeys(rounds))) for (work, status, reason), rounds in found.items()
+        Failure(*key, tuple(dict.fromkeys(one.round for one in runs if one.round is not None)))
+        for key, runs in found.items()
     )

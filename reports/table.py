@@ -1,49 +1,25 @@
 """A table: typed columns and raw values. Every decision on how a value looks is made here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal[
-    "text",
-    "count",
-    "calls",
-    "gigabytes",
-    "ratio",
-    "times",
-    "range",
-    "per_second",
-    "milliseconds",
-    "perplexity",
-    "nats",
-    "share",
-]
+    "text", "count", "calls", "gigabytes", "ratio", "times", "range", "per_second", "milliseconds", "perplexity",
+    "nats", "share",
+]  # fmt: skip
 Cell = str | int | float | tuple[float, float] | None
-Align = Literal["left", "right", "center"]
 
 UNKNOWN = "—"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and what its values are.
-
-    text:       as it is.
-    count:      a whole number.
-    calls:      how often, a pass.
-    gigabytes:  bytes, shown in GB of 1e9 bytes: 15.02, 4.68, below one GB 0.269, from 100 on 141.0.
-    ratio:      x1.41; from 100 on x14,889.
-    times:      a ratio of any size in three digits: x0.0214, x0.873, x77.3.
-    range:      two ratios, low and high: 1.38 to 1.45.
-    per_second: three digits: 24.8, 1.52, from 100 on 1,318.
-    milliseconds: seconds, shown in ms: 0.131, 2.40, 81.5, 1,318.
-    perplexity: 14.93; from 1000 on 222,316.
-    nats:       0.0628; below a ten-thousandth 3e-05.
-    share:      a share of one, in percent: 12.4%.
+    """A column's title and what its values are: FORMATS has how each kind looks.
 
     A cell that holds a string is shown as it is in any column ("oom", "2 rounds"). None is shown as
     `missing`: a dash for what is unknown, nothing for what does not apply. An `optional` column is left out of a table
-    where it would be empty (`Table.without_empty`).
+    where it would be empty (`Table.of`).
     """
 
     title: str
@@ -52,7 +28,7 @@ class Column:
     optional: bool = False
 
     @property
-    def align(self) -> Align:
+    def align(self) -> Literal["left", "right"]:
         return "left" if self.kind == "text" else "right"
 
     def text(self, cell: Cell) -> str:
@@ -60,6 +36,10 @@ class Column:
         if cell is None:
             return self.missing
         return cell if isinstance(cell, str) else FORMATS[self.kind](cell)
+
+
+Row = Sequence[tuple[Column, Cell]]
+"""Each cell with its column."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +58,13 @@ class Table:
     def titles(self) -> list[str]:
         return [column.title for column in self.columns]
 
-    def without_empty(self) -> "Table":
-        """This table without its optional columns that no row has a value in."""
-        filled = [any(row[n] is not None for row in self.rows) for n in range(len(self.columns))]
-        kept = [n for n, column in enumerate(self.columns) if filled[n] or not column.optional]
-        return Table(tuple(self.columns[n] for n in kept), tuple(tuple(row[n] for n in kept) for row in self.rows))
+    @staticmethod
+    def of(rows: Iterable[Row]) -> "Table":
+        """A table of rows that name their columns, which are those of the first row; without rows it has none."""
+        rows = list(rows)
+        columns = [column for column, _ in rows[0]] if rows else []
+        kept = [n for n, one in enumerate(columns) if not one.optional or any(row[n][1] is not None for row in rows)]
+        return Table(tuple(columns[n] for n in kept), tuple(tuple(row[n][1] for n in kept) for row in rows))
 
     def texts(self) -> list[list[str]]:
         """The rows as they are shown."""
@@ -109,6 +91,11 @@ Page = tuple[Block, ...]
 """What a report shows, from top to bottom."""
 
 
+def titled(title: str, table: Table) -> list[Block]:
+    """The table under a line that says what it shows; nothing where it has no rows."""
+    return [Paragraph(title), table] if table.rows else []
+
+
 def ratio_text(value: float) -> str:
     """x1.41; from 100 on without decimals: x14,889."""
     return f"x{value:,.0f}" if value >= 100 else f"x{value:.2f}"
@@ -120,11 +107,6 @@ def gigabytes_text(value: float) -> str:
     return f"{size:.1f}" if size >= 100 else f"{size:.2f}" if size >= 1 else f"{size:.3f}"
 
 
-def range_text(value: tuple[float, float]) -> str:
-    """1.38 to 1.45"""
-    return f"{value[0]:.2f} to {value[1]:.2f}"
-
-
 def per_second_text(value: float) -> str:
     """Three digits, and never fewer than all before the point: 0.0312, 1.52, 24.8, 1,318."""
     if value >= 100:
@@ -132,37 +114,17 @@ def per_second_text(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
-def milliseconds_text(value: float) -> str:
-    """Seconds in ms, three digits: 0.131, 2.40, 81.5, 1,318."""
-    return per_second_text(value * 1000)
-
-
-def perplexity_text(value: float) -> str:
-    """14.93; from 1000 on 222,316."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
-
-
-def nats_text(value: float) -> str:
-    """0.0628; below a ten-thousandth 3e-05."""
-    return f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}"
-
-
-def share_text(value: float) -> str:
-    """12.4%"""
-    return f"{value:.1%}"
-
-
 FORMATS: dict[Kind, Callable[[Any], str]] = {
     "text": str,
     "count": str,
-    "calls": lambda value: f"{value:g}",
+    "calls": lambda value: f"{value:g}",  # how often, a pass
     "gigabytes": gigabytes_text,
     "ratio": ratio_text,
-    "times": lambda value: f"x{value:.3g}",
-    "range": range_text,
+    "times": lambda value: f"x{value:.3g}",  # a ratio of any size in three digits: x0.0214, x0.873, x77.3
+    "range": lambda value: f"{value[0]:.2f} to {value[1]:.2f}",  # two ratios: 1.38 to 1.45
     "per_second": per_second_text,
-    "milliseconds": milliseconds_text,
-    "perplexity": perplexity_text,
-    "nats": nats_text,
-    "share": share_text,
+    "milliseconds": lambda value: per_second_text(value * 1000),  # of seconds: 0.131, 2.40, 81.5, 1,318
+    "perplexity": lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.2f}",  # 14.93; 222,316
+    "nats": lambda value: f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}",  # 0.0628; 3e-05
+    "share": lambda value: f"{value:.1%}",
 }

@@ -5,14 +5,20 @@ from collections.abc import Iterable, Sequence
 from bench.records.record import Record, Subject
 from quantize.variant import NATIVE_KERNEL, REFERENCE
 from reports.notes import dummy_text, machine_text
-from reports.pages import CHECKPOINT_COLUMNS, REFERENCE_METHOD, shape_text
+from reports.pages import checkpoint_cells, shape_text
 from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS, PublishedRow
-from reports.results import HEADLINE, Measurement, Result
-from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Table
+from reports.results import HEADLINE, REFERENCE_METHOD, Measurement, Result
+from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, titled
+
+OTHER_SHAPE = (
+    f"It is not the shape of the published models ({LAYERS} layers, hidden size {HIDDEN_SIZE}), so that nothing "
+    "here compares with a published figure."
+)
+"""A rehearsal on a smaller model must not look like the table."""
 
 
 def versus_page(found: Sequence[Measurement]) -> Page:
-    """The published rows beside the measured ones, a table for each measurement.
+    """The published rows beside the measured ones, a table for each measurement; what was not measured is a dash.
 
     A second table has the rows measured on each layout's own kernel, where there are some: the published table's
     were.
@@ -21,56 +27,35 @@ def versus_page(found: Sequence[Measurement]) -> Page:
     for measurement in found:
         if len(found) > 1:
             blocks.append(Heading(f"On {measurement.device}"))
-        blocks.append(versus_table(measurement, BIOMISTRAL_7B, native=False))
-        own = [row for row in BIOMISTRAL_7B if measured(measurement, row, native=True) is not None]
-        if own:
-            blocks.append(Paragraph("The same layouts on the kernels that their names stood for:"))
-            blocks.append(versus_table(measurement, own, native=True))
+        chosen = [(row, measured(measurement, row, native=False)) for row in BIOMISTRAL_7B]
+        native = [(row, measured(measurement, row, native=True)) for row in BIOMISTRAL_7B]
+        blocks.append(Table.of(_row(measurement, *one) for one in chosen))
+        title = "The same layouts on the kernels that their names stood for:"
+        blocks += titled(title, Table.of(_row(measurement, row, found) for row, found in native if found))
         blocks.append(Paragraph(_paragraph(measurement)))
     return tuple(blocks)
 
 
-def versus_table(measurement: Measurement, rows: Sequence[PublishedRow], *, native: bool) -> Table:
-    """One row a published one; what was not measured is a dash."""
-    memory = "RAM" if measurement.memory_is_ram else "VRAM"
-    columns = (
-        *CHECKPOINT_COLUMNS,
-        Column("Published VRAM GB", "gigabytes"),
-        Column("Measured weights GB", "gigabytes"),
-        Column(f"Measured peak {memory} GB", "gigabytes"),
-        Column("Peak / published", "ratio"),
-        Column("Published Time", "ratio"),
-        Column("Measured Time", "ratio"),
-        Column("Time / published", "ratio"),
-    )
-    return Table(columns, tuple(_row(measurement, row, native) for row in rows))
-
-
-def _row(measurement: Measurement, row: PublishedRow, native: bool) -> tuple[Cell, ...]:
-    result = measured(measurement, row, native=native)
+def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> Row:
     peak = measurement.run_peak_bytes(result) if result else None
     time = measurement.time(result) if result else None
-    comparable = has_published_shape(measurement)
-    return (
-        row.base_model,
-        row.method,
-        row.q_group_size,
-        row.w_bit,
-        row.version,
-        row.vram_gb * 1e9,
-        result.weights_bytes if result else None,
-        peak,
-        peak / (row.vram_gb * 1e9) if comparable and peak is not None else None,
-        row.time,
-        time,
-        time / row.time if comparable and isinstance(time, float | int) else None,
-    )
+    comparable, published_bytes = has_published_shape(measurement), row.vram_gb * 1e9
+    memory = "RAM" if measurement.memory_is_ram else "VRAM"
+    return [
+        *checkpoint_cells(row, row.method),
+        (Column("Published VRAM GB", "gigabytes"), published_bytes),
+        (Column("Measured weights GB", "gigabytes"), result.weights_bytes if result else None),
+        (Column(f"Measured peak {memory} GB", "gigabytes"), peak),
+        (Column("Peak / published", "ratio"), peak / published_bytes if comparable and peak is not None else None),
+        (Column("Published Time", "ratio"), row.time),
+        (Column("Measured Time", "ratio"), time),
+        (Column("Time / published", "ratio"), time / row.time if comparable and isinstance(time, float) else None),
+    ]
 
 
 def has_published_rows(records: Iterable[Record]) -> bool:
     """Whether one of these records is of a row of the published table."""
-    subjects = dict.fromkeys(record.subject for record in records)
-    return any(_is_of(subject, row) for subject in subjects for row in BIOMISTRAL_7B)
+    return any(_is_of(subject, row) for subject in {record.subject for record in records} for row in BIOMISTRAL_7B)
 
 
 def has_published_shape(measurement: Measurement) -> bool:
@@ -104,19 +89,9 @@ def _paragraph(measurement: Measurement) -> str:
         "decoding. The card does not say on which GPU.",
         f"Measured: {protocol} on {machine_text(measurement)}.",
         dummy_text(measurement),
-        _other_shape(measurement),
+        "" if has_published_shape(measurement) else OTHER_SHAPE,
         f"Weights are the loaded model's parameters and buffers, the peak is the most of {peak} while running; GB are "
         "1e9 bytes. Quotients are measured over published: below x1.00 is less than published. A dash is what was not "
         "measured.",
     )
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _other_shape(measurement: Measurement) -> str:
-    """A rehearsal on a smaller model must not look like the table."""
-    if has_published_shape(measurement):
-        return ""
-    return (
-        f"It is not the shape of the published models ({LAYERS} layers, hidden size {HIDDEN_SIZE}), so that nothing "
-        "here compares with a published figure."
-    )

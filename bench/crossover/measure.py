@@ -29,13 +29,13 @@ from bench.records.crossover import CROSSOVER_NAME, DECODE_BATCHES, MIN_TURNS, P
 from bench.records.store import write
 from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint
-from quantize.cli import guarded
 from quantize.device import torch_device
 from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
 from quantize.model.architecture import group_size_for
 from quantize.progress import Progress, progress_bar, silent
 from quantize.quiet import quiet_libraries
+from quantize.shell import guarded
 from quantize.variant import GROUP_SIZES
 
 COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)

@@ -7,18 +7,18 @@ makes the table.
 """
 
 import argparse
+import inspect
 import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.lab.foreign import TIMEOUT_S, run_inside
 from bench.records.environment import Environment
 from bench.records.lab import SideBySideRecord
 from bench.records.record import latency_records
@@ -26,12 +26,14 @@ from bench.records.store import append, read_only, read_records
 from bench.run.executor import run_process, worker_environment
 from bench.worker.machine import cpu_model_name, usable_cores
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints, open_checkpoint, verify
-from quantize.cli import guarded
 from quantize.errors import UserError
 from quantize.schema import to_data
+from quantize.shell import guarded
 from quantize.variant import REFERENCE
 
 RESULTS_NAME = "side_by_side.jsonl"
+TIMEOUT_S = 1800.0
+"""For one process."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +51,25 @@ class Shape:
             raise UserError("--prompt and --iterations must be at least 1, --new at least 2, --duration at least 0")
 
 
-@dataclass(frozen=True)
-class Tool:
-    """One row. work: which of WORKS it does, in our interpreter or in theirs; options: what is special about it."""
-
-    name: str
-    theirs: bool
-    work: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-OURS = Tool("quantable", False, "quantable")
-THEIRS = Tool("optimum-benchmark", True, "launched", {"launcher": "process"})
-ASLEEP = Tool("optimum-benchmark, wait asleep", True, "launched", {"launcher": "process", "asleep": True})
+OURS, THEIRS, ASLEEP = "quantable", "optimum-benchmark", "optimum-benchmark, wait asleep"
 CONTENDERS = (OURS, THEIRS, ASLEEP)
 """optimum-benchmark as it comes, and with one thing changed from outside: its launcher sleeps while it waits."""
 
-WHY = (
-    Tool("optimum-benchmark, inline", True, "launched", {"launcher": "inline"}),
-    Tool("generate, our libraries", False, "bare"),
-    Tool("generate, their libraries", True, "bare"),
-    Tool("generate, theirs, beside a busy loop", True, "bare", {"busy": True}),
-)
-"""What tells the reasons of a difference apart: its launcher, the libraries, a core that something else keeps busy."""
-
-
 Outcome = dict[str, Any]
 """The fields of a SideBySideRecord that one process gives."""
+
+Work = Callable[[dict[str, Any]], dict[str, Any]]
+"""A function of this kind runs in another interpreter: what it uses it imports itself, or PROGRAM does."""
+
+PROGRAM = """import json, sys, time
+from pathlib import Path
+from typing import Any
+
+{source}
+if __name__ == "__main__":
+    request, result = map(Path, sys.argv[1:])
+    result.write_text(json.dumps({name}(json.loads(request.read_text())), default=float))
+"""
 
 
 def run_bench(checkpoint: Checkpoint, shape: Shape) -> Outcome:
@@ -102,23 +96,18 @@ def run_bench(checkpoint: Checkpoint, shape: Shape) -> Outcome:
     }
 
 
-def carry_out(contender: Tool, python: Path, model: Path, shape: Shape) -> Outcome:
-    """One run of a contender in an interpreter, whatever becomes of it."""
-    request = {"model": str(model), **asdict(shape), **contender.options}
-    wall_s, result = run_inside(python, contender.work, request)
+def run_theirs(python: Path, model: Path, shape: Shape, *, asleep: bool) -> Outcome:
+    """One run of optimum-benchmark in its interpreter, whatever becomes of it."""
+    wall_s, result = run_inside(python, launched, {"model": str(model), **asdict(shape), "asleep": asleep})
     if isinstance(result, str):
         return {"wall_s": wall_s, "reason": result}
-    if contender.work == "bare":
-        steps = tuple(tuple(steps) for steps in result["decode_s"])
-        return {"wall_s": wall_s, "prefill_s": tuple(result["prefill_s"]), "decode_s": steps}
-    latency = result["latency"]
-    prefill_s = tuple(latency["prefill"]["values"])
+    prefill_s = tuple(result["latency"]["prefill"]["values"])
     outcome = {"wall_s": wall_s, "prefill_s": prefill_s, "raw": result}
     try:
-        steps = steps_of(latency["per_token"]["values"], passes=len(prefill_s), new=shape.new)
+        per_token_s = result["latency"]["per_token"]["values"]
+        return {**outcome, "decode_s": steps_of(per_token_s, passes=len(prefill_s), new=shape.new)}
     except ValueError as error:
         return {**outcome, "reason": str(error)}
-    return {**outcome, "decode_s": steps}
 
 
 def steps_of(per_token_s: Sequence[float], *, passes: int, new: int) -> tuple[tuple[float, ...], ...]:
@@ -149,38 +138,35 @@ def side_by_side(arguments: argparse.Namespace) -> list[SideBySideRecord]:
     checkpoint = reference_in(arguments.model)
     verify(checkpoint)  # this also brings the files into memory, for the first contender as for the others
     theirs = interpreter(arguments.theirs)
-    environments = {
-        python: environment_of(python, theirs=python == theirs) for python in (Path(sys.executable), theirs)
-    }
-    contenders = CONTENDERS + (WHY if arguments.why else ())
+    our_environment = environment_of(Path(sys.executable), theirs=False)
+    their_environment = environment_of(theirs, theirs=True)
     path = arguments.out / RESULTS_NAME
     first = next_round(path)
     records: list[SideBySideRecord] = []
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         copy = readable_copy(checkpoint, Path(folder) / checkpoint.path.name)
         for number in range(first, first + arguments.rounds):
-            for contender in order(contenders, number):
-                python = theirs if contender.theirs else Path(sys.executable)
+            for contender in CONTENDERS if number % 2 == 0 else reversed(CONTENDERS):  # so that drift treats all alike
                 if contender == OURS:
                     outcome = run_bench(checkpoint, shape)
                 else:
-                    outcome = carry_out(contender, python, copy if contender.theirs else checkpoint.path, shape)
+                    outcome = run_theirs(theirs, copy, shape, asleep=contender == ASLEEP)
                 record = SideBySideRecord(
                     when=datetime.now(UTC).isoformat(timespec="seconds"),
-                    contender=contender.name,
+                    contender=contender,
                     round=number,
                     model=checkpoint.path.name,
                     content_sha256=checkpoint.content_sha256,
                     **asdict(shape),
-                    environment=environments[python],
+                    environment=our_environment if contender == OURS else their_environment,
                     **outcome,
                 )
                 append(path, record)
                 records.append(record)
                 how = record.reason or f"{record.wall_s:.1f} s"
-                print(f"round {number + 1}: {contender.name}: {how}", file=sys.stderr, flush=True)
+                print(f"round {number + 1}: {contender}: {how}", file=sys.stderr, flush=True)
     print(f"the table: report {path}")
-    for name in (OURS.name, THEIRS.name):
+    for name in (OURS, THEIRS):
         if all(one.reason for one in records if one.contender == name):
             raise UserError(f"{name} has no figures, so that nothing can be compared: see its reason in {path}")
     return records
@@ -189,11 +175,6 @@ def side_by_side(arguments: argparse.Namespace) -> list[SideBySideRecord]:
 def next_round(path: Path) -> int:
     """The first round after those in a record file, so that rounds of two calls are never taken for one."""
     return max((one.round + 1 for one in read_only(path, SideBySideRecord)), default=0) if path.exists() else 0
-
-
-def order(contenders: Sequence[Tool], number: int) -> list[Tool]:
-    """The contenders as a round runs them: every other round backwards, so that drift treats all alike."""
-    return list(contenders) if number % 2 == 0 else list(reversed(contenders))
 
 
 def reference_in(folder: Path) -> Checkpoint:
@@ -223,7 +204,7 @@ def environment_of(python: Path, *, theirs: bool) -> Environment:
     if theirs:
         inside = ("backends.pytorch.backend", "scenarios.inference.scenario", "launchers.process.launcher")
         modules = [f"optimum_benchmark.{module}" for module in inside] + modules
-    _, found = run_inside(python, "facts", {"modules": modules})
+    _, found = run_inside(python, facts, {"modules": modules})
     if isinstance(found, str):
         needed = "optimum-benchmark" if theirs else "quantable[models]"
         raise UserError(f"{python} cannot import {needed} ({found}): install it there")
@@ -250,27 +231,96 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="side_by_side", description=__doc__)
     p.add_argument("--theirs", metavar="PYTHON", required=True, help="interpreter that can import optimum_benchmark")
-    p.add_argument(
-        "--model",
-        metavar="FOLDER",
-        type=Path,
-        required=True,
-        help="a half-precision checkpoint, or the folder it is in",
-    )
+    checkpoint = "a half-precision checkpoint, or the folder it is in"
+    p.add_argument("--model", metavar="FOLDER", type=Path, required=True, help=checkpoint)
     p.add_argument("--out", metavar="DIR", type=Path, required=True, help=f"where {RESULTS_NAME} goes")
     p.add_argument("--prompt", metavar="N", type=int, default=256, help="prompt tokens (default %(default)s)")
     p.add_argument("--new", metavar="M", type=int, default=16, help="new tokens (default %(default)s)")
     p.add_argument("--iterations", type=int, default=3, help="passes it times at least (default %(default)s)")
-    p.add_argument(
-        "--duration",
-        metavar="S",
-        type=int,
-        default=10,
-        help="seconds it times at least (default: its own, %(default)s)",
-    )
+    at_least = "seconds it times at least (default: its own, %(default)s)"
+    p.add_argument("--duration", metavar="S", type=int, default=10, help=at_least)
     p.add_argument("--rounds", type=int, default=3, help="processes of each contender (default %(default)s)")
-    p.add_argument("--why", action="store_true", help="also what tells the reasons of a difference apart")
     return p
+
+
+# What runs in the other interpreter: the sources of these functions, without the rest.
+
+
+def launched(request: dict[str, Any]) -> dict[str, Any]:
+    """optimum-benchmark through its Python interface; everything not named here has its default.
+
+    Its process launcher polls without a pause until the measuring process is done. With `asleep` the same call waits in
+    the kernel; nothing else differs. launcher_cpu_s: processor seconds of this process, which only waits.
+    """
+    from multiprocessing.connection import Connection
+
+    import optimum_benchmark as theirs  # type: ignore[import-not-found]
+
+    if request["asleep"]:
+        poll = Connection.poll
+        Connection.poll = lambda self, timeout=0.2: poll(self, timeout)  # type: ignore[method-assign]
+    new = request["new"]
+    config = theirs.BenchmarkConfig(
+        name="side_by_side",
+        launcher=theirs.ProcessConfig(),
+        backend=theirs.PyTorchConfig(
+            model=request["model"], device="cpu", torch_dtype="float32", task="text-generation", seed=request["seed"]
+        ),
+        scenario=theirs.InferenceConfig(
+            latency=True,
+            memory=False,
+            iterations=request["iterations"],
+            duration=request["duration_s"],
+            input_shapes={"batch_size": 1, "sequence_length": request["prompt"]},
+            generate_kwargs={"max_new_tokens": new, "min_new_tokens": new},
+        ),
+    )
+    before_s = time.process_time()
+    report = theirs.Benchmark.launch(config).to_dict()
+    latencies = {name: target["latency"] for name, target in report.items() if target["latency"]}
+    return {"launcher_cpu_s": time.process_time() - before_s, "latency": latencies}
+
+
+def facts(request: dict[str, Any]) -> dict[str, Any]:
+    """Versions and threads of this interpreter, once it has imported what the contenders import."""
+    import importlib
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    for module in request["modules"]:
+        importlib.import_module(module)
+    names = ("torch", "transformers", "optimum-benchmark", "datasets", "accelerate", "tokenizers", "numpy")
+    installed = {one.metadata["Name"].replace("_", "-"): one.version for one in importlib.metadata.distributions()}
+    return {
+        "python": platform.python_version(),
+        "torch_threads": torch.get_num_threads(),
+        "libraries": {name: installed[name] for name in names if name in installed},
+    }
+
+
+def program_of(work: Work) -> str:
+    """The text of a program that does this work, from a request file to a result file, without our packages."""
+    return PROGRAM.format(source=inspect.getsource(work), name=work.__name__)
+
+
+def run_inside(python: Path, work: Work, request: Mapping[str, Any]) -> tuple[float, dict[str, Any] | str]:
+    """Do this work in a fresh process of that interpreter: its wall seconds, and its result or why there is none.
+
+    The environment is our workers' (offline, quiet), but our packages are not on its path.
+    """
+    environment = {name: value for name, value in worker_environment(None).items() if name != "PYTHONPATH"}
+    environment.update(LOG_TO_FILE="0", LOG_LEVEL="WARNING")
+    with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
+        program, asked, result = (Path(folder) / name for name in ("program.py", "request.json", "result.json"))
+        program.write_text(program_of(work), encoding="utf-8")
+        asked.write_text(json.dumps(request), encoding="utf-8")
+        start = time.perf_counter()
+        command = [str(python), str(program), str(asked), str(result)]
+        ended = run_process(command, timeout_s=TIMEOUT_S, environment=environment)
+        wall_s = time.perf_counter() - start
+        return wall_s, json.loads(result.read_text(encoding="utf-8")) if result.is_file() else ended.verdict()[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

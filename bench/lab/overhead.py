@@ -4,19 +4,25 @@ python -m bench.lab.overhead CHECKPOINT --out overhead.jsonl
 """
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.records.lab import OverheadRecord
-from bench.records.ratio import Ratio, ratio_of
+from bench.records.ratio import ratio_of
 from bench.records.scenario import Scenario
 from bench.records.store import append
+from bench.worker.clock import clock_for
+from bench.worker.latency import greedy_pass, prompt_ids
 from bench.worker.machine import fingerprint
-from quantize.cli import guarded
+from quantize.loader import load
 from quantize.quiet import quiet_libraries
+from quantize.shell import guarded
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,19 +38,15 @@ def parser() -> argparse.ArgumentParser:
     return cli
 
 
-def race(arguments: argparse.Namespace) -> Ratio:
-    """Take turns, the order reversed every round; append the samples, return ours over generate's seconds a token."""
-    import torch
-
-    from quantize.loader import load
-
+def race(arguments: argparse.Namespace) -> None:
+    """Take turns, the order reversed every round; append the samples, and say how it went in one line."""
     scenario = Scenario("overhead", arguments.prompt, arguments.new)
-    dtype = getattr(torch, arguments.dtype)
+    seconds: dict[str, list[float]] = {name: [] for name in TURNS}
     with quiet_libraries():
+        dtype = getattr(torch, arguments.dtype)
         model = load(arguments.checkpoint, device=arguments.device, compute_dtype=dtype).model
         for work in TURNS.values():
             work(model, scenario)
-        seconds: dict[str, list[float]] = {name: [] for name in TURNS}
         for number in range(arguments.rounds):
             for name in TURNS if number % 2 == 0 else reversed(TURNS):
                 seconds[name].append(TURNS[name](model, scenario))
@@ -60,44 +62,28 @@ def race(arguments: argparse.Namespace) -> Ratio:
         environment=fingerprint(arguments.device),
     )
     append(arguments.out, record)
-    return ratio
+    low, high = ratio.interval or (ratio.value, ratio.value)
+    print(f"decode, ours over generate: x{ratio.value:.3f} ({low:.3f} to {high:.3f}), {len(ratio.rounds)} rounds")
 
 
 def ours(model: Any, scenario: Scenario) -> float:
     """Median seconds of a decode step as the worker times them."""
-    import statistics
-
-    from bench.worker.clock import clock_for
-    from bench.worker.latency import greedy_pass, prompt_ids
-
-    config = model.config.get_text_config()
-    clock = clock_for(model.device.type)
-    timed = greedy_pass(model, prompt_ids(scenario, config.vocab_size, model.device), scenario.decode_steps, clock)
-    return statistics.median(timed.decode_s)
+    prompt = prompt_ids(scenario, model.config.get_text_config().vocab_size, model.device)
+    return statistics.median(greedy_pass(model, prompt, scenario.decode_steps, clock_for(model.device.type)).decode_s)
 
 
 def generate(model: Any, scenario: Scenario) -> float:
     """Seconds a token of a bare greedy `generate`: a long run less one of a single token, over the tokens between."""
-    import torch
-
-    from bench.worker.latency import prompt_ids
-
     prompt = prompt_ids(scenario, model.config.get_text_config().vocab_size, model.device)
+    settle = clock_for(model.device.type).settle
 
-    def seconds(new_tokens: int) -> float:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+    def seconds(new: int) -> float:
+        settle()
         start = time.perf_counter()
         with torch.no_grad():
-            model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=False,
-            )
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+            mask = torch.ones_like(prompt)
+            model.generate(prompt, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+        settle()
         return time.perf_counter() - start
 
     return (seconds(scenario.new_tokens) - seconds(1)) / scenario.decode_steps
@@ -106,16 +92,9 @@ def generate(model: Any, scenario: Scenario) -> float:
 TURNS = {"ours": ours, "generate": generate}
 
 
-def report(arguments: argparse.Namespace) -> None:
-    """Race, and say how it went in one line."""
-    ratio = race(arguments)
-    low, high = ratio.interval or (ratio.value, ratio.value)
-    print(f"decode, ours over generate: x{ratio.value:.3f} ({low:.3f} to {high:.3f}), {len(ratio.rounds)} rounds")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the race; return its exit code."""
-    return guarded("overhead", lambda: report(parser().parse_args(argv)))
+    return guarded("overhead", lambda: race(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

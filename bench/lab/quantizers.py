@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,79 +47,70 @@ class Task:
         return blocks
 
 
-def ours(options: AwqOptions) -> Work:
+def ours(task: Task, options: AwqOptions) -> float:
     """Our pipeline from files to packed layers; its seconds include reading the weights and packing."""
+    prefer_huge_pages()  # as the command does
+    from quantize.building.stream import LayerStream
+    from quantize.model.pretrained import empty_model
+    from quantize.source import open_weights
 
-    def work(task: Task) -> float:
-        prefer_huge_pages()  # as the command does
-        from quantize.building.stream import LayerStream
-        from quantize.model.pretrained import empty_model
-        from quantize.source import open_weights
-
-        folder = Path(task.source)
-        stream = LayerStream(empty_model(folder), open_weights(folder), torch.device("cpu"))
-        tensors: dict[str, Tensor] = {}
-        started = time.perf_counter()
-        chosen = AwqOptions(**{**asdict(options), "group_size": task.group_size})
-        with torch.inference_mode():
-            for result, _ in stream.quantized(task.token_ids(), chosen):
-                for name, weight in result.weights.items():
-                    tensors |= {f"{name}.{part}": tensor for part, tensor in pack_gemm(weight).items()}
-                tensors |= {name: tensor.half() for name, tensor in result.others.items()}
-        seconds = time.perf_counter() - started
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, task.out)
-        return seconds
-
-    return work
+    folder = Path(task.source)
+    stream = LayerStream(empty_model(folder), open_weights(folder), torch.device("cpu"))
+    tensors: dict[str, Tensor] = {}
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for result, _ in stream.quantized(task.token_ids(), replace(options, group_size=task.group_size)):
+            for name, weight in result.weights.items():
+                tensors |= {f"{name}.{part}": tensor for part, tensor in pack_gemm(weight).items()}
+            tensors |= {name: tensor.half() for name, tensor in result.others.items()}
+    seconds = time.perf_counter() - started
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, task.out)
+    return seconds
 
 
-def autoawq(*, repaired: bool) -> Work:
+def autoawq(task: Task, *, repaired: bool) -> float:
     """autoawq's own quantizer in float32; its seconds include its packing, not the loading of the model.
 
     On a CPU its search scales the weights that it meant to have saved. `repaired` hands it a state dict of copies,
     from outside; nothing else is changed.
     """
+    with quiet_libraries():
+        from awq import AutoAWQForCausalLM
+        from awq.quantize.quantizer import AwqQuantizer
+        from transformers import AutoTokenizer
 
-    def work(task: Task) -> float:
-        with quiet_libraries():
-            from awq import AutoAWQForCausalLM
-            from awq.quantize.quantizer import AwqQuantizer
-            from transformers import AutoTokenizer
+        class Repaired(AwqQuantizer):  # type: ignore[misc]
+            def _compute_best_scale(
+                self, x: Tensor, w_mean: Tensor, x_mean: Tensor, module2inspect: Any, *args: Any, **kwargs: Any
+            ) -> Tensor:
+                saved = {name: tensor.clone() for name, tensor in module2inspect.state_dict().items()}
+                module2inspect.state_dict = lambda: saved
+                try:
+                    scales: Tensor = super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *args, **kwargs)
+                finally:
+                    del module2inspect.state_dict
+                return scales
 
-            class Repaired(AwqQuantizer):  # type: ignore[misc]
-                def _compute_best_scale(
-                    self, x: Tensor, w_mean: Tensor, x_mean: Tensor, module2inspect: Any, *args: Any, **kwargs: Any
-                ) -> Tensor:
-                    saved = {name: tensor.clone() for name, tensor in module2inspect.state_dict().items()}
-                    module2inspect.state_dict = lambda: saved
-                    try:
-                        scales: Tensor = super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *args, **kwargs)
-                    finally:
-                        del module2inspect.state_dict
-                    return scales
-
-            model = AutoAWQForCausalLM.from_pretrained(
-                task.source, torch_dtype=torch.float32, trust_remote_code=False, safetensors=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(task.source, trust_remote_code=False)
-            ids = task.token_ids()
-            started = time.perf_counter()
-            model.quantize(
-                tokenizer,
-                quant_config={"zero_point": True, "q_group_size": task.group_size, "w_bit": 4, "version": "GEMM"},
-                calib_data=ids.tolist(),
-                max_calib_samples=ids.shape[0],
-                max_calib_seq_len=ids.shape[1],
-                quantizer_cls=Repaired if repaired else AwqQuantizer,
-            )
-            seconds = time.perf_counter() - started
-        state = model.model.state_dict()
-        embeddings = model.model.get_input_embeddings().weight.data_ptr()
-        kept = {name: tensor.contiguous() for name, tensor in state.items() if tensor.data_ptr() != embeddings}
-        save_file(kept, task.out)
-        return seconds
-
-    return work
+        model = AutoAWQForCausalLM.from_pretrained(
+            task.source, torch_dtype=torch.float32, trust_remote_code=False, safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(task.source, trust_remote_code=False)
+        ids = task.token_ids()
+        started = time.perf_counter()
+        model.quantize(
+            tokenizer,
+            quant_config={"zero_point": True, "q_group_size": task.group_size, "w_bit": 4, "version": "GEMM"},
+            calib_data=ids.tolist(),
+            max_calib_samples=ids.shape[0],
+            max_calib_seq_len=ids.shape[1],
+            quantizer_cls=Repaired if repaired else AwqQuantizer,
+        )
+        seconds = time.perf_counter() - started
+    state = model.model.state_dict()
+    embeddings = model.model.get_input_embeddings().weight.data_ptr()
+    kept = {name: tensor.contiguous() for name, tensor in state.items() if tensor.data_ptr() != embeddings}
+    save_file(kept, task.out)
+    return seconds
 
 
 def gptqmodel(task: Task) -> float:
@@ -192,16 +184,16 @@ def _as_codes(weight: Tensor, scales: Tensor, zeros: Tensor) -> Int4Weight:
 
 
 OURS: dict[str, Work] = {
-    "quantable, nearest": ours(AwqOptions(0)),
-    "quantable, gptq": ours(AwqOptions(0, rounding="gptq")),
-    "round to nearest": ours(AwqOptions(0, search=False, clip=False, refit=False)),
+    "quantable, nearest": partial(ours, options=AwqOptions(0)),
+    "quantable, gptq": partial(ours, options=AwqOptions(0, rounding="gptq")),
+    "round to nearest": partial(ours, options=AwqOptions(0, search=False, clip=False, refit=False)),
 }
 """What runs through our pipeline, by the name that the race prints."""
 
 CONTENDERS: dict[str, Work] = {
     **OURS,
-    "autoawq, repaired": autoawq(repaired=True),
-    "autoawq, as it is": autoawq(repaired=False),
+    "autoawq, repaired": partial(autoawq, repaired=True),
+    "autoawq, as it is": partial(autoawq, repaired=False),
     "gptqmodel": gptqmodel,
     "optimum, gptq": optimum_gptq,
 }
@@ -212,8 +204,7 @@ def main(arguments: list[str]) -> int:
     """Run one contender; write {"seconds", "peak_bytes"} beside its layers. peak_bytes: highest resident set size."""
     name, path = arguments
     task = Task(**json.loads(Path(path).read_text()))
-    seconds = CONTENDERS[name](task)
-    facts = {"seconds": seconds, "peak_bytes": peak_resident_bytes()}
+    facts = {"seconds": CONTENDERS[name](task), "peak_bytes": peak_resident_bytes()}
     Path(task.out).with_suffix(".json").write_text(json.dumps(facts))
     return 0
 

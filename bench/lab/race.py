@@ -5,22 +5,39 @@ KL divergence. `report runs/race/race.jsonl` makes the table.
 """
 
 import argparse
+import importlib.metadata
 import json
 import sys
+import time
 from collections.abc import Container, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.records.lab import RaceRecord
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.lab.quantizers import CONTENDERS, OURS, Task
+from bench.records.lab import RaceRecord, TextFacts
 from bench.records.store import append
 from bench.run.executor import run_process, worker_environment
-from quantize.cli import guarded
+from bench.worker.machine import fingerprint
+from bench.worker.quality import divergences, perplexity
+from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_from, token_blocks, unseen_paragraphs
 from quantize.errors import UserError
+from quantize.int4.packing import unpack_gemm
+from quantize.model.pretrained import model_of, tokenizer_of
+from quantize.quiet import quiet_libraries
+from quantize.shell import guarded
+from quantize.source import open_source
 
 RACE_NAME = "race.jsonl"
 TIMEOUT_S = 3 * 3600.0
 """For one contender."""
+
+EVALUATION_BLOCKS = {"blocks": 8, "block_tokens": 512}
+"""Of each text that the contenders are judged on."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,24 +61,19 @@ def parser() -> argparse.ArgumentParser:
 
 def race(arguments: argparse.Namespace) -> list[RaceRecord]:
     """Run the contenders in turn, ours between the others, each evaluated on the same text; append their records."""
-    from bench.lab.quantizers import CONTENDERS, OURS, Task
-    from quantize.quiet import quiet_libraries
-
     names = arguments.contender or list(CONTENDERS)
-    unknown = [name for name in names if name not in CONTENDERS]
     if not arguments.timeout > 0:
         raise UserError("--timeout must be above 0 seconds")
-    if unknown:
-        raise UserError(f"unknown contender {unknown[0]!r}; there are: {', '.join(CONTENDERS)}")
+    for name in names:
+        if name not in CONTENDERS:
+            raise UserError(f"unknown contender {name!r}; there are: {', '.join(CONTENDERS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     with quiet_libraries():
-        from bench.lab.evaluate import Evaluation
-
-        evaluation = Evaluation.prepare(arguments.source, arguments.blocks, arguments.block_tokens, arguments.other)
+        evaluation = Evaluation(arguments.source, arguments.blocks, arguments.block_tokens, arguments.other)
         blocks = arguments.out / "blocks.safetensors"
-        if arguments.keep and blocks.is_file() and not evaluation.has_blocks(blocks):
+        if arguments.keep and blocks.is_file() and not torch.equal(load_file(blocks)["blocks"], evaluation.blocks):
             raise UserError(f"{arguments.out} was raced on other calibration tokens: leave --keep out")
-        evaluation.save_blocks(blocks)
+        save_file({"blocks": evaluation.blocks}, blocks)
     records: list[RaceRecord] = []
     for name in names if arguments.keep else turns(names, OURS):
         stem = arguments.out / name.replace(", ", "-").replace(" ", "-")
@@ -111,8 +123,73 @@ def kept(task: dict[str, Any], stem: Path) -> dict[str, Any] | None:
 
 
 def _quantized(stem: Path) -> dict[str, Any]:
-    facts = json.loads(stem.with_suffix(".json").read_text())
-    return {"seconds": facts["seconds"], "peak_bytes": facts["peak_bytes"]}
+    found: dict[str, Any] = json.loads(stem.with_suffix(".json").read_text())
+    return found
+
+
+def licence_texts() -> list[str]:
+    """The licence files of the installed packages, each paragraph once: English that is no documentation."""
+    files = [
+        Path(str(file.locate()))
+        for distribution in sorted(importlib.metadata.distributions(), key=lambda one: one.name.lower())
+        for file in sorted(distribution.files or [], key=str)
+        if file.suffix in ("", ".txt", ".md", ".rst") and "licens" in file.name.lower()
+    ]
+    seen: set[str] = set()
+    found = [path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()]
+    return [text for one in found if (text := PARAGRAPH.join(unseen_paragraphs(one, seen)))]
+
+
+class Evaluation:
+    """The reference model in float32, the calibration tokens that all contenders get, and the texts to evaluate on.
+
+    folder:    the reference's.
+    reference: the model.
+    blocks:    calibration token ids, int64 [blocks, tokens].
+    texts:     "calibration" (held-out text of the calibration's kind) and "other", token ids [blocks, tokens].
+    """
+
+    def __init__(self, source: str, blocks: int, block_tokens: int, other: Path | None) -> None:
+        self.folder = open_source(source).folder
+        self.reference = model_of(self.folder, dtype=torch.float32)
+        tokenizer = tokenizer_of(self.folder)
+        calibration = builtin_texts("calibration")
+        self.blocks = token_blocks(calibration, tokenizer, blocks=blocks, block_tokens=block_tokens)
+        other_texts = text_from(str(other)) if other is not None else licence_texts()
+        texts = {"calibration": builtin_texts("evaluation"), "other": other_texts}
+        self.texts = {kind: token_blocks(text, tokenizer, **EVALUATION_BLOCKS) for kind, text in texts.items()}
+
+    def figures(self, layers: Path, group_size: int) -> dict[str, Any]:
+        """`perplexity` and `divergence` (mean KL, nats a token) of the model with these layers, on each text."""
+        model = model_of(self.folder, dtype=torch.float32)
+        put_layers(model, load_file(layers), group_size)
+        means = {kind: float(divergences(self.reference, model, text).mean()) for kind, text in self.texts.items()}
+        return {"perplexity": {kind: perplexity(model, text) for kind, text in self.texts.items()}, "divergence": means}
+
+    def record(self, contender: str) -> RaceRecord:
+        """What is raced, without the contender's figures."""
+        return RaceRecord(
+            when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            contender=contender,
+            model=self.folder.name,
+            blocks=tuple(self.blocks.shape),
+            blocks_sha256=blocks_sha256(self.blocks),
+            texts={kind: TextFacts(tuple(t.shape), blocks_sha256(t)) for kind, t in self.texts.items()},
+            environment=fingerprint("cpu"),
+        )
+
+
+@torch.no_grad()
+def put_layers(model: Any, tensors: dict[str, Tensor], group_size: int) -> None:
+    """Overwrite a dense model's weights with packed layers (GEMM layout) and the other tensors, dequantized exactly."""
+    parameters = dict(model.named_parameters())
+    for name in [key.removesuffix(".qweight") for key in tensors if key.endswith(".qweight")]:
+        packed = {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}
+        weight = unpack_gemm(packed, packed["qweight"].shape[0], group_size)
+        parameters[f"{name}.weight"].copy_(weight.dequantize())
+    for name, tensor in tensors.items():
+        if name in parameters:
+            parameters[name].copy_(tensor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -123,3 +123,9 @@ def test_other_prompts_are_refused(builder: "Builder") -> None:
     records = [builder.latency("fp16", prompt_sha256="a"), builder.latency("bnb-4bit", prompt_sha256="b")]
     with pytest.raises(UserError, match=r"prompt_sha256: a against b"):
         check_alike(records)
+
+
+def test_records_of_one_checkpoint_may_differ_too(builder: "Builder") -> None:
+    records = [builder.latency("fp16", prompt_sha256="a"), builder.latency("fp16", round=1, prompt_sha256="b")]
+    with pytest.raises(UserError, match=r"^records of Tiny-1M-FP16 were not measured alike \(prompt_sha256: a"):
+        check_alike(records)

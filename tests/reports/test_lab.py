@@ -117,6 +117,14 @@ def test_a_profile_has_its_longest_operations_and_the_rest_in_one_row(tmp_path: 
     assert rows[-1] == ["3.00", "20.0%", "6", "3 others"]
 
 
+def test_a_profile_of_few_operations_has_a_row_for_each(tmp_path: Path) -> None:
+    few = (Operation("gemm", 2.0, 0.003), Operation("norm", 4.0, 0.001))
+    record = ProfileRecord("2026", "Tiny", "fp16", SCENARIO, Kernels("a", "b"), MACHINE, "prefill", 0.004, few)
+    append(tmp_path / "profile.jsonl", record)
+    assert "Tiny, fp16, prefill: 4.00 ms" in report(tmp_path / "profile.jsonl")
+    assert [row[3] for row in lines_of(tmp_path / "profile.jsonl")[2:]] == ["gemm", "norm"]
+
+
 @pytest.mark.parametrize("name", ["race", "overhead", "side_by_side"])
 def test_the_gallerys_records_of_schema_1_print_as_those_written_today(name: str, tmp_path: Path) -> None:
     from bench.records.store import read
@@ -125,6 +133,12 @@ def test_the_gallerys_records_of_schema_1_print_as_those_written_today(name: str
     write(tmp_path / f"{name}.jsonl", records)
     assert read(tmp_path / f"{name}.jsonl") == records
     assert report(tmp_path / f"{name}.jsonl") == report(GALLERY / f"{name}.jsonl")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "race.jsonl").touch()
+    with pytest.raises(UserError, match="holds no records: run `bench` first"):
+        report(tmp_path / "race.jsonl")
 
 
 def test_two_kinds_in_one_file_are_refused(tmp_path: Path, builder: "Builder") -> None:

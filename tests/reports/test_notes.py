@@ -9,7 +9,6 @@ from bench.records.gpu_state import GpuExtremes, GpuState, GpuStates
 from bench.records.record import Latency, Record
 from bench.records.scenario import SCENARIOS, Scenario
 from reports.notes import paragraph, warnings
-from reports.pages import row_labels
 from reports.results import measurements
 from reports.signals import Outliers
 
@@ -27,7 +26,7 @@ def words(records: list[Record]) -> str:
 
 def warned(records: list[Record]) -> tuple[str, ...]:
     [found] = measurements(records)
-    return warnings(found, row_labels(found))
+    return warnings(found)
 
 
 def test_the_paragraph_of_a_cpu(builder: "Builder") -> None:

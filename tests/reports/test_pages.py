@@ -15,7 +15,6 @@ from reports.pages import (
     page,
     published_table,
     quality_table,
-    row_labels,
     speed_table,
     task_table,
 )
@@ -101,18 +100,17 @@ def test_missing_pieces_are_dashes(builder: "Builder") -> None:
     table = published_table(found)
     assert column(table, "Time") == ["x1.00", UNKNOWN, UNKNOWN, "x1.00"]
     assert column(table, "RAM GB") == ["1.50", UNKNOWN, UNKNOWN, UNKNOWN]
-    labels = row_labels(found)
-    assert column(quality_table(found, labels), "Perplexity") == [UNKNOWN, "16.00", UNKNOWN, UNKNOWN]
-    assert column(quality_table(found, labels), "to reference") == [UNKNOWN] * 4
-    assert column(speed_table(found, PUBLISHED, labels), "Kernel") == ["fp16 long", UNKNOWN]
-    assert column(speed_table(found, CHAT, labels), "Time") == [UNKNOWN, UNKNOWN]
+    assert column(quality_table(found), "Perplexity") == [UNKNOWN, "16.00", UNKNOWN, UNKNOWN]
+    assert column(quality_table(found), "to reference") == [UNKNOWN] * 4
+    assert column(speed_table(found, PUBLISHED), "Kernel") == ["fp16 long", UNKNOWN]
+    assert column(speed_table(found, CHAT), "Time") == [UNKNOWN, UNKNOWN]
     assert markdown(page([found]))
 
 
 def test_speed_has_a_row_for_each_phase_and_checkpoint(builder: "Builder") -> None:
     records = builder.rounds({"fp16": 1.0, "awq-gemm": 0.6, "bnb-4bit": 3.0}, CHAT)
     found = only(records)
-    table = speed_table(found, CHAT, row_labels(found))
+    table = speed_table(found, CHAT)
     assert table.titles == [
         "Phase", "Row", "Time", "95% interval", "Spread", "Verdict", "Tokens/s", "Kernel",
     ]  # fmt: skip
@@ -134,7 +132,7 @@ def on_gpu(new_builder: "type[Builder]", copy_bytes_per_s: float | None) -> "Bui
 def test_decode_rows_tell_what_they_read_and_how_much_of_a_copy_that_is(new_builder: "type[Builder]") -> None:
     builder = on_gpu(new_builder, 100e9)
     found = only([builder.decoded("fp16", "eager", read_bytes=2_000_000_000), builder.decoded("bnb-4bit", "eager")])
-    table = speed_table(found, CHAT, row_labels(found))
+    table = speed_table(found, CHAT)
     assert table.titles[-4:] == ["Tokens/s", "GB/s", "of copy", "Kernel"]
     assert column(table, "GB/s") == ["", "", "50.00", ""]
     assert column(table, "of copy") == ["", "", "50.0%", ""]
@@ -143,7 +141,7 @@ def test_decode_rows_tell_what_they_read_and_how_much_of_a_copy_that_is(new_buil
 def test_where_no_copy_was_measured_there_is_no_share_of_it(new_builder: "type[Builder]") -> None:
     builder = on_gpu(new_builder, None)
     found = only([builder.decoded("fp16", "eager", read_bytes=2_000_000_000)])
-    table = speed_table(found, CHAT, row_labels(found))
+    table = speed_table(found, CHAT)
     assert table.titles[-3:] == ["Tokens/s", "GB/s", "Kernel"]
     assert column(table, "GB/s") == ["", "50.00"]
 
@@ -160,7 +158,7 @@ def test_graph_decode_is_told_from_eager_and_compared_with_the_references_graph(
         ]
     ]
     found = only(records)
-    eager, graph = (speed_table(found, scenario, row_labels(found)) for scenario in (CHAT, CHAT_GRAPH))
+    eager, graph = (speed_table(found, scenario) for scenario in (CHAT, CHAT_GRAPH))
     assert column(eager, "Kernel") == ["fp16 long", "awq-gemm long", "fp16 short", "awq-gemm short"]
     assert column(graph, "Kernel")[2:] == ["fp16 short, CUDA graph", "awq-gemm short, CUDA graph"]
     assert column(graph, "Kernel")[:2] == column(eager, "Kernel")[:2]
@@ -172,7 +170,7 @@ def test_graph_decode_is_told_from_eager_and_compared_with_the_references_graph(
 
 def test_a_graph_row_without_a_known_kernel_still_says_how_it_ran(new_builder: "type[Builder]") -> None:
     found = only([on_gpu(new_builder, None).decoded("fp16", "static cache", scenario=CHAT_GRAPH, kernels=None)])
-    assert column(speed_table(found, CHAT_GRAPH, row_labels(found)), "Kernel") == [UNKNOWN, "static cache"]
+    assert column(speed_table(found, CHAT_GRAPH), "Kernel") == [UNKNOWN, "static cache"]
 
 
 def test_prompt_lengths_have_a_table_relative_to_the_reference(builder: "Builder") -> None:
@@ -183,12 +181,11 @@ def test_prompt_lengths_have_a_table_relative_to_the_reference(builder: "Builder
         builder.latency("bnb-4bit", CHAT),
     ]
     found = only(records)
-    labels = row_labels(found)
-    table = length_table(found, scenario, labels)
+    table = length_table(found, scenario)
     assert table.titles == ["Row", "100", "1,300"]
     assert table.texts() == [["FP16/BF16", "x1.00", "x1.00"], ["AWQ GEMM, group 64", "x3.00", "x0.50"]]
-    assert length_table(found, CHAT, labels).rows == ()
-    assert column(speed_table(found, scenario, labels), "Tokens/s") == ["280", "280"]
+    assert length_table(found, CHAT).rows == ()
+    assert column(speed_table(found, scenario), "Tokens/s") == ["280", "280"]
     text = markdown(page([found]))
     assert "Speed in the scenario `published` (2 prompts of 100 to 1,300 tokens, 1 new, batch 1):" in text
     assert "Prefill time in `published` by tokens of the prompt:" in text
@@ -197,20 +194,20 @@ def test_prompt_lengths_have_a_table_relative_to_the_reference(builder: "Builder
 def test_lengths_without_their_reference_have_no_table(builder: "Builder") -> None:
     scenario = Scenario.over("published", (100, 1300), 1)
     found = only([builder.latency("fp16", CHAT), builder.at_lengths("awq-gemm", scenario, (3.0, 2.0))])
-    assert length_table(found, scenario, row_labels(found)).rows == ()
+    assert length_table(found, scenario).rows == ()
 
 
 def test_few_rounds_say_how_many_in_place_of_an_interval(builder: "Builder") -> None:
     for count, words in ((1, "1 round"), (2, "2 rounds")):
         found = only(builder.rounds({"fp16": 1.0, "bnb-4bit": 2.0}, count=count))
-        table = speed_table(found, PUBLISHED, row_labels(found))
+        table = speed_table(found, PUBLISHED)
         assert column(table, "95% interval") == ["", words]
         assert column(table, "Verdict") == ["", "unsure"]
 
 
 def test_a_bare_prefill_has_no_decode_rows(builder: "Builder") -> None:
     found = only(builder.rounds({"fp16": 1.0, "bnb-4bit": 2.0}, PUBLISHED))
-    assert column(speed_table(found, PUBLISHED, row_labels(found)), "Phase") == ["prefill"] * 2
+    assert column(speed_table(found, PUBLISHED), "Phase") == ["prefill"] * 2
 
 
 def test_quality_is_perplexity_divergence_and_the_noise_floor(builder: "Builder") -> None:
@@ -219,7 +216,7 @@ def test_quality_is_perplexity_divergence_and_the_noise_floor(builder: "Builder"
     records = [builder.latency("fp16"), builder.quality("fp16", 15.0, quality=floor)]
     records += [builder.latency("awq-gemm"), builder.quality("awq-gemm", 16.5, quality=judged)]
     found = only(records)
-    table = quality_table(found, row_labels(found))
+    table = quality_table(found)
     assert table.titles == ["Row", "Perplexity", "to reference", "KLD mean", "median", "99%", "Flips"]
     assert table.texts() == [
         ["FP16/BF16", "15.00", "x1.00", "", "", "", ""],
@@ -238,7 +235,7 @@ def test_memory_by_role_has_the_columns_that_something_told(builder: "Builder") 
         kv_cache_bytes=100_000_000,
     )
     found = only([builder.latency("fp16", memory=memory), builder.latency("awq-gemm")])
-    table = memory_table(found, PUBLISHED, row_labels(found))
+    table = memory_table(found, PUBLISHED)
     assert table.titles == [
         "Row", "Weights GB", "KV cache GB", "Activations GB", "Rest GB", "Run peak GB", "Load peak GB",
     ]  # fmt: skip
@@ -254,7 +251,7 @@ def test_task_scores_are_shares(builder: "Builder") -> None:
     records += [builder.record("tasks", builder.subject("fp16"), tasks=scores)]
     records += [builder.record("tasks", builder.subject("awq-gemm"), tasks=scores[:1])]
     found = only(records)
-    table = task_table(found, row_labels(found))
+    table = task_table(found)
     assert table.titles == ["Row", "anatomy", "medqa"]
     assert table.texts() == [["FP16/BF16", "50.0%", "25.0%"], ["AWQ GEMM, group 64", "50.0%", "—"]]
 
@@ -269,7 +266,7 @@ def test_a_failed_checkpoint_is_a_row_with_status_and_reason(builder: "Builder")
     assert column(table, "Method")[-1] == "BnB.8"
     assert column(table, "Time") == ["x1.00", "x2.01", "oom"]
     assert column(table, "RAM GB")[-1] == UNKNOWN
-    assert failure_table(found, row_labels(found)).texts() == [
+    assert failure_table(found).texts() == [
         ["BnB.4", "published", "3", "timeout", "3600 s"],
         ["BnB.8", "published", "1, 2", "oom", "needs 9 GB"],
         ["BnB.8", "quality", "", "error", "NaN"],
@@ -292,15 +289,15 @@ def test_labels_are_short_but_never_ambiguous(new_builder: "type[Builder]") -> N
     twin = builder.subject("bnb-4bit", name="Tiny-1M-twin")
     records = [builder.latency(name) for name in ("fp16", "awq-gemm", "bnb-4bit")]
     records.append(builder.latency("bnb-4bit", subject=twin))
-    assert list(row_labels(only(records)).values()) == [
+    assert list(only(records).labels.values()) == [
         "FP16/BF16", "AWQ GEMM, group 64", "Tiny-1M-BnB.4", "Tiny-1M-twin",
     ]  # fmt: skip
     copy = builder.subject("fp16", name="Tiny-1M-again")
     records = [builder.latency("fp16"), builder.latency("fp16", subject=copy)]
-    assert list(row_labels(only(records)).values()) == ["FP16/BF16", "Tiny-1M-again"]
+    assert list(only(records).labels.values()) == ["FP16/BF16", "Tiny-1M-again"]
     other = new_builder("Huge-9T")
     records = [builder.latency("fp16"), other.latency("fp16"), other.latency("awq-gemv")]
-    assert list(row_labels(only(records)).values()) == [
+    assert list(only(records).labels.values()) == [
         "Tiny-1M FP16/BF16", "Huge-9T FP16/BF16", "Huge-9T AWQ GEMV, group 64",
     ]  # fmt: skip
 

@@ -113,6 +113,12 @@ def test_the_words_say_what_was_published_and_what_was_measured(suite_records: l
     assert "not the shape of the published models" not in page
 
 
+def test_each_of_several_measurements_has_a_heading(suite_records: list[Record]) -> None:
+    again = [replace(record, compute_dtype="bfloat16") for record in suite_records]
+    assert report_text([*suite_records, *again]).count("### On cuda") == 2
+    assert "### On cuda" not in report_text(suite_records)
+
+
 def report_text(records: list[Record]) -> str:
     from reports.markdown import markdown
 

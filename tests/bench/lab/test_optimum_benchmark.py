@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from bench.lab import foreign, optimum_benchmark
-from bench.lab.foreign import WORKS
-from bench.lab.optimum_benchmark import ASLEEP, CONTENDERS, OURS, THEIRS
+from bench.lab import optimum_benchmark
+from bench.lab.optimum_benchmark import ASLEEP, OURS, THEIRS, Work
 from bench.records.environment import Environment
 from bench.records.lab import SideBySideRecord
-from bench.records.store import append
+from bench.records.store import append, read_only
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
+from reports import report
 
 MakeCheckpoint = Callable[..., Checkpoint]
 
@@ -26,7 +26,8 @@ STUB = """
 import time
 from multiprocessing import Pipe, Process, set_start_method
 
-LATENCY = {"values": [1.0], "p50": 1.0, "mean": 1.0, "count": 1}
+def latency(*values):
+    return {"values": list(values), "p50": 1.0, "mean": 1.0, "count": len(values)}
 
 def config(**given):
     return given
@@ -36,12 +37,13 @@ InferenceConfig = PyTorchConfig = BenchmarkConfig = config
 def ProcessConfig():
     return "process"
 
-def InlineConfig():
-    return "inline"
-
 class Report:
     def to_dict(self):
-        return {"prefill": {"latency": LATENCY}, "load_model": {"latency": None}}
+        return {
+            "prefill": {"latency": latency(1.0)},
+            "per_token": {"latency": latency(0.5, 0.25)},
+            "load_model": {"latency": None},
+        }
 
 def measure(connection):
     time.sleep(0.5)
@@ -87,15 +89,10 @@ def test_a_list_of_another_length_is_refused() -> None:
         optimum_benchmark.steps_of([1.0] * 5, passes=2, new=3)
 
 
-def test_every_other_round_runs_backwards() -> None:
-    assert optimum_benchmark.order(CONTENDERS, 0) == [OURS, THEIRS, ASLEEP]
-    assert optimum_benchmark.order(CONTENDERS, 1) == [ASLEEP, THEIRS, OURS]
-
-
 def test_rounds_of_a_second_call_are_other_rounds(tmp_path: Path) -> None:
     path = tmp_path / "side_by_side.jsonl"
     assert optimum_benchmark.next_round(path) == 0
-    append(path, SideBySideRecord("2026", OURS.name, 2, 1.0, "Tiny", "0", 256, 16, 3, 10, 0, Environment()))
+    append(path, SideBySideRecord("2026", OURS, 2, 1.0, "Tiny", "0", 256, 16, 3, 10, 0, Environment()))
     assert optimum_benchmark.next_round(path) == 3
 
 
@@ -141,30 +138,68 @@ def echo(request: dict[str, Any]) -> dict[str, Any]:
     return {"said": request["said"], "path": os.environ.get("PYTHONPATH")}
 
 
-def test_another_interpreter_gets_the_work_and_not_our_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WORKS, "echo", echo)
-    wall_s, result = foreign.run_inside(sys.executable, "echo", {"said": "hello"})
+def test_another_interpreter_gets_the_work_and_not_our_packages() -> None:
+    wall_s, result = optimum_benchmark.run_inside(Path(sys.executable), echo, {"said": "hello"})
     assert result == {"said": "hello", "path": None}
     assert wall_s > 0
-    _, reason = foreign.run_inside(sys.executable, "echo", {"said": "fail"})
+    _, reason = optimum_benchmark.run_inside(Path(sys.executable), echo, {"said": "fail"})
     assert isinstance(reason, str)
     assert reason.endswith("RuntimeError: no echo")
 
 
-def test_asleep_the_launcher_waits_without_using_the_processor(tmp_path: Path) -> None:
-    (tmp_path / "optimum_benchmark.py").write_text(STUB)
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """An interpreter that finds the stub."""
+    package = tmp_path / "theirs" / "optimum_benchmark"
+    for module in ("backends/pytorch/backend", "scenarios/inference/scenario", "launchers/process/launcher"):
+        (package / module).parent.mkdir(parents=True)
+        (package / f"{module}.py").touch()
+    (package / "__init__.py").write_text(STUB)
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={package.parent} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    shape = optimum_benchmark.Shape(8, 2, 1, 0)
+    return python
+
+
+def test_asleep_the_launcher_waits_without_using_the_processor(theirs: Path, tmp_path: Path) -> None:
     used = {}
     for asleep in (False, True):
-        request = {"model": os.fspath(tmp_path), **vars(shape), "launcher": "process", "asleep": asleep}
-        _, result = foreign.run_inside(python, "launched", request)
+        request = {"model": os.fspath(tmp_path), **vars(optimum_benchmark.Shape(8, 3, 1, 0)), "asleep": asleep}
+        _, result = optimum_benchmark.run_inside(theirs, optimum_benchmark.launched, request)
         assert isinstance(result, dict), result
-        assert result["latency"] == {"prefill": {"values": [1.0], "p50": 1.0, "mean": 1.0, "count": 1}}
+        assert result["latency"]["prefill"] == {"values": [1.0], "p50": 1.0, "mean": 1.0, "count": 1}
+        assert set(result["latency"]) == {"prefill", "per_token"}
         used[asleep] = result["launcher_cpu_s"]
     assert used[True] < used[False]
+
+
+def test_all_contenders_run_every_other_round_backwards(theirs: Path, tiny_reference: Path, tmp_path: Path) -> None:
+    """Our real bench, and the stub in the place of optimum-benchmark."""
+    options = ["--prompt", "8", "--new", "3", "--iterations", "1", "--duration", "0", "--rounds", "2"]
+    command = ["--theirs", str(theirs), "--model", str(tiny_reference), "--out", str(tmp_path / "out"), *options]
+    assert optimum_benchmark.main(command) == 0
+    ran = read_only(tmp_path / "out" / "side_by_side.jsonl", SideBySideRecord)
+    assert [one.contender for one in ran] == [OURS, THEIRS, ASLEEP, ASLEEP, THEIRS, OURS]
+    assert [(one.round, one.reason) for one in ran] == [(number, None) for number in (0, 0, 0, 1, 1, 1)]
+    ours, stub, asleep = ran[:3]
+    assert all(len(steps) == 2 for steps in ours.decode_s)
+    assert len(ours.prefill_s) == len(ours.decode_s) > 0
+    assert stub.prefill_s == asleep.prefill_s == (1.0,)
+    assert stub.decode_s == asleep.decode_s == ((0.5, 0.25),)
+    assert "within 5% of optimum-benchmark" in report(tmp_path / "out" / "side_by_side.jsonl")
+
+
+def test_a_contender_without_figures_fails_the_comparison(theirs: Path, tmp_path: Path) -> None:
+    """The stub has two steps a pass, not three."""
+    shape = optimum_benchmark.Shape(8, 4, 1, 0)
+    outcome = optimum_benchmark.run_theirs(theirs, tmp_path, shape, asleep=True)
+    assert outcome["reason"] == "2 per-token values for 1 passes of 4 tokens: another version?"
+    assert outcome["prefill_s"] == (1.0,)
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no python here\nexit 1\n")
+    broken.chmod(0o755)
+    outcome = optimum_benchmark.run_theirs(broken, tmp_path, shape, asleep=True)
+    assert outcome["reason"] == "the process ended with code 1 and no record: no python here"
 
 
 def test_the_machine_is_described_by_the_interpreter_that_measures() -> None:
@@ -176,9 +211,8 @@ def test_the_machine_is_described_by_the_interpreter_that_measures() -> None:
         optimum_benchmark.environment_of(Path(sys.executable), theirs=True)
 
 
-@pytest.mark.parametrize("work", WORKS)
-def test_each_program_needs_none_of_our_packages(work: str) -> None:
-    script = foreign.script_of(work)
-    names = {node.module for node in ast.walk(ast.parse(script)) if isinstance(node, ast.ImportFrom)}
+@pytest.mark.parametrize("work", [optimum_benchmark.launched, optimum_benchmark.facts])
+def test_each_program_needs_none_of_our_packages(work: Work) -> None:
+    program = ast.walk(ast.parse(optimum_benchmark.program_of(work)))
+    names = {node.module for node in program if isinstance(node, ast.ImportFrom)}
     assert not {name for name in names if str(name).split(".")[0] in ("bench", "quantize", "reports")}
-    assert script.endswith(f"answer({work}, sys.argv[1:])\n")

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.lab.evaluate import licence_texts
 from bench.lab.quantizers import CONTENDERS, _as_codes
-from bench.lab.race import kept, main, parser, race, run_contender, turns
+from bench.lab.race import kept, licence_texts, main, parser, race, run_contender, turns
 from bench.records.lab import RaceRecord
 from bench.records.store import read_only
 from quantize.errors import UserError

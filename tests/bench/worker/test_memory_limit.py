@@ -13,7 +13,7 @@ from bench.run.probe import Machine
 from bench.run.run import BenchOptions, Instruments, measure, targets_in
 from bench.worker.request import Settings
 from quantize.checkpoint import Checkpoint
-from reports.pages import failure_table, published_table, row_labels
+from reports.pages import failure_table, published_table
 from reports.results import measurements
 
 LIMITED = """
@@ -70,6 +70,6 @@ def test_one_row_is_oom_and_the_others_have_numbers(
     times = [row[6] for row in published_table(found).rows]
     assert all(isinstance(cell, float) for cell in times[:2])
     assert times[2] == "oom"
-    [failed] = failure_table(found, row_labels(found)).texts()
+    [failed] = failure_table(found).texts()
     assert failed[:4] == ["BnB.8", "published", "1", "oom"]
     assert "allocate" in failed[4]

@@ -42,12 +42,12 @@ def changed(source: Path, target: Path, tensors: dict[str, torch.Tensor]) -> Pat
 def test_weights_that_lack_a_tensor_or_hold_another_models(tiny_llama: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny_llama / "model.safetensors")
     lacking = changed(tiny_llama, tmp_path / "lacking", {name: one for name, one in tensors.items() if name != UP})
-    with pytest.raises(UserError, match=f"lack {UP}: download the model again"):
+    with pytest.raises(UserError, match=f"lack {UP}, which config.json asks for"):
         make(lacking, tmp_path / "out")
     mixed = changed(tiny_llama, tmp_path / "mixed", tensors | {UP: torch.zeros(128, 128, dtype=torch.float16)})
-    with pytest.raises(UserError, match=r"has shape \[128, 128\], config.json asks for \[256, 128\]: the folder mixes"):
+    with pytest.raises(UserError, match=r"of shape \[128, 128\] where config.json asks for \[256, 128\]"):
         make(mixed, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_feedback_where_nothing_maps_the_layers(tiny_llama: Path, tmp_path: Path) -> None:
