@@ -8,6 +8,7 @@ from pathlib import Path
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
 from quantize.progress import progress_bar
+from quantize.shell import guarded
 from quantize.suite import QuantizeCall, calls_of, suite_rows
 from quantize.variant import GROUP_SIZES, VARIANTS
 

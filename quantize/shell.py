@@ -22,15 +22,16 @@ class _Terminated(BaseException):
     """SIGTERM, raised where the work is, so that it cleans up."""
 
 
-def guarded(command: str, work: Callable[[], int | None]) -> int:
-    """Run a command's work and give its exit code: its own, 0 for None, 2 for a UserError, 130 and 143 for signals.
+def guarded(command: str, work: Callable[[], object]) -> int:
+    """Run a command's work and give its exit code: the number it returns, else 0; 2 for a UserError, 130 and 143 for signals.
 
     What the user can fix and an interrupt are one line on standard error. Work goes on when nobody reads its output any
     more (`| head`). Output that cannot be written (a full device) is one line and code 2 at the end.
     """
     with _outlets() as outlets, _terminable():
         try:
-            code = work() or 0
+            result = work()
+            code = result if isinstance(result, int) else 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = BAD_INPUT
