@@ -33,7 +33,7 @@ def quantized_share(model: Any, names: Iterable[str]) -> float:
         for name, module in model.named_modules()
         if id(module) not in outer
     }
-    return sum(sizes[name] for name in names) / sum(sizes.values())
+    return float(sum(sizes[name] for name in names) / sum(sizes.values()))
 
 
 def linear_layers(model: Any) -> list[str]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,8 @@ def test_a_signal_lets_the_work_clean_up(sent: signal.Signals, code: int) -> Non
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_the_work_goes_on_when_the_reader_leaves(stream: str, tmp_path: Path) -> None:
     body = f"for i in range(20000): print(i, file=sys.{stream}, flush=True)\npathlib.Path('done').touch()"
-    with subprocess.Popen(command(body), cwd=tmp_path, **{stream: subprocess.PIPE}, env=environment()) as process:
+    pipes: dict[str, Any] = {stream: subprocess.PIPE}
+    with subprocess.Popen(command(body), cwd=tmp_path, env=environment(), **pipes) as process:
         pipe = getattr(process, stream)
         pipe.readline()
         pipe.close()
@@ -91,10 +93,8 @@ def test_a_character_that_the_terminal_lacks_is_escaped(tmp_path: Path) -> None:
 def test_closed_streams_are_no_error(tmp_path: Path) -> None:
     shell = f'{sys.executable} -c "$WORK" >&- 2>&-'
     code = command("print('x'); print('y', file=sys.stderr)")[-1]
-    assert (
-        subprocess.run(["sh", "-c", shell], env=environment() | {"WORK": code}, cwd=tmp_path, check=False).returncode
-        == 0
-    )
+    variables = environment() | {"WORK": code}
+    assert subprocess.run(["sh", "-c", shell], env=variables, cwd=tmp_path, check=False).returncode == 0
 
 
 def environment() -> dict[str, str]:
