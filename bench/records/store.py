@@ -97,16 +97,17 @@ def read(path: Path) -> list[AnyRecord]:
     if not path.is_file():
         raise UserError(f"no record file {path}: run `bench` first")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{path} is no record file: name the folder that `bench` measured") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
-    found = []
+    found, seen = [], set[str]()
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
-        if not line.strip():
+        if not line.strip() or line in seen:  # the same run, of two files made one
             continue
+        seen.add(line)
         try:
             data = parse_json(line, where)
         except UserError:

@@ -19,6 +19,7 @@ from bench.run.target import target_of
 from bench.worker.request import PlannedRun, Settings, Target, TaskRequest
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.errors import UserError
+from quantize.files import only_writer
 from quantize.progress import Progress, silent
 from quantize.variant import check_kernel
 
@@ -159,7 +160,14 @@ def measure(
     instruments: Instruments | None = None,
 ) -> Outcome:
     """Measure these targets, each baseline's reference among them, into the records file `path`: see `bench`."""
-    instruments = instruments or Instruments()
+    busy = f"another `bench` is measuring into {path}: wait for it, since each would measure the other's load"
+    with only_writer(path.with_name(f".{path.name}.bench.lock"), busy):
+        return _measure(targets, path, options, progress, instruments or Instruments())
+
+
+def _measure(
+    targets: Sequence[Target], path: Path, options: BenchOptions, progress: Progress, instruments: Instruments
+) -> Outcome:
     began = instruments.now()
     tasks = checks.expand_tasks(options.tasks, options.task_folder)
     if options.fresh:

@@ -93,12 +93,12 @@ def _write_config(job: Job, target: Path, recipe: Recipe) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def write_part(folder: Path, part: int, tensors: Mapping[str, Tensor]) -> None:
+def write_part(folder: Path, part: int, tensors: Mapping[str, Tensor]) -> Path:
     """Write one part (parts are joined in the order of their numbers); a part written twice is replaced."""
     path = folder / f"part-{part:05d}.safetensors"
     partial = path.with_suffix(".tmp")
     save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial)
-    partial.rename(path)
+    return partial.rename(path)
 
 
 def join_parts(folder: Path) -> int:

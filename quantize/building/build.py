@@ -10,6 +10,7 @@ from quantize.building.stream import tensor_core_products
 from quantize.device import torch_device
 from quantize.dummy import dummy_weights
 from quantize.errors import UserError
+from quantize.files import only_writer
 from quantize.model.fit import fitting_model
 from quantize.model.pretrained import empty_model, tokenizer_of
 from quantize.progress import Progress, silent
@@ -60,7 +61,9 @@ def quantize(
         if dry_run:
             build_calibrated(job, calibrated, dry_run=True)
             return []
-        built = {variant.name: build_plain(job, variant) for variant in chosen if variant not in calibrated}
-        if calibrated:
-            built |= build_calibrated(job, calibrated)
+        busy = f"another `quantize` is making {opened.base_model} in {out}: wait for it, or choose another --out"
+        with only_writer(out / f".{opened.base_model}.lock", busy):
+            built = {variant.name: build_plain(job, variant) for variant in chosen if variant not in calibrated}
+            if calibrated:
+                built |= build_calibrated(job, calibrated)
     return [built[variant.name] for variant in chosen]

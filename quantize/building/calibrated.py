@@ -115,7 +115,7 @@ def _journal(job: Job, folder: Path, blocks: Tensor, recipes: Recipes, layers: i
     }
     journal = Journal(folder, key)
     if journal.restarted:
-        job.say("an unfinished run was with another source, calibration or options: starting anew")
+        job.say("an unfinished run was with another source, calibration or options, or is damaged: starting anew")
     elif journal.finished_layers:
         job.say(f"going on with an unfinished run at layer {journal.finished_layers + 1} of {layers}")
     return journal
@@ -192,9 +192,8 @@ def _layers(
     )
     for result, hidden in layers:
         started = time.perf_counter()
-        for name, folder in folders.items():
-            write_part(folder, result.index + 1, _packed(result, recipes[name]))
-        journal.layer_done(result, hidden + (held_out.states if held_out else []))
+        parts = [write_part(path, result.index + 1, _packed(result, recipes[name])) for name, path in folders.items()]
+        journal.layer_done(result, hidden + (held_out.states if held_out else []), parts)
         packing += time.perf_counter() - started
         job.progress("layers", result.index + 1, total)
     started = time.perf_counter()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantize.building.layer import LayerResult, LinearFacts
 from quantize.errors import UserError
-from quantize.files import replace_file
+from quantize.files import replace_file, sha256_of
 from quantize.schema import from_json, to_data
 
 JOURNAL_NAME = "journal.json"
@@ -26,19 +26,21 @@ class State:
     key:     hash of what the run depends on.
     layers:  the facts of each finished layer's linears.
     seconds: a phase so far, over all runs of this journal.
+    files:   SHA-256 by name of all that the next run reads.
     """
 
     key: str
     layers: tuple[tuple[LinearFacts, ...], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Journal:
     """A working folder with the packed layers so far, the next layer's inputs, and the facts of each layer.
 
     `key` says what the run depends on (source, calibration, options, libraries): a folder left by a run with
-    another key is emptied, and `restarted` says so. Files are written before the journal names them, and the
-    journal is replaced in one step, so that a run may be killed at any moment.
+    another key, or one whose files are not those that it wrote, is emptied, and `restarted` says so. Files are written
+    before the journal names them, and the journal is replaced in one step, so that a run may be killed at any moment.
     """
 
     def __init__(self, folder: Path, key: dict[str, Any]) -> None:
@@ -47,14 +49,22 @@ class Journal:
         path = folder / JOURNAL_NAME
         try:
             left = from_json(State, path.read_bytes(), str(path))
-        except (FileNotFoundError, UserError):
+        except (OSError, UserError):
             left = None
-        if left is not None and left.key == digest:
+        if left is not None and left.key == digest and self._is_whole(left):
             self.restarted, self.state = False, left
         else:
             self.restarted, self.state = folder.exists(), State(digest)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+
+    def _is_whole(self, state: State) -> bool:
+        hidden = self._hidden_path(len(state.layers)).name
+        try:
+            same = all(sha256_of(self.folder / name) == sha256 for name, sha256 in state.files.items())
+        except (OSError, ValueError):
+            return False
+        return same and (not state.layers or hidden in state.files)
 
     @property
     def finished_layers(self) -> int:
@@ -74,13 +84,18 @@ class Journal:
         tensors = load_file(self._hidden_path(self.finished_layers))
         return [tensors[name] for name in sorted(tensors)]
 
-    def layer_done(self, result: LayerResult, hidden: list[Tensor]) -> None:
+    def layer_done(self, result: LayerResult, hidden: list[Tensor], parts: Sequence[Path]) -> None:
         """Keep the next layer's inputs and note that this layer's parts are on disk."""
         kept = {f"{number:06d}": batch.contiguous().cpu() for number, batch in enumerate(hidden)}
-        save_file(kept, self._hidden_path(result.index + 1))
+        path = self._hidden_path(result.index + 1)
+        save_file(kept, path)
+        files = self.state.files | {
+            file.relative_to(self.folder).as_posix(): sha256_of(file) for file in (*parts, path)
+        }
+        files.pop(self._hidden_path(result.index).name, None)
         before = self.state.seconds
         seconds = before | {phase: before.get(phase, 0.0) + spent for phase, spent in result.seconds.items()}
-        self.state = State(self.state.key, (*self.state.layers, result.facts), seconds)
+        self.state = State(self.state.key, (*self.state.layers, result.facts), seconds, files)
         replace_file(self.folder / JOURNAL_NAME, json.dumps(to_data(self.state)).encode())
         self._hidden_path(result.index).unlink(missing_ok=True)
 

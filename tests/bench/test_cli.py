@@ -102,10 +102,10 @@ def test_ctrl_c_is_one_line_and_keeps_what_is_finished(
     folder: Path, failing: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing["B"] = "interrupt"
-    assert main([str(folder)]) == 2
+    assert main([str(folder)]) == 130
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "error: interrupted; what is finished is kept, run the same bench again to go on\n"
+    assert err == "interrupted: what is finished is kept, the same bench again goes on\n"
     assert [record.subject.name for record in read_records(folder / "records.jsonl")] == ["A", "A", "A"]
 
 

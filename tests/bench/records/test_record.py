@@ -191,3 +191,10 @@ def test_records_of_version_1_are_read_with_what_they_lack_unknown() -> None:
     assert latency.memory.rest_bytes == latency.memory.baseline_bytes - latency.memory.weights_bytes  # type: ignore[operator]
     assert quality.quality is not None
     assert quality.quality.divergence is None
+
+
+def test_the_same_record_twice_counts_once(three: list[Record], tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    append(path, *three)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() * 2)
+    assert read_records(path) == three

@@ -25,6 +25,7 @@ from bench.run.target import target_of
 from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 from quantize.errors import UserError
+from quantize.files import only_writer
 from tests.fake_clock import FakeClock
 
 Make = Callable[..., Checkpoint]
@@ -246,7 +247,7 @@ def test_what_failed_is_measured_again_and_the_later_record_counts(
     assert executor.order == "AC"  # what the reference expects is needed again
     assert outcome.failed == ()
     assert len(outcome.records) == 15
-    assert len(read_records(folder / "records.jsonl")) == 19
+    assert len((folder / "records.jsonl").read_text().splitlines()) == 19
 
 
 @pytest.mark.parametrize(("failing", "usable"), [("A", False), ("ABCDE", False), ("BCDE", True)])
@@ -510,3 +511,12 @@ def test_a_real_bench_of_a_tiny_model(tmp_path: Path, tiny_llama: Path, capfd: p
 def test_importing_bench_imports_no_torch() -> None:
     code = "import bench, bench.cli, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=dict(os.environ)).returncode == 0
+
+
+def test_a_second_bench_is_told_who_is_at_work(
+    measure: Callable[..., Outcome], executor: FakeExecutor, folder: Path
+) -> None:
+    with only_writer(folder / f".{RECORDS_NAME}.bench.lock", "busy"), pytest.raises(UserError, match="another `bench`"):
+        measure(rounds=1)
+    assert executor.order == ""
+    assert measure(rounds=1).usable

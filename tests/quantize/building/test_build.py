@@ -19,6 +19,7 @@ from quantize.building.job import BuildOptions
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.cli import main
 from quantize.errors import UserError
+from quantize.files import only_writer
 from quantize.int4.packing import UNPACKERS
 from quantize.rounding.options import BnbOptions
 from tests.dying import Died
@@ -349,7 +350,8 @@ def test_an_interrupt_in_the_middle(
     arguments = (str(tiny_llama), "--variant", variant, "--out", str(tmp_path), "--blocks", "2")
     with monkeypatch.context() as patch:
         patch.setattr("quantize.building.assemble.join_parts", interrupted)
-        assert "interrupted" in refused(capsys, *arguments)
+        assert main(list(arguments)) == 130
+        assert capsys.readouterr().err.startswith("interrupted: what is finished is kept, the same quantize again")
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert main(list(arguments)) == 0
     verify(find_checkpoints(tmp_path)[0])
@@ -367,3 +369,11 @@ def test_nothing_of_the_libraries_reaches_the_screen(tiny_llama: Path, tmp_path:
     assert ran.stderr == ""
     assert len(ran.stdout.splitlines()) == 5
     assert all("GB of weights" in line for line in ran.stdout.splitlines())
+
+
+def test_a_second_writer_is_told_who_is_at_work(tiny_llama: Path, tmp_path: Path) -> None:
+    with only_writer(tmp_path / f".{tiny_llama.name}.lock", "busy"):
+        with pytest.raises(UserError, match="another `quantize` is making tiny-llama in"):
+            quantize.quantize(str(tiny_llama), ["fp16"], tmp_path)
+        assert quantize.quantize(str(tiny_llama), ["fp16"], tmp_path / "other")
+    assert quantize.quantize(str(tiny_llama), ["fp16"], tmp_path)

@@ -122,8 +122,8 @@ def test_parts_become_several_files_with_an_index(tmp_path: Path, monkeypatch: p
 def test_a_damaged_journal_starts_anew(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     journal = Journal(folder, {"key": 1})
-    journal.layer_done(LayerResult(0, {}, {}, (LinearFacts("q", 0.1, 0.2, None),), {"scale": 1.5}), [torch.ones(2)])
-    journal.layer_done(LayerResult(1, {}, {}, (), {"scale": 1.0, "round": 2.0}), [torch.zeros(2)])
+    journal.layer_done(LayerResult(0, {}, {}, (LinearFacts("q", 0.1, 0.2, None),), {"scale": 1.5}), [torch.ones(2)], [])
+    journal.layer_done(LayerResult(1, {}, {}, (), {"scale": 1.0, "round": 2.0}), [torch.zeros(2)], [])
     again = Journal(folder, {"key": 1})
     assert (again.restarted, again.finished_layers, again.state) == (False, 2, journal.state)
     assert again.state.seconds == {"scale": 2.5, "round": 2.0}
@@ -198,3 +198,20 @@ def test_products_are_in_tf32_on_cuda_alone_and_only_inside(device: str, inside:
     with tensor_core_products(torch.device(device)):
         assert torch.get_float32_matmul_precision() == inside
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("file", ["awq-gemm/part-00001.safetensors", "hidden-00002.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+def test_an_unfinished_run_whose_files_are_not_its_own_starts_anew(file: str, damage: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "work", {"a": 1})
+    parts = [write_part(journal.parts("awq-gemm"), number, {"x": torch.ones(8)}) for number in (1, 2)]
+    for number, part in enumerate(parts):
+        journal.layer_done(LayerResult(number, {}, {}, (), {}), [torch.ones(2)], [part])
+    assert Journal(tmp_path / "work", {"a": 1}).finished_layers == 2
+    path = tmp_path / "work" / file
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(data[:-1] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    again = Journal(tmp_path / "work", {"a": 1})
+    assert (again.restarted, again.finished_layers, again.hidden()) == (True, 0, [])
