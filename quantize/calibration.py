@@ -93,7 +93,7 @@ def _from_file(path: Path, spec: str) -> list[str]:
     if suffix not in (".txt", ".jsonl", ".json"):
         raise UserError(f"{path} is no text that can be read: give a file that ends in .txt, .jsonl, .json")
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except OSError as error:
@@ -108,7 +108,7 @@ def _from_file(path: Path, spec: str) -> list[str]:
     if not isinstance(entries, list):
         raise UserError(f'{path} is no list: write a list of strings or of objects with a field "text"')
     return [
-        entry if isinstance(entry, str) else _text_in(entry, f"{path}, entry {number}")
+        _text_in({"text": entry} if isinstance(entry, str) else entry, f"{path}, entry {number}")
         for number, entry in enumerate(entries, start=1)
     ]
 
@@ -116,14 +116,17 @@ def _from_file(path: Path, spec: str) -> list[str]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is no JSON ({error}): fix it") from None
 
 
 def _text_in(entry: Any, where: str) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise UserError(f'{where} is no object with a string in the field "text": fix it')
-    return str(entry["text"])
+    text = str(entry["text"])
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{where} holds half of a surrogate pair, which is no text: fix it")
+    return text
 
 
 def _from_hub(spec: str) -> list[str]:
@@ -153,28 +156,59 @@ def token_blocks(texts: Sequence[str], tokenizer: Any, *, blocks: int, block_tok
     """Texts as packed token ids: int64 of shape [blocks, block_tokens].
 
     All texts follow one another in one stream, the tokenizer's end-of-sequence token between two of them;
-    nothing is truncated or padded. When the stream is longer than needed, the blocks are spread evenly over
-    it, from its first token to its last; when it is shorter, there are fewer blocks than asked for, and less
-    than one block at its end is left over. Of far more text than needed, only every n-th text is tokenised.
+    nothing is truncated or padded. Each block begins with the `first_tokens`. When the stream is longer than needed,
+    the blocks are spread evenly over it, from its first token to its last; when it is shorter, there are fewer blocks
+    than asked for, and less than one block at its end is left over. Of far more text than needed, only every n-th text
+    is tokenised.
 
     Raises UserError when the texts are empty or too short for one block.
     """
     if blocks < 1 or block_tokens < 1:
         raise UserError(f"{blocks} blocks of {block_tokens} tokens: both must be at least 1")
-    needed = blocks * block_tokens
+    first = first_tokens(tokenizer)
+    length = block_tokens - len(first)
+    if length < 1:
+        raise UserError(f"a block of {block_tokens} tokens has no room for text: the tokenizer adds {len(first)}")
+    needed = blocks * length
     step = max(1, sum(map(len, texts)) // (needed * AMPLE_CHARACTERS))
     while len(stream := _token_stream(texts[::step], tokenizer)) < needed and step > 1:
         step //= 2
     if not stream:
         raise UserError("the text is empty: choose another")
-    found = min(blocks, len(stream) // block_tokens)
+    found = min(blocks, len(stream) // length)
     if found == 0:
         raise UserError(
             f"the text has {len(stream)} tokens, too few for a block of {block_tokens}: choose a longer one"
         )
-    spare = len(stream) - block_tokens if found == blocks else (found - 1) * block_tokens
+    spare = len(stream) - length if found == blocks else (found - 1) * length
     starts = [number * spare // max(1, found - 1) for number in range(found)]
-    return torch.tensor([stream[start : start + block_tokens] for start in starts], dtype=torch.int64)
+    return torch.tensor([first + stream[start : start + length] for start in starts], dtype=torch.int64)
+
+
+def first_tokens(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before a text: its beginning-of-sequence token where the model was trained with one."""
+    text = "a"
+    with quiet_libraries():
+        whole, bare = (
+            list(tokenizer(text, add_special_tokens=added, truncation=False)["input_ids"]) for added in (True, False)
+        )
+    starts = [n for n in range(len(whole)) if whole[n : n + len(bare)] == bare]
+    return whole[: starts[0]] if starts and bare else []
+
+
+def check_blocks(blocks: torch.Tensor, model: Any) -> None:
+    """Raise UserError for token ids that this model has no row for, and for blocks longer than its learned positions.
+
+    model: its weights may be on the meta device. Rotary positions have no end.
+    """
+    rows, largest = model.get_input_embeddings().num_embeddings, int(blocks.max())
+    if largest >= rows:
+        raise UserError(f"the tokenizer gives id {largest}, the model has {rows} rows: it is another model's tokenizer")
+    tables = [one for one in model.modules() if isinstance(one, torch.nn.Embedding)]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    learned = positions and any(positions <= one.num_embeddings <= positions + 2 for one in tables)
+    if learned and blocks.shape[1] > positions:
+        raise UserError(f"the model has {positions} positions, too few for blocks of {blocks.shape[1]} tokens")
 
 
 def _token_stream(texts: Sequence[str], tokenizer: Any) -> list[int]:

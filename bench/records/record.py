@@ -177,6 +177,7 @@ class Quality:
     text_sha256: of its token ids.
     divergence:  from the reference; None for the reference itself and where it left nothing to compare with.
     noise_floor: of the reference alone: its divergence from itself when the same sums are done in another order.
+    first_tokens: that the tokenizer put before each block; None in older records, which had none.
     """
 
     perplexity: float
@@ -185,6 +186,7 @@ class Quality:
     text_sha256: str
     divergence: Divergence | None = None
     noise_floor: Divergence | None = None
+    first_tokens: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

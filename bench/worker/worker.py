@@ -167,13 +167,17 @@ def _figures(
 
 def _quality(request: Request, loaded: Any) -> Quality:
     from bench.worker.quality import evaluation_blocks, quality, reference_quality
+    from quantize.calibration import check_blocks, first_tokens
 
     asked = request.settings.quality
     blocks = evaluation_blocks(loaded.tokenizer, blocks=asked.blocks, block_tokens=asked.block_tokens, data=asked.data)
+    check_blocks(blocks, loaded.model)
     kept = Path(request.reference_logprobs) if request.reference_logprobs else None
     if kept is not None and request.run.is_reference:
-        return reference_quality(loaded.model, blocks, kept, text=asked.label)
-    return quality(loaded.model, blocks, text=asked.label, expected=kept if kept and kept.is_file() else None)
+        found = reference_quality(loaded.model, blocks, kept, text=asked.label)
+    else:
+        found = quality(loaded.model, blocks, text=asked.label, expected=kept if kept and kept.is_file() else None)
+    return replace(found, first_tokens=tuple(first_tokens(loaded.tokenizer)))
 
 
 def quantization_of(model: Any) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from quantize.building.job import BuiltCheckpoint, Job, check_share, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult
 from quantize.building.stream import LayerStream, batches_of
-from quantize.calibration import blocks_sha256, builtin_texts, text_from, token_blocks
+from quantize.calibration import blocks_sha256, builtin_texts, check_blocks, text_from, token_blocks
 from quantize.checkpoint import CalibrationFacts, open_checkpoint, writing
 from quantize.dummy import dummy_blocks
 from quantize.errors import UserError
@@ -54,6 +54,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     share = check_share(stream.model, [name for name, _, _ in shapes])
     group_size = job.group_size(shapes) if in_groups else None
     blocks = _calibration_blocks(job, stream.model.config.get_text_config().vocab_size)
+    check_blocks(blocks, stream.model)
     text = "random tokens" if job.is_dummy else job.options.calibration
     choices = replace(
         job.choices(),

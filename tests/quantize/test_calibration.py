@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from quantize.calibration import blocks_sha256, builtin_text, builtin_texts, split_of, text_from, token_blocks
+from quantize.calibration import (
+    blocks_sha256,
+    builtin_text,
+    builtin_texts,
+    check_blocks,
+    first_tokens,
+    split_of,
+    text_from,
+    token_blocks,
+)
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
@@ -60,7 +69,7 @@ class Characters:
         self.read = 0
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        assert options == {"add_special_tokens": False, "truncation": False}
+        assert options in ({"add_special_tokens": added, "truncation": False} for added in (True, False))
         self.read += len(text)
         return {"input_ids": [ord(character) for character in text]}
 
@@ -302,3 +311,50 @@ def test_a_real_tokenizer_gives_back_the_text_whole(tokenizer: Any, capfd: pytes
     assert expected.startswith(decoded)
     assert len(expected) - len(decoded) < 32 * 20
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_half_a_surrogate_pair_is_no_text(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"text{suffix}"
+    path.write_text('{"text": "a \\ud800 b"}' if suffix == ".jsonl" else '["good", "a \\udfff b"]')
+    where = "line 1" if suffix == ".jsonl" else "entry 2"
+    with pytest.raises(UserError, match=f"{where} holds half of a surrogate pair"):
+        text_from(str(path))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbfhello")
+    assert text_from(str(path)) == ["hello"]
+
+
+class Beginning:
+    """A tokenizer of characters that puts token 1 before a text, as Llama's does, and 2 behind it."""
+
+    eos_token_id = 2
+
+    def __call__(self, text: str, *, add_special_tokens: bool, truncation: bool = False) -> dict[str, list[int]]:
+        ids = [ord(letter) for letter in text]
+        return {"input_ids": [1, *ids, 2] if add_special_tokens else ids}
+
+
+def test_a_block_begins_as_the_tokenizer_begins_a_text() -> None:
+    assert first_tokens(Beginning()) == [1]
+    blocks = token_blocks(["abcdef", "ghij"], Beginning(), blocks=3, block_tokens=4)
+    assert blocks.tolist() == [[1, 97, 98, 99], [1, 101, 102, 2], [1, 104, 105, 106]]
+    with pytest.raises(UserError, match="has no room for text"):
+        token_blocks(["abc"], Beginning(), blocks=1, block_tokens=1)
+
+
+def test_ids_and_positions_that_the_model_does_not_have() -> None:
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+    small = {"vocab_size": 64, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    learned = AutoModelForCausalLM.from_config(GPT2Config(**small, n_positions=32), trust_remote_code=False)
+    rotary = AutoModelForCausalLM.from_config(LlamaConfig(**small, max_position_embeddings=32), trust_remote_code=False)
+    check_blocks(torch.full((2, 32), 63), learned)
+    check_blocks(torch.full((2, 64), 63), rotary)
+    with pytest.raises(UserError, match="gives id 64, the model has 64 rows: it is another model's tokenizer"):
+        check_blocks(torch.full((2, 8), 64), rotary)
+    with pytest.raises(UserError, match="the model has 32 positions, too few for blocks of 33 tokens"):
+        check_blocks(torch.full((2, 33), 1), learned)
