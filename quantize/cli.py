@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     variants = f"one or more of {', '.join(VARIANTS)}, or all (the default)"
     add("--variant", action="append", metavar="NAME[,NAME]", help=variants)
     add("--out", type=Path, required=True, help="folder for the checkpoints, one subfolder each")
+    add("--name", help="of the base model in the table and in the checkpoints' names (default: the source's own)")
     add("--revision", help="branch, tag or commit of a hub source")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default auto)")
     add("--force", action="store_true", help="make finished checkpoints again")
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-NOT_WITH_SUITE = ("source", "variant", "revision", "group_size")
+NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")
 """What the suite says itself."""
 
 
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         device=arguments.device,
         force=arguments.force,
         spill=arguments.spill,
+        name=arguments.name,
     )
     for call in calls:
         chosen, dry_run = replace(options, group_size=call.group_size, revision=call.revision), arguments.dry_run

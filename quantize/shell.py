@@ -80,7 +80,7 @@ class _Outlet(io.RawIOBase):
 
 @contextmanager
 def _outlets() -> Iterator[list[_Outlet]]:
-    """Standard output and error over outlets, in which a character that the encoding lacks is escaped."""
+    """Standard output and error over outlets, in which a character that the encoding lacks is a question mark."""
     before = sys.stdout, sys.stderr
     outlets = []
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
@@ -88,7 +88,7 @@ def _outlets() -> Iterator[list[_Outlet]]:
             stream.flush()
             outlets.append(_Outlet(stream.fileno()))
             buffered = io.BufferedWriter(outlets[-1])
-            patient = io.TextIOWrapper(buffered, stream.encoding, "backslashreplace", line_buffering=True)
+            patient = io.TextIOWrapper(buffered, stream.encoding, "replace", line_buffering=True)
             setattr(sys, name, patient)
     try:
         yield outlets

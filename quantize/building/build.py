@@ -46,7 +46,7 @@ def quantize(
         raise UserError(f"{out} is a file: choose another --out")
     device = torch_device(options.device)
     with quiet_libraries(), tensor_core_products(device):
-        opened = open_source(source, revision=options.revision)
+        opened = open_source(source, revision=options.revision, name=options.name)
         drawn = opened.facts.kind == "dummy"
         weights: TensorReader
         if drawn:

@@ -36,6 +36,7 @@ class BuildOptions:
     revision:     of a hub source.
     device:       "cpu", "cuda" or "auto" (CUDA where there is some).
     force:        make finished checkpoints again.
+    name:         of the base model, None for the source's own.
     spill:        keep the activations between two layers in files beside the output.
     """
 
@@ -48,6 +49,7 @@ class BuildOptions:
     revision: str | None = None
     device: str = "auto"
     force: bool = False
+    name: str | None = None
     spill: bool = False
 
 

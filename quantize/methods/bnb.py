@@ -50,8 +50,7 @@ def bnb_tensors(name: str, weight: Tensor, variant: Variant, options: BnbOptions
             return _int4_entries(name, *_quantize_4bit(weight, options))
         from bitsandbytes import functional
 
-        rounded = weight.to(torch.float16).contiguous()
-        check_finite(f"{name}.weight, rounded to float16,", rounded)
+        rounded = half(f"{name}.weight", weight, torch.float16).contiguous()
         codes, row_maxima, _ = functional.int8_vectorwise_quant(rounded)
         row_major = torch.tensor(0, dtype=torch.uint8, device=weight.device)
         return {f"{name}.weight": codes, f"{name}.SCB": row_maxima, f"{name}.weight_format": row_major}

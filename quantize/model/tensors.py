@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
 from quantize.source import check_finite
 
@@ -12,5 +13,10 @@ def half(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     converted = tensor.to(dtype)
-    check_finite(f"{name}, rounded to {dtype_name(dtype)},", converted)
+    if not bool(torch.isfinite(converted.sum(dtype=torch.float32))) and not bool(torch.isfinite(converted).all()):
+        check_finite(name, tensor)
+        raise UserError(
+            f"weight {name} holds {float(tensor.abs().max()):.3g}, more than {dtype_name(dtype)} can: give a model "
+            "that is in bfloat16 as a whole, or choose bnb-4bit, which keeps it"
+        )
     return converted
