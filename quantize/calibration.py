@@ -205,9 +205,9 @@ def check_blocks(blocks: torch.Tensor, model: Any) -> None:
     if largest >= rows:
         raise UserError(f"the tokenizer gives id {largest}, the model has {rows} rows: it is another model's tokenizer")
     tables = [one for one in model.modules() if isinstance(one, torch.nn.Embedding)]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    learned = positions and any(positions <= one.num_embeddings <= positions + 2 for one in tables)
-    if learned and blocks.shape[1] > positions:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+    learned = any(positions <= one.num_embeddings <= positions + 2 for one in tables)  # OPT has two rows more
+    if learned and 0 < positions < blocks.shape[1]:
         raise UserError(f"the model has {positions} positions, too few for blocks of {blocks.shape[1]} tokens")
 
 
