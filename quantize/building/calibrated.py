@@ -22,10 +22,9 @@ from quantize.checkpoint import CalibrationFacts, open_checkpoint, writing
 from quantize.dummy import dummy_blocks
 from quantize.errors import UserError
 from quantize.files import disk_is_full
-from quantize.methods.base import Recipe, Tensors
+from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.architecture import quantized_shapes
 from quantize.model.pretrained import tokenizer_of
-from quantize.model.tensors import half
 from quantize.rounding.options import AwqOptions
 from quantize.schema import to_data
 from quantize.variant import Variant

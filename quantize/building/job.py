@@ -106,7 +106,7 @@ class Job:
 
         Tells the user when the usual one does not fit. Raises UserError where none does.
         """
-        chosen = group_size_for(shapes, self.options.group_size, GROUP_SIZES)
+        chosen = group_size_for(shapes, self.options.group_size)
         if self.options.group_size is None and chosen != GROUP_SIZES[0]:
             self.say(f"group size {chosen}: {GROUP_SIZES[0]} does not divide every layer of this model")
         return chosen

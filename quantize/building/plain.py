@@ -8,9 +8,8 @@ from pathlib import Path
 from quantize.building.assemble import finish, write_part
 from quantize.building.job import BuiltCheckpoint, Job, check_share, method_of
 from quantize.checkpoint import Checkpoint, writing
-from quantize.methods.base import Recipe, Tensors
+from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.names import linear_layers
-from quantize.model.tensors import half
 from quantize.source import check_finite
 from quantize.variant import Variant
 

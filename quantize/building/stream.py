@@ -13,7 +13,7 @@ from quantize.building.inputs import layer_calls, spilled
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.errors import UserError
 from quantize.model.architecture import architecture_of
-from quantize.model.names import parameters_by_file_name
+from quantize.model.names import parameters_by_file_name, put
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions
 from quantize.source import TensorReader, check_finite
@@ -131,15 +131,11 @@ class LayerStream:
     def _fill(self, module: nn.Module, prefix: str, *, recurse: bool) -> None:
         """Put the module on the device: its parameters as float32 copies of the file's tensors, its buffers moved."""
         for name, buffer in list(module.named_buffers(recurse=recurse, remove_duplicate=False)):
-            parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, buffer.to(self._device))
+            put(module, name, buffer.to(self._device))
         for name, _ in list(module.named_parameters(recurse=recurse)):
             file_name = self._file_names.get(prefix + name)
-            if file_name is None:  # tied to another parameter
-                continue
-            value = self._read(file_name).to(self._device, torch.float32)
-            parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
+            if file_name is not None:  # else tied to another parameter
+                put(module, name, self._read(file_name).to(self._device, torch.float32))
 
     def _read(self, name: str) -> Tensor:
         tensor = self._weights.get(name)

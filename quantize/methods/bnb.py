@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from quantize.checkpoint import Checkpoint
-from quantize.dummy import DummyWeights
+from quantize.dummy import DummyWeights, fill
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Placement
-from quantize.loading.dummy_model import fill
-from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors
+from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors, half
 from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
-from quantize.model.tensors import half
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gptq import gptq_round
 from quantize.rounding.options import BnbOptions

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 
 from quantize.checkpoint import Checkpoint
-from quantize.dummy import DummyWeights
+from quantize.dummy import DummyWeights, fill
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Placement
-from quantize.loading.dummy_model import fill
 from quantize.methods.base import Drawing, Kernels, Method, Recipe
 from quantize.model.pretrained import model_of
 
