@@ -127,10 +127,10 @@ def random_int4(name: str, out_features: int, in_features: int, group_size: int,
 
 
 def fill(model: Any, weights: DummyWeights, done: Sequence[str], place: Placement, dtype: torch.dtype) -> None:
-    """Draw every parameter that is not of a layer in `done`, in the compute dtype."""
-    placed = tuple(f"{name}." for name in done)
+    """Draw every parameter but the weights of the layers in `done`, in the compute dtype."""
+    placed = {f"{name}.weight" for name in done}
     for name in weights.names():
-        if not name.startswith(placed):
+        if name not in placed:
             put(model, name, weights.get(name).to(place.of(name), dtype))
     model.tie_weights()
 

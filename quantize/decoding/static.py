@@ -4,7 +4,7 @@ On a fast GPU an eager decode step of one token waits for Python to launch some 
 launches them all at once, so that what is left is what the kernels take. Both are measured, and told apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -88,7 +88,10 @@ class StaticDecoder(EagerDecoder):
         self.logits = output.logits[:, -1]
         slots = -(-positions // SLOTS_STEP) * SLOTS_STEP
         self._slots = torch.arange(slots, device=device)
-        self._layers = [_Slots(layer, slots, self._position) for layer in growing_layers(output.past_key_values)]
+        growing = getattr(output.past_key_values, "layers", ())
+        if not growing or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in growing):
+            raise UserError("mode graph knows caches of keys and values alone, this model keeps something else")
+        self._layers = [_Slots(layer, slots, self._position) for layer in growing]
         self._cache = Cache(layers=self._layers)
         # Added to the scores: attention would make such a mask of a boolean one anew in every layer.
         dtype = self._layers[0].keys.dtype
@@ -168,14 +171,6 @@ def check_model(model: Any, positions: int) -> None:
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     if window is not None and positions > window:
         raise UserError(f"mode graph cannot slide a window: {positions} positions, the model attends to {window}")
-
-
-def growing_layers(cache: Any) -> Sequence[Any]:
-    """The layers of a transformers cache. Raises UserError where one holds anything but keys and values."""
-    layers: Sequence[Any] = getattr(cache, "layers", ())
-    if not layers or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers):
-        raise UserError("mode graph knows caches of keys and values alone, this model keeps something else")
-    return layers
 
 
 @torch.no_grad()

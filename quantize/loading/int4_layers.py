@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import Kernel
+from quantize.kernels.base import check_layer
 from quantize.kernels.choice import LayerShape, choose_kernel
-from quantize.kernels.verify import check_layer
 from quantize.loading.device_map import Placement
 from quantize.loading.merged import layers_by_input, replace_merged, stacked
 from quantize.model.names import put

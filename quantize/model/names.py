@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
+LEAST_SHARE = 0.9
+
 
 def parameters_by_file_name(model: Any, file_names: Iterable[str]) -> dict[str, str]:
     """File name -> the parameter or buffer of this transformers model that transformers would load it into.
@@ -26,14 +28,23 @@ def parameters_by_file_name(model: Any, file_names: Iterable[str]) -> dict[str, 
 
 
 def quantized_share(model: Any, names: Iterable[str]) -> float:
-    """The share of a model's matrices, embeddings and output head aside, that the linear layers `names` hold."""
+    """The share of a model's matrices, embeddings and output head aside, that the linear layers `names` hold.
+
+    Raises UserError for less than 90%.
+    """
     outer = {id(model.get_output_embeddings())} | {id(m) for m in model.modules() if isinstance(m, nn.Embedding)}
     sizes = {
         name: sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
         for name, module in model.named_modules()
         if id(module) not in outer
     }
-    return float(sum(sizes[name] for name in names) / sum(sizes.values()))
+    share = float(sum(sizes[name] for name in names) / sum(sizes.values()))
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"only {share:.0%} of this model's matrices are linear layers that can be quantized, the others (experts "
+            "of a mixture?) would stay in half precision: choose another model, or the variant fp16"
+        )
+    return share
 
 
 def linear_layers(model: Any) -> list[str]:

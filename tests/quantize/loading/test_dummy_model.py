@@ -12,8 +12,7 @@ from quantize.dummy import random_int4
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS
-from quantize.kernels.base import Int4Linear
-from quantize.kernels.verify import KernelFault
+from quantize.kernels.base import Int4Linear, KernelFault
 from quantize.loader import load_dummy
 from quantize.variant import VARIANTS
 
