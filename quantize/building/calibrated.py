@@ -15,7 +15,7 @@ from quantize.building.estimate import Estimate, estimate, peak_bytes
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult
-from quantize.building.stream import HeldOutCheck, HeldOutResult, LayerStream, batches_of
+from quantize.building.stream import HeldOut, HeldOutResult, LayerStream, batches_of
 from quantize.calibration import blocks_sha256, builtin_texts, text_from, token_blocks
 from quantize.checkpoint import CalibrationFacts, open_checkpoint, writing
 from quantize.dummy import dummy_blocks
@@ -175,7 +175,7 @@ def _layers(
     if search and not job.is_dummy:
         texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)  # which no calibration sees
         judged_on = token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=blocks.shape[1])
-        held_out = HeldOutCheck(judged_on, kept[count:])
+        held_out = HeldOut(judged_on, kept[count:])
     layers = stream.quantized(
         blocks,
         search,

@@ -6,7 +6,7 @@ tells what the quantization costs, without ever holding the whole model in memor
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quantize.building.inputs import layer_calls, replace_layers, run_layer, spilled
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.errors import UserError
-from quantize.model.architecture import Architecture, architecture_of
+from quantize.model.architecture import architecture_of
 from quantize.model.names import parameters_by_file_name, put
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions
@@ -52,52 +52,16 @@ class HeldOutResult:
             )
 
 
-class HeldOutCheck:
-    """The hidden states of the held-out text between two layers.
+@dataclass
+class HeldOut:
+    """Held-out text on its way through the layers.
 
-    blocks: token ids, int64 [n, t], t as in the calibration. states: of the source and of the quantized model, empty
-    before the first layer; an earlier run's go on here.
+    blocks: token ids, int64 [n, t], t as in the calibration.
+    states: between two layers, of the source and of the quantized model; empty before the first layer.
     """
 
-    def __init__(self, blocks: Tensor, states: Sequence[Tensor] = ()) -> None:
-        self.blocks = blocks
-        self.states = list(states)
-
-    def begin(self, first_input: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Take the first layer's input, unless an earlier run left states; they go to this device."""
-        self.states = [state.to(device) for state in self.states or [first_input(self.blocks)] * 2]
-
-    def before(self, layer: nn.Module, kwargs: dict[str, Any]) -> None:
-        """Run the layer as the source has it."""
-        self.states[0] = next(run_layer(layer, self.states[:1], kwargs))
-
-    def after(
-        self, linears: dict[str, nn.Linear], prefix: str, kwargs: dict[str, Any], layer: nn.Module, result: LayerResult
-    ) -> None:
-        """Put the quantized weights into the scaled layer and run it on what the quantized layers before it gave."""
-        for name, linear in linears.items():
-            linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
-        self.states[1] = next(run_layer(layer, self.states[1:], kwargs))
-
-    @torch.no_grad()
-    def judge(self, model: Any, architecture: Architecture) -> HeldOutResult:
-        """Compare what the two predict; the model's norm and output head must hold weights, its layers need not."""
-        losses, divergence, tokens = [0.0, 0.0], 0.0, 0
-        for ids, *given in zip(self.blocks.to(self.states[0].device), *self.states, strict=True):
-            exact, other = (_log_probabilities(model, architecture, ids[None], hidden[None]) for hidden in given)
-            for row, predicted in enumerate((exact, other)):
-                losses[row] -= float(predicted.gather(1, ids[1:, None]).double().sum())
-            divergence += float((exact.exp() * (exact - other)).sum().double())
-            tokens += len(ids) - 1
-        source, quantized = (torch.tensor(losses, dtype=torch.float64) / tokens).exp().tolist()
-        return HeldOutResult(source, quantized, divergence / tokens, tokens)
-
-
-def _log_probabilities(model: Any, architecture: Architecture, ids: Tensor, hidden: Tensor) -> Tensor:
-    """log p of the next token at every position but the last, float32 [t - 1, vocabulary]; hidden: the layers' last."""
-    with replace_layers(architecture, lambda index, incoming, kwargs: hidden):
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-    return torch.log_softmax(logits.float(), dim=-1)
+    blocks: Tensor
+    states: list[Tensor]
 
 
 class LayerStream:
@@ -123,7 +87,7 @@ class LayerStream:
         start: int = 0,
         hidden: Sequence[Tensor] = (),
         before: Mapping[str, FromInputs] | None = None,
-        held_out: HeldOutCheck | None = None,
+        held_out: HeldOut | None = None,
         spill: Path | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
         """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
@@ -146,28 +110,49 @@ class LayerStream:
             spill.mkdir(parents=True, exist_ok=True)
             hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
         if held_out is not None:
-            held_out.begin(lambda ids: self._record(ids)[0][0], self._device)
-        self._drop_embeddings()
+            states = held_out.states or [self._record(held_out.blocks)[0][0]] * 2
+            held_out.states = [state.to(self._device) for state in states]
+        for module in self.model.modules():  # their outputs are there; buffers that no file holds stay
+            if isinstance(module, nn.Embedding):
+                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
         for index in range(start, len(calls)):
             layer, prefix = self.architecture.layers[index], f"{self._layers_prefix}{index}."
             self._fill(layer, prefix, recurse=True)
-            if held_out is not None:
-                held_out.before(layer, calls[index])
+            if held_out is not None:  # through the layer as the source has it
+                held_out.states[0] = next(run_layer(layer, held_out.states[:1], calls[index]))
             result = quantize_layer(self.architecture, index, hidden, calls[index], options, before)
-            if held_out is not None:
-                held_out.after(self.architecture.linears(index), prefix, calls[index], layer, result)
+            if held_out is not None:  # through the scaled layer with its quantized weights
+                for name, linear in self.architecture.linears(index).items():
+                    linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
+                held_out.states[1] = next(run_layer(layer, held_out.states[1:], calls[index]))
             yield result, hidden
             layer.to("meta")
             trim_memory()
 
-    def judge(self, held_out: HeldOutCheck) -> HeldOutResult:
-        """What the held-out text shows after the last layer."""
+    @torch.no_grad()
+    def judge(self, held_out: HeldOut) -> HeldOutResult:
+        """Compare what source and quantized model predict, after the last layer."""
         self._materialise_outer()
         head = self.model.get_output_embeddings()
         names = {module: name for name, module in self.model.named_modules()}
         self._fill(head, f"{names[head]}.", recurse=False)
         self.model.tie_weights()
-        return held_out.judge(self.model, self.architecture)
+
+        def log_probabilities(ids: Tensor, last: Tensor) -> Tensor:
+            """Of the next token at every position but the last, float32 [t - 1, vocabulary]."""
+            with replace_layers(self.architecture, lambda index, incoming, kwargs: last[None]):
+                logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+            return torch.log_softmax(logits.float(), dim=-1)
+
+        losses, divergence, tokens = [0.0, 0.0], 0.0, 0
+        for ids, *states in zip(held_out.blocks.to(self._device), *held_out.states, strict=True):
+            exact, other = (log_probabilities(ids, last) for last in states)
+            for row, predicted in enumerate((exact, other)):
+                losses[row] -= float(predicted.gather(1, ids[1:, None]).double().sum())
+            divergence += float((exact.exp() * (exact - other)).sum().double())
+            tokens += len(ids) - 1
+        source, quantized = (torch.tensor(losses, dtype=torch.float64) / tokens).exp().tolist()
+        return HeldOutResult(source, quantized, divergence / tokens, tokens)
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor outside the decoder layers, one after the other, by its name in the model."""
@@ -202,12 +187,6 @@ class LayerStream:
         for name, module in self.model.named_modules():
             if not f"{name}.".startswith(self._layers_prefix) and (tied or module is not head):
                 self._fill(module, f"{name}." if name else "", recurse=False)
-
-    def _drop_embeddings(self) -> None:
-        """Free the embeddings' weights once their outputs are there; buffers that no file holds stay."""
-        for module in self.model.modules():
-            if isinstance(module, nn.Embedding):
-                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
 
     def _fill(self, module: nn.Module, prefix: str, *, recurse: bool) -> None:
         """Put the module on the device: its parameters as float32 copies of the file's tensors, its buffers moved."""

@@ -43,9 +43,6 @@ class Int4Linear(nn.Module):
         out = self.matmul(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, group_size={self.group_size}"
-
 
 @dataclass(frozen=True)
 class Kernel:
