@@ -140,6 +140,22 @@ def test_a_checkpoint_whose_manifest_names_no_groups(tiny_llama: Path, tmp_path:
         quantize.load(path)
 
 
+@pytest.mark.parametrize(
+    ("lost", "added", "message"),
+    [
+        ("model.norm.weight", "", "the checkpoint lacks model.norm.weight: make it again"),
+        ("", "model.norm.qweight", "model.norm is no linear layer of this architecture"),
+    ],
+)
+def test_a_checkpoint_with_other_tensors(tiny_llama: Path, tmp_path: Path, lost: str, added: str, message: str) -> None:
+    path = make(tiny_llama, tmp_path, "rtn")
+    tensors = load_file(path / "model.safetensors")
+    kept = {name: one for name, one in tensors.items() if name != lost}
+    save_file(kept | ({added: torch.zeros(1)} if added else {}), path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        quantize.load(path, kernel="dequantize")
+
+
 def test_an_unknown_device_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown device 'tpu': use cpu or cuda"):
         make(tiny_llama, tmp_path, options=replace(OPTIONS, device="tpu"))
