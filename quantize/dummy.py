@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from quantize.errors import UserError
 from quantize.files import replace_file
+from quantize.int4.weight import LEVELS, Int4Weight
+from quantize.loading.device_map import Placement
+from quantize.model.names import put
 from quantize.quiet import quiet_libraries
 
 DUMMY_PREFIX = "dummy:"
@@ -101,6 +106,33 @@ def dummy_weights(model: Any, device: torch.device) -> DummyWeights:
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
     return DummyWeights(shapes, device)
+
+
+def random_int4(name: str, out_features: int, in_features: int, group_size: int, device: torch.device) -> Int4Weight:
+    """A random weight as AWQ stores it; the same for the same name and device.
+
+    Codes are even over 0 to 15 and zero points near the middle; the scales give the weights DummyWeights' deviation.
+    """
+    generator = generator_for(f"{name} int4", device)
+
+    def drawn(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator, device=device, dtype=torch.uint8)
+
+    groups = in_features // group_size
+    codes = drawn(0, LEVELS + 1, out_features, in_features)
+    zeros = drawn(LEVELS // 2, LEVELS // 2 + 2, out_features, groups)
+    uneven = torch.rand((out_features, groups), generator=generator, device=device).add_(0.5)
+    deviation = ((LEVELS + 1) ** 2 / 12) ** 0.5  # of an even draw
+    return Int4Weight(codes, (uneven * (WEIGHT_STD / deviation)).half(), zeros)
+
+
+def fill(model: Any, weights: DummyWeights, done: Sequence[str], place: Placement, dtype: torch.dtype) -> None:
+    """Draw every parameter but the weights of the layers in `done`, in the compute dtype."""
+    placed = {f"{name}.weight" for name in done}
+    for name in weights.names():
+        if name not in placed:
+            put(model, name, weights.get(name).to(place.of(name), dtype))
+    model.tie_weights()
 
 
 def dummy_blocks(vocabulary: int, blocks: int, block_tokens: int) -> torch.Tensor:

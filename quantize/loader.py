@@ -7,11 +7,9 @@ from typing import Any
 import torch
 
 from quantize.checkpoint import open_checkpoint
-from quantize.device import torch_device
 from quantize.dummy import dummy_config, dummy_weights, write_dummy_folder
 from quantize.errors import UserError
-from quantize.loading.device_map import Placement, placement_for
-from quantize.loading.footprint import weights_bytes
+from quantize.loading.device_map import Placement, placement_for, torch_device, weights_bytes
 from quantize.loading.int4_layers import place_buffers
 from quantize.methods import METHODS
 from quantize.methods.base import Drawing

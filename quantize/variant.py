@@ -42,10 +42,6 @@ class Variant:
     version: str | None = None
     published: bool = True
 
-    def __post_init__(self) -> None:
-        if self.version is not None and (self.w_bit != 4 or self.version not in ("GEMM", "GEMV")):
-            raise ValueError(f"{self.name}: what is stored as AWQ is 4-bit with version GEMM or GEMV")
-
     @property
     def is_awq(self) -> bool:
         """True where the weights are stored in AWQ's format: groups of 4-bit codes with scales and zero points."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from bench.records.crossover import Style
 from quantize.int4.weight import round_to_nearest
 from quantize.kernels import KERNELS, Kernel
-from quantize.kernels.base import dtype_name
-from quantize.kernels.verify import BOUNDS
+from quantize.kernels.base import BOUNDS, dtype_name
 from quantize.methods.bnb import bnb_linear, bnb_tensors
 from quantize.rounding.options import BnbOptions
 from quantize.variant import VARIANTS

@@ -11,7 +11,7 @@ from bench.crossover.contenders import CannotRun, Contender, Setting
 from bench.records.crossover import CrossoverEntry, Mode
 from quantize.dummy import DummyWeights, dummy_config, write_dummy_folder
 from quantize.errors import UserError
-from quantize.loading.footprint import weights_bytes
+from quantize.loading.device_map import weights_bytes
 from quantize.source import cache_folder
 
 CACHE_MULTIPLE = 2

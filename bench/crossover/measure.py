@@ -29,14 +29,13 @@ from bench.records.crossover import CROSSOVER_NAME, DECODE_BATCHES, MIN_TURNS, P
 from bench.records.store import write
 from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint
-from quantize.device import torch_device
 from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
+from quantize.loading.device_map import torch_device
 from quantize.model.architecture import group_size_for
 from quantize.progress import Progress, progress_bar, silent
 from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
-from quantize.variant import GROUP_SIZES
 
 COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)
 
@@ -81,7 +80,7 @@ def measure_crossover(
     with quiet_libraries(), torch.no_grad():
         name, linears = layer_shapes(shape)
         compute_dtype = getattr(torch, dtype or ("float32" if target.type == "cpu" else "float16"))
-        setting = Setting(target, compute_dtype, group_size_for(linears, None, GROUP_SIZES))
+        setting = Setting(target, compute_dtype, group_size_for(linears))
         blank, inputs = blank_entry(name, linears, setting), random_inputs(linears, counts, setting)
         chosen = contenders(compute_dtype) if racing is None else list(racing)
         layers, entries = [], []

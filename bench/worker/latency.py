@@ -13,7 +13,7 @@ from bench.records.record import Latency
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, repeat, warm_up
 from bench.worker.clock import Clock, seconds_of_each
-from quantize.decoding.eager import Decoder, EagerDecoder
+from quantize.decoding.eager import EagerDecoder
 from quantize.errors import UserError
 
 WARMUP_DECODE_STEPS = 8
@@ -69,7 +69,7 @@ def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tup
 
 
 @torch.no_grad()
-def timed_pass(decoder: Decoder, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
+def timed_pass(decoder: EagerDecoder, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
     """Run the prompt, then `decode_steps` tokens one by one, and time each."""
     works = [lambda: decoder.prefill(prompt), *[decoder.step] * decode_steps]
     prefill_s, *decode_s = seconds_of_each(works, clock)

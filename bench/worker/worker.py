@@ -66,7 +66,7 @@ def work(request: Request, emit: Callable[[Record], None]) -> None:
 def _load(request: Request) -> Bench:
     import torch
 
-    from quantize.loading.footprint import decode_bytes, weights_bytes
+    from quantize.loading.device_map import decode_bytes, weights_bytes
 
     if request.settings.threads is not None:
         torch.set_num_threads(request.settings.threads)

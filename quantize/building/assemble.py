@@ -26,18 +26,11 @@ PART_GLOB = "part-*.safetensors"
 NOT_COPIED = ("config.json", MANIFEST_NAME)
 
 
-def finish(
-    folder: Path,
-    job: Job,
-    recipe: Recipe,
-    seconds: Mapping[str, float],
-    *,
-    share: float | None = None,
-    layers: Sequence[dict[str, Any]] = (),
-    estimate: dict[str, Any] | None = None,
-    measured: dict[str, Any] | None = None,
-) -> Manifest:
-    """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest."""
+def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float], **facts: Any) -> Manifest:
+    """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest.
+
+    facts: what the manifest says besides (quantized_share, layers, estimate, measured).
+    """
     source, weights_bytes = job.source, join_parts(folder)
     source.check_unchanged()
     _write_config(job, folder, recipe)
@@ -56,10 +49,7 @@ def finish(
         seconds={phase: round(spent, 3) for phase, spent in seconds.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,
-        quantized_share=share,
-        layers=tuple(layers),
-        estimate=estimate,
-        measured=measured,
+        **facts,
     )
     return seal(folder, manifest)
 

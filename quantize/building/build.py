@@ -7,10 +7,10 @@ from quantize.building.calibrated import build_calibrated
 from quantize.building.job import BuildOptions, BuiltCheckpoint, Job, Say, method_of
 from quantize.building.plain import build_plain
 from quantize.building.stream import tensor_core_products
-from quantize.device import torch_device
 from quantize.dummy import dummy_weights
 from quantize.errors import UserError
 from quantize.files import only_writer
+from quantize.loading.device_map import torch_device
 from quantize.model.fit import fitting_model
 from quantize.model.pretrained import empty_model, tokenizer_of
 from quantize.progress import Progress, silent

@@ -12,20 +12,19 @@ from torch import Tensor
 
 from quantize.building.assemble import PART_GLOB, finish, read_config, write_part
 from quantize.building.estimate import Estimate, estimate, peak_bytes
-from quantize.building.held_out import HeldOutCheck, HeldOutResult
-from quantize.building.job import BuiltCheckpoint, Job, check_share, method_of
+from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult
-from quantize.building.stream import LayerStream, batches_of
+from quantize.building.stream import HeldOut, HeldOutResult, LayerStream, batches_of
 from quantize.calibration import blocks_sha256, builtin_texts, check_blocks, text_from, token_blocks
 from quantize.checkpoint import CalibrationFacts, open_checkpoint, writing
 from quantize.dummy import dummy_blocks
 from quantize.errors import UserError
 from quantize.files import disk_is_full
-from quantize.methods.base import Recipe, Tensors
+from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.architecture import quantized_shapes
+from quantize.model.names import quantized_share
 from quantize.model.pretrained import tokenizer_of
-from quantize.model.tensors import half
 from quantize.rounding.options import AwqOptions
 from quantize.schema import to_data
 from quantize.variant import Variant
@@ -51,7 +50,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
             raise
         raise UserError(f"--rounding gptq needs a layer map: {error} with --rounding nearest") from None
     shapes = quantized_shapes(stream.architecture)
-    share = check_share(stream.model, [name for name, _, _ in shapes])
+    share = quantized_share(stream.model, [name for name, _, _ in shapes])
     group_size = job.group_size(shapes) if in_groups else None
     blocks = _calibration_blocks(job, stream.model.config.get_text_config().vocab_size)
     check_blocks(blocks, stream.model)
@@ -148,8 +147,8 @@ def _run(
                     job,
                     recipe,
                     seconds,
-                    share=share,
-                    layers=to_data(facts),
+                    quantized_share=share,
+                    layers=tuple(to_data(facts)),
                     estimate=to_data(expected),
                     measured=measured,
                 )
@@ -177,7 +176,7 @@ def _layers(
     if search and not job.is_dummy:
         texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)  # which no calibration sees
         judged_on = token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=blocks.shape[1])
-        held_out = HeldOutCheck(judged_on, kept[count:])
+        held_out = HeldOut(judged_on, kept[count:])
     layers = stream.quantized(
         blocks,
         search,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quantize.errors import UserError
 from quantize.methods.base import LayerInputs
 from quantize.model.architecture import Architecture
-from quantize.rounding.gram import InputStats, StatsAccumulator, multiplies_bfloat16
+from quantize.rounding.gram import StatsAccumulator, multiplies_bfloat16
 
 Answer = Callable[[int, Tensor, dict[str, Any]], Tensor]
 """(layer number, its input, keywords of its call) -> what it gives instead of its output."""
@@ -57,35 +57,6 @@ def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[
     return calls
 
 
-class _InputObserver:
-    """Hooks on a layer's linear modules that add up the statistics of their inputs, once per distinct input."""
-
-    def __init__(self, linears: dict[str, nn.Linear]) -> None:
-        self._owners: dict[str, str] = {}
-        self._accumulators: dict[str, StatsAccumulator] = {}
-        self._last: tuple[Tensor | None, str] = (None, "")
-        self._handles = [
-            linear.register_forward_pre_hook(partial(self._observe, name)) for name, linear in linears.items()
-        ]
-
-    def _observe(self, name: str, linear: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs: Tensor = args[0]
-        if name not in self._owners:
-            self._owners[name] = self._last[1] if inputs is self._last[0] else name
-        owner = self._owners[name]
-        if owner == name:
-            if name not in self._accumulators:
-                self._accumulators[name] = StatsAccumulator(inputs.shape[-1], inputs.device)
-            self._accumulators[name].add(inputs)
-        self._last = (inputs, owner)
-
-    def finish(self) -> tuple[dict[str, str], dict[str, InputStats]]:
-        """Remove the hooks; return linear -> owner of its input, and owner -> statistics."""
-        for handle in self._handles:
-            handle.remove()
-        return self._owners, {name: accumulator.finish() for name, accumulator in self._accumulators.items()}
-
-
 @torch.no_grad()
 def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """The layer's output for each batch [b, t, hidden], one after the other.
@@ -119,13 +90,29 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
     """
     layer, linears = architecture.layers[index], architecture.linears(index)
     prefix = f"{architecture.layers_name}.{index}."
-    observer = _InputObserver(linears)
+    owners: dict[str, str] = {}
+    accumulators: dict[str, StatsAccumulator] = {}
+    last: tuple[Tensor | None, str] = (None, "")
+
+    def observe(name: str, linear: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal last
+        inputs: Tensor = args[0]
+        owner = owners.setdefault(name, last[1] if inputs is last[0] else name)
+        if owner == name:
+            if name not in accumulators:
+                accumulators[name] = StatsAccumulator(inputs.shape[-1], inputs.device)
+            accumulators[name].add(inputs)
+        last = inputs, owner
+
+    handles = [linear.register_forward_pre_hook(partial(observe, name)) for name, linear in linears.items()]
     for position, output in enumerate(run_layer(layer, hidden, kwargs)):
         if is_spilled(hidden[position]):
             hidden[position].copy_(output)
         else:
             hidden[position] = output
-    owners, stats = observer.finish()
+    for handle in handles:
+        handle.remove()
+    stats = {name: accumulator.finish() for name, accumulator in accumulators.items()}
     if not all(bool(torch.isfinite(batch.sum())) for batch in hidden):  # NaN and Inf stay in a sum
         raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
     return LayerInputs(layer, prefix, linears, owners, stats)

@@ -1,6 +1,6 @@
 """One call of `quantize`: the opened source and what was asked for."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,12 @@ from quantize.errors import UserError
 from quantize.methods import METHODS
 from quantize.methods.base import Choices, Method, Recipe
 from quantize.model.architecture import group_size_for
-from quantize.model.names import quantized_share
 from quantize.model.pretrained import empty_model
 from quantize.progress import Progress
 from quantize.rounding.options import BnbOptions, Rounding
 from quantize.source import Source, TensorReader
 from quantize.variant import GROUP_SIZES, Variant
 
-LEAST_SHARE = 0.9
 Say = Callable[[str], object]
 
 
@@ -108,7 +106,7 @@ class Job:
 
         Tells the user when the usual one does not fit. Raises UserError where none does.
         """
-        chosen = group_size_for(shapes, self.options.group_size, GROUP_SIZES)
+        chosen = group_size_for(shapes, self.options.group_size)
         if self.options.group_size is None and chosen != GROUP_SIZES[0]:
             self.say(f"group size {chosen}: {GROUP_SIZES[0]} does not divide every layer of this model")
         return chosen
@@ -128,17 +126,6 @@ class Job:
             )
         self.say(f"{target.name}: finished before, kept (--force makes it again)")
         return BuiltCheckpoint(found, kept=True)
-
-
-def check_share(model: Any, names: Iterable[str]) -> float:
-    """The share of the decoder's matrices that these linear layers hold. Raises UserError for less than 90%."""
-    share = quantized_share(model, names)
-    if share < LEAST_SHARE:
-        raise UserError(
-            f"only {share:.0%} of this model's matrices are linear layers that can be quantized, the others (experts "
-            "of a mixture?) would stay in half precision: choose another model, or the variant fp16"
-        )
-    return share
 
 
 def method_of(variant: Variant) -> Method:

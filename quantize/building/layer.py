@@ -19,10 +19,9 @@ from quantize.methods.base import LayerInputs
 from quantize.model.architecture import Architecture, ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
 from quantize.rounding.awq_search import search_clip, search_scale
-from quantize.rounding.gptq import round_with_feedback
-from quantize.rounding.gram import InputStats, output_error
+from quantize.rounding.gptq import refit_scales, round_with_feedback
+from quantize.rounding.gram import InputStats, row_errors
 from quantize.rounding.options import AwqOptions
-from quantize.rounding.refit import refit_scales
 
 UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
 """Linear layers whose weights are not clipped, as in autoawq: their outputs are multiplied with each other."""
@@ -154,14 +153,14 @@ def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tens
 
 def _output_square(seen: LayerInputs, name: str) -> float:
     """tr(W H W^T), the mean squared norm of the linear layer's output; never zero."""
-    square = output_error(seen.linears[name].weight.data, seen.stats[seen.owners[name]].gram_lowp)
-    return max(float(square), torch.finfo(torch.float32).tiny)
+    rows = row_errors(seen.linears[name].weight.data, seen.stats[seen.owners[name]].gram_lowp)
+    return max(float(rows.sum()), torch.finfo(torch.float32).tiny)
 
 
 def _noise(quantized: Int4Weight, seen: LayerInputs, name: str) -> float:
     """tr(D H D^T) with D the change of the weight: the mean squared norm of the change of the layer's output."""
     change = quantized.dequantize().sub_(seen.linears[name].weight.data)
-    return float(output_error(change, seen.stats[seen.owners[name]].gram_lowp))
+    return float(row_errors(change, seen.stats[seen.owners[name]].gram_lowp).sum())
 
 
 def _scale_layer(

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantize.building.assemble import finish, write_part
-from quantize.building.job import BuiltCheckpoint, Job, check_share, method_of
+from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
-from quantize.methods.base import Recipe, Tensors
-from quantize.model.names import linear_layers
-from quantize.model.tensors import half
+from quantize.methods.base import Recipe, Tensors, half
+from quantize.model.names import linear_layers, quantized_share
 from quantize.source import check_finite
 from quantize.variant import Variant
 
@@ -22,7 +21,7 @@ def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     model = job.model()
     method = method_of(variant)
     quantized = sorted(linear_layers(model)) if method.quantize_layer else []
-    share = check_share(model, quantized) if quantized else None
+    share = quantized_share(model, quantized) if quantized else None
     choices = job.choices()
     if method.in_groups:
         sizes = {name: job.weights.shape(f"{name}.weight") for name in quantized}
@@ -35,7 +34,7 @@ def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     target = job.target(recipe)
     with writing(target, force=job.options.force) as folder:
         _write_parts(job, recipe, set(quantized), folder)
-        manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started}, share=share)
+        manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started}, quantized_share=share)
     return BuiltCheckpoint(Checkpoint(target, manifest), kept=False)
 
 

@@ -1,22 +1,67 @@
-"""Layers fed from files: the model stays on the meta device and its layers pass through memory in turn."""
+"""Layers fed from files: the model stays on the meta device and its layers pass through memory in turn.
+
+A little held-out text runs beside the calibration, through the layers as they were and as they become. At the end it
+tells what the quantization costs, without ever holding the whole model in memory.
+"""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.building.held_out import HeldOutCheck, HeldOutResult
-from quantize.building.inputs import layer_calls, spilled
+from quantize.building.inputs import layer_calls, replace_layers, run_layer, spilled
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.errors import UserError
 from quantize.model.architecture import architecture_of
-from quantize.model.names import parameters_by_file_name
+from quantize.model.names import parameters_by_file_name, put
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions
 from quantize.source import TensorReader, check_finite
+
+JUMP = 2.0
+"""Perplexity ratio from which on a checkpoint is broken, not quantized."""
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """What the held-out text showed, over `tokens` predicted tokens.
+
+    perplexity_source: of the source.
+    perplexity:        of the quantized model.
+    divergence:        mean KL(source || quantized) in nats a token.
+    tokens:            predicted ones.
+    """
+
+    perplexity_source: float
+    perplexity: float
+    divergence: float
+    tokens: int
+
+    def check(self) -> None:
+        """Raise UserError when the quantized model has lost what the source knows."""
+        ratio = self.perplexity / self.perplexity_source
+        if not math.isfinite(ratio) or ratio > JUMP:
+            raise UserError(
+                f"the quantized model is broken: perplexity {self.perplexity:.4g} on held-out text, the source has "
+                f"{self.perplexity_source:.4g}; use more --blocks or other --calibration text, or a bnb variant"
+            )
+
+
+@dataclass
+class HeldOut:
+    """Held-out text on its way through the layers.
+
+    blocks: token ids, int64 [n, t], t as in the calibration.
+    states: between two layers, of the source and of the quantized model; empty before the first layer.
+    """
+
+    blocks: Tensor
+    states: list[Tensor]
 
 
 class LayerStream:
@@ -42,7 +87,7 @@ class LayerStream:
         start: int = 0,
         hidden: Sequence[Tensor] = (),
         before: Mapping[str, FromInputs] | None = None,
-        held_out: HeldOutCheck | None = None,
+        held_out: HeldOut | None = None,
         spill: Path | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
         """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
@@ -65,28 +110,49 @@ class LayerStream:
             spill.mkdir(parents=True, exist_ok=True)
             hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
         if held_out is not None:
-            held_out.begin(lambda ids: self._record(ids)[0][0], self._device)
-        self._drop_embeddings()
+            states = held_out.states or [self._record(held_out.blocks)[0][0]] * 2
+            held_out.states = [state.to(self._device) for state in states]
+        for module in self.model.modules():  # their outputs are there; buffers that no file holds stay
+            if isinstance(module, nn.Embedding):
+                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
         for index in range(start, len(calls)):
             layer, prefix = self.architecture.layers[index], f"{self._layers_prefix}{index}."
             self._fill(layer, prefix, recurse=True)
-            if held_out is not None:
-                held_out.before(layer, calls[index])
+            if held_out is not None:  # through the layer as the source has it
+                held_out.states[0] = next(run_layer(layer, held_out.states[:1], calls[index]))
             result = quantize_layer(self.architecture, index, hidden, calls[index], options, before)
-            if held_out is not None:
-                held_out.after(self.architecture.linears(index), prefix, calls[index], layer, result)
+            if held_out is not None:  # through the scaled layer with its quantized weights
+                for name, linear in self.architecture.linears(index).items():
+                    linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
+                held_out.states[1] = next(run_layer(layer, held_out.states[1:], calls[index]))
             yield result, hidden
             layer.to("meta")
             trim_memory()
 
-    def judge(self, held_out: HeldOutCheck) -> HeldOutResult:
-        """What the held-out text shows after the last layer."""
+    @torch.no_grad()
+    def judge(self, held_out: HeldOut) -> HeldOutResult:
+        """Compare what source and quantized model predict, after the last layer."""
         self._materialise_outer()
         head = self.model.get_output_embeddings()
         names = {module: name for name, module in self.model.named_modules()}
         self._fill(head, f"{names[head]}.", recurse=False)
         self.model.tie_weights()
-        return held_out.judge(self.model, self.architecture)
+
+        def log_probabilities(ids: Tensor, last: Tensor) -> Tensor:
+            """Of the next token at every position but the last, float32 [t - 1, vocabulary]."""
+            with replace_layers(self.architecture, lambda index, incoming, kwargs: last[None]):
+                logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+            return torch.log_softmax(logits.float(), dim=-1)
+
+        losses, divergence, tokens = [0.0, 0.0], 0.0, 0
+        for ids, *states in zip(held_out.blocks.to(self._device), *held_out.states, strict=True):
+            exact, other = (log_probabilities(ids, last) for last in states)
+            for row, predicted in enumerate((exact, other)):
+                losses[row] -= float(predicted.gather(1, ids[1:, None]).double().sum())
+            divergence += float((exact.exp() * (exact - other)).sum().double())
+            tokens += len(ids) - 1
+        source, quantized = (torch.tensor(losses, dtype=torch.float64) / tokens).exp().tolist()
+        return HeldOutResult(source, quantized, divergence / tokens, tokens)
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor outside the decoder layers, one after the other, by its name in the model."""
@@ -122,24 +188,14 @@ class LayerStream:
             if not f"{name}.".startswith(self._layers_prefix) and (tied or module is not head):
                 self._fill(module, f"{name}." if name else "", recurse=False)
 
-    def _drop_embeddings(self) -> None:
-        """Free the embeddings' weights once their outputs are there; buffers that no file holds stay."""
-        for module in self.model.modules():
-            if isinstance(module, nn.Embedding):
-                module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
-
     def _fill(self, module: nn.Module, prefix: str, *, recurse: bool) -> None:
         """Put the module on the device: its parameters as float32 copies of the file's tensors, its buffers moved."""
         for name, buffer in list(module.named_buffers(recurse=recurse, remove_duplicate=False)):
-            parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, buffer.to(self._device))
+            put(module, name, buffer.to(self._device))
         for name, _ in list(module.named_parameters(recurse=recurse)):
             file_name = self._file_names.get(prefix + name)
-            if file_name is None:  # tied to another parameter
-                continue
-            value = self._read(file_name).to(self._device, torch.float32)
-            parent, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
+            if file_name is not None:  # else tied to another parameter
+                put(module, name, self._read(file_name).to(self._device, torch.float32))
 
     def _read(self, name: str) -> Tensor:
         tensor = self._weights.get(name)

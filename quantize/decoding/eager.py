@@ -1,37 +1,20 @@
-"""A prompt and the tokens after it, step by step: what a decoder is, and the plain one."""
+"""A prompt and the tokens after it, step by step, as the model itself does it."""
 
-import inspect
-from typing import Any, Protocol
+from inspect import signature
+from typing import Any
 
 from torch import Tensor
 
 
-class Decoder(Protocol):
+class EagerDecoder:
     """Greedy decoding of a batch on a loaded model: a prompt, then one token a step, always the likeliest.
+
+    Calls the model as `model.generate` does without a stop token, and does no more; of the prompt only the last
+    position's logits are computed where the model can do that.
 
     name:   how the steps run, as records and tables say it.
     logits: [batch, vocabulary] behind the last prompt or step; a later step may overwrite them in place.
     token:  [batch, 1], the likeliest; the next step feeds it. A caller may write others into it.
-    """
-
-    name: str
-    logits: Tensor
-    token: Tensor
-
-    def prefill(self, prompt: Tensor) -> None:
-        """Run prompts [batch, tokens] into an empty cache and take the first new token of each."""
-
-    def step(self) -> None:
-        """Feed the last token and take the next."""
-
-    def cache_bytes(self) -> int | None:
-        """Bytes of keys and values that the cache holds now; None where that cannot be told."""
-
-
-class EagerDecoder:
-    """Calls the model as `model.generate` does for greedy search without a stop token, and does no more.
-
-    Only the last position's logits are computed for the prompt where the model can do that.
     """
 
     name = "eager"
@@ -40,14 +23,16 @@ class EagerDecoder:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._last_only = last_logits_only(model)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
         self._cache: Any = None
 
     def prefill(self, prompt: Tensor) -> None:
+        """Run prompts [batch, tokens] into an empty cache and take the first new token of each."""
         self._cache = None  # given back first: two caches at once would count in the peak
         self._take(self._model(input_ids=prompt, use_cache=True, **self._last_only))
 
     def step(self) -> None:
+        """Feed the last token and take the next."""
         self._take(self._model(input_ids=self.token, past_key_values=self._cache, use_cache=True))
 
     def _take(self, output: Any) -> None:
@@ -56,15 +41,7 @@ class EagerDecoder:
         self._cache = output.past_key_values
 
     def cache_bytes(self) -> int | None:
-        return kv_cache_bytes(self._cache)
-
-
-def last_logits_only(model: Any) -> dict[str, int]:
-    """What to call the model with so that it computes the last position's logits alone; empty where it cannot."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-
-
-def kv_cache_bytes(cache: Any) -> int | None:
-    """Bytes of the keys and values that a transformers cache holds; None for a cache of another make."""
-    found = [getattr(layer, name, None) for layer in getattr(cache, "layers", []) for name in ("keys", "values")]
-    return sum(tensor.nbytes for tensor in found if isinstance(tensor, Tensor)) or None
+        """Bytes of keys and values that the cache holds now; None where that cannot be told."""
+        layers = getattr(self._cache, "layers", [])
+        found = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        return sum(tensor.nbytes for tensor in found if isinstance(tensor, Tensor)) or None

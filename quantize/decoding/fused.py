@@ -17,28 +17,19 @@ import torch
 from torch import Tensor, nn
 
 ROTARY = "apply_rotary_pos_emb"
-SDPA = "sdpa"
-OTHER_ATTENTION = ("softcap", "position_bias", "s_aux", "cache")
-"""Arguments of attention that ours does not know: where one is given, transformers' own runs."""
 
 
 @contextlib.contextmanager
 def fused_steps(norms: Sequence[nn.Module], rotary: Sequence[ModuleType]) -> Iterator[None]:
     """Inside, a forward pass over one token runs in fewer kernels; then all is as before.
 
-    norms, rotary: `plain_norms` and `llama_like` of the model, found once, since every step enters this. transformers'
-    "sdpa" attention with grouped queries does not copy the keys and values for every query head then; from 5.23 on
-    transformers does so itself for one token.
+    norms, rotary: `plain_norms` and `llama_like` of the model, found once, since every step enters this.
     """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    attention = ALL_ATTENTION_FUNCTIONS[SDPA]
     own = {module: getattr(module, ROTARY) for module in rotary}
     for norm in norms:
         norm.forward = functools.partial(fused_norm, norm)
     for module, embedding in own.items():
         setattr(module, ROTARY, FusedRotary(embedding))
-    ALL_ATTENTION_FUNCTIONS[SDPA] = functools.partial(grouped_attention, attention)
     try:
         yield
     finally:
@@ -46,9 +37,6 @@ def fused_steps(norms: Sequence[nn.Module], rotary: Sequence[ModuleType]) -> Ite
             del norm.forward
         for module, embedding in own.items():
             setattr(module, ROTARY, embedding)
-        del ALL_ATTENTION_FUNCTIONS[SDPA]
-        if ALL_ATTENTION_FUNCTIONS[SDPA] is not attention:  # somebody's own, local as ours
-            ALL_ATTENTION_FUNCTIONS[SDPA] = attention
 
 
 def plain_norms(model: nn.Module) -> list[nn.Module]:
@@ -99,29 +87,3 @@ class FusedRotary:
         turned = torch.addcmul(both * cosine, both.roll(half, dims=-1), signed)
         queries, keys = torch.split(turned, [q.shape[unsqueeze_dim], k.shape[unsqueeze_dim]], dim=unsqueeze_dim)
         return queries, keys
-
-
-def grouped_attention(
-    own: Callable[..., tuple[Tensor, Tensor | None]],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **more: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention of one token: the query heads that share a key head are the rows of one product with it.
-
-    query: [batch, heads, 1, head]; key and value: [batch, key heads, slots, head]; attention_mask: additive,
-    [batch, 1, 1, slots]. Returns [batch, 1, heads, head]. own: transformers' function, for all other cases.
-    """
-    batch, heads, tokens, size = query.shape
-    unknown = any(more.get(name) is not None for name in OTHER_ATTENTION)
-    if tokens != 1 or attention_mask is None or dropout or unknown or heads == key.shape[1]:
-        return own(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more)
-    rows = query.reshape(batch, key.shape[1], -1, size)
-    out = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(batch, 1, heads, value.shape[-1]), None

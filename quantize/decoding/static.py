@@ -4,14 +4,14 @@ On a fast GPU an eager decode step of one token waits for Python to launch some 
 launches them all at once, so that what is left is what the kernels take. Both are measured, and told apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
-from quantize.decoding.eager import Decoder, EagerDecoder, kv_cache_bytes, last_logits_only
+from quantize.decoding.eager import EagerDecoder
 from quantize.decoding.fused import fused_steps, llama_like, plain_norms
 from quantize.errors import UserError
 
@@ -64,15 +64,12 @@ class _Slots(StaticLayer):  # type: ignore[misc]
         return self._position[0]
 
 
-class StaticDecoder:
-    """A quantize.decoding.eager.Decoder whose steps all run on the same memory, so that a CUDA graph can hold them.
+class StaticDecoder(EagerDecoder):
+    """A decoder whose steps all run on the same memory, so that a CUDA graph can hold them.
 
     The prompt runs as in the eager decoder, and what it cached is copied into the slots. A step sees the slots up to
     its position through a mask; token, position and mask live on the device and are moved on by the step itself.
     """
-
-    logits: Tensor
-    token: Tensor
 
     @torch.no_grad()
     def __init__(self, model: Any, *, batch: int, positions: int) -> None:
@@ -83,16 +80,18 @@ class StaticDecoder:
         """
         check_model(model, positions)
         device = next(model.parameters()).device
-        self._model = model
+        super().__init__(model)
         self._norms, self._rotary = plain_norms(model), llama_like(model)
-        self._last_only = last_logits_only(model)
         self._position = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         output = model(input_ids=self.token, use_cache=True)
         self.logits = output.logits[:, -1]
         slots = -(-positions // SLOTS_STEP) * SLOTS_STEP
         self._slots = torch.arange(slots, device=device)
-        self._layers = [_Slots(layer, slots, self._position) for layer in growing_layers(output.past_key_values)]
+        growing = getattr(output.past_key_values, "layers", ())
+        if not growing or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in growing):
+            raise UserError("mode graph knows caches of keys and values alone, this model keeps something else")
+        self._layers = [_Slots(layer, slots, self._position) for layer in growing]
         self._cache = Cache(layers=self._layers)
         # Added to the scores: attention would make such a mask of a boolean one anew in every layer.
         dtype = self._layers[0].keys.dtype
@@ -118,9 +117,6 @@ class StaticDecoder:
         else:
             self._graph.replay()
             self.logits = self._recorded_logits
-
-    def cache_bytes(self) -> int | None:
-        return kv_cache_bytes(self._cache)
 
     def _run(self) -> Tensor:
         """One step; everything that it reads and leaves is on the device."""
@@ -177,16 +173,8 @@ def check_model(model: Any, positions: int) -> None:
         raise UserError(f"mode graph cannot slide a window: {positions} positions, the model attends to {window}")
 
 
-def growing_layers(cache: Any) -> Sequence[Any]:
-    """The layers of a transformers cache. Raises UserError where one holds anything but keys and values."""
-    layers: Sequence[Any] = getattr(cache, "layers", ())
-    if not layers or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers):
-        raise UserError("mode graph knows caches of keys and values alone, this model keeps something else")
-    return layers
-
-
 @torch.no_grad()
-def check_against_eager(decoder: Decoder, model: Any, prompt: Tensor, steps: int, dtype: torch.dtype) -> None:
+def check_against_eager(decoder: EagerDecoder, model: Any, prompt: Tensor, steps: int, dtype: torch.dtype) -> None:
     """Run the prompt and up to CHECKED_STEPS steps eagerly, then in `decoder` with the same tokens fed to it.
 
     Raises RuntimeError where the logits lie further apart than RELATIVE_ERROR of the compute dtype allows.

@@ -64,12 +64,6 @@ def minmax_range(grouped: Tensor) -> tuple[Tensor, Tensor]:
     return scales, zeros
 
 
-def round_to_codes(grouped: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """The nearest codes (in the input's float dtype): clamp(round(w / scale) + zero, 0, 15); shapes as above."""
-    codes = (grouped / scales.unsqueeze(-1)).round_()
-    return codes.add_(zeros.unsqueeze(-1)).clamp_(0, LEVELS)
-
-
 def rounded(grouped: Tensor) -> Tensor:
     """The groups as rounding to nearest would give them back: quantized and dequantized, same shape and dtype."""
     scales, zeros = minmax_range(grouped)
@@ -78,7 +72,7 @@ def rounded(grouped: Tensor) -> Tensor:
 
 
 def round_to_nearest(weight: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:
-    """Quantize [out, in] weights by rounding each to the nearest code of its group.
+    """Quantize [out, in] weights by rounding each to its group's nearest code, clamp(round(w / scale) + zero, 0, 15).
 
     clip: [out, in / group_size], the largest magnitude a group's weights may keep; None keeps all.
     """
@@ -86,5 +80,5 @@ def round_to_nearest(weight: Tensor, group_size: int, clip: Tensor | None = None
     if clip is not None:
         grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
     scales, zeros = minmax_range(grouped)
-    codes = round_to_codes(grouped, scales, zeros).to(torch.uint8).view(weight.shape)
-    return Int4Weight(codes, scales.half(), zeros.to(torch.uint8))
+    codes = (grouped / scales.unsqueeze(-1)).round_().add_(zeros.unsqueeze(-1)).clamp_(0, LEVELS)
+    return Int4Weight(codes.to(torch.uint8).view(weight.shape), scales.half(), zeros.to(torch.uint8))

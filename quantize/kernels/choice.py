@@ -5,7 +5,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +16,7 @@ from quantize.errors import UserError
 from quantize.files import replace_file
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS, NATIVE, Kernel
-from quantize.kernels.base import Int4Linear
-from quantize.kernels.verify import KernelFault, check_layer
+from quantize.kernels.base import Int4Linear, KernelFault, check_layer
 from quantize.schema import from_data, parse_json, to_data
 from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL
 from quantize.versions import version_of
@@ -53,10 +52,6 @@ class KernelChoice:
 
     kernel: str
     seconds: dict[str, KernelTiming]
-
-
-Stopwatch = Callable[[Int4Linear, torch.Tensor], float]
-"""(layer, input) -> seconds of one call."""
 
 
 def choose_kernel(
@@ -133,14 +128,11 @@ def best(seconds: dict[str, KernelTiming]) -> str:
 
 @torch.no_grad()
 def probe_kernel(
-    kernel: Kernel,
-    shapes: Sequence[LayerShape],
-    device: torch.device,
-    dtype: torch.dtype,
-    stopwatch: Stopwatch | None = None,
+    kernel: Kernel, shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype
 ) -> KernelTiming | None:
     """How long all layers take on this kernel, one of each shape timed; None for one that fails or is wrong."""
-    timed = stopwatch or stopwatch_for(device)
+    on_cuda = device.type == "cuda"
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device) if on_cuda else None
     totals = [0.0, 0.0]
     for shape in shapes:
         try:
@@ -150,33 +142,26 @@ def probe_kernel(
             return None  # name it says what is wrong
         for place, tokens in enumerate(PROBED_TOKENS):
             x = torch.randn((tokens, layer.in_features), generator=torch.Generator().manual_seed(0)).to(device, dtype)
-            timed(layer, x)
-            totals[place] += shape.count * statistics.median(timed(layer, x) for _ in range(PROBE_SAMPLES))
+            call_seconds(layer, x, flushed)
+            totals[place] += shape.count * statistics.median(
+                call_seconds(layer, x, flushed) for _ in range(PROBE_SAMPLES)
+            )
     return KernelTiming(*totals)
 
 
-def stopwatch_for(device: torch.device) -> Stopwatch:
-    """Times one call: by the GPU's own events, its cache flushed before, or by the host's clock."""
-    if device.type != "cuda":
-
-        def host(layer: Int4Linear, x: torch.Tensor) -> float:
-            started = time.perf_counter()
-            layer(x)
-            return time.perf_counter() - started
-
-        return host
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
-
-    def gpu(layer: Int4Linear, x: torch.Tensor) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        flushed.zero_()
-        begin.record()
+def call_seconds(layer: Int4Linear, x: torch.Tensor, flushed: torch.Tensor | None) -> float:
+    """Seconds of one call: by the GPU's events, `flushed` written before; where that is None by the host's clock."""
+    if flushed is None:
+        started = time.perf_counter()
         layer(x)
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3
-
-    return gpu
+        return time.perf_counter() - started
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    flushed.zero_()
+    begin.record()
+    layer(x)
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 def cache_key(names: Sequence[str], shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> str:

@@ -1,12 +1,14 @@
-"""A model too big for one GPU: its layers spread over what there is, by accelerate's device map."""
+"""Where a model goes: the device a user names, or all there are by accelerate's device map; and its weights' bytes."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from quantize.errors import UserError
 from quantize.model.names import linear_layers
 from quantize.variant import Variant
 
@@ -20,6 +22,20 @@ them."""
 RAM = "cpu"
 Memory = Mapping[int | str, int]
 """Free bytes of each GPU by its number, and of "cpu"."""
+
+
+def torch_device(name: str) -> torch.device:
+    """The torch device of this name; "auto" is CUDA where there is some.
+
+    Raises UserError when it is CUDA and there is none, or unknown.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}: use cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no CUDA device here (torch.cuda.is_available() is False): use --device cpu")
+    return torch.device(name)
 
 
 @dataclass(frozen=True)
@@ -99,3 +115,40 @@ def placement_for(
 
 def _device(key: int | str) -> torch.device:
     return torch.device("cuda", key) if isinstance(key, int) else torch.device(key)
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers, and of the scales that bitsandbytes keeps beside a weight.
+
+    A storage that several tensors share (a tied embedding) counts once.
+    """
+    return _storage_bytes((*model.parameters(), *model.buffers()))
+
+
+def decode_bytes(model: Any) -> int | None:
+    """Bytes of weights and buffers that a decode step must read at least, each storage once.
+
+    That is all of them but the input embedding, of which a step takes one row, unless something else holds the same
+    storage (an output head tied to it). None for a model that does not name its input embedding.
+    """
+    if not hasattr(model, "get_input_embeddings"):
+        return None
+    embedding = model.get_input_embeddings()
+    passed_over = set() if embedding is None else set(embedding.modules())
+    read = [module for module in model.modules() if module not in passed_over]
+    own = (tensor for module in read for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+    return _storage_bytes(own)
+
+
+def _storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Of these tensors, and of what bitsandbytes keeps beside them."""
+    storages = {}
+    for tensor in tensors:
+        state = getattr(tensor, "quant_state", None)
+        holders = (tensor, state, getattr(state, "state2", None))
+        beside = [getattr(holder, name, None) for holder in holders for name in ("SCB", "absmax", "code", "offset")]
+        for part in (tensor, *beside):
+            if isinstance(part, torch.Tensor):
+                storage = part.untyped_storage()
+                storages[(str(part.device), storage.data_ptr())] = storage.nbytes()
+    return sum(storages.values())

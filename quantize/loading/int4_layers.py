@@ -6,24 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
-from quantize.int4.packing import UNPACKERS
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import Kernel
+from quantize.kernels.base import check_layer
 from quantize.kernels.choice import LayerShape, choose_kernel
-from quantize.kernels.verify import check_layer
 from quantize.loading.device_map import Placement
-from quantize.loading.dummy_model import put
 from quantize.loading.merged import layers_by_input, replace_merged, stacked
-from quantize.source import TensorReader, Weights, cache_folder
+from quantize.model.names import put
+from quantize.source import TensorReader, cache_folder
 from quantize.variant import NATIVE_KERNEL
-
-PREFILL_TOKENS = 1024
-"""A long prompt, for naming the kernel that runs it."""
-
-ReadInt4 = Callable[[str], tuple[Int4Weight, Tensor | None]]
-"""A linear layer's name -> its 4-bit weight and its bias."""
 
 VOCABULARY_CHUNK = 4096
 """Rows of a half-precision output head that are converted at a time."""
@@ -35,19 +27,26 @@ MERGED_ON = ("cuda",)
 def place_int4_layers(
     model: nn.Module,
     names: Sequence[str],
-    read: ReadInt4,
+    read: Callable[[str], Int4Weight],
+    weights: TensorReader,
     *,
     version: str,
     kernel: str | None,
     place: Placement,
     dtype: torch.dtype,
 ) -> Kernel:
-    """Put 4-bit layers in the place of these linear layers, those with one input merged; return the kernel they run on.
+    """Put 4-bit layers in the place of these linear layers, those with one input merged, and fill in the rest.
 
-    read: a layer's name -> its weight and bias; version: its layout; kernel: as `load` takes it. One layer of each
-    shape is compared with its dequantized weights: raises KernelFault for a kernel that gives wrong results.
+    Returns the kernel that they run on. read: a layer's name -> its weight; weights: everything else, biases as well;
+    version: the layout; kernel: as `load` takes it. One layer of each shape is compared with its dequantized weights:
+    raises KernelFault for a kernel that gives wrong results, and UserError when a tensor is missing.
     """
-    device = place.main
+    device, known = place.main, set(weights.names())
+
+    def read_stacked(several: Sequence[str]) -> tuple[Int4Weight, Tensor | None]:
+        biases = (weights.get(f"{name}.bias") if f"{name}.bias" in known else None for name in several)
+        return stacked([(read(name), bias) for name, bias in zip(several, biases, strict=True)])
+
     sizes: dict[str, tuple[int, int]] = {}
     for name in names:
         linear = model.get_submodule(name)
@@ -59,29 +58,17 @@ def place_int4_layers(
     by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
     for several in together:
         by_shape.setdefault((sum(sizes[name][0] for name in several), sizes[several[0]][1]), []).append(several)
-    shapes = [LayerShape(stacked([read(name) for name in found[0]])[0], len(found)) for found in by_shape.values()]
+    shapes = [LayerShape(read_stacked(found[0])[0], len(found)) for found in by_shape.values()]
     chosen = choose_kernel(kernel, shapes, version, device, dtype, cache=cache_folder() / "kernels.json")
     for shape in shapes:
         check_layer(chosen, chosen.prepare(shape.weight, None, device, dtype), shape.weight, device, dtype)
     del shapes
     for several in together:
-        weight, bias = stacked([read(name) for name in several])
+        weight, bias = read_stacked(several)
         made = chosen.prepare(weight, bias, place.of(several[0]), dtype)
         replace_merged(model, {name: sizes[name][0] for name in several}, made)
+    fill_rest(model, weights, names, place, dtype)
     return chosen
-
-
-def int4_reader(weights: Weights, checkpoint: Checkpoint, model: nn.Module, group_size: int) -> ReadInt4:
-    unpack = UNPACKERS[checkpoint.variant.version or ""]
-    names = set(weights.names())
-    widths = {name: module.in_features for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-
-    def read(name: str) -> tuple[Int4Weight, Tensor | None]:
-        tensors = {part: weights.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")}
-        bias = weights.get(f"{name}.bias") if f"{name}.bias" in names else None
-        return unpack(tensors, widths[name], group_size), bias
-
-    return read
 
 
 def fill_rest(

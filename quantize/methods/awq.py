@@ -7,20 +7,22 @@ import torch
 from torch import Tensor
 
 from quantize.checkpoint import Checkpoint
-from quantize.dummy import DummyWeights
+from quantize.dummy import DummyWeights, random_int4
 from quantize.errors import UserError
-from quantize.int4.packing import PACKERS
+from quantize.int4.packing import PACKERS, UNPACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import Kernel
 from quantize.loading.device_map import Placement
-from quantize.loading.dummy_model import random_int4
-from quantize.loading.int4_layers import PREFILL_TOKENS, fill_rest, int4_reader, place_int4_layers
+from quantize.loading.int4_layers import place_int4_layers
 from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe, Tensors
 from quantize.model.architecture import architecture_of, group_size_for, quantized_shapes
 from quantize.model.pretrained import config_of, empty_model
 from quantize.rounding.options import AwqOptions
 from quantize.source import open_weights
-from quantize.variant import GROUP_SIZES, Variant
+from quantize.variant import Variant
+
+PREFILL_TOKENS = 1024
+"""A long prompt, for naming the kernel that runs it."""
 
 
 def _recipe_awq(variant: Variant, choices: Choices) -> Recipe:
@@ -61,27 +63,31 @@ def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: 
     group_size = checkpoint.manifest.q_group_size
     if group_size is None or not quantized:
         raise UserError(f"{checkpoint.path} holds no AWQ layers: make it again with `quantize --force`")
-    read = int4_reader(weights, checkpoint, model, group_size)
     version = str(checkpoint.variant.version)
-    chosen = place_int4_layers(model, quantized, read, version=version, kernel=kernel, place=place, dtype=dtype)
-    fill_rest(model, weights, quantized, place, dtype)
+
+    def read(name: str) -> Int4Weight:
+        tensors = {part: weights.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")}
+        return UNPACKERS[version](tensors, model.get_submodule(name).in_features, group_size)
+
+    chosen = place_int4_layers(
+        model, quantized, read, weights, version=version, kernel=kernel, place=place, dtype=dtype
+    )
     place.dispatch(model)
     return model, _kernels(chosen, dtype)
 
 
 def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
     shapes = quantized_shapes(architecture_of(model))
-    group_size = group_size_for(shapes, drawing.group_size, GROUP_SIZES)
-    sizes = {name: (out_features, in_features) for name, out_features, in_features in shapes}
-    known = set(weights.names())
+    group_size = group_size_for(shapes, drawing.group_size)
+    sizes = {name: (rows, columns) for name, rows, columns in shapes}
 
-    def read(name: str) -> tuple[Int4Weight, Tensor | None]:
-        bias = weights.get(f"{name}.bias") if f"{name}.bias" in known else None
-        return random_int4(name, *sizes[name], group_size, drawing.place.main), bias
+    def read(name: str) -> Int4Weight:
+        return random_int4(name, *sizes[name], group_size, drawing.place.main)
 
     version, kernel, place, dtype = str(drawing.variant.version), drawing.kernel, drawing.place, drawing.dtype
-    chosen = place_int4_layers(model, list(sizes), read, version=version, kernel=kernel, place=place, dtype=dtype)
-    fill_rest(model, weights, list(sizes), place, dtype)
+    chosen = place_int4_layers(
+        model, list(sizes), read, weights, version=version, kernel=kernel, place=place, dtype=dtype
+    )
     return _kernels(chosen, dtype)
 
 

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from quantize.checkpoint import CalibrationFacts, Checkpoint
 from quantize.dummy import DummyWeights
+from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
+from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Placement
 from quantize.model.architecture import Architecture
 from quantize.rounding.gram import InputStats
 from quantize.rounding.options import AwqOptions, BnbOptions, Rounding
 from quantize.schema import to_data
+from quantize.source import check_finite
 from quantize.variant import Variant
 
 
@@ -147,3 +150,17 @@ class Method:
     from_inputs: Callable[[LayerInputs, Recipe], Tensors] | None = None
     pack: Callable[[Mapping[str, Int4Weight], Recipe], Tensors] | None = None
     in_groups: bool = False
+
+
+def half(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating-point tensor in half precision, others as they are. Raises UserError when a value does not fit."""
+    if not tensor.is_floating_point():
+        return tensor
+    converted = tensor.to(dtype)
+    if not bool(torch.isfinite(converted.sum(dtype=torch.float32))) and not bool(torch.isfinite(converted).all()):
+        check_finite(name, tensor)
+        raise UserError(
+            f"weight {name} holds {float(tensor.abs().max()):.3g}, more than {dtype_name(dtype)} can: give a model "
+            "that is in bfloat16 as a whole, or choose bnb-4bit, which keeps it"
+        )
+    return converted

@@ -10,17 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantize.checkpoint import Checkpoint
-from quantize.dummy import DummyWeights
+from quantize.dummy import DummyWeights, fill
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Placement
-from quantize.loading.dummy_model import fill
-from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors
+from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors, half
 from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
-from quantize.model.tensors import half
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gptq import gptq_round
 from quantize.rounding.options import BnbOptions
@@ -126,15 +124,9 @@ def bnb_quantization_config(variant: Variant, options: BnbOptions) -> dict[str, 
     with quiet_libraries():
         from transformers import BitsAndBytesConfig
 
-        if variant.w_bit == 8:
-            return dict(BitsAndBytesConfig(load_in_8bit=True).to_dict())
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=options.quant_type,
-            bnb_4bit_use_double_quant=options.double_quant,
-            bnb_4bit_compute_dtype=torch.float16,
-        )
-        return dict(config.to_dict())
+        how = {"bnb_4bit_quant_type": options.quant_type, "bnb_4bit_use_double_quant": options.double_quant}
+        in_4bit = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float16, **how}
+        return dict(BitsAndBytesConfig(**({"load_in_8bit": True} if variant.w_bit == 8 else in_4bit)).to_dict())
 
 
 def bnb_linear(
@@ -212,9 +204,6 @@ def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
         linear, device = model.get_submodule(name), drawing.place.of(name)
         tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), drawing.variant, BnbOptions())
         layer = bnb_linear(name, tensors, (linear.out_features, linear.in_features), device, drawing.dtype)
-        if linear.bias is not None:
-            bias = weights.get(f"{name}.bias").to(device, drawing.dtype)
-            layer.bias = nn.Parameter(bias, requires_grad=False)
         model.set_submodule(name, layer)
     fill(model, weights, names, drawing.place, drawing.dtype)
     return _kernels(drawing.variant, BnbOptions().quant_type, drawing.dtype)

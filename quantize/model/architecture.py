@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
+from quantize.variant import GROUP_SIZES
 from quantize.versions import version_of
 
 
@@ -125,8 +126,8 @@ def quantized_shapes(architecture: Architecture) -> list[tuple[str, int, int]]:
     ]
 
 
-def group_size_for(shapes: Sequence[tuple[str, int, int]], wanted: int | None, sizes: Sequence[int]) -> int:
-    """The group size to use: `wanted`, or the largest of `sizes` that divides every layer's input features.
+def group_size_for(shapes: Sequence[tuple[str, int, int]], wanted: int | None = None) -> int:
+    """The group size to use: `wanted`, or the largest of GROUP_SIZES that divides every layer's input features.
 
     Raises UserError when it divides not every layer, or when no size does, or a layer's output features are no
     multiple of eight (eight codes make one word of the file).
@@ -134,15 +135,14 @@ def group_size_for(shapes: Sequence[tuple[str, int, int]], wanted: int | None, s
     for name, out_features, _ in shapes:
         if out_features % 8:
             raise UserError(f"{name} has {out_features} output features, no multiple of 8: AWQ cannot pack it")
-    fitting = [size for size in sizes if all(in_features % size == 0 for _, _, in_features in shapes)]
+    sizes = ", ".join(map(str, GROUP_SIZES))
+    fitting = [size for size in GROUP_SIZES if all(in_features % size == 0 for _, _, in_features in shapes)]
     if wanted is None:
         if not fitting:
-            raise UserError(
-                f"none of the group sizes {', '.join(map(str, sizes))} divides every layer: use a bnb variant"
-            )
+            raise UserError(f"none of the group sizes {sizes} divides every layer: use a bnb variant")
         return fitting[0]
-    if wanted not in sizes:
-        raise UserError(f"group size {wanted} is none that AWQ kernels run: choose one of {', '.join(map(str, sizes))}")
+    if wanted not in GROUP_SIZES:
+        raise UserError(f"group size {wanted} is none that AWQ kernels run: choose one of {sizes}")
     if wanted not in fitting:
         name, _, in_features = next(shape for shape in shapes if shape[2] % wanted)
         choice = f"choose {' or '.join(map(str, fitting))}" if fitting else "use a bnb variant"

@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
+from torch import Tensor, nn
 
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
+
+LEAST_SHARE = 0.9
 
 
 def parameters_by_file_name(model: Any, file_names: Iterable[str]) -> dict[str, str]:
@@ -26,14 +28,23 @@ def parameters_by_file_name(model: Any, file_names: Iterable[str]) -> dict[str, 
 
 
 def quantized_share(model: Any, names: Iterable[str]) -> float:
-    """The share of a model's matrices, embeddings and output head aside, that the linear layers `names` hold."""
-    outer = {id(model.get_output_embeddings())} | {id(m) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    """The share of a model's matrices, embeddings and output head aside, that the linear layers `names` hold.
+
+    Raises UserError for less than 90%.
+    """
+    outer = {id(model.get_output_embeddings())} | {id(m) for m in model.modules() if isinstance(m, nn.Embedding)}
     sizes = {
         name: sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
         for name, module in model.named_modules()
         if id(module) not in outer
     }
-    return float(sum(sizes[name] for name in names) / sum(sizes.values()))
+    share = float(sum(sizes[name] for name in names) / sum(sizes.values()))
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"only {share:.0%} of this model's matrices are linear layers that can be quantized, the others (experts "
+            "of a mixture?) would stay in half precision: choose another model, or the variant fp16"
+        )
+    return share
 
 
 def linear_layers(model: Any) -> list[str]:
@@ -51,7 +62,15 @@ def linear_layers(model: Any) -> list[str]:
 
         kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
         candidates = {name: type(m) for name, m in model.named_modules() if should_convert_module(name, kept)}
-    names = [name for name, kind in candidates.items() if kind is torch.nn.Linear]
+    names = [name for name, kind in candidates.items() if kind is nn.Linear]
     if Conv1D in candidates.values() or not names:
         raise UserError(f"bitsandbytes variants need nn.Linear layers, which {type(model).__name__} does not have")
     return names
+
+
+def put(model: nn.Module, name: str, value: Tensor) -> None:
+    """Set a parameter or a buffer of a model, or of a part of one, by its name there."""
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    kept = value if leaf in module._buffers else nn.Parameter(value, requires_grad=False)
+    setattr(module, leaf, kept)

@@ -74,22 +74,19 @@ def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleCho
     sample = weight[::2].contiguous() if weight.shape[0] >= SAMPLED_ROWS else weight
     first, second = COARSE_STEPS
     coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, first)}
-    coarse |= {step: loss_of(step, sample) for step in _around(_lowest(coarse), second) if step not in coarse}
+    coarse |= {step: loss_of(step, sample) for step in _around(coarse, second) if step not in coarse}
     unscaled = losses_of(None, weight)
-    losses = {step: loss_of(step, weight) for step in _around(_lowest(coarse), 1)}
-    chosen = _lowest(losses)
+    losses = {step: loss_of(step, weight) for step in _around(coarse, 1)}
+    chosen = min(losses, key=losses.__getitem__)
     if not losses[chosen] < float(unscaled.sum()):
         return ScaleChoice(torch.ones_like(stats.abs_mean), None, float(unscaled.sum()), unscaled)
     return ScaleChoice(grid_scales(stats.abs_mean, magnitude, chosen), chosen / SCALE_GRID, losses[chosen], unscaled)
 
 
-def _lowest(losses: dict[int, float]) -> int:
-    return min(losses, key=lambda step: losses[step])
-
-
-def _around(step: int, width: int) -> list[int]:
-    """The grid's points at this step and `width` to either side."""
-    return [near for near in (step - width, step, step + width) if 0 <= near < SCALE_GRID]
+def _around(losses: dict[int, float], width: int) -> list[int]:
+    """The grid's points at the lowest loss and `width` to either side."""
+    best = min(losses, key=losses.__getitem__)
+    return [near for near in (best - width, best, best + width) if 0 <= near < SCALE_GRID]
 
 
 def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:

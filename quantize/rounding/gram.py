@@ -26,12 +26,10 @@ class InputStats:
 
     gram:     float32 [in, in], X^T X divided by the number of tokens.
     abs_mean: float32 [in], the mean of |x| per input feature.
-    tokens:   how many tokens they are over.
     """
 
     gram: Tensor
     abs_mean: Tensor
-    tokens: int
 
     @cached_property
     def gram_lowp(self) -> Tensor:
@@ -41,7 +39,7 @@ class InputStats:
 
     def scaled(self, scales: Tensor) -> "InputStats":
         """The statistics of inputs divided by `scales` [in]: what the layer sees once AWQ scales are applied."""
-        return InputStats(self.gram / torch.outer(scales, scales), self.abs_mean / scales, self.tokens)
+        return InputStats(self.gram / torch.outer(scales, scales), self.abs_mean / scales)
 
     def shrunk(self) -> Tensor:
         """The Gram matrix with its off-diagonal entries lessened by SHRINKAGE (Ledoit and Wolf, 2004); [in, in].
@@ -60,13 +58,9 @@ def column_blocks(features: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, features)) for start in range(0, features, size)]
 
 
-def output_error(difference: Tensor, gram: Tensor) -> Tensor:
-    """tr(D H D^T), the sum of `row_errors`: the mean squared norm of the change of the output. A scalar."""
-    return row_errors(difference, gram).sum()
-
-
 def row_errors(difference: Tensor, gram: Tensor) -> Tensor:
     """d H d^T of every row d of D [out, in]: the mean square of the change of each output feature; [out].
+    Their sum, tr(D H D^T), is the mean squared norm of the change of the output.
 
     difference: float32; gram: H, multiplied in its own dtype (InputStats.gram_lowp). H is symmetric, so each pair of
     column blocks is multiplied once and counted twice. Products in bfloat16 are added up in float32: their errors
@@ -123,4 +117,4 @@ class StatsAccumulator:
         upper = self._gram.triu_().div_(self._tokens)
         gram = upper + upper.t()
         gram.diagonal().div_(2)
-        return InputStats(gram, self._abs_sum.div_(self._tokens), self._tokens)
+        return InputStats(gram, self._abs_sum.div_(self._tokens))

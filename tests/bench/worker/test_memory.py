@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bench.worker.memory import CudaAllocatorView, RssView, memory_view
-from quantize.loading.footprint import decode_bytes, weights_bytes
+from quantize.loading.device_map import decode_bytes, weights_bytes
 
 MB = 10**6
 BLOCK_BYTES = 400 * MB

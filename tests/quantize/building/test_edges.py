@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import quantize
 from quantize.building.assemble import join_parts, write_part
-from quantize.building.held_out import HeldOutResult
 from quantize.building.inputs import layer_calls, observe_layer
 from quantize.building.job import BuildOptions
 from quantize.building.journal import JOURNAL_NAME, Journal, discard_finished
 from quantize.building.layer import LayerResult, LinearFacts
-from quantize.building.stream import tensor_core_products
+from quantize.building.stream import HeldOutResult, tensor_core_products
 from quantize.checkpoint import open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.model.architecture import architecture_of
@@ -139,6 +138,22 @@ def test_a_checkpoint_whose_manifest_names_no_groups(tiny_llama: Path, tmp_path:
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "q_group_size": None}))
     with pytest.raises(UserError, match="holds no AWQ layers: make it again"):
         quantize.load(path)
+
+
+@pytest.mark.parametrize(
+    ("lost", "added", "message"),
+    [
+        ("model.norm.weight", "", "the checkpoint lacks model.norm.weight: make it again"),
+        ("", "model.norm.qweight", "model.norm is no linear layer of this architecture"),
+    ],
+)
+def test_a_checkpoint_with_other_tensors(tiny_llama: Path, tmp_path: Path, lost: str, added: str, message: str) -> None:
+    path = make(tiny_llama, tmp_path, "rtn")
+    tensors = load_file(path / "model.safetensors")
+    kept = {name: one for name, one in tensors.items() if name != lost}
+    save_file(kept | ({added: torch.zeros(1)} if added else {}), path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        quantize.load(path, kernel="dequantize")
 
 
 def test_an_unknown_device_is_refused(tiny_llama: Path, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ from torch import Tensor
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import KERNELS, choice
-from quantize.kernels.base import Int4Linear, Kernel
+from quantize.kernels.base import Int4Linear, Kernel, KernelFault
 from quantize.kernels.choice import PROBE_SAMPLES, KernelTiming, LayerShape, best, choose_kernel, probe_kernel
-from quantize.kernels.verify import KernelFault
 
 CPU = torch.device("cpu")
 
@@ -57,14 +56,15 @@ def test_the_best_loses_least_over_both_phases() -> None:
     assert best({"a": KernelTiming(1.0, 1.0), "b": KernelTiming(0.5, 1.2)}) == "b"
 
 
-def test_the_probe_weighs_each_shape_by_its_layers(shapes: list[LayerShape]) -> None:
+def test_the_probe_weighs_each_shape_by_its_layers(shapes: list[LayerShape], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
 
-    def stopwatch(layer: Int4Linear, x: Tensor) -> float:
+    def seconds(layer: Int4Linear, x: Tensor, flushed: Tensor | None) -> float:
         calls.append((layer.in_features, len(x)))
         return float(layer.in_features) * (1 if len(x) == 1 else 10)
 
-    found = probe_kernel(KERNELS["dequantize"], shapes, CPU, torch.float32, stopwatch)
+    monkeypatch.setattr(choice, "call_seconds", seconds)
+    found = probe_kernel(KERNELS["dequantize"], shapes, CPU, torch.float32)
     assert found == KernelTiming(3 * 128 + 64, 10 * (3 * 128 + 64))
     assert len(calls) == 2 * 2 * (1 + PROBE_SAMPLES)  # one warm-up each
 

@@ -14,8 +14,8 @@ import torch
 from quantize.int4.packing import PACKERS, UNPACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import KERNELS, autoawq
+from quantize.kernels.base import BOUNDS, KernelFault, check_layer, relative_error
 from quantize.kernels.torch_int4 import unpack_int4pack
-from quantize.kernels.verify import BOUNDS, KernelFault, check_layer, relative_error
 
 SHAPES = [(64, 128), (192, 576), (80, 256), (208, 384)]
 TOKENS = [1, 7, 64, 1025]

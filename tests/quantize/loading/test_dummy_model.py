@@ -8,13 +8,12 @@ import torch
 
 import quantize
 from quantize.building.job import BuildOptions
+from quantize.dummy import random_int4
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS
-from quantize.kernels.base import Int4Linear
-from quantize.kernels.verify import KernelFault
+from quantize.kernels.base import Int4Linear, KernelFault
 from quantize.loader import load_dummy
-from quantize.loading.dummy_model import random_int4
 from quantize.variant import VARIANTS
 
 CONFIG = {

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from quantize.checkpoint import Checkpoint
-from quantize.dummy import DummyWeights
+from quantize.dummy import DummyWeights, fill
 from quantize.loading.device_map import Placement
-from quantize.loading.dummy_model import fill
 from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe
 from quantize.model.pretrained import empty_model
 from quantize.source import open_weights
