@@ -29,7 +29,7 @@ PASSES = 5
 """Times that a prompt or a step runs, once for the clock and once more under the profiler."""
 
 
-def profile_of(work: Callable[[], object], device_type: str, clock: Clock[Any]) -> tuple[float, tuple[Operation, ...]]:
+def profile_of(work: Callable[[], object], device_type: str, clock: Clock) -> tuple[float, tuple[Operation, ...]]:
     """Run `work` until warm, PASSES times against the clock and PASSES times under torch's profiler.
 
     Returns the seconds of a pass without the profiler, and the operations of one under it, the longest first.

@@ -17,9 +17,9 @@ from reports.lab import overhead_page, profile_page, race_page, side_by_side_pag
 from reports.markdown import markdown
 from reports.pages import page
 from reports.plots import crossover_plots
+from reports.published import has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.table import Page
-from reports.versus_published import has_published_rows, versus_page
 
 Format = Literal["md", "csv", "json"]
 
@@ -131,10 +131,7 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
 
 
 def draw_plots(source: Path | str) -> list[Path]:
-    """Draw the crossover of this folder, or of this record file, as PNG and SVG beside its record.
-
-    Raises UserError where there is none, and as `crossover_plots` does.
-    """
+    """Draw the crossover of this folder or file as PNG and SVG beside it. Raises UserError where there is none."""
     record = _crossover_file(Path(source))
     if record is None:
         raise UserError(f"no {CROSSOVER_NAME} in {source}: run `python -m bench.crossover --out {source}` first")

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+from bench.records.comparison import grouped
 from bench.records.environment import differences
 from bench.records.record import Record, Subject
 from bench.records.scenario import Scenario
 from quantize.errors import UserError
-from reports.signals import grouped
 
 ADVICE = "measure them together with `bench --fresh`, or keep their records apart"
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from bench.records.comparison import grouped
 from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, Crossing, CrossoverEntry, crossings
-from reports.signals import grouped
 from reports.table import Bullets, Cell, Column, Page, Paragraph, Table, titled
 
 NEVER = "never"
@@ -36,7 +36,10 @@ def crossover_table(entries: Sequence[CrossoverEntry]) -> Table:
     return Table.of(
         [
             (Column("Pair"), " / ".join(one.pair)),
-            (Column("Cross over at", "count"), _where(one)),
+            (
+                Column("Cross over at", "count"),
+                tokens_text(one.tokens) if one.tokens else NEVER if one.faster_below else None,
+            ),
             (Column("Faster with fewer tokens"), one.faster_below or NEITHER),
             (Column("Faster with more"), one.faster_above or NEITHER),
         ]
@@ -45,9 +48,7 @@ def crossover_table(entries: Sequence[CrossoverEntry]) -> Table:
 
 
 def _where(crossing: Crossing) -> str | None:
-    if crossing.tokens is None:
-        return NEVER if crossing.faster_below else None
-    return tokens_text(crossing.tokens)
+    return tokens_text(crossing.tokens) if crossing.tokens else NEVER if crossing.faster_below else None
 
 
 def tokens_text(tokens: float) -> str:

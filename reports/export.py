@@ -118,8 +118,7 @@ def _steadiness(timing: Timing | None) -> dict[str, Any]:
     return {
         **_fields(timing, "energy_j"),
         "unsteady_rounds": timing.unsteady if timing else None,
-        "outliers": timing.outliers.far if timing else None,
-        "samples": timing.outliers.samples if timing else None,
+        **_fields(timing, "outliers", "samples"),
     }
 
 

@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from bench.records.comparison import grouped
 from bench.records.environment import Environment
 from bench.records.lab import Operation, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.ratio import Ratio, ratio_of
-from reports.signals import grouped
 from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table
 
 Runs = Sequence[RaceRecord]

@@ -3,7 +3,7 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-from reports.table import Block, Bullets, Heading, Page, Paragraph, Table
+from reports.table import Block, Bullets, Heading, Page, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,23 +58,20 @@ def _wrap(text: str, indent: str = "") -> str:
 
 def print_page(page: Page, console: "Console") -> None:
     """The page on a terminal: long cells fold instead of being cut off."""
-    from rich.markup import escape
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     for number, block in enumerate(page):
         if number:
             console.print()
-        if isinstance(block, Heading):
-            console.print(f"[bold]{escape(block.text)}[/bold]", highlight=False)
-        elif isinstance(block, Paragraph):
-            console.print(escape(block.text), highlight=False)
-        elif isinstance(block, Bullets):
-            for item in block.items:
-                console.print(f"- {escape(item)}", highlight=False)
-        else:
+        if isinstance(block, Table):
             shown = RichTable(box=None, header_style="bold", padding=(0, 2, 0, 0))
             for column in block.columns:
-                shown.add_column(escape(column.title), justify=column.align, overflow="fold")
+                shown.add_column(Text(column.title), justify=column.align, overflow="fold")
             for row in block.texts():
-                shown.add_row(*(escape(text) for text in row))
+                shown.add_row(*map(Text, row))
             console.print(shown)
+        else:
+            lines = [f"- {item}" for item in block.items] if isinstance(block, Bullets) else [block.text]
+            for line in lines:
+                console.print(Text(line, "bold" if isinstance(block, Heading) else ""))

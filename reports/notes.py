@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC
 
-from bench.records.comparison import Comparison
 from bench.records.ratio import CONFIDENCE, EQUIVALENCE
 from bench.records.scenario import Scenario
-from reports.results import HEADLINE, Measurement, Result, Timing
-from reports.signals import OUTLIER_MADS
+from reports.results import HEADLINE, OUTLIER_MADS, Measurement, Result, Timing
 from reports.table import gigabytes_text, ratio_text
 
 CUDA_GRAPH = "CUDA graph"
@@ -64,21 +62,19 @@ def _row_warnings(result: Result) -> Iterator[str]:
             "in every pass, its peak memory is the first GPU's."
         )
     for timing in result.timings.values():
-        for words in (*_unsteady(timing), *_badly_paired(timing.comparison)):
-            yield f"in `{timing.scenario.name}` {words}"
+        yield from (f"in `{timing.scenario.name}` {words}" for words in _timing_warnings(timing))
 
 
-def _unsteady(timing: Timing) -> Iterator[str]:
-    """What made the figures of one scenario unsteady, and what to do about it."""
+def _timing_warnings(timing: Timing) -> Iterator[str]:
+    """What makes the figures of one scenario, or its ratios to the reference, doubtful, and what to do about it."""
     if timing.unsteady:
         yield (
             f"the warm-up never became steady in {timing.unsteady} of {timing.rounds} rounds: close other "
             "programs and measure again."
         )
-    outliers = timing.outliers
-    if outliers.far > OUTLIER_SHARE * outliers.samples:
+    if timing.outliers > OUTLIER_SHARE * timing.samples:
         yield (
-            f"{outliers.far} of {outliers.samples} samples lie far from the rest (none is dropped): "
+            f"{timing.outliers} of {timing.samples} samples lie far from the rest (none is dropped): "
             "something else ran; close it and measure again, or raise --rounds."
         )
     if timing.throttled:
@@ -89,10 +85,7 @@ def _unsteady(timing: Timing) -> Iterator[str]:
     if timing.other_processes:
         programs = _plural(timing.other_processes, "other program")
         yield f"{programs} used the GPU: stop what runs there and measure again."
-
-
-def _badly_paired(comparison: Comparison | None) -> Iterator[str]:
-    """What makes the ratios to the reference doubtful, and what to do about it."""
+    comparison = timing.comparison
     if comparison and not comparison.order_balanced:
         yield (
             "it ran on the same side of the reference in every round, so the machine's "
@@ -176,6 +169,12 @@ def prompts_text(scenario: Scenario) -> str:
     return f"{_plural(len(scenario.lengths), 'prompt')} of {low:,} to {high:,} tokens"
 
 
+def shape_text(scenario: Scenario) -> str:
+    """1024 prompt tokens, 1 new, batch 1; or 12 prompts of 183 to 1,402 tokens, 1 new, batch 1."""
+    mode = "" if scenario.mode == "eager" else f", {scenario.mode} decode"
+    return f"{prompts_text(scenario)}, {scenario.new_tokens} new, batch {scenario.batch}{mode}"
+
+
 def _modes(measurement: Measurement, timings: Sequence[Timing]) -> str:
     """How tokens were decoded, where some were not decoded by calling the model for each of them."""
     names: dict[str, list[str]] = {"graph": [], "eager": []}
@@ -242,7 +241,7 @@ def _quality(measurement: Measurement) -> str:
 
 
 def _outliers(timings: Sequence[Timing]) -> str:
-    far, samples = sum(one.outliers.far for one in timings), sum(one.outliers.samples for one in timings)
+    far, samples = sum(one.outliers for one in timings), sum(one.samples for one in timings)
     if not far:
         return ""
     return (

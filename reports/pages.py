@@ -2,27 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.records.record import Divergence, Phase, Subject
+from bench.records.record import Divergence, Phase
 from bench.records.scenario import Scenario
-from reports.notes import paragraph, prompts_text, warnings
-from reports.published import PublishedRow
+from reports.notes import paragraph, shape_text, warnings
+from reports.published import checkpoint_cells
 from reports.results import REFERENCE_METHOD, Measurement, Result, Timing
 from reports.table import Block, Bullets, Column, Heading, Page, Paragraph, Row, Table, titled
 
 MEMORY_COLUMNS = {
     Column(f"{title} GB", "gigabytes", optional=True): f"{field}_bytes"
-    for title, field in {
-        "Weights": "weights",
-        "KV cache": "kv_cache",
-        "Activations": "activations",
-        "Rest": "rest",
-        "Run peak": "run_peak",
-        "Load peak": "load_peak",
-        "Reserved": "reserved_peak",
-        "Process (NVML)": "nvml_process",
-        "Device (NVML)": "nvml_device",
-    }.items()
-}
+    for title, field in (
+        ("Weights", "weights"), ("KV cache", "kv_cache"), ("Activations", "activations"), ("Rest", "rest"),
+        ("Run peak", "run_peak"), ("Load peak", "load_peak"), ("Reserved", "reserved_peak"),
+        ("Process (NVML)", "nvml_process"), ("Device (NVML)", "nvml_device"),
+    )
+}  # fmt: skip
 """The memory table's columns, and the fields of Memory behind them."""
 
 DIVERGENCE_COLUMNS = {
@@ -79,17 +73,6 @@ def published_table(measurement: Measurement) -> Table:
     )
 
 
-def checkpoint_cells(row: Subject | PublishedRow, method: str) -> Row:
-    """What the published table says of a checkpoint before its figures."""
-    return [
-        (Column("Base Model"), row.base_model),
-        (Column("Method"), method),
-        (Column("q_group_size", "count", missing=""), row.q_group_size),
-        (Column("w_bit", "count", missing=""), row.w_bit),
-        (Column("version", missing=""), row.version),
-    ]
-
-
 def method_text(result: Result) -> str:
     """The column Method; the reference says when it did not compute in half precision."""
     if not result.is_reference:
@@ -103,10 +86,7 @@ def _timed(measurement: Measurement, scenario: Scenario) -> list[tuple[Result, T
 
 
 def speed_table(measurement: Measurement, scenario: Scenario) -> Table:
-    """One row for each phase and checkpoint, a phase's rows together so that they compare at a glance.
-
-    GB/s is of what a decode step reads, and has a column where a record tells it.
-    """
+    """One row for each phase and checkpoint, a phase's rows together; GB/s are of what a decode step reads."""
     phases: tuple[Phase, ...] = ("prefill", "decode") if scenario.decode_steps else ("prefill",)
     rows = _timed(measurement, scenario)
     return Table.of(_speed_row(phase, measurement, result, timing) for phase in phases for result, timing in rows)
@@ -206,9 +186,3 @@ def failure_table(measurement: Measurement) -> Table:
         for result in measurement.results
         for failure in result.failures
     )
-
-
-def shape_text(scenario: Scenario) -> str:
-    """1024 prompt tokens, 1 new, batch 1; or 12 prompts of 183 to 1,402 tokens, 1 new, batch 1."""
-    mode = "" if scenario.mode == "eager" else f", {scenario.mode} decode"
-    return f"{prompts_text(scenario)}, {scenario.new_tokens} new, batch {scenario.batch}{mode}"

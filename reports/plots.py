@@ -60,10 +60,7 @@ def crossover_plots(entries: Sequence[CrossoverEntry], folder: Path) -> list[Pat
 
 
 def relative_to_dense(entries: Sequence[CrossoverEntry]) -> dict[str, dict[int, float]]:
-    """Contender -> tokens -> median time over the dense product's, where both were timed; the dense one first.
-
-    Raises UserError where the dense product was not timed.
-    """
+    """Contender -> tokens -> median time over the dense one's, that first. Raises UserError where it was not timed."""
     medians = {
         name: {tokens: statistics.median(entry.seconds) for tokens, entry in series.items()}
         for name, series in series_by_contender(entries).items()

@@ -1,6 +1,13 @@
-"""The quantization table of the BioMistral-7B model card (Labrak et al. 2024, arXiv:2402.10373), as data."""
+"""The quantization table of the BioMistral-7B model card (Labrak et al. 2024, arXiv:2402.10373), and ours beside it."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from bench.records.record import Record, Subject
+from quantize.variant import NATIVE_KERNEL, REFERENCE
+from reports.notes import dummy_text, machine_text, shape_text
+from reports.results import HEADLINE, REFERENCE_METHOD, Measurement, Result
+from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, titled
 
 
 @dataclass(frozen=True)
@@ -39,3 +46,96 @@ BIOMISTRAL_7B: tuple[PublishedRow, ...] = (
 
 LAYERS, HIDDEN_SIZE = 32, 4096
 """The shape of all four base models."""
+
+OTHER_SHAPE = (
+    f"It is not the shape of the published models ({LAYERS} layers, hidden size {HIDDEN_SIZE}), so that nothing "
+    "here compares with a published figure."
+)
+"""A rehearsal on a smaller model must not look like the table."""
+
+
+def versus_page(found: Sequence[Measurement]) -> Page:
+    """The published rows beside the measured ones, a table for each measurement; what was not measured is a dash.
+
+    A second table has the rows measured on each layout's own kernel, where there are some: the published table's were.
+    """
+    blocks: list[Block] = []
+    for measurement in found:
+        if len(found) > 1:
+            blocks.append(Heading(f"On {measurement.device}"))
+        chosen = [(row, measured(measurement, row, native=False)) for row in BIOMISTRAL_7B]
+        native = [(row, measured(measurement, row, native=True)) for row in BIOMISTRAL_7B]
+        blocks.append(Table.of(_row(measurement, *one) for one in chosen))
+        title = "The same layouts on the kernels that their names stood for:"
+        blocks += titled(title, Table.of(_row(measurement, row, found) for row, found in native if found))
+        blocks.append(Paragraph(_paragraph(measurement)))
+    return tuple(blocks)
+
+
+def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> Row:
+    peak = measurement.run_peak_bytes(result) if result else None
+    time = measurement.time(result) if result else None
+    comparable, published_bytes = has_published_shape(measurement), row.vram_gb * 1e9
+    memory = "RAM" if measurement.memory_is_ram else "VRAM"
+    return [
+        *checkpoint_cells(row, row.method),
+        (Column("Published VRAM GB", "gigabytes"), published_bytes),
+        (Column("Measured weights GB", "gigabytes"), result.weights_bytes if result else None),
+        (Column(f"Measured peak {memory} GB", "gigabytes"), peak),
+        (Column("Peak / published", "ratio"), peak / published_bytes if comparable and peak is not None else None),
+        (Column("Published Time", "ratio"), row.time),
+        (Column("Measured Time", "ratio"), time),
+        (Column("Time / published", "ratio"), time / row.time if comparable and isinstance(time, float) else None),
+    ]
+
+
+def checkpoint_cells(row: Subject | PublishedRow, method: str) -> Row:
+    """What the published table says of a checkpoint before its figures."""
+    return [
+        (Column("Base Model"), row.base_model),
+        (Column("Method"), method),
+        (Column("q_group_size", "count", missing=""), row.q_group_size),
+        (Column("w_bit", "count", missing=""), row.w_bit),
+        (Column("version", missing=""), row.version),
+    ]
+
+
+def has_published_rows(records: Iterable[Record]) -> bool:
+    """Whether one of these records is of a row of the published table."""
+    return any(_is_of(subject, row) for subject in {record.subject for record in records} for row in BIOMISTRAL_7B)
+
+
+def has_published_shape(measurement: Measurement) -> bool:
+    """False where random weights were measured in another shape than the published models'."""
+    drawn = [result.subject for result in measurement.results if result.subject.dummy]
+    return all((one.dummy_layers, one.dummy_hidden_size) == (LAYERS, HIDDEN_SIZE) for one in drawn)
+
+
+def measured(measurement: Measurement, row: PublishedRow, *, native: bool) -> Result | None:
+    """What was measured of a published row, None for nothing; native: on the kernel that the layout is named after."""
+    found = (result for result in measurement.results if _is_of(result.subject, row))
+    return next((result for result in found if result.subject.kernel == (NATIVE_KERNEL if native else None)), None)
+
+
+def _is_of(subject: Subject, row: PublishedRow) -> bool:
+    method = REFERENCE_METHOD if subject.variant == REFERENCE.name else subject.method
+    ours = (subject.base_model, method, subject.q_group_size, subject.version)
+    return ours == (row.base_model, row.method, row.q_group_size, row.version)
+
+
+def _paragraph(measurement: Measurement) -> str:
+    peak = "the process's resident memory" if measurement.memory_is_ram else "the CUDA allocator's memory"
+    headline = measurement.headline
+    protocol = f"`{HEADLINE}` ({shape_text(headline)})" if headline else f"other scenarios than `{HEADLINE}`"
+    sentences = (
+        "Published: the model card of BioMistral-7B (Labrak et al. 2024, arXiv:2402.10373). Its Time is the latency of "
+        "3-shot medical questions, batch 1, one new token, relative to FP16/BF16: the prompt's pass (prefill) and no "
+        "decoding. The card does not say on which GPU.",
+        f"Measured: {protocol} on {machine_text(measurement)}.",
+        dummy_text(measurement),
+        "" if has_published_shape(measurement) else OTHER_SHAPE,
+        f"Weights are the loaded model's parameters and buffers, the peak is the most of {peak} while running; GB are "
+        "1e9 bytes. Quotients are measured over published: below x1.00 is less than published. A dash is what was not "
+        "measured.",
+    )
+    return " ".join(sentence for sentence in sentences if sentence)

@@ -1,41 +1,63 @@
 """Everything known of each checkpoint, from the records: one Measurement a machine, one Result a row."""
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from bench.records.comparison import Comparison, compare, started, unique
+from bench.records.comparison import Comparison, compare, grouped, started, unique
 from bench.records.environment import Environment
 from bench.records.ratio import Ratio
-from bench.records.record import PHASES, Memory, Phase, Quality, Record, Subject, TaskScore, latency_records
+from bench.records.record import (
+    PHASES,
+    Latency,
+    Memory,
+    Phase,
+    Quality,
+    Record,
+    Status,
+    Subject,
+    TaskScore,
+    latency_records,
+)
 from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
 from reports.compatibility import check_alike, check_compute_dtypes, check_subjects, refuse_scenarios
-from reports.signals import Failure, Outliers, by_length, failures, grouped, latest_quality, outliers
 
 HEADLINE = SCENARIOS["published"].name
 """The scenario behind the column Time."""
 
 REFERENCE_METHOD = "FP16/BF16"
 
+OUTLIER_MADS = 5.0
+"""A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Runs of a scenario, or another kind of work, that did not end well for one reason; rounds: none for quality."""
+
+    work: str
+    status: Status
+    reason: str
+    rounds: tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Timing:
     """One checkpoint in one scenario.
 
-    scenario:        what ran.
     rounds:          how many ended well.
     seconds:         median over rounds of each phase.
     comparison:      with the reference; None for the reference itself and where there is nothing to compare with.
-    prefill_kernels: what ran the linear layers of the prompt, each name once.
-    decode_kernels:  what ran them in decode steps.
+    prefill_kernels: what ran the linear layers of the prompt, each name once; decode_kernels: those of decode steps.
     decode_modes:    how the decode steps ran (Latency.decode_mode).
     memory:          of the run with the highest peak.
     unsteady:        in how many rounds the warm-up never became steady.
-    outliers:        samples far from the median of their run.
+    outliers:        samples far from the median of their run, of so many samples.
     energy_j:        median over rounds, None where nothing told.
     throttled:       what held the GPU's clocks down.
     other_processes: other programs on the GPU, at most.
@@ -51,7 +73,8 @@ class Timing:
     decode_modes: tuple[str, ...] = ()
     memory: Memory | None = None
     unsteady: int = 0
-    outliers: Outliers = field(default_factory=Outliers)
+    outliers: int = 0
+    samples: int = 0
     energy_j: float | None = None
     throttled: tuple[str, ...] = ()
     other_processes: int = 0
@@ -89,17 +112,11 @@ class Timing:
 class Result:
     """One row: a checkpoint on one device. Unknown is None.
 
-    subject:          what was measured.
     is_reference:     whether its baseline is compared with it.
-    compute_dtype:    what it computed in.
-    weights_bytes:    of the loaded model.
     load_peak_bytes:  highest over all loads.
-    quality:          the latest figures.
+    quality, tasks:   the latest figures.
     perplexity_ratio: over the reference's perplexity on the same text, None where the reference is of another base
                       model: it would say nothing of the quantization.
-    timings:          by scenario.
-    tasks:            the latest scores.
-    failures:         what did not end well.
     placements:       how a model too big for one GPU was spread, each way once; empty for one on one device.
     """
 
@@ -131,13 +148,10 @@ class Result:
 class Measurement:
     """All that was measured on one device, each base model in one compute dtype.
 
-    device:      "cpu" or "cuda".
     environment: the fingerprint, the same for every record in what matters; empty when every run failed.
     memory:      what the peaks mean, "RSS" or "CUDA allocator", None when unknown.
     scenarios:   in the order in which they were first run.
-    results:     the rows.
-    first_start: of the first run that ended well.
-    last_start:  of the last.
+    first_start, last_start: of the runs that ended well.
     """
 
     device: str
@@ -223,10 +237,7 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
 
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
-    """The records of each device; by compute dtype too where a baseline ran in several on that device.
-
-    A run that failed before its compute dtype was known joins every group of its device.
-    """
+    """The records of each device, by dtype too where a baseline ran in several; a failed run without joins them all."""
     known = (record for record in records if record.compute_dtype)
     dtypes = grouped(known, lambda record: (record.device, record.subject.baseline))
     split = {device for (device, _), found in dtypes.items() if len({one.compute_dtype for one in found}) > 1}
@@ -311,21 +322,63 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
     latencies = [run.latency for run in runs if run.latency]
     states = [run.device_state for run in runs if run.device_state]
     energies = [state.energy_j for state in states if state.energy_j is not None]
+    far, samples = outliers(latencies)
+    passes = [one for latency in latencies for one in latency.prefill_by_length_s]
     return Timing(
         scenario=scenario,
         rounds=len(runs),
         seconds=seconds,
-        comparison=compare(scenario, runs, [record for record in reference if record.scenario == scenario]),
+        comparison=compare(runs, [record for record in reference if record.scenario == scenario]),
         prefill_kernels=_each_once(run.kernels.prefill for run in runs if run.kernels),
         decode_kernels=_each_once(run.kernels.decode for run in runs if run.kernels),
         decode_modes=_each_once(one.decode_mode for one in latencies if one.decode_mode),
         memory=max((run.memory for run in runs if run.memory), key=lambda one: one.run_peak_bytes or 0, default=None),
         unsteady=sum(one.steady is False for one in latencies),
-        outliers=outliers(latencies),
+        outliers=far,
+        samples=samples,
         energy_j=statistics.median(energies) if energies else None,
         throttled=_each_once(reason for state in states for reason in state.throttle_reasons),
         other_processes=max((state.other_processes for state in states), default=0),
-        prefill_by_length_s=by_length(latencies),
+        prefill_by_length_s=tuple(statistics.median(seconds) for seconds in zip(*passes, strict=True)),
+    )
+
+
+def outliers_of(samples: Sequence[float]) -> int:
+    """How many lie further from the median than OUTLIER_MADS median absolute deviations and a tenth of the median."""
+    if len(samples) < 3:
+        return 0
+    middle = statistics.median(samples)
+    deviation = statistics.median(abs(sample - middle) for sample in samples)
+    bound = max(OUTLIER_MADS * 1.4826 * deviation, 0.1 * middle)
+    return sum(abs(sample - middle) > bound for sample in samples)
+
+
+def outliers(latencies: Iterable[Latency]) -> tuple[int, int]:
+    """How many samples of several runs are outliers, prompt passes and decode steps apart, and of how many."""
+    series: list[tuple[float, ...]] = []
+    for latency in latencies:
+        series += [latency.prefill_s, tuple(itertools.chain.from_iterable(latency.decode_s))]
+    return sum(map(outliers_of, series)), sum(map(len, series))
+
+
+def latest_quality(records: Iterable[Record]) -> Quality | None:
+    """The latest figures."""
+    found = [record.quality for record in records if record.status == "ok" and record.quality]
+    return found[-1] if found else None
+
+
+def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
+    """Failed runs that no later run of the same work made good, those of one work and reason together."""
+    last_good = {(one.kind, one.scenario, one.round): n for n, one in enumerate(records) if one.status == "ok"}
+    bad = [
+        one
+        for n, one in enumerate(records)
+        if one.status != "ok" and last_good.get((one.kind, one.scenario, one.round), -1) < n
+    ]
+    found = grouped(bad, lambda one: (one.scenario.name if one.scenario else one.kind, one.status, one.reason or ""))
+    return tuple(
+        Failure(*key, tuple(dict.fromkeys(one.round for one in runs if one.round is not None)))
+        for key, runs in found.items()
     )
 
 

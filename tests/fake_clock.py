@@ -1,9 +1,9 @@
 """A clock for tests."""
 
-from bench.worker.clock import HostClock
+from bench.worker.clock import Clock
 
 
-class FakeClock(HostClock):
+class FakeClock(Clock):
     """Time that passes only when told to: `advance` stands for work."""
 
     def __init__(self) -> None:

@@ -38,12 +38,8 @@ class Setting:
     group_size: int
 
 
-@dataclass(frozen=True)
-class Built:
-    """A linear layer ready to run, and the weight [out, in] that it stands for, in float32."""
-
-    module: nn.Module
-    exact: Tensor
+Built = tuple[nn.Module, Tensor]
+"""A linear layer ready to run, and the weight [out, in] that it stands for, in float32."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def dense(dtype: torch.dtype) -> Contender:
         out_features, in_features = weight.shape
         module = nn.Linear(in_features, out_features, bias=False, device="meta")
         module.weight = nn.Parameter(weight.to(setting.dtype), requires_grad=False)
-        return Built(module, module.weight.float())
+        return module, module.weight.float()
 
     name, kernel = DENSE_NAMES[dtype], f"torch ({dtype_name(dtype)})"
     return Contender(name, "dense", build, lambda tokens, setting: kernel, lambda t, s: BOUNDS[s.dtype])
@@ -90,7 +86,7 @@ def int4(kernel: Kernel) -> Contender:
         reason = kernel.unsupported_reason(rounded, setting.device, setting.dtype)
         if reason is not None:
             raise CannotRun(reason)
-        return Built(kernel.prepare(rounded, None, setting.device, setting.dtype), rounded.dequantize())
+        return kernel.prepare(rounded, None, setting.device, setting.dtype), rounded.dequantize()
 
     return Contender(
         kernel.name,
@@ -113,7 +109,7 @@ def _build_bnb(variant: str, weight: Tensor, setting: Setting) -> Built:
         exact = tensors["linear.weight"].float() * (row_maxima.float() / 127).unsqueeze(1)
     else:
         exact = functional.dequantize_4bit(tensors["linear.weight"], module.weight.quant_state).float()
-    return Built(module, exact)
+    return module, exact
 
 
 def _bnb_bound(tokens: int, setting: Setting) -> float:

@@ -6,46 +6,71 @@ the batch in decode (1 to 32) and the prompt in prefill (64 to 2048).
 
 import argparse
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from bench.crossover.contenders import Contender, Setting, contenders
-from bench.crossover.layer import (
-    Layer,
-    Linear,
-    build_layer,
-    layer_error,
-    layer_shapes,
-    random_inputs,
-    reason_of,
-    runnable,
-)
-from bench.records.crossover import CROSSOVER_NAME, DECODE_BATCHES, MIN_TURNS, PROMPT_TOKENS, CrossoverEntry, crossings
+from bench.crossover.contenders import CannotRun, Contender, Setting, contenders
+from bench.records.crossover import COUNTS, CROSSOVER_NAME, MIN_TURNS, CrossoverEntry, Mode, crossings
 from bench.records.store import write
 from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint
+from quantize.dummy import DummyWeights, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
-from quantize.loading.device_map import torch_device
+from quantize.loading.device_map import torch_device, weights_bytes
 from quantize.model.architecture import group_size_for
 from quantize.progress import Progress, progress_bar, silent
 from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
-
-COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)
+from quantize.source import cache_folder
 
 BUDGET_S = 60.0
 TURNS = 9
 TURN_S = 0.01
 """A contender's turn is as many passes as fit in this time, at least one."""
 
+CACHE_MULTIPLE = 2
+"""On a GPU the passes go through copies of the layer that hold so many times the L2 cache together: in a model, a
+layer's weights have left the cache by the time the next token asks for them."""
+
+MAX_COPIES = 64
+"""A layer so small that this is not enough stays in the cache."""
+
+Linear = tuple[str, int, int]
+"""Name, out features, in features."""
+
 Running = tuple[Callable[[], None], float]
 """One pass through all copies of a layer, and about how many seconds it takes."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Random activations [1, most tokens, in] for each number of input features; `rows`: those that are checked."""
+
+    x: dict[int, Tensor]
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A contender's linear layers, ready to run.
+
+    entry: what is known of it so far; copies: [copy][linear]; expected: place of a linear -> its exact outputs
+    [rows, out], one linear of each weight shape.
+    """
+
+    contender: Contender
+    setting: Setting
+    inputs: Inputs
+    entry: CrossoverEntry
+    copies: list[nn.ModuleList]
+    expected: dict[int, Tensor]
 
 
 def measure_crossover(
@@ -106,6 +131,121 @@ def measure_crossover(
     return entries
 
 
+def layer_shapes(shape: str) -> tuple[str, tuple[Linear, ...]]:
+    """The model's name, and name, out features and in features of each linear layer of its first decoder layer."""
+    from quantize.model.pretrained import empty_model
+
+    name, config = dummy_config(shape)
+    model = empty_model(write_dummy_folder(config, name, cache_folder()))
+    linears = [
+        (path.split(".0.", 1)[1], module.out_features, module.in_features)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.match(r"\D*\.0\.", path)
+    ]
+    if not linears:
+        raise UserError(f"the decoder layers of {name} have no nn.Linear: choose another model")
+    return name.removeprefix("dummy-"), tuple(linears)
+
+
+def random_inputs(linears: Sequence[Linear], counts: Sequence[int], setting: Setting) -> Inputs:
+    """Normal activations; checked are the first, middle and last token of each number of tokens."""
+    generator = torch.Generator(setting.device).manual_seed(len(linears))
+    x = {}
+    for width in sorted({in_features for _, _, in_features in linears}):
+        drawn = torch.randn((1, max(counts), width), generator=generator, device=setting.device)
+        x[width] = drawn.to(setting.dtype)
+    rows = sorted({row for tokens in counts for row in (0, tokens // 2, tokens - 1)})
+    return Inputs(x, torch.tensor(rows, device=setting.device))
+
+
+def build_layer(
+    contender: Contender, setting: Setting, inputs: Inputs, blank: CrossoverEntry
+) -> Layer | CrossoverEntry:
+    """The contender's layers with random weights, as many copies as it takes; or an entry: why there are none."""
+    entry = replace(blank, contender=contender.name, style=contender.style)
+    expected: dict[int, Tensor] = {}
+    copies: list[nn.ModuleList] = []
+    copy_bytes, wanted = 0, 1
+    try:
+        while len(copies) < wanted:
+            modules = nn.ModuleList()
+            for place, (name, *shape) in enumerate(entry.linears):
+                drawn = DummyWeights({f"{name} {len(copies)}": tuple(shape)}, setting.device)
+                module, exact = contender.build(drawn.get(f"{name} {len(copies)}").float(), setting)
+                modules.append(module.eval())
+                if not copies and shape not in [list(entry.linears[known][1:]) for known in expected]:
+                    expected[place] = inputs.x[shape[1]][0][inputs.rows].float() @ exact.t()
+            copies.append(modules)
+            if len(copies) == 1:
+                copy_bytes = weights_bytes(modules)
+                wanted = copies_wanted(copy_bytes, setting.device)
+    except CannotRun as reason:
+        return replace(entry, reason=str(reason))
+    except Exception as error:  # other people's kernels and no memory left: the others go on
+        return replace(entry, reason=reason_of(error))
+    entry = replace(entry, weights_bytes=copy_bytes, copies=len(copies))
+    return Layer(contender, setting, inputs, entry, copies, expected)
+
+
+def copies_wanted(copy_bytes: int, device: torch.device) -> int:
+    """How many copies of a layer hold CACHE_MULTIPLE times the GPU's L2 cache; one on a CPU."""
+    if device.type != "cuda":
+        return 1
+    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(MAX_COPIES, max(1, -(-CACHE_MULTIPLE * cache_bytes // copy_bytes)))
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first[:200]}"
+
+
+def layer_error(layer: Layer, tokens: int) -> float:
+    """The largest |found - exact| / |exact| of a checked token's outputs, over one linear of each weight shape."""
+    rows = layer.inputs.rows[layer.inputs.rows < tokens]
+    errors = []
+    for place, expected in layer.expected.items():
+        x = layer.inputs.x[layer.entry.linears[place][2]][:, :tokens]
+        found, exact = layer.copies[0][place](x)[0][rows].float(), expected[: len(rows)]
+        errors.append(((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
+    return float(torch.stack(errors).max())
+
+
+def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], None], Mode]:
+    """One pass through all copies: a CUDA graph's replay where it can be captured, else the calls themselves.
+
+    At one token a fast GPU is done before Python has asked for the next kernel, and what would be timed is Python.
+    """
+    calls = [
+        (module, layer.inputs.x[in_features][:, :tokens])
+        for modules in layer.copies
+        for module, (_, _, in_features) in zip(modules, layer.entry.linears, strict=True)
+    ]
+
+    def work() -> None:
+        for module, x in calls:
+            module(x)
+
+    if layer.setting.device.type == "cuda" and layer.contender.replayable:
+        try:
+            return captured(work), "CUDA graph"
+        except RuntimeError:  # a kernel that cannot be captured is timed as it is; one that fails will fail again
+            torch.cuda.synchronize()
+    return work, "eager"
+
+
+def captured(work: Callable[[], None]) -> Callable[[], None]:
+    """The work as a CUDA graph."""
+    from quantize.decoding.static import warm_up
+
+    warm_up(work)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
 def blank_entry(shape: str, linears: tuple[Linear, ...], setting: Setting) -> CrossoverEntry:
     """What all entries of one measurement have in common."""
     return CrossoverEntry(
@@ -123,7 +263,7 @@ def blank_entry(shape: str, linears: tuple[Linear, ...], setting: Setting) -> Cr
     )
 
 
-def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock[Any], budget_s: float) -> list[CrossoverEntry]:
+def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock, budget_s: float) -> list[CrossoverEntry]:
     """Check every layer with so many tokens, then time those that hold, in turns A B C, C B A, ..."""
     started = time.monotonic()
     entries: dict[str, CrossoverEntry] = {}
@@ -148,7 +288,7 @@ def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock[Any], budget_
     return list(entries.values())
 
 
-def get_ready(layer: Layer, tokens: int, clock: Clock[Any]) -> tuple[CrossoverEntry, Running | None]:
+def get_ready(layer: Layer, tokens: int, clock: Clock) -> tuple[CrossoverEntry, Running | None]:
     """The layer checked, warmed up and on CUDA captured; None where it is not timed, its entry then has the reason."""
     entry, bound = replace(layer.entry, tokens=tokens), layer.contender.bound(tokens, layer.setting)
     try:
@@ -180,7 +320,7 @@ def passes_and_turns(pass_s: Sequence[float], budget_s: float) -> tuple[list[int
     return passes, min(TURNS, max(MIN_TURNS, int(budget_s / turn_s)))
 
 
-def timed(work: Callable[[], None], passes: int, clock: Clock[Any]) -> float:
+def timed(work: Callable[[], None], passes: int, clock: Clock) -> float:
     """Seconds of one of so many passes."""
     clock.settle()
     start = clock.mark()

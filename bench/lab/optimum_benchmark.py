@@ -23,7 +23,7 @@ from bench.records.environment import Environment
 from bench.records.lab import SideBySideRecord
 from bench.records.record import latency_records
 from bench.records.store import append, read_only, read_records
-from bench.run.executor import run_process, worker_environment
+from bench.run.executor import run_module, run_process, worker_environment
 from bench.worker.machine import cpu_model_name, usable_cores
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints, open_checkpoint, verify
 from quantize.errors import UserError
@@ -78,11 +78,10 @@ def run_bench(checkpoint: Checkpoint, shape: Shape) -> Outcome:
         folder, records = Path(name) / "checkpoints", Path(name) / "records.jsonl"
         folder.mkdir()
         (folder / checkpoint.path.name).symlink_to(checkpoint.path.resolve(), target_is_directory=True)
-        command = [sys.executable, "-P", "-m", "bench", str(folder), "--records", str(records), "--no-quality"]
-        command += ["--prompt", str(shape.prompt), "--new", str(shape.new), "--rounds", "1"]
-        command += ["--device", "cpu", "--dtype", "float32"]
+        arguments = [str(folder), "--records", str(records), "--no-quality", "--device", "cpu", "--dtype", "float32"]
+        arguments += ["--prompt", str(shape.prompt), "--new", str(shape.new), "--rounds", "1"]
         start = time.perf_counter()
-        ended = run_process(command, timeout_s=TIMEOUT_S, environment=worker_environment(None))
+        ended = run_module("bench", *arguments, timeout_s=TIMEOUT_S)
         wall_s = time.perf_counter() - start
         found = read_records(records) if records.is_file() else []
     measured = [record.latency for record in latency_records(found) if record.latency is not None]

@@ -18,8 +18,9 @@ from bench.records.ratio import ratio_of
 from bench.records.scenario import Scenario
 from bench.records.store import append
 from bench.worker.clock import clock_for
-from bench.worker.latency import greedy_pass, prompt_ids
+from bench.worker.latency import prompts_of, timed_pass
 from bench.worker.machine import fingerprint
+from quantize.decoding.eager import EagerDecoder
 from quantize.loader import load
 from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
@@ -68,13 +69,14 @@ def race(arguments: argparse.Namespace) -> None:
 
 def ours(model: Any, scenario: Scenario) -> float:
     """Median seconds of a decode step as the worker times them."""
-    prompt = prompt_ids(scenario, model.config.get_text_config().vocab_size, model.device)
-    return statistics.median(greedy_pass(model, prompt, scenario.decode_steps, clock_for(model.device.type)).decode_s)
+    [prompt] = prompts_of(scenario, model.config.get_text_config().vocab_size, model.device)
+    clock = clock_for(model.device.type)
+    return statistics.median(timed_pass(EagerDecoder(model), prompt, scenario.decode_steps, clock).decode_s)
 
 
 def generate(model: Any, scenario: Scenario) -> float:
     """Seconds a token of a bare greedy `generate`: a long run less one of a single token, over the tokens between."""
-    prompt = prompt_ids(scenario, model.config.get_text_config().vocab_size, model.device)
+    [prompt] = prompts_of(scenario, model.config.get_text_config().vocab_size, model.device)
     settle = clock_for(model.device.type).settle
 
     def seconds(new: int) -> float:

@@ -21,9 +21,9 @@ from torch import Tensor
 from bench.lab.quantizers import CONTENDERS, OURS, Task
 from bench.records.lab import RaceRecord, TextFacts
 from bench.records.store import append
-from bench.run.executor import run_process, worker_environment
+from bench.run.executor import run_module
 from bench.worker.machine import fingerprint
-from bench.worker.quality import divergences, perplexity
+from bench.worker.quality import divergences, quality
 from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_from, token_blocks, unseen_paragraphs
 from quantize.errors import UserError
 from quantize.int4.packing import unpack_gemm
@@ -91,24 +91,17 @@ def race(arguments: argparse.Namespace) -> list[RaceRecord]:
 
 
 def turns(names: Sequence[str], ours: Container[str]) -> list[str]:
-    """Who runs when: ours first and again after each of the others, which take long enough for the machine to change.
-
-    The table takes the medians.
-    """
+    """Who runs when: ours first and again after each of the others, the machine may change; the table has medians."""
     own = [name for name in names if name in ours]
     others = [[name, *own] for name in names if name not in ours]
     return own + [name for turn in others for name in turn]
 
 
 def run_contender(name: str, task: dict[str, Any], stem: Path, timeout_s: float) -> dict[str, Any]:
-    """One contender in a process of its own: its seconds and peak_bytes, or the reason why there are none.
-
-    What it prints goes to a log file.
-    """
+    """One contender in its own process: its seconds and peak_bytes, or why there are none; its words go to a log."""
     request_path = stem.with_suffix(".request.json")
     request_path.write_text(json.dumps(task))
-    command = [sys.executable, "-P", "-m", "bench.lab.quantizers", name, str(request_path)]
-    ended = run_process(command, timeout_s=timeout_s, environment=worker_environment(None))
+    ended = run_module("bench.lab.quantizers", name, str(request_path), timeout_s=timeout_s)
     stem.with_suffix(".log").write_text(ended.output)
     return _quantized(stem) if ended.exit_code == 0 else {"reason": ended.verdict()[1]}
 
@@ -164,7 +157,10 @@ class Evaluation:
         model = model_of(self.folder, dtype=torch.float32)
         put_layers(model, load_file(layers), group_size)
         means = {kind: float(divergences(self.reference, model, text).mean()) for kind, text in self.texts.items()}
-        return {"perplexity": {kind: perplexity(model, text) for kind, text in self.texts.items()}, "divergence": means}
+        return {
+            "perplexity": {kind: quality(model, text).perplexity for kind, text in self.texts.items()},
+            "divergence": means,
+        }
 
     def record(self, contender: str) -> RaceRecord:
         """What is raced, without the contender's figures."""

@@ -1,41 +1,35 @@
-"""One checkpoint's time over another's: the only comparison, for the stopping rule, `--compare` and the report.
-
-Imports no torch.
-"""
+"""One checkpoint's time over another's: the only comparison (stopping, `--compare`, report). Imports no torch."""
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.records.environment import differences
 from bench.records.ratio import Ratio, independent_ratio_of, ratio_of
 from bench.records.record import PHASES, Phase, Record, latency_records
-from bench.records.scenario import Scenario
 from quantize.errors import UserError
 
 Setting = tuple[str, str | None]
 """Device and compute dtype: records of different settings are never paired."""
 
-Key = tuple[Any, ...]
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One checkpoint against its reference in one scenario, on one device and in one compute dtype.
 
-    reference: its reference's name.
-    scenario:  what both ran.
-    ratios:    for each phase that both have.
-    rounds:    how many rounds both finished; the ratios are over these.
-    first:     in how many of them the reference ran before the checkpoint.
-    apart_s:   the longest time between the starts of two paired runs, None where the records do not say.
+    ratios:  for each phase that both have.
+    rounds:  how many rounds both finished; the ratios are over these.
+    first:   in how many of them the reference ran before the checkpoint.
+    apart_s: the longest time between the starts of two paired runs, None where the records do not say.
     """
 
     reference: str
-    scenario: Scenario
     ratios: dict[Phase, Ratio]
     rounds: int
     first: int
@@ -47,7 +41,7 @@ class Comparison:
         return self.rounds < 2 or 0 < self.first < self.rounds
 
 
-def compare(scenario: Scenario, variant: Sequence[Record], reference: Sequence[Record]) -> Comparison | None:
+def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Comparison | None:
     """Compare the ok latency records of one checkpoint in one scenario with the reference's, paired by round.
 
     Each run of the checkpoint is paired with the reference's run of the same round, device and compute dtype, and where
@@ -65,7 +59,6 @@ def compare(scenario: Scenario, variant: Sequence[Record], reference: Sequence[R
     apart_s = max(_apart_s(one, other) for one, other in pairs)
     return Comparison(
         reference=pairs[0][1].subject.name,
-        scenario=scenario,
         ratios=ratios,
         rounds=len(pairs),
         first=sum(_order(other) <= _order(one) for one, other in pairs),
@@ -78,18 +71,20 @@ def widest_interval(records: Sequence[Record]) -> float | None:
 
     Infinite where one has too few rounds for an interval; None where there is no ratio at all.
     """
-    good = latency_records(records)
+    good = unique(latency_records(records))
     references: dict[tuple[str, Setting], str] = {}
     for record in good:
         if record.subject.may_be_reference:
             references.setdefault((record.subject.baseline, _setting(record)), record.subject.name)
-    series = _grouped(good, lambda one: (one.subject.baseline, one.scenario, _setting(one), one.subject.name))
+    series: dict[Any, list[Record]] = grouped(
+        good, lambda one: (one.subject.baseline, one.scenario, _setting(one), one.subject.name)
+    )
     widths = []
     for (baseline, scenario, setting, name), runs in series.items():
         reference_name = references.get((baseline, setting))
         if name == reference_name:
             continue
-        comparison = compare(scenario, runs, series.get((baseline, scenario, setting, reference_name), []))
+        comparison = compare(runs, series.get((baseline, scenario, setting, reference_name), []))
         if comparison is not None and "total" in comparison.ratios:
             low, high = comparison.ratios["total"].interval or (1.0, math.inf)
             widths.append(math.sqrt(high / low) - 1)
@@ -103,10 +98,11 @@ def comparison_lines(before: Sequence[Record], after: Sequence[Record]) -> list[
     Raises UserError, naming the field, when they were not measured alike, and when they have no run in common.
     """
     check_comparable(before, after)
-    first, second = (
-        _grouped(latency_records(records), lambda one: (one.subject.name, one.scenario, _setting(one)))
+    series: list[dict[Any, list[Record]]] = [
+        grouped(unique(latency_records(records)), lambda one: (one.subject.name, one.scenario, _setting(one)))
         for records in (before, after)
-    )
+    ]
+    first, second = series
     lines = []
     for key in first.keys() & second.keys():
         name, scenario, (device, dtype) = key
@@ -133,7 +129,7 @@ def check_comparable(before: Sequence[Record], after: Sequence[Record]) -> None:
     for device in first.keys() & second.keys():
         if found := differences(first[device].environment, second[device].environment):
             raise UserError(f"the two files were not measured alike ({found[0]}): compare runs of one machine")
-    theirs = _grouped(good[0], lambda one: (one.kind, one.subject.name, one.scenario))
+    theirs = grouped(good[0], lambda one: (one.kind, one.subject.name, one.scenario))
     for record in good[1]:
         same = theirs.get((record.kind, record.subject.name, record.scenario), [])
         if not same:
@@ -150,7 +146,7 @@ def check_comparable(before: Sequence[Record], after: Sequence[Record]) -> None:
 
 def unique(records: Iterable[Record]) -> list[Record]:
     """Every record once: one that stands twice in a file is one measurement."""
-    found: dict[Key, Record] = {}
+    found: dict[Hashable, Record] = {}
     for one in records:
         moment = (one.started_at, one.wall_s, one.position, one.status)
         found[(one.kind, one.subject, one.scenario, one.round, _setting(one), *moment)] = one
@@ -166,11 +162,12 @@ def started(record: Record) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _grouped(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
-    found: dict[Key, list[Record]] = {}
-    for record in unique(records):
-        found.setdefault(key(record), []).append(record)
-    return found
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items that share a key, in the order first met."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def _setting(record: Record) -> Setting:
@@ -179,7 +176,7 @@ def _setting(record: Record) -> Setting:
 
 def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
     """Pairs of one round each, in the order in which they ran."""
-    by_round = _grouped(reference, lambda one: (one.round, _setting(one)))
+    by_round = grouped(unique(reference), lambda one: (one.round, _setting(one)))
     pairs = []
     for record in unique(variant):
         if found := by_round.get((record.round, _setting(record))):

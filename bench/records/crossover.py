@@ -1,7 +1,4 @@
-"""What `bench.crossover` leaves: seconds of each way to run a layer, and where two ways cross over.
-
-Imports no torch.
-"""
+"""What `bench.crossover` leaves: seconds of each way to run a layer, where two ways cross over. Imports no torch."""
 
 import itertools
 import math
@@ -20,6 +17,8 @@ DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
 
 PROMPT_TOKENS = (64, 128, 256, 512, 1024, 2048)
 """Tokens at once in prefill: the prompt's, batch 1."""
+
+COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)
 
 SAME_WITHIN = 0.03
 """Medians this close are no order."""

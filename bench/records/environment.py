@@ -14,12 +14,7 @@ DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda")
 
 @dataclass(frozen=True)
 class SourceState:
-    """This program. Unknown is None.
-
-    quantable: its version.
-    commit:    of its source, where that is a git tree of its own.
-    dirty:     whether files differ from that commit.
-    """
+    """This program's version, the commit of its source where that is a git tree of its own, whether files differ."""
 
     quantable: str | None = None
     commit: str | None = None
@@ -34,14 +29,10 @@ class Environment:
     cpu_cores:        logical cores that the process may run on.
     torch_threads:    threads of torch's products.
     ram_bytes:        memory of the machine.
-    gpu:              the card's name, where the figures are of a GPU; so the next three.
-    gpu_memory_bytes: its memory.
-    gpu_driver:       version of its driver.
-    cuda:             version of CUDA that torch is built for.
+    gpu:              the card's name, where the figures are of a GPU; so its memory, its driver's version, and the
+                      version of CUDA that torch is built for.
     os:               name, version and architecture of the system.
-    python:           version.
     libraries:        version of each library that may touch a number, None for one that is not installed.
-    source:           this program's version and commit.
     matmul_probe_s:   seconds of one matrix product on the CPU, by dtype.
     cpu_dtype:        the compute dtype that suits this CPU.
     copy_bytes_per_s: what a plain copy on the device moves, read and written together.

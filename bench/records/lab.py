@@ -26,15 +26,11 @@ class TextFacts:
 class RaceRecord:
     """How one quantizer did (bench.lab.race).
 
-    contender:     its name.
-    model:         what was quantized.
-    blocks:        [blocks, tokens] of the calibration.
-    blocks_sha256: of its token ids.
-    texts:         what it was judged on, by kind of text.
-    seconds:       of quantizing and packing, the loading of libraries not counted.
-    peak_bytes:    highest resident set size of its process.
-    perplexity:    by kind of text.
-    divergence:    by kind of text: the mean KL(reference || contender) in nats a token.
+    blocks:     [blocks, tokens] of the calibration; blocks_sha256: of its token ids.
+    texts:      what it was judged on, by kind of text, as `perplexity` and `divergence` are.
+    seconds:    of quantizing and packing, the loading of libraries not counted.
+    peak_bytes: highest resident set size of its process.
+    divergence: the mean KL(reference || contender) in nats a token.
     """
 
     when: str
@@ -58,11 +54,8 @@ class OverheadRecord:
     """Our decode loop against a bare `model.generate` (bench.lab.overhead).
 
     checkpoint:       its folder's name.
-    scenario:         prompt and new tokens.
-    compute_dtype:    what both computed in.
     decode_s_a_token: "ours" and "generate": seconds a token, one value a round.
-    ratio:            ours over generate's.
-    interval:         its 95% interval, None for too few rounds.
+    ratio:            ours over generate's; interval: its 95% interval, None for too few rounds.
     """
 
     when: str
@@ -81,19 +74,13 @@ class OverheadRecord:
 class SideBySideRecord:
     """One process of us or of optimum-benchmark (bench.lab.optimum_benchmark).
 
-    contender:      who ran.
-    round:          in which round.
-    wall_s:         of the whole process, start and imports included.
-    model:          the checkpoint's folder.
-    content_sha256: of its files.
-    prompt:         prompt tokens.
-    new:            new tokens.
-    iterations:     passes that the other tool times at least.
-    duration_s:     seconds that it goes on for at least.
-    seed:           of the prompt.
-    prefill_s:      seconds of each prompt pass.
-    decode_s:       for each pass the seconds of each decode step.
-    raw:            what the tool itself reports, in its words.
+    wall_s:      of the whole process, start and imports included.
+    model:       the checkpoint's folder; content_sha256: of its files.
+    prompt, new: tokens; seed: of the prompt.
+    iterations:  passes that the other tool times at least; duration_s: seconds that it goes on for at least.
+    prefill_s:   seconds of each prompt pass.
+    decode_s:    for each pass the seconds of each decode step.
+    raw:         what the tool itself reports, in its words.
     """
 
     when: str
@@ -136,8 +123,6 @@ class ProfileRecord:
 
     source:      a checkpoint's folder name, or the shape of random weights.
     variant:     of random weights, None for a checkpoint.
-    scenario:    prompt and new tokens, and how they are decoded.
-    kernels:     what ran the quantized layers.
     phase:       "prefill" or "decode step" and how it ran.
     wall_s:      seconds of a pass without the profiler.
     operations:  of a pass under the profiler, the longest first.

@@ -45,9 +45,8 @@ class Subject:
     rounding:           how 4-bit codes were chosen, None where that was no choice.
     family:             the base model that its reference is of, None for its base model.
     kernel:             what the user chose for the quantized layers ("native" or a name), None for the fastest.
-    dummy:              the shape of weights that were random and never on disk, for the reader.
-    dummy_layers:       decoder layers of that shape.
-    dummy_hidden_size:  its hidden size.
+    dummy:              the shape of weights that were random and never on disk, for the reader; dummy_layers,
+                        dummy_hidden_size: of that shape.
     """
 
     name: str
@@ -157,8 +156,7 @@ class Memory:
 class Divergence:
     """How far the next-token distributions are from the reference's, in nats: KL(reference || model).
 
-    mean, median, p99: over the predicted tokens.
-    flips:             the share of tokens whose likeliest choice is another one.
+    Mean, median and p99 are over the predicted tokens; flips: the share of those whose likeliest choice is another.
     """
 
     mean: float
@@ -207,19 +205,14 @@ class Record:
 
     kind:          which of the three.
     status:        "ok" exactly when the figures of its kind are there.
-    subject:       what was measured.
     device:        "cpu" or "cuda".
-    started_at:    ISO 8601, UTC.
-    environment:   the fingerprint of machine and libraries.
-    wall_s:        seconds of the whole run.
+    started_at:    ISO 8601, UTC; wall_s: of the whole run.
     reason:        in one line why there are no figures, None where there are.
-    scenario:      of a latency run.
-    round:         of a latency run.
+    scenario, round: of a latency run.
     position:      its place among the runs that were planned together.
     compute_dtype: what the activations were.
     kernels:       what ran the quantized layers.
     latency, memory, quality, tasks: the figures.
-    device_state:  what NVML showed.
     prompt_sha256: of the prompt's token ids.
     plan:          the rules that it was measured under.
     quantization:  what the loaded model says of its quantization (bitsandbytes' threshold and type among it).

@@ -1,8 +1,8 @@
 """What one run measures: prompt tokens in, new tokens out. Imports no torch."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 from quantize.errors import UserError
@@ -45,7 +45,7 @@ class Scenario:
             raise UserError(f"scenario {self.name}: mode graph needs new_tokens of at least 2, since it is of decoding")
         if self.lengths and min(self.lengths) < 1:
             raise UserError(f"scenario {self.name}: each of the lengths must be at least 1")
-        if self.lengths and self.prompt_tokens != (mean := mean_length(self.lengths)):
+        if self.lengths and self.prompt_tokens != (mean := round(fmean(self.lengths))):
             raise UserError(f"scenario {self.name}: prompt_tokens must be the mean of its lengths, {mean}")
 
     @staticmethod
@@ -53,7 +53,7 @@ class Scenario:
         """A scenario over several prompt lengths. fields: batch, seed, mode."""
         if not lengths:
             raise UserError(f"scenario {name}: no prompt lengths")
-        return Scenario(name, max(1, mean_length(lengths)), new_tokens, lengths=tuple(lengths), **fields)
+        return Scenario(name, max(1, round(fmean(lengths))), new_tokens, lengths=tuple(lengths), **fields)
 
     @property
     def prompt_lengths(self) -> tuple[int, ...]:
@@ -76,18 +76,7 @@ class Scenario:
         return max(self.prompt_lengths) + self.decode_steps
 
 
-def mean_length(lengths: Sequence[int]) -> int:
-    """The rounded mean of prompt lengths."""
-    return round(statistics.fmean(lengths))
-
-
-SCENARIOS: dict[str, Scenario] = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario("published", prompt_tokens=1024, new_tokens=1),
-        Scenario("chat", prompt_tokens=256, new_tokens=64),
-    )
-}
+SCENARIOS = {"published": Scenario("published", 1024, 1), "chat": Scenario("chat", 256, 64)}
 """The named scenarios: `published` is a pure prefill, as in the published table; `chat` has both phases.
 
 The published protocol's own prompt lengths, which a suite measures, are in bench.suite.prompts.

@@ -84,12 +84,8 @@ class PassRule:
 
     def __post_init__(self) -> None:
         limits = (self.steady_spread, self.max_warmup_s, self.min_time_s, self.noise, self.max_time_s)
-        met = all(limit >= 0 for limit in limits)  # which is no number is not
-        if (
-            not met
-            or min(self.steady_passes, self.min_passes, self.max_passes) < 1
-            or self.max_warmups < self.steady_passes
-        ):
+        counts = (self.steady_passes, self.min_passes, self.max_passes)
+        if not all(limit >= 0 for limit in limits) or min(counts) < 1 or self.max_warmups < self.steady_passes:
             raise ValueError(f"a rule that can never be met: {self}")
 
 

@@ -73,10 +73,7 @@ def append(path: Path, *records: AnyRecord) -> None:
 
 
 def write(path: Path, records: Iterable[AnyRecord]) -> None:
-    """Write these records alone, in place of what the file held; a crash leaves the older ones.
-
-    Raises UserError where `path` cannot be written.
-    """
+    """Write these records alone; a crash leaves the older ones. Raises UserError where `path` cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,6 +10,7 @@ from bench.records.record import Record
 from bench.run.probe import Machine
 from bench.worker.request import QualityRequest, Target
 from quantize.errors import UserError
+from quantize.quiet import quiet_libraries
 from quantize.variant import REFERENCE
 
 BEGIN_AGAIN = "use --fresh to begin again, or --records for another file"
@@ -28,24 +29,19 @@ def quality_request(data: str | None) -> QualityRequest:
 
 
 def expand_tasks(names: tuple[str, ...], folder: Path | None) -> tuple[str, ...]:
-    """The names of the tasks asked for, groups taken apart; none where none were.
-
-    Raises UserError for one that lm-eval does not have, before anything runs.
-    """
+    """The tasks asked for, groups taken apart. Raises UserError for one that lm-eval lacks, before anything runs."""
     if not names:
         return ()
-    from bench.worker.tasks import check_names, expand
+    from bench.worker.tasks import expand, task_manager
 
     expanded = expand(names)
-    check_names(expanded, folder)
+    with quiet_libraries():
+        task_manager(expanded, folder)
     return expanded
 
 
 def check_references(targets: Sequence[Target], sources: Sequence[str], folder: Path) -> None:
-    """Raises UserError for a target whose baseline has no reference, with the command that makes one.
-
-    sources: of each target, as `quantize` takes it.
-    """
+    """Raises UserError, saying what to do, for a target without a reference. sources: as `quantize` takes them."""
     with_reference = {target.subject.baseline for target in targets if target.subject.may_be_reference}
     for target, source in zip(targets, sources, strict=True):
         if target.subject.baseline not in with_reference:
@@ -55,24 +51,19 @@ def check_references(targets: Sequence[Target], sources: Sequence[str], folder: 
             )
 
 
-def check_same_machine(path: Path, old: Sequence[Record], machine: Machine, targets: Iterable[Target]) -> None:
-    """Raises UserError where the file holds figures of another machine, other libraries or other contents."""
+def check_continues(
+    path: Path, old: Sequence[Record], machine: Machine, targets: Iterable[Target], quality: QualityRequest | None
+) -> None:
+    """Raises UserError where the file has figures of another machine, other libraries, contents or text."""
     contents = {target.subject.name: target.subject.content_sha256 for target in targets}
     for record in old:
-        name = record.subject.name
+        name, text = record.subject.name, record.quality and record.quality.text
         if contents.get(name, record.subject.content_sha256) != record.subject.content_sha256:
             raise UserError(f"{name} is not what {path} has records of: {BEGIN_AGAIN}")
         if record.device == machine.device and (found := differences(record.environment, machine.environment)):
             raise UserError(f"{path} was measured elsewhere ({found[0]}): {BEGIN_AGAIN}")
-
-
-def check_same_text(path: Path, old: Sequence[Record], quality: QualityRequest) -> None:
-    """Raises UserError where the file holds perplexities on another text."""
-    for record in old:
-        if record.quality is not None and record.quality.text != quality.label:
-            raise UserError(
-                f"{path} holds perplexities on another text ({record.quality.text}, now {quality.label}): {BEGIN_AGAIN}"
-            )
+        if quality and text and text != quality.label:
+            raise UserError(f"{path} holds perplexities on another text ({text}, now {quality.label}): {BEGIN_AGAIN}")
 
 
 def compute_dtypes(

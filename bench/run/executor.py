@@ -23,14 +23,14 @@ Executor = Callable[[PlannedRun], list[Record]]
 
 @dataclass(frozen=True)
 class WorkerExecutor:
-    """Runs `python -m bench.worker` for every run.
+    """Runs `python -m bench.worker.worker` for every run.
 
     command:  what is started, the two file names are appended; log: where the worker's own words go when a
     run fails, None to drop them. Nothing the worker prints reaches the screen.
     """
 
     settings: Settings
-    command: tuple[str, ...] = (sys.executable, "-P", "-m", "bench.worker")
+    command: tuple[str, ...] = (sys.executable, "-P", "-m", "bench.worker.worker")
     log: Path | None = None
 
     def __call__(self, run: PlannedRun) -> list[Record]:
@@ -101,6 +101,12 @@ def run_process(command: Sequence[str], *, timeout_s: float, environment: Mappin
     finally:
         if process.poll() is None:
             _kill(process)
+
+
+def run_module(module: str, *arguments: str, timeout_s: float, threads: int | None = None) -> ProcessResult:
+    """`python -m MODULE ARGUMENTS`, in a worker's environment."""
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    return run_process(command, timeout_s=timeout_s, environment=worker_environment(threads))
 
 
 def _kill(process: "subprocess.Popen[str]") -> str:

@@ -1,11 +1,65 @@
-"""What to run, in which order, and what of it is still missing. Pure functions; imports no torch."""
+"""What to run, in which order, and what of it is still missing. Imports no torch."""
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from bench.records.record import Kind, Record
+from bench.records.record import Kind, Record, Subject
 from bench.records.scenario import Scenario
 from bench.worker.request import QUALITY, TASKS, PlannedRun, Target, Work
+from quantize.checkpoint import Checkpoint
+from quantize.variant import AUTO_KERNEL, Variant
+
+
+def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str | None = None) -> Target:
+    """A checkpoint on disk, by its folder's name: two folders of one `bench` never share one.
+
+    kernel: what AWQ layers shall run on, as quantize.load takes it; others have no choice.
+    """
+    manifest, variant = checkpoint.manifest, checkpoint.variant
+    subject = subject_of(
+        variant,
+        name=checkpoint.path.name,
+        base_model=manifest.base_model,
+        q_group_size=manifest.q_group_size,
+        content_sha256=checkpoint.content_sha256,
+        file_weights_bytes=manifest.weights_bytes,
+        rounding=manifest.options.get("rounding"),
+        family=family,
+        kernel=kernel if variant.is_awq else None,
+    )
+    try:
+        config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    has_text = manifest.source.kind != "dummy"
+    return Target(subject, str(checkpoint.path.resolve()), half_dtype=half_dtype(config), has_text=has_text)
+
+
+def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any) -> Subject:
+    """A subject of this variant, `fields` being Subject's; on a kernel of the user's choice it is a row of its own."""
+    return Subject(
+        name=name_on(name, kernel),
+        variant=variant.name,
+        method=variant.method,
+        w_bit=variant.w_bit,
+        version=variant.version,
+        download=None,
+        kernel=None if kernel == AUTO_KERNEL else kernel,
+        **fields,
+    )
+
+
+def name_on(name: str, kernel: str | None) -> str:
+    """What tells a row on a kernel of the user's choice from the same row without."""
+    return name if kernel in (None, AUTO_KERNEL) else f"{name}, {kernel} kernel"
+
+
+def half_dtype(config: Mapping[str, Any]) -> str:
+    """bfloat16 where a model's config says so, else float16."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    return "bfloat16" if named == "bfloat16" else "float16"
 
 
 def plan(
@@ -57,7 +111,7 @@ def missing(
     done: dict[RunKey, Record] = {key_of(record): record for record in records if record.status == "ok"}
     left = []
     for run in runs:
-        dtype = compute_dtypes[run.baseline]
+        dtype = compute_dtypes[run.subject.baseline]
         open_works = [work for work in run.works if not _covers(done.get(_key(run, work, device, dtype)), run)]
         if open_works:
             scenarios = tuple(one for one in run.scenarios if ("latency", one) in open_works)
@@ -88,7 +142,7 @@ def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept
 
 def planned_keys(runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Mapping[str, str]) -> set[RunKey]:
     """The keys of the records that this plan leads to."""
-    return {_key(run, work, device, compute_dtypes[run.baseline]) for run in runs for work in run.works}
+    return {_key(run, work, device, compute_dtypes[run.subject.baseline]) for run in runs for work in run.works}
 
 
 def key_of(record: Record) -> RunKey:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench.records.environment import Environment
-from bench.run.executor import run_process, worker_environment
+from bench.run.executor import run_module
 from bench.worker.machine import copy_probe, cpu_compute_dtype, fingerprint, matmul_probe
 from quantize.errors import UserError
 from quantize.schema import from_json
@@ -22,11 +22,7 @@ NO_CUDA = 3
 
 @dataclass(frozen=True)
 class Machine:
-    """What every run of one `bench` is measured on.
-
-    device:      "cpu" or "cuda".
-    environment: the fingerprint.
-    """
+    """What every run of one `bench` is measured on: "cpu" or "cuda", and the fingerprint."""
 
     device: str
     environment: Environment
@@ -39,11 +35,7 @@ def probe(device: str, threads: int | None) -> Machine:
     """
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         result = Path(folder) / "machine.json"
-        ended = run_process(
-            [sys.executable, "-P", "-m", "bench.run.probe", device, str(result)],
-            timeout_s=PROBE_TIMEOUT_S,
-            environment=worker_environment(threads),
-        )
+        ended = run_module("bench.run.probe", device, str(result), timeout_s=PROBE_TIMEOUT_S, threads=threads)
         if result.is_file():
             return from_json(Machine, result.read_bytes(), str(result))
     if ended.exit_code == NO_CUDA:

@@ -13,9 +13,8 @@ from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
 from bench.records.store import RECORDS_NAME, append, read_records
 from bench.run import checks
 from bench.run.executor import Executor, WorkerExecutor
-from bench.run.plan import RunKey, key_of, missing, plan, planned_keys, with_references
+from bench.run.plan import RunKey, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.run.probe import Machine, probe
-from bench.run.target import target_of
 from bench.worker.request import PlannedRun, Settings, Target, TaskRequest
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.errors import UserError
@@ -32,11 +31,9 @@ DEFAULT_TIMEOUT_S = 3600.0
 class Outcome:
     """What a `bench` leaves.
 
-    path:     the records file.
     records:  of its plan, the last one of each run, older runs' included.
-    measured: how many records are new.
-    rounds:   how many there are.
-    stopped:  why there are no more.
+    measured: how many of them are new.
+    stopped:  why there are no more rounds.
     """
 
     path: Path
@@ -204,9 +201,7 @@ def settings_for(
     quality = checks.quality_request(options.quality_data)
     progress("looking at the machine", 0, 0)
     machine = instruments.probe_machine(options.device, options.threads)
-    checks.check_same_machine(path, old, machine, targets)
-    if options.quality:
-        checks.check_same_text(path, old, quality)
+    checks.check_continues(path, old, machine, targets, quality if options.quality else None)
     dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
     folder = None if options.task_folder is None else str(options.task_folder.resolve())
     return Settings(
@@ -225,13 +220,7 @@ def settings_for(
 
 @dataclass
 class _Series:
-    """The runs of one bench, as they are carried out.
-
-    records:  all that the file holds.
-    measured: how many of them are new.
-    wanted:   the keys of all that was planned.
-    verified: folders whose files were compared with their manifest.
-    """
+    """The runs of one bench, as they are carried out: what the file holds, what was planned, what is sound."""
 
     path: Path
     records: list[Record]

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule
-from bench.run.target import half_dtype, name_on, subject_of, target_of
+from bench.run.plan import half_dtype, name_on, subject_of, target_of
 from bench.suite.prompts import TokensOf, published_lengths
 from bench.worker.request import Target
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints
@@ -72,11 +72,8 @@ class CrossoverBudget:
 class SuiteTables:
     """What stands once in a suite's file.
 
-    shape:     of random weights, as `quantize.dummy.dummy_config` reads it.
-    reference: what all ratios are to.
-    rounds:    as in BenchOptions.
-    rule:      as in BenchOptions.
-    crossover: how long it may take.
+    shape:        of random weights, as `quantize.dummy.dummy_config` reads it.
+    rounds, rule: as in BenchOptions.
     """
 
     shape: str

@@ -1,7 +1,6 @@
 """A whole suite in one command: its rows' records, and the crossover beside them. Imports no torch."""
 
 import contextlib
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from bench.records.crossover import CROSSOVER_NAME
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, read_crossover
-from bench.run.executor import append_log, run_process, worker_environment
+from bench.run.executor import append_log, run_module
 from bench.run.run import BenchOptions, Outcome, measure
 from bench.suite.prompts import TokensOf
 from bench.suite.suite import Suite, checkpoint_targets, dummy_targets
@@ -36,8 +35,7 @@ def run_suite(
 
     out:         the folder for everything that is written, with the checkpoints in it where the weights are not random.
     options:     how to measure. What is measured already is kept, a crossover on the same device too, unless fresh.
-    dummy:       random weights.
-    shape:       of these, None for the suite's.
+    dummy:       random weights, in this shape or the suite's.
     scenarios:   names of the suite's, none for all; they take the place of those in `options`.
     crossover_s: how long the crossover may take, None for what the suite says, 0 for none.
 
@@ -73,11 +71,9 @@ def _crossover(shape: str, out: Path, budget_s: float, options: BenchOptions, re
             return None
     arguments = ["--shape", shape, "--device", record.device, "--out", str(out)]
     arguments += ["--dtype", record.compute_dtype] if record.compute_dtype else []
-    ended = run_process(
-        [sys.executable, "-P", "-m", "bench.crossover", *arguments, "--budget", f"{budget_s:g}"],
-        timeout_s=60.0 + CROSSOVER_GRACE * budget_s,
-        environment=worker_environment(options.threads),
-    )
+    arguments += ["--budget", f"{budget_s:g}"]
+    timeout_s = 60.0 + CROSSOVER_GRACE * budget_s
+    ended = run_module("bench.crossover", *arguments, timeout_s=timeout_s, threads=options.threads)
     if ended.exit_code == 0 and path.is_file():
         return None
     append_log((out / RECORDS_NAME).with_suffix(".log"), CROSSOVER_NAME, ended)

@@ -1,5 +1,6 @@
 """Prompts and the decode steps after each, timed apart, on a loaded model."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -52,38 +53,29 @@ class LatencyResult:
     prompt_sha256: str
 
 
-Timed = Callable[[Tensor, int], Pass]
-"""(prompt, decode steps) -> one timed pass of them."""
-
-
-def prompt_ids(scenario: Scenario, vocabulary: int, device: torch.device) -> Tensor:
-    """The scenario's first prompt: int64 [batch, tokens], drawn evenly from the vocabulary by its seed."""
-    return prompts_of(scenario, vocabulary, device)[0]
-
-
 def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Every prompt of the scenario, drawn one after the other by its seed: int64 [batch, tokens] each."""
+    """Every prompt of the scenario, drawn evenly from the vocabulary by its seed: int64 [batch, tokens] each."""
     generator = torch.Generator().manual_seed(scenario.seed)
     shapes = [(scenario.batch, length) for length in scenario.prompt_lengths]
     return tuple(torch.randint(0, vocabulary, shape, generator=generator).to(device) for shape in shapes)
 
 
 @torch.no_grad()
-def timed_pass(decoder: EagerDecoder, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
-    """Run the prompt, then `decode_steps` tokens one by one, and time each."""
+def timed_pass(decoder: EagerDecoder, prompt: Tensor, decode_steps: int, clock: Clock) -> Pass:
+    """Run the prompt, then `decode_steps` tokens one by one, and time each.
+
+    With an EagerDecoder it does what `model.generate` does for greedy search without a stop token, and no more.
+    """
     works = [lambda: decoder.prefill(prompt), *[decoder.step] * decode_steps]
     prefill_s, *decode_s = seconds_of_each(works, clock)
     return Pass((prefill_s,), tuple(decode_s), decoder.cache_bytes())
 
 
-def greedy_pass(model: Any, prompt: Tensor, decode_steps: int, clock: Clock[Any]) -> Pass:
-    """A timed pass that does what `model.generate` does for greedy search without a stop token, and no more."""
-    return timed_pass(EagerDecoder(model), prompt, decode_steps, clock)
-
-
-def pass_over(prompts: Sequence[Tensor], decode_steps: int, timed: Timed) -> Pass:
+def pass_over(
+    new_decoder: Callable[[], EagerDecoder], prompts: Sequence[Tensor], decode_steps: int, clock: Clock
+) -> Pass:
     """All prompts one after the other, as one pass: their prefills summed up, their decode steps in one series."""
-    parts = [timed(prompt, decode_steps) for prompt in prompts]
+    parts = [timed_pass(new_decoder(), prompt, decode_steps, clock) for prompt in prompts]
     held = [part.kv_cache_bytes for part in parts if part.kv_cache_bytes is not None]
     return Pass(
         prefill_by_length_s=tuple(part.prefill_s for part in parts),
@@ -104,7 +96,7 @@ def check_positions(model: Any, scenario: Scenario) -> None:
 def measure_latency(
     model: Any,
     scenario: Scenario,
-    clock: Clock[Any],
+    clock: Clock,
     rule: PassRule,
     *,
     compute_dtype: torch.dtype | None = None,
@@ -122,14 +114,14 @@ def measure_latency(
     config = model.config.get_text_config()
     prompts = prompts_of(scenario, config.vocab_size, model.device)
     dtype = compute_dtype or model.dtype
-    timed, decode_mode = timed_by_mode(model, scenario, prompts, clock, dtype)
+    new_decoder = decoders_for(model, scenario, prompts[0], dtype)
     warmup_steps = min(scenario.decode_steps, WARMUP_DECODE_STEPS)
 
     def one_pass() -> Pass:
         between()
-        return pass_over(prompts, scenario.decode_steps, timed)
+        return pass_over(new_decoder, prompts, scenario.decode_steps, clock)
 
-    warmup_s, steady = warm_up(lambda: pass_over(prompts, warmup_steps, timed).seconds, rule)
+    warmup_s, steady = warm_up(lambda: pass_over(new_decoder, prompts, warmup_steps, clock).seconds, rule)
     passes, stopped = repeat(one_pass, lambda one: one.seconds, rule)
     latency = Latency(
         prefill_s=tuple(one.prefill_s for one in passes),
@@ -138,26 +130,21 @@ def measure_latency(
         steady=steady,
         stopped=stopped,
         prefill_by_length_s=tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else (),
-        decode_mode=decode_mode if scenario.decode_steps else None,
+        decode_mode=new_decoder().name if scenario.decode_steps else None,
     )
     formula_bytes = kv_cache_formula_bytes(config, scenario, dtype)
     return LatencyResult(latency, passes[-1].kv_cache_bytes, formula_bytes, tokens_sha256(prompts))
 
 
-def timed_by_mode(
-    model: Any, scenario: Scenario, prompts: Sequence[Tensor], clock: Clock[Any], dtype: torch.dtype
-) -> tuple[Timed, str]:
-    """How to time one prompt of the scenario in its mode, and the name of how the decode steps really run.
-
-    Mode "graph" sets itself up here, once for all prompts, and is compared with eager decoding.
-    """
+def decoders_for(model: Any, scenario: Scenario, prompt: Tensor, dtype: torch.dtype) -> Callable[[], EagerDecoder]:
+    """What gives a decoder of the scenario's mode: in mode "graph" one for all passes, compared with eager decoding."""
     if scenario.mode == "eager":
-        return lambda prompt, steps: greedy_pass(model, prompt, steps, clock), EagerDecoder.name
+        return functools.partial(EagerDecoder, model)
     from quantize.decoding.static import StaticDecoder, check_against_eager
 
     decoder = StaticDecoder(model, batch=scenario.batch, positions=scenario.positions)
-    check_against_eager(decoder, model, prompts[0], scenario.decode_steps, dtype)
-    return lambda prompt, steps: timed_pass(decoder, prompt, steps, clock), decoder.name
+    check_against_eager(decoder, model, prompt, scenario.decode_steps, dtype)
+    return lambda: decoder
 
 
 def tokens_sha256(prompts: Sequence[Tensor]) -> str:

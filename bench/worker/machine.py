@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.records.environment import LIBRARIES, Environment, SourceState
-from bench.worker.clock import HostClock, clock_for, seconds_of_each
+from bench.worker.clock import Clock, clock_for, seconds_of_each
 from bench.worker.gpu import cuda_uuid, open_nvml
 from quantize.versions import version_of
 
@@ -59,9 +59,7 @@ def cpu_model_name() -> str | None:
 
 def usable_cores() -> int | None:
     """Logical cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def source_state(root: Path) -> SourceState:
@@ -100,10 +98,7 @@ def copy_probe(device_type: str, repeats: int = 11) -> float | None:
 
 
 def matmul_probe(repeats: int = 5) -> dict[str, float]:
-    """Median seconds of one matrix product at a prompt-like shape on the CPU, by dtype name.
-
-    [256, 2048] times [2048, 2048], after one warm-up, the dtypes taking turns.
-    """
+    """Median seconds of [256, 2048] times [2048, 2048] on the CPU by dtype name, taking turns after a warm-up."""
     import torch
 
     products = {}
@@ -111,7 +106,7 @@ def matmul_probe(repeats: int = 5) -> dict[str, float]:
         x, weight = torch.ones(256, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
         products[str(dtype).removeprefix("torch.")] = functools.partial(torch.matmul, x, weight.T)
     with torch.no_grad():
-        turns = [seconds_of_each(list(products.values()), HostClock()) for _ in range(repeats + 1)]
+        turns = [seconds_of_each(list(products.values()), Clock()) for _ in range(repeats + 1)]
     return dict(zip(products, map(statistics.median, zip(*turns[1:], strict=True)), strict=True))
 
 

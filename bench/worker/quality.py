@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,13 @@ def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expe
     infinity.
     """
     likelihood, divergence = _Likelihood(blocks, text), _DivergenceSamples()
-    references = None if expected is None else read_logprobs(expected, _row_counts(blocks))
+    reference = None if expected is None else logprobs_reader(expected)
     for logits, following in predictions(model, blocks):
         own = torch.log_softmax(logits, dim=-1)
         likelihood.add(own, following)
-        if references is not None:
-            divergence.add(next(references).to(own.device), own)
-    return likelihood.quality(divergence=None if references is None else divergence.summary())
+        if reference is not None:
+            divergence.add(reference(len(own)).to(own.device), own)
+    return likelihood.quality(divergence=None if reference is None else divergence.summary())
 
 
 def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str = BUILTIN_LABEL) -> Quality:
@@ -109,9 +109,9 @@ def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str
     try:
         if switch:
             model.set_attn_implementation("eager")
-        pairs = zip(read_logprobs(keep, _row_counts(blocks)), predictions(model, blocks, at_once=2), strict=True)
-        for expected, (logits, _) in pairs:
-            again.add(expected.to(logits.device), torch.log_softmax(logits, dim=-1))
+        expected = logprobs_reader(keep)
+        for logits, _ in predictions(model, blocks, at_once=2):
+            again.add(expected(len(logits)).to(logits.device), torch.log_softmax(logits, dim=-1))
     finally:
         if switch:
             model.set_attn_implementation(before)
@@ -142,24 +142,18 @@ def write_logprobs(path: Path, parts: Iterator[torch.Tensor], tokens: int) -> No
         partial.unlink(missing_ok=True)
 
 
-def read_logprobs(path: Path, sizes: Iterator[int]) -> Iterator[torch.Tensor]:
-    """float32 [rows, vocabulary], as many rows at a time as `sizes` says, normalised again after their rounding.
+def logprobs_reader(path: Path) -> Callable[[int], torch.Tensor]:
+    """(rows) -> the next so many of a file, float32 [rows, vocabulary], normalised anew; UserError at its end."""
+    kept, at = np.load(path, mmap_mode="r", allow_pickle=False), 0
 
-    Raises UserError for a file of other lengths than asked for.
-    """
-    kept = np.load(path, mmap_mode="r", allow_pickle=False)
-    at = 0
-    for size in sizes:
-        if at + size > len(kept):
+    def read(rows: int) -> torch.Tensor:
+        nonlocal at
+        at += rows
+        if at > len(kept):
             raise UserError(f"{path} holds {len(kept)} tokens, more were asked for: delete it and run again")
-        yield torch.log_softmax(torch.from_numpy(np.array(kept[at : at + size])).float(), dim=-1)
-        at += size
+        return torch.log_softmax(torch.from_numpy(np.array(kept[at - rows : at])).float(), dim=-1)
 
-
-def _row_counts(blocks: torch.Tensor) -> Iterator[int]:
-    """The sizes in which `predictions` yields."""
-    positions = blocks.shape[1] - 1
-    return (min(LOGIT_ROWS, positions - start) for _ in blocks for start in range(0, positions, LOGIT_ROWS))
+    return read
 
 
 def _divergence(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -191,11 +185,6 @@ class _DivergenceSamples:
             p99=float(samples.quantile(0.99)),
             flips=self._flips / len(samples),
         )
-
-
-def perplexity(model: Any, blocks: torch.Tensor) -> float:
-    """Perplexity alone; see `quality`."""
-    return quality(model, blocks).perplexity
 
 
 @torch.no_grad()

@@ -68,11 +68,8 @@ class Target:
 class PlannedRun:
     """One process: a target with all scenarios of one round, then its quality and its tasks where asked for.
 
-    target:       what is measured.
     position:     its place among the runs that were planned together.
-    scenarios:    measured in turn.
     round:        of its latencies.
-    quality:      whether to judge it.
     tasks:        names of lm-eval.
     is_reference: whether its baseline is compared with it: of several half-precision checkpoints the first alone.
     """
@@ -96,11 +93,6 @@ class PlannedRun:
         """The target as its records name it."""
         return self.target.subject
 
-    @property
-    def baseline(self) -> str:
-        """The base model whose reference it is compared with."""
-        return self.subject.baseline
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -113,8 +105,6 @@ class Settings:
     threads:            CPU threads of each process, None for torch's choice.
     rounds:             how many rounds, for every record.
     rule:               of every latency measurement.
-    quality:            what to judge on.
-    tasks:              how to run tasks.
     reference_logprobs: by base model, the file that holds what its reference expects.
     """
 
@@ -134,8 +124,6 @@ class Settings:
 class Request:
     """One process's work: load one target, then measure each scenario in turn, its quality, its tasks.
 
-    settings:   shared by all runs.
-    run:        this one.
     parent_pid: the worker ends when this process does; None to run on its own.
     """
 
@@ -150,7 +138,7 @@ class Request:
     @property
     def compute_dtype(self) -> str:
         """What the activations are."""
-        return self.settings.compute_dtypes[self.run.baseline]
+        return self.settings.compute_dtypes[self.run.subject.baseline]
 
     @property
     def reference_logprobs(self) -> str | None:

@@ -12,16 +12,9 @@ from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
 MEDICAL_TASKS: tuple[str, ...] = (
-    "mmlu_clinical_knowledge",
-    "mmlu_medical_genetics",
-    "mmlu_anatomy",
-    "mmlu_professional_medicine",
-    "mmlu_college_biology",
-    "mmlu_college_medicine",
-    "medqa_4options",
-    "pubmedqa",
-    "medmcqa",
-)
+    "mmlu_clinical_knowledge", "mmlu_medical_genetics", "mmlu_anatomy", "mmlu_professional_medicine",
+    "mmlu_college_biology", "mmlu_college_medicine", "medqa_4options", "pubmedqa", "medmcqa",
+)  # fmt: skip
 """Nine of the ten tasks of the BioMistral-7B model card, in its order and by their names in lm-eval.
 
 The tenth, MedQA with 5 options, lm-eval 0.4.13 does not have. Its `pubmedqa` wants a data set that comes as a script,
@@ -38,20 +31,11 @@ MAIN_METRICS = ("acc_norm", "acc")
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
-    """The tasks that these names stand for, each once and in order; a name that is no group of GROUPS stays.
-
-    Raises UserError when there is none.
-    """
+    """The tasks that these names stand for (GROUPS), each once and in order. Raises UserError when there is none."""
     tasks = tuple(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))
     if not tasks:
         raise UserError(f"no task named: name tasks of lm-eval or one of {', '.join(GROUPS)}")
     return tasks
-
-
-def check_names(names: Sequence[str], folder: Path | None) -> None:
-    """Raise UserError for a name that lm-eval does not know, and where lm-eval is not installed. Loads no data."""
-    with quiet_libraries():
-        _task_manager(names, folder)
 
 
 def evaluate(
@@ -70,7 +54,7 @@ def evaluate(
         raise UserError(f"limit {limit}: use a limit of 1 or more")
     wanted = expand(names)
     with quiet_libraries():
-        manager = _task_manager(wanted, folder)
+        manager = task_manager(wanted, folder)
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -87,8 +71,11 @@ def evaluate(
     return tuple(_result(name, found) for name in tasks)
 
 
-def _task_manager(names: Sequence[str], folder: Path | None) -> Any:
-    """lm-eval's index that knows all these names; lm-eval's own 14,000 tasks are read only where they are needed."""
+def task_manager(names: Sequence[str], folder: Path | None) -> Any:
+    """lm-eval's index that knows all these names; lm-eval's own 14,000 tasks are read only where they are needed.
+
+    Raises UserError for a name that lm-eval does not know, and where lm-eval is not installed. Loads no data.
+    """
     try:
         import lm_eval  # noqa: F401
     except ModuleNotFoundError:

@@ -1,6 +1,6 @@
 """One process, one model: load it, measure it, write records. The only file of bench that measures a row.
 
-python -m bench.worker REQUEST.json RESULT.jsonl
+python -m bench.worker.worker REQUEST.json RESULT.jsonl
 """
 
 import ctypes
@@ -39,17 +39,14 @@ class Bench:
     """A loaded checkpoint on its bench: the model and the instruments. memory: what loading it took."""
 
     loaded: Any
-    clock: Clock[Any]
+    clock: Clock
     view: MemoryView
     nvml: Nvml | None
     memory: Memory
 
 
 def work(request: Request, emit: Callable[[Record], None]) -> None:
-    """Load the model and emit one record a scenario, one of quality, one of tasks, failures included.
-
-    A failure to load is a record for everything asked for.
-    """
+    """Load the model, emit a record a work, failures included; a failure to load is one of everything asked for."""
     started_at, start = _now(), time.perf_counter()
     try:
         bench = _load(request)
@@ -236,3 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     with quiet_libraries():
         work(request, lambda record: append(result, record))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,10 +12,9 @@ from quantize.errors import UserError
 from quantize.variant import VARIANTS
 from reports import report
 from reports.cli import main
-from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS
+from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS, versus_page
 from reports.results import Measurement, measurements
 from reports.table import Table
-from reports.versus_published import versus_page
 
 if TYPE_CHECKING:
     from tests.builder import Builder

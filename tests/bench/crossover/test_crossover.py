@@ -11,10 +11,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.crossover import layer as layer_module
+from bench.crossover import measure as measure_module
 from bench.crossover.contenders import BNB_8BIT, Built, CannotRun, Contender, Setting, contenders, dense, int4
-from bench.crossover.layer import MAX_COPIES, Layer, build_layer, copies_wanted, layer_shapes, random_inputs, runnable
-from bench.crossover.measure import TURN_S, TURNS, blank_entry, main, measure_crossover, passes_and_turns, time_layers
+from bench.crossover.measure import (
+    MAX_COPIES,
+    TURN_S,
+    TURNS,
+    Layer,
+    blank_entry,
+    build_layer,
+    copies_wanted,
+    layer_shapes,
+    main,
+    measure_crossover,
+    passes_and_turns,
+    random_inputs,
+    runnable,
+    time_layers,
+)
 from bench.records.crossover import CROSSOVER_NAME, MIN_TURNS, SAME_WITHIN, CrossoverEntry, crossings
 from bench.records.environment import Environment
 from bench.records.store import line_of, read_crossover, write
@@ -222,7 +236,7 @@ def ticking(name: str, clock: FakeClock, seconds_of: Callable[[int], float], ord
             order.append(name)
             return seconds_of(tokens)
 
-        return Built(Ticking(weight, clock, noted), weight)
+        return Ticking(weight, clock, noted), weight
 
     return Contender(name, "GEMM", build, lambda tokens, setting: name, lambda tokens, setting: 1e-5)
 
@@ -407,7 +421,7 @@ def test_what_cannot_be_captured_is_timed_as_it_is(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
     def run(contender: Contender, captured: Callable[[Callable[[], None]], Callable[[], None]]) -> tuple[str, float]:
-        monkeypatch.setattr(layer_module, "captured", captured)
+        monkeypatch.setattr(measure_module, "captured", captured)
         layer = build_layer(contender, setting, inputs, blank_entry("x", linears, setting))
         assert isinstance(layer, Layer)
         work, mode = runnable(replace(layer, setting=replace(setting, device=cuda)), 4)

@@ -66,7 +66,7 @@ def interleaved(names: Sequence[str], rounds: int = ROUNDS) -> Iterator[str]:
 
 def compared(records: Iterable[Record], variant: str) -> Comparison:
     own = [record for record in records if record.subject.variant == variant]
-    comparison = compare(PUBLISHED, own, [r for r in records if r.subject.variant == "fp16"])
+    comparison = compare(own, [r for r in records if r.subject.variant == "fp16"])
     assert comparison is not None
     return comparison
 
@@ -146,11 +146,11 @@ def test_a_time_that_cannot_be_is_refused(builder: "Builder", seconds: float) ->
 def test_runs_are_paired_by_round_and_a_missing_round_is_left_out(builder: "Builder") -> None:
     reference = [builder.latency("fp16", round=n, prefill_s=(float(n + 1),)) for n in (0, 1, 3)]
     variant = [builder.latency("bnb-4bit", round=n, prefill_s=(2.0 * (n + 1),)) for n in (3, 2, 1)]
-    comparison = compare(PUBLISHED, variant, reference)
+    comparison = compare(variant, reference)
     assert comparison is not None
     assert comparison.rounds == 2
     assert comparison.ratios["prefill"].rounds == (2.0, 2.0)
-    assert compare(PUBLISHED, variant[1:2], reference) is None
+    assert compare(variant[1:2], reference) is None
 
 
 def test_a_round_measured_twice_is_paired_with_the_reference_closest_in_time(new_builder: "type[Builder]") -> None:
@@ -185,10 +185,10 @@ def test_how_far_apart_and_in_which_order_the_pairs_ran_is_kept(builder: "Builde
 def test_an_unreadable_start_is_unknown_and_zones_may_differ(builder: "Builder") -> None:
     reference = builder.latency("fp16", started_at="2025-03-01T12:00:00")
     east = builder.latency("bnb-4bit", started_at="2025-03-01T13:00:30+01:00")
-    known = compare(PUBLISHED, [east], [reference])
+    known = compare([east], [reference])
     assert known is not None
     assert known.apart_s == 30
-    unknown = compare(PUBLISHED, [builder.latency("bnb-4bit", started_at="yesterday")], [reference])
+    unknown = compare([builder.latency("bnb-4bit", started_at="yesterday")], [reference])
     assert unknown is not None
     assert unknown.apart_s is None
     assert datetime.fromisoformat(reference.started_at).tzinfo is None
@@ -209,8 +209,8 @@ def test_devices_and_dtypes_in_one_file_are_each_what_they_are_alone(new_builder
     for part in parts:
         own = [record for record in part if record.subject.variant == "awq-gemm"]
         others = [record for record in mixed if record.subject.variant == "fp16"]
-        alone = compare(PUBLISHED, own, [record for record in part if record.subject.variant == "fp16"])
-        assert compare(PUBLISHED, own, others) == alone
+        alone = compare(own, [record for record in part if record.subject.variant == "fp16"])
+        assert compare(own, others) == alone
     assert widest_interval(mixed) == max(widest_interval(part) or 0.0 for part in parts)
 
 

@@ -10,8 +10,7 @@ from bench.records.gpu_state import GpuState, GpuStates
 from bench.records.record import Divergence, Kernels, Latency, Memory, Quality, Record, TaskScore, latency_records
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.store import append, line_of, read_crossover, read_records, record_from
-from bench.run.plan import plan
-from bench.run.target import target_of
+from bench.run.plan import plan, target_of
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 

@@ -10,8 +10,7 @@ from bench.records.environment import Environment
 from bench.records.record import Record
 from bench.records.scenario import SCENARIOS
 from bench.run.executor import ProcessResult, WorkerExecutor, worker_environment
-from bench.run.plan import plan
-from bench.run.target import target_of
+from bench.run.plan import plan, target_of
 from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint
 

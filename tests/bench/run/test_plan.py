@@ -6,8 +6,7 @@ import pytest
 
 from bench.records.record import Record, TaskScore
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.run.plan import key_of, missing, plan, planned_keys, with_references
-from bench.run.target import target_of
+from bench.run.plan import key_of, missing, plan, planned_keys, target_of, with_references
 from bench.worker.request import QUALITY, TASKS, PlannedRun, Target
 from quantize.checkpoint import Checkpoint
 

@@ -1,4 +1,3 @@
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,11 +35,11 @@ def test_the_process_sees_what_a_worker_will_see() -> None:
 
 
 def replace_process(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
-    def run_process(command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]) -> ProcessResult:
+    def run_module(*command: str, timeout_s: float, threads: int | None) -> ProcessResult:
         assert not Path(command[-1]).exists()
         return ProcessResult(1, output, timeout_s)
 
-    monkeypatch.setattr(bench.run.probe, "run_process", run_process)
+    monkeypatch.setattr(bench.run.probe, "run_module", run_module)
 
 
 def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

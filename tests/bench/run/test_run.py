@@ -19,9 +19,9 @@ from bench.records.store import RECORDS_NAME, read_records
 from bench.run import run as module
 from bench.run.checks import compute_dtypes, set_aside
 from bench.run.executor import Executor
+from bench.run.plan import target_of
 from bench.run.probe import Machine
 from bench.run.run import BenchOptions, Instruments, Outcome, bench, targets_in
-from bench.run.target import target_of
 from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 from quantize.errors import UserError
@@ -54,7 +54,7 @@ class FakeExecutor:
             raise KeyboardInterrupt
         self.ran.append(run)
         assert self.settings is not None
-        dtype = self.settings.compute_dtypes[run.baseline]
+        dtype = self.settings.compute_dtypes[run.subject.baseline]
         status = self.failing.get(run.subject.name)
         if status is None:
             return self.records_of(run, dtype=dtype, device=self.settings.device)

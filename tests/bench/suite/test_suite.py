@@ -11,8 +11,7 @@ from bench.records.comparison import widest_interval
 from bench.records.record import Record
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule
-from bench.run.plan import plan
-from bench.run.target import half_dtype, target_of
+from bench.run.plan import half_dtype, plan, target_of
 from bench.suite.suite import checkpoint_targets, dummy_targets, shape_name, suite_named
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError

@@ -22,9 +22,8 @@ from bench.suite.suite_run import run_suite
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.api import load_records, write_all
-from reports.published import BIOMISTRAL_7B
+from reports.published import BIOMISTRAL_7B, versus_page
 from reports.results import measurements
-from reports.versus_published import versus_page
 
 ROOT = Path(__file__).parents[3]
 SUITE = """
@@ -234,11 +233,11 @@ def test_a_crossover_of_another_device_or_a_damaged_one_is_measured_again(
     folder = make_checkpoint("fp16", base_model="BioMistral-7B").path.parent
     asked: list[list[str]] = []
 
-    def run_process(command: list[str], **settings: object) -> ProcessResult:
-        asked.append(command)
+    def run_module(*command: str, **settings: object) -> ProcessResult:
+        asked.append(list(command))
         return ProcessResult(1, "error: not today", 1.0)
 
-    monkeypatch.setattr("bench.suite.suite_run.run_process", run_process)
+    monkeypatch.setattr("bench.suite.suite_run.run_module", run_module)
     suite = suite_named(str(tmp_path / "one.toml"))
     options = BenchOptions(rounds=RoundsRule(least=1, most=1), quality=False)
     kept = (rehearsal[0] / "crossover.jsonl").read_text()

@@ -8,16 +8,16 @@ import torch
 from bench.records.record import Latency
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule
-from bench.worker.clock import HostClock
+from bench.worker.clock import Clock
 from bench.worker.latency import (
     WARMUP_DECODE_STEPS,
-    greedy_pass,
     kv_cache_formula_bytes,
     measure_latency,
-    prompt_ids,
     prompts_of,
+    timed_pass,
     tokens_sha256,
 )
+from quantize.decoding.eager import EagerDecoder
 from quantize.errors import UserError
 from tests.fake_clock import FakeClock
 
@@ -138,12 +138,12 @@ def test_the_longest_prompt_must_fit() -> None:
 
 def test_the_prompt_is_the_seeds_and_covers_the_vocabulary() -> None:
     scenario = Scenario("x", prompt_tokens=500, new_tokens=1, batch=2)
-    ids = prompt_ids(scenario, 7, CPU)
+    ids = prompts_of(scenario, 7, CPU)[0]
     assert ids.shape == (2, 500)
     assert ids.dtype == torch.int64
     assert set(ids.flatten().tolist()) == set(range(7))
-    assert torch.equal(ids, prompt_ids(scenario, 7, CPU))
-    assert not torch.equal(ids, prompt_ids(Scenario("x", 500, 1, batch=2, seed=1), 7, CPU))
+    assert torch.equal(ids, prompts_of(scenario, 7, CPU)[0])
+    assert not torch.equal(ids, prompts_of(Scenario("x", 500, 1, batch=2, seed=1), 7, CPU)[0])
 
 
 def test_more_positions_than_the_model_has() -> None:
@@ -157,12 +157,12 @@ def test_the_loop_decodes_what_generate_decodes(tiny_llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
-    prompt = prompt_ids(Scenario("x", 20, 9, batch=2), model.config.vocab_size, CPU)
+    prompt = prompts_of(Scenario("x", 20, 9, batch=2), model.config.vocab_size, CPU)[0]
     seen: list[torch.Tensor] = []
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
-    timed = greedy_pass(model, prompt, 8, HostClock())
+    timed = timed_pass(EagerDecoder(model), prompt, 8, Clock())
     hook.remove()
     with torch.no_grad():
         expected = model.generate(

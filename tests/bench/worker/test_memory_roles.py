@@ -12,7 +12,7 @@ import pytest
 from bench.records.environment import Environment
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule
-from bench.run.target import target_of
+from bench.run.plan import target_of
 from bench.worker.request import PlannedRun, Request, Settings
 from quantize.checkpoint import Checkpoint
 

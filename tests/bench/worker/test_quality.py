@@ -9,10 +9,9 @@ import torch
 from bench.worker.quality import (
     LOGIT_ROWS,
     evaluation_blocks,
-    perplexity,
+    logprobs_reader,
     predictions,
     quality,
-    read_logprobs,
     reference_quality,
     write_logprobs,
 )
@@ -58,7 +57,7 @@ def test_it_is_the_exponential_of_the_mean_loss(model: Any, blocks: torch.Tensor
     with torch.no_grad():
         losses = [float(model(input_ids=block[None], labels=block[None]).loss) for block in blocks]
     expected = math.exp(sum(losses) / len(losses))
-    assert perplexity(model, blocks) == pytest.approx(expected, rel=1e-5)
+    assert quality(model, blocks).perplexity == pytest.approx(expected, rel=1e-5)
 
 
 def test_known_probabilities() -> None:
@@ -80,17 +79,17 @@ def test_every_position_with_a_next_token_comes_once_and_in_order(model: Any, bl
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_model_that_gives_no_numbers_is_called_broken(bad: float) -> None:
     with pytest.raises(FloatingPointError, match=r"not finite \(NaN or infinity\).*this checkpoint is broken"):
-        perplexity(Fixed(torch.tensor([bad, 0.0])), torch.tensor([[0, 0, 0]]))
+        quality(Fixed(torch.tensor([bad, 0.0])), torch.tensor([[0, 0, 0]]))
 
 
 def test_a_loss_beyond_all_numbers_is_called_broken() -> None:
     with pytest.raises(FloatingPointError, match="too large for a number"):
-        perplexity(Fixed(torch.tensor([-1e5, 0.0])), torch.tensor([[0, 0, 0]]))
+        quality(Fixed(torch.tensor([-1e5, 0.0])), torch.tensor([[0, 0, 0]]))
 
 
 def test_half_precision_logits_are_judged_in_float32(blocks: torch.Tensor) -> None:
     logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
-    half, single = perplexity(Fixed(logits), blocks), perplexity(Fixed(logits.float()), blocks)
+    half, single = quality(Fixed(logits), blocks).perplexity, quality(Fixed(logits.float()), blocks).perplexity
     assert half == single
 
 
@@ -156,5 +155,7 @@ def test_expectations_are_whole_or_not_there(tmp_path: Path) -> None:
         write_logprobs(kept, iter([torch.zeros(2, 5)]), 3)
     assert list(tmp_path.iterdir()) == []
     write_logprobs(kept, iter([torch.zeros(2, 5)]), 2)
+    read = logprobs_reader(kept)
+    assert read(2).shape == (2, 5)
     with pytest.raises(UserError, match="holds 2 tokens, more were asked for"):
-        list(read_logprobs(kept, iter([2, 1])))
+        read(1)

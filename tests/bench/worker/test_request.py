@@ -7,7 +7,7 @@ import pytest
 from bench.records.environment import Environment
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import PassRule, RoundsRule, Rules
-from bench.run.target import target_of
+from bench.run.plan import target_of
 from bench.worker.request import PlannedRun, QualityRequest, Request, Settings, Target, TaskRequest
 from quantize.checkpoint import Checkpoint
 

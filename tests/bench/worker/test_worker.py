@@ -17,7 +17,7 @@ from bench.records.record import Kernels, Record, TaskScore
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule
 from bench.records.store import read_records
-from bench.run.target import target_of
+from bench.run.plan import target_of
 from bench.worker import worker
 from bench.worker.gpu import Nvml
 from bench.worker.request import PlannedRun, QualityRequest, Request, Settings, TaskRequest

@@ -11,8 +11,8 @@ import torch
 
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule
-from bench.worker.clock import HostClock
-from bench.worker.latency import kv_cache_formula_bytes, measure_latency, prompt_ids, timed_pass
+from bench.worker.clock import Clock
+from bench.worker.latency import kv_cache_formula_bytes, measure_latency, prompts_of, timed_pass
 from quantize.decoding.eager import EagerDecoder
 from quantize.decoding.static import (
     CUDA_GRAPH,
@@ -47,7 +47,7 @@ def model(tiny_llama: Path) -> Any:
 
 
 def prompt_of(model: Any, tokens: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
-    return prompt_ids(Scenario("x", tokens, 1, batch=batch, seed=seed), model.config.vocab_size, model.device)
+    return prompts_of(Scenario("x", tokens, 1, batch=batch, seed=seed), model.config.vocab_size, model.device)[0]
 
 
 @torch.no_grad()
@@ -126,14 +126,14 @@ def test_the_cache_holds_its_slots(model: Any) -> None:
 
 def test_it_is_timed_as_eager_decoding_is(model: Any) -> None:
     prompt = prompt_of(model, 5)
-    timed = timed_pass(StaticDecoder(model, batch=1, positions=9), prompt, 4, HostClock())
+    timed = timed_pass(StaticDecoder(model, batch=1, positions=9), prompt, 4, Clock())
     assert len(timed.decode_s) == 4
     assert min(timed.prefill_s, *timed.decode_s) > 0
 
 
 def test_a_scenario_says_how_its_tokens_were_decoded(model: Any) -> None:
     scenario = Scenario.over("chat-graph", (6, 70), 4, mode="graph")
-    found = measure_latency(model, scenario, HostClock(), ONCE)
+    found = measure_latency(model, scenario, Clock(), ONCE)
     assert found.latency.decode_mode == STATIC_CACHE
     assert [len(steps) for steps in found.latency.decode_s] == [2 * 3]
     assert [len(each) for each in found.latency.prefill_by_length_s] == [2]
