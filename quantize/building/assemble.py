@@ -15,8 +15,9 @@ from quantize.building.job import Job
 from quantize.checkpoint import MANIFEST_NAME, Manifest, seal
 from quantize.kernels.base import dtype_name
 from quantize.methods.base import Recipe
-from quantize.source import BESIDE_WEIGHTS, INDEX_NAME, regular_files
+from quantize.source import BESIDE_WEIGHTS
 from quantize.versions import maker_versions
+from quantize.weights import INDEX_NAME, regular_files
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Files grow to about this size, as published checkpoints do."""
@@ -74,7 +75,7 @@ def _write_config(job: Job, target: Path, recipe: Recipe) -> None:
     config = read_config(job.source.folder)
     for key in ("_name_or_path", "_model_name_or_path", "torch_dtype", "auto_map"):
         config.pop(key, None)
-    for part, read in ((config, job.config), (config.get("text_config"), job.config.get_text_config())):
+    for part, read in ((config, job.empty.config), (config.get("text_config"), job.empty.config.get_text_config())):
         if part and part.get("tie_word_embeddings", True) and not read.tie_word_embeddings:
             part["tie_word_embeddings"] = False
     config["dtype"] = dtype_name(recipe.dtype)

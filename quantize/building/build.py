@@ -15,8 +15,9 @@ from quantize.model.fit import fitting_model
 from quantize.model.pretrained import empty_model, tokenizer_of
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
-from quantize.source import TensorReader, open_source, open_weights
+from quantize.source import open_source
 from quantize.variant import variants_named
+from quantize.weights import TensorReader, open_weights
 
 
 def quantize(
@@ -56,7 +57,7 @@ def quantize(
             weights = open_weights(opened.folder)
             model = fitting_model(opened.folder, weights, say)
             tokenizer_of(opened.folder)
-        job = Job(opened, weights, model.config, out, options, device, progress, say)
+        job = Job(opened, weights, model, out, options, device, progress, say)
         calibrated = [one for one in chosen if method_of(one).needs_calibration(options.rounding)]
         if dry_run:
             build_calibrated(job, calibrated, dry_run=True)

@@ -15,8 +15,9 @@ from quantize.model.architecture import group_size_for
 from quantize.model.pretrained import empty_model
 from quantize.progress import Progress
 from quantize.rounding.options import BnbOptions, Rounding
-from quantize.source import Source, TensorReader
+from quantize.source import Source
 from quantize.variant import GROUP_SIZES, Variant
+from quantize.weights import TensorReader
 
 Say = Callable[[str], object]
 
@@ -65,7 +66,7 @@ class Job:
 
     source:   the opened model.
     weights:  its tensors.
-    config:   its transformers config, of which the files are known to hold the weights.
+    empty:    its transformers model on the meta device, which the files are known to fit.
     out:      folder for the checkpoints.
     options:  the user's.
     device:   where it is computed.
@@ -75,7 +76,7 @@ class Job:
 
     source: Source
     weights: TensorReader
-    config: Any
+    empty: Any
     out: Path
     options: BuildOptions
     device: torch.device
@@ -88,8 +89,8 @@ class Job:
         return self.source.facts.kind == "dummy"
 
     def model(self) -> Any:
-        """The transformers model, its weights on the meta device."""
-        return empty_model(self.source.folder, config=self.config)
+        """The same as `empty`, to be filled."""
+        return empty_model(self.source.folder, config=self.empty.config)
 
     def target(self, recipe: Recipe) -> Path:
         """The folder of this recipe's checkpoint."""

@@ -10,15 +10,15 @@ from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.names import linear_layers, quantized_share
-from quantize.source import check_finite
 from quantize.variant import Variant
+from quantize.weights import check_finite
 
 PART_BYTES = 256 * 10**6
 
 
 def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     """Make one checkpoint, a tensor at a time; or the finished one that is there."""
-    model = job.model()
+    model = job.empty
     method = method_of(variant)
     quantized = sorted(linear_layers(model)) if method.quantize_layer else []
     share = quantized_share(model, quantized) if quantized else None
@@ -42,17 +42,19 @@ def _write_parts(job: Job, recipe: Recipe, quantized: Collection[str], folder: P
     quantize_layer = method_of(recipe.variant).quantize_layer
     names, variant = job.weights.names(), recipe.variant.name
     part: Tensors = {}
-    parts = 0
+    parts = size = 0
     for done, name in enumerate(names):
         job.progress(variant, done, len(names))
         tensor = job.weights.get(name)
         check_finite(name, tensor)
         layer = name.removesuffix(".weight")
         if quantize_layer and layer in quantized and name.endswith(".weight"):
-            part |= quantize_layer(layer, tensor.to(job.device), recipe)
+            made = quantize_layer(layer, tensor.to(job.device), recipe)
         else:
-            part[name] = half(name, tensor, recipe.dtype)
-        if sum(one.nbytes for one in part.values()) > PART_BYTES or done == len(names) - 1:
+            made = {name: half(name, tensor, recipe.dtype)}
+        part |= made
+        size += sum(one.nbytes for one in made.values())
+        if size > PART_BYTES or done == len(names) - 1:
             write_part(folder, parts, part)
-            part, parts = {}, parts + 1
+            part, parts, size = {}, parts + 1, 0
     job.progress(variant, len(names), len(names))

@@ -21,7 +21,7 @@ from quantize.model.architecture import architecture_of
 from quantize.model.names import parameters_by_file_name, put
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions
-from quantize.source import TensorReader, check_finite
+from quantize.weights import TensorReader, check_finite
 
 JUMP = 2.0
 """Perplexity ratio from which on a checkpoint is broken, not quantized."""

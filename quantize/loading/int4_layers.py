@@ -14,8 +14,9 @@ from quantize.kernels.choice import LayerShape, choose_kernel
 from quantize.loading.device_map import Placement
 from quantize.loading.merged import layers_by_input, replace_merged, stacked
 from quantize.model.names import put
-from quantize.source import TensorReader, cache_folder
+from quantize.source import cache_folder
 from quantize.variant import NATIVE_KERNEL
+from quantize.weights import TensorReader
 
 VOCABULARY_CHUNK = 4096
 """Rows of a half-precision output head that are converted at a time."""

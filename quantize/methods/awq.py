@@ -18,8 +18,8 @@ from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe, Ten
 from quantize.model.architecture import architecture_of, group_size_for, quantized_shapes
 from quantize.model.pretrained import config_of, empty_model
 from quantize.rounding.options import AwqOptions
-from quantize.source import open_weights
 from quantize.variant import Variant
+from quantize.weights import open_weights
 
 PREFILL_TOKENS = 1024
 """A long prompt, for naming the kernel that runs it."""

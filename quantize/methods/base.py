@@ -17,8 +17,8 @@ from quantize.model.architecture import Architecture
 from quantize.rounding.gram import InputStats
 from quantize.rounding.options import AwqOptions, BnbOptions, Rounding
 from quantize.schema import to_data
-from quantize.source import check_finite
 from quantize.variant import Variant
+from quantize.weights import check_finite
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from quantize.model.pretrained import config_of, model_of
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gptq import gptq_round
 from quantize.rounding.options import BnbOptions
-from quantize.source import check_finite
 from quantize.variant import Variant
+from quantize.weights import check_finite
 
 INT8_THRESHOLD = 6.0
 """LLM.int8 multiplies input features with a larger magnitude in half precision: transformers' default."""

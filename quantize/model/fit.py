@@ -10,7 +10,7 @@ from quantize.errors import UserError
 from quantize.model.names import parameters_by_file_name
 from quantize.model.pretrained import empty_model, readable, refuse_misfit
 from quantize.quiet import quiet_libraries
-from quantize.source import TensorReader
+from quantize.weights import TensorReader
 
 
 def fitting_model(folder: Path, weights: TensorReader, say: Callable[[str], object]) -> Any:

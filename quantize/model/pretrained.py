@@ -73,9 +73,10 @@ def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     config = config_of(folder) if config is None else config
-    with readable(folder, "config.json"), init_empty_weights(include_buffers=False):
+    with readable(folder, "config.json"), no_init_weights(), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.eval()
 

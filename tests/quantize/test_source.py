@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from quantize import source as module
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
-from quantize.source import HUB_PROBLEMS, Source, cache_folder, check_finite, open_source, open_weights
+from quantize.source import HUB_PROBLEMS, Source, cache_folder, open_source
+from quantize.weights import check_finite, open_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -21,7 +21,7 @@ from quantize.checkpoint import open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.model.architecture import architecture_of
 from quantize.model.pretrained import model_of
-from quantize.source import open_weights
+from quantize.weights import open_weights
 
 OPTIONS = BuildOptions(blocks=2, block_tokens=32, device="cpu")
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -14,7 +14,7 @@ from quantize.building.job import BuildOptions
 from quantize.checkpoint import open_checkpoint
 from quantize.cli import main
 from quantize.errors import UserError
-from quantize.source import open_weights
+from quantize.weights import open_weights
 
 ROOT = Path(__file__).parents[3]
 

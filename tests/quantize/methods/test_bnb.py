@@ -14,8 +14,8 @@ from quantize.methods.bnb import bnb_4bit_with_feedback, bnb_quantization_config
 from quantize.model.names import linear_layers
 from quantize.quiet import quiet_libraries
 from quantize.rounding.options import BnbOptions
-from quantize.source import open_weights
 from quantize.variant import VARIANTS, Variant
+from quantize.weights import open_weights
 
 FOUR, EIGHT = VARIANTS["bnb-4bit"], VARIANTS["bnb-8bit"]
 CASES = {

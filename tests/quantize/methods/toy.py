@@ -10,8 +10,8 @@ from quantize.dummy import DummyWeights, fill
 from quantize.loading.device_map import Placement
 from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe
 from quantize.model.pretrained import empty_model
-from quantize.source import open_weights
 from quantize.variant import Variant
+from quantize.weights import open_weights
 
 ROW = Variant("toy-8bit", "Toy", w_bit=8, published=False)
 KERNELS: Kernels = ("toy", "toy")

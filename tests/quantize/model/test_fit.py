@@ -14,7 +14,7 @@ from torch import Tensor
 from quantize.errors import UserError
 from quantize.model.fit import fitting_model
 from quantize.quiet import quiet_libraries
-from quantize.source import open_weights
+from quantize.weights import open_weights
 
 Tensors = dict[str, Tensor]
 SMALL = {
