@@ -54,7 +54,12 @@ def from_data(cls: type[T], data: object, where: str) -> T:
 
 def to_data(made: Any) -> Any:
     """A dataclass, or a mapping or sequence of some, as JSON and TOML hold it; what `from_data` reads back."""
-    return msgspec.to_builtins(made)
+    # Not msgspec's own: of what it made itself it leaves out fields that have their default.
+    if dataclasses.is_dataclass(made):
+        return {field.name: to_data(getattr(made, field.name)) for field in dataclasses.fields(made)}
+    if isinstance(made, Mapping):
+        return {key: to_data(value) for key, value in made.items()}
+    return [to_data(value) for value in made] if isinstance(made, list | tuple) else made
 
 
 def _unknown(data: Any, made: Any, path: str) -> Iterator[str]:

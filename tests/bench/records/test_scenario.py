@@ -65,3 +65,9 @@ def test_contradictions_are_rejected(fields: dict[str, Any], message: str) -> No
 def test_no_lengths_at_all_are_rejected() -> None:
     with pytest.raises(UserError, match="scenario x: no prompt lengths"):
         Scenario.over("x", (), 1)
+
+
+def test_what_a_file_left_out_is_written_with_its_default() -> None:
+    made = from_data(Scenario, {"name": "chat", "prompt_tokens": 8, "new_tokens": 1, "batch": 1, "seed": 0}, "here")
+    assert set(to_data(made)) == {"name", "prompt_tokens", "new_tokens", "batch", "seed", "lengths", "mode"}
+    assert from_data(Scenario, to_data(made), "here") == made
