@@ -52,8 +52,10 @@ def only_writer(lock: Path, busy: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        held.release()
+        try:
+            lock.unlink(missing_ok=True)
+        finally:
+            held.release()
 
 
 def sha256_of(path: Path) -> str:
