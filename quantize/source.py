@@ -19,7 +19,7 @@ from quantize.dummy import DUMMY_PREFIX, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, sha256_of
 from quantize.quiet import quiet_libraries
-from quantize.weights import check_regular, open_weights, read_json
+from quantize.weights import check_regular, open_weights, read_json, regular_files
 
 EMBEDDED_ID = "smollm2-135m"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
@@ -115,6 +115,9 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     _check_config(folder)
     weights = open_weights(folder)
     _check_tokenizer(folder)
+    for path in regular_files(folder, BESIDE_WEIGHTS):
+        if path.suffix == ".json" and b'"auto_map"' in path.read_bytes():
+            read_json(path)  # it is written anew without
     stamps = {file: _stamp(file) for file in weights.files}
     facts = SourceFacts(kind, source, revision, hash_of_hashes({file.name: sha256_of(file) for file in stamps}))
     return Source(facts, base_name(known_as if name is None else name), folder, stamps)

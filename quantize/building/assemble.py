@@ -17,7 +17,7 @@ from quantize.kernels.base import dtype_name
 from quantize.methods.base import Recipe
 from quantize.source import BESIDE_WEIGHTS
 from quantize.versions import maker_versions
-from quantize.weights import INDEX_NAME, regular_files
+from quantize.weights import INDEX_NAME, read_json, regular_files
 
 MAX_SHARD_BYTES = 5 * 10**9
 """Files grow to about this size, as published checkpoints do."""
@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _copy(source: Path, target: Path) -> None:
     """Copy a file; a setting loses its `auto_map`, which names code that does not come along."""
     if source.suffix == ".json" and b'"auto_map"' in source.read_bytes():
-        data = json.loads(source.read_text(encoding="utf-8"))
+        data = read_json(source)
         data.pop("auto_map", None)
         target.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
