@@ -122,3 +122,13 @@ def test_the_user_names_the_base_model(folder: Path, tmp_path: Path) -> None:
     assert main([*arguments, "--name", "Mine"]) == 0
     assert (tmp_path / "out" / "Mine-FP16" / "quantable.json").is_file()
     assert main([*arguments, "--name", "../mine"]) == 2
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_the_search(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:64].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    special = {"eos_token_id": None, "pad_token_id": None, "bos_token_id": None}
+    edited(folder / "config.json", vocab_size=64, **special)
+    with pytest.raises(UserError, match="the model has 64 rows: it is another model's tokenizer"):
+        made(folder, "awq-gemm")
