@@ -1,6 +1,7 @@
 """The command `bench`: parse, call, print."""
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from bench.suite.suite import suite_named
 from bench.suite.suite_run import run_suite
 from quantize.errors import UserError
 from quantize.progress import progress_bar
-from quantize.shell import guarded
+from quantize.shell import guarded, say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,13 +131,15 @@ def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
 
 
 def outcome_lines(outcome: Outcome) -> list[str]:
-    """What failed and why, how many rounds there were, and where the records are."""
+    """What is broken, what failed and why, how many rounds there were, and where the records are."""
+    broken = [f"{name} is broken: {why}" for name, why in outcome.broken.items()]
     reasons = Counter(f"{record.subject.name}: {record.status}: {record.reason}" for record in outcome.failed)
     lines = [f"{reason}" + (f" ({count} runs)" if count > 1 else "") for reason, count in reasons.items()]
     total = len(outcome.records)
     already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
     return [
+        *broken,
         *lines,
         f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}",
         f"{total} record{'' if total == 1 else 's'}{already}{failed}: {outcome.path}",
@@ -150,15 +153,16 @@ NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
 """What the suite says itself, or --out."""
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line says. Raises UserError, also at the end if the reference has no figures."""
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError."""
     if arguments.compare:
-        print("\n".join(comparison_lines(*map(read_records, arguments.compare))))
-        return
+        say(*comparison_lines(*map(read_records, arguments.compare)))
+        return 0
     outcome, then = measure_folder(arguments) if arguments.suite is None else measure_suite(arguments)
-    print("\n".join([*outcome_lines(outcome), *then]))
+    say(*outcome_lines(outcome), *then)
     if not outcome.usable:
-        raise UserError("the reference has no figures, so that nothing can be compared with it: see its reason above")
+        say("the reference has no figures, so that nothing can be compared: see its reason above", to=sys.stderr)
+    return 1 if outcome.failed or outcome.broken or not outcome.usable else 0
 
 
 def measure_folder(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
@@ -221,5 +225,5 @@ def options_from(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, or 2 for bad input or a reference without figures."""
+    """Run the command; return its exit code: 0, 1 where a run failed or a checkpoint is broken, else as `guarded`."""
     return guarded("bench", lambda: run(parser().parse_args(argv)))

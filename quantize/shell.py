@@ -7,9 +7,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
-from quantize.errors import UserError
+from quantize.errors import UserError, printable
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -51,6 +51,12 @@ def guarded(command: str, work: Callable[[], object]) -> int:
             print(f"error: the output could not be written ({problem.strerror}): free some space", file=sys.stderr)
             code = code or BAD_INPUT
     return code
+
+
+def say(*lines: str, to: TextIO | None = None) -> None:
+    """Print lines, control characters of the names in them escaped; to standard output where no stream is given."""
+    for line in lines:
+        print(printable(line), file=to or sys.stdout, flush=True)
 
 
 class _Outlet(io.RawIOBase):

@@ -1,14 +1,18 @@
 """`report` from Python: the command calls this and prints what it returns."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
 from bench.records.lab import OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.record import Record
-from bench.records.store import RECORDS_NAME, AnyRecord, read, read_crossover, read_records
+from bench.records.store import RECORDS_NAME, AnyRecord, RecordFile, only, read_crossover, read_file
+from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
 from reports.crossover import crossover_page
@@ -19,7 +23,7 @@ from reports.pages import page
 from reports.plots import crossover_plots
 from reports.published import has_published_rows, versus_page
 from reports.results import Measurement, measurements
-from reports.table import Page
+from reports.table import Bullets, Page
 
 Format = Literal["md", "csv", "json"]
 
@@ -27,14 +31,13 @@ EXPORTS: dict[Format, Callable[[Sequence[Measurement]], str]] = {"csv": csv_text
 FORMATS: tuple[Format, ...] = ("md", *EXPORTS)
 
 PAGES: dict[type[AnyRecord], Callable[[Sequence[Any]], Page]] = {
-    Record: lambda records: page(measurements(records)),
     CrossoverEntry: crossover_page,
     RaceRecord: race_page,
     OverheadRecord: overhead_page,
     SideBySideRecord: side_by_side_page,
     ProfileRecord: profile_page,
 }
-"""What is shown of each kind of record."""
+"""What is shown of each kind of record but measurements."""
 
 
 def report(source: Path | str, *, format: Format = "md", out: Path | str | None = None, published: bool = False) -> str:
@@ -45,51 +48,110 @@ def report(source: Path | str, *, format: Format = "md", out: Path | str | None 
     Raises UserError when there are no records, none of a reference, records that may not stand in one table, and where
     `out` is a record file.
     """
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
-    if published and format != "md":
-        raise UserError("the published table beside ours is markdown: leave --format out")
-    same = out is not None and Path(source).is_file() and Path(out).resolve() == Path(source).resolve()
-    if out is not None and (same or Path(out).suffix == ".jsonl"):
-        raise UserError(f"{out} would be written over with a report: give --out another name")
-    if format == "md":
-        text = markdown(report_page(source, published=published))
-    else:
-        text = EXPORTS[format](measurements(load_records(source)))
-    if out is not None:
-        write_whole(Path(out), text.encode())
-    return text
+    return Reading(Path(source), published).write(format, out)
 
 
-def report_page(source: Path | str, *, published: bool = False) -> Page:
-    """The report as blocks, for a terminal; the crossover's at its end. Raises UserError as `report` does."""
-    path = Path(source)
-    if published:
-        return versus_page(measurements(load_records(path)))
-    if path.is_file():
-        return page_of(path)
-    crossover = _crossover_file(path)
-    blocks = crossover_page(read_crossover(crossover)) if crossover else ()
-    if crossover and not (path / RECORDS_NAME).exists():
-        return blocks
-    return (*page(measurements(load_records(path))), *blocks)
+@dataclass(frozen=True)
+class Reading:
+    """A folder that `bench` measured, or one record file of any kind, read once.
+
+    published: show the published table beside ours, in place of the tables.
+    """
+
+    source: Path
+    published: bool = False
+
+    @cached_property
+    def found(self) -> RecordFile:
+        """The records of the file, or of the folder's records.jsonl. Raises UserError when there are none."""
+        if not self.source.exists():
+            raise UserError(f"no such folder or file: {self.source}")
+        path = self.source / RECORDS_NAME if self.source.is_dir() else self.source
+        found = read_file(path)
+        if not found.records:
+            raise UserError(f"{path} holds no records: run `bench` first")
+        return found
+
+    @cached_property
+    def absent(self) -> frozenset[str]:
+        """Rows of checkpoints that are not in the folder any more, where some are; references that are needed stay."""
+        folders = {path.parent.name for path in self.source.glob(f"*/{MANIFEST_NAME}")}
+        subjects = {record.subject for record in only(self.found, Record)} if folders else set()
+        here = {one.baseline for one in subjects if one.may_be_reference and one.folder in folders}
+        return frozenset(
+            one.name
+            for one in subjects
+            if one.folder not in folders and (not one.may_be_reference or one.baseline in here)
+        )
+
+    @cached_property
+    def measurements(self) -> list[Measurement]:
+        """What was measured. Raises UserError for records that may not stand in one table."""
+        return measurements([one for one in only(self.found, Record) if one.subject.name not in self.absent])
+
+    @property
+    def sound(self) -> bool:
+        """Whether every run ended well and no checkpoint is broken, as far as measurements were read."""
+        read = self.__dict__.get("measurements", ())
+        return not any(result.broken or result.failures for one in read for result in one.results)
+
+    def page(self) -> Page:
+        """The report as blocks; the crossover's at its end."""
+        if self.published:
+            return versus_page(self.measurements)
+        if self.source.is_file():
+            return (*self._page_of_file(), *self._remarks())
+        crossover = _crossover_file(self.source)
+        blocks = crossover_page(read_crossover(crossover)) if crossover else ()
+        if crossover and not (self.source / RECORDS_NAME).exists():
+            return blocks
+        return (*page(self.measurements), *self._remarks(), *blocks)
+
+    def write(self, format: Format = "md", out: Path | str | None = None) -> str:
+        """The text, as `report` says."""
+        if format not in FORMATS:
+            raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
+        if self.published and format != "md":
+            raise UserError("the published table beside ours is markdown: leave --format out")
+        text = markdown(self.page()) if format == "md" else EXPORTS[format](self.measurements)
+        if out is not None:
+            check_not_ours(Path(out))
+            write_whole(Path(out), text.encode())
+        return text
+
+    def _page_of_file(self) -> Page:
+        if self.source.name == CROSSOVER_NAME:
+            return crossover_page(read_crossover(self.source))
+        kinds = {type(record) for record in self.found.records}
+        if len(kinds) > 1:
+            raise UserError(f"{self.source} holds records of {len(kinds)} kinds: keep each in a file of its own")
+        if kinds == {Record}:
+            return page(self.measurements)
+        return PAGES[kinds.pop()](self.found.records)
+
+    def _remarks(self) -> Page:
+        """What of the records is not shown, and why."""
+        torn, lines = self.found.torn, []
+        if torn:
+            where = f"line{'s' * (len(torn) > 1)} {', '.join(map(str, torn))}"
+            lines.append(f"{self.found.path.name} is torn in {where}: a run that was being written there is lost.")
+        lines += [f"{name} is not in {self.source} any more: its rows are left out." for name in sorted(self.absent)]
+        return (Bullets(tuple(lines)),) if lines else ()
 
 
-def page_of(path: Path) -> Page:
-    """The page of one record file, of whatever kind. Raises UserError for an empty one, and one of several kinds."""
-    if path.name == CROSSOVER_NAME:
-        return crossover_page(read_crossover(path))
-    records = read(path)
-    if not records:
-        raise UserError(f"{path} holds no records: run `bench` first")
-    kinds = {type(record) for record in records}
-    if len(kinds) > 1:
-        raise UserError(f"{path} holds records of {len(kinds)} kinds: keep each in a file of its own")
-    return PAGES[kinds.pop()](records)
+def check_not_ours(path: Path) -> None:
+    """Raises UserError for a file that holds records or is a checkpoint's: no report is written over it."""
+    ours = path.suffix == ".jsonl" or path.name == MANIFEST_NAME or (path.parent / MANIFEST_NAME).exists()
+    with contextlib.suppress(UserError):
+        ours = ours or (path.is_file() and bool(read_file(path).records))
+    if ours:
+        raise UserError(f"{path} would be written over with a report: give --out another name")
 
 
-def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
-    """Write every page and plot that a folder has records for beside them; the files, and what could not be written.
+def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
+    """Write every page and plot that a folder has records for beside them.
+
+    Returns the files, what could not be written, and whether every run ended well and no checkpoint is broken.
 
     table.md and, where a row is one of the published table's, published.md; the crossover's plots; NAME.md for every
     other record file NAME.jsonl. Raises UserError for a folder without any record file.
@@ -102,6 +164,7 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
         raise UserError(f"{folder} holds no record files: run `bench` first")
     written: list[Path] = []
     problems: list[str] = []
+    sound = True
 
     @contextmanager
     def attempt(name: str) -> Iterator[Path]:
@@ -116,18 +179,20 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str]]:
 
     if folder / RECORDS_NAME in files:
         with attempt("table.md") as table:
-            write_page(table, report_page(folder))
-        if written and has_published_rows(load_records(folder)):
+            reading = Reading(folder)
+            write_page(table, reading.page())
+            sound = reading.sound
+        if written and has_published_rows(only(reading.found, Record)):
             with attempt("published.md") as published:
-                write_page(published, report_page(folder, published=True))
+                write_page(published, versus_page(reading.measurements))
     if folder / CROSSOVER_NAME in files:
         with attempt("crossover.png"):
             written += draw_plots(folder)
     for file in files:
         if file.name != RECORDS_NAME and not file.name.startswith("records."):
             with attempt(f"{file.stem}.md") as path:
-                write_page(path, page_of(file))
-    return written, problems
+                write_page(path, Reading(file).page())
+    return written, problems, sound
 
 
 def draw_plots(source: Path | str) -> list[Path]:
@@ -142,16 +207,3 @@ def _crossover_file(source: Path) -> Path | None:
     """The crossover's record that belongs to a folder or is this file; None without one."""
     path = source / CROSSOVER_NAME if source.is_dir() else source
     return path if path.name == CROSSOVER_NAME and path.is_file() else None
-
-
-def load_records(source: Path | str) -> list[Record]:
-    """The records in this file, or in the folder's records.jsonl. Raises UserError when there are none."""
-    path = Path(source)
-    if not path.exists():
-        raise UserError(f"no such folder or file: {path}")
-    if path.is_dir():
-        path = path / RECORDS_NAME
-    records = read_records(path)
-    if not records:
-        raise UserError(f"{path} holds no records: run `bench` first")
-    return records

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from bench.records.store import RECORDS_NAME
 from quantize.errors import UserError
-from quantize.shell import guarded
-from reports.api import FORMATS, draw_plots, report, report_page, write_all
+from quantize.shell import guarded, say
+from reports.api import FORMATS, Reading, draw_plots, write_all
 from reports.markdown import print_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says, 1 where a page of --all could not be written."""
+    """Run the command; its exit code is as `guarded` says; 1 for a run that failed or a broken checkpoint."""
     return guarded("report", lambda: run(_parser().parse_args(arguments)))
 
 
@@ -22,19 +22,22 @@ def run(options: argparse.Namespace) -> int:
     if options.all:
         if options.out is not None or options.format != "md" or options.published or options.plots:
             raise UserError("--all writes every page beside the records: leave the other options out")
-        written, problems = write_all(options.source)
-        print(*(f"wrote {path}" for path in written), *problems, sep="\n")
-        return 1 if problems else 0
+        written, problems, sound = write_all(options.source)
+        say(*(f"wrote {path}" for path in written), *problems)
+        return 0 if sound and not problems else 1
+    reading = Reading(options.source, options.published)
     if options.out is None and options.format == "md" and sys.stdout.isatty():
         from rich.console import Console
 
-        print_page(report_page(options.source, published=options.published), Console())
-    else:
-        text = report(options.source, format=options.format, out=options.out, published=options.published)
-        print(f"wrote {options.out}" if options.out else text, end="\n" if options.out else "", flush=True)
+        print_page(reading.page(), Console())
+    elif text := reading.write(options.format, options.out):
+        if options.out:
+            say(f"wrote {options.out}")
+        else:
+            print(text, end="", flush=True)
     if options.plots:
-        print(*(f"wrote {path}" for path in draw_plots(options.source)), sep="\n", file=sys.stderr)
-    return 0
+        say(*(f"wrote {path}" for path in draw_plots(options.source)), to=sys.stderr)
+    return 0 if reading.sound else 1
 
 
 def _parser() -> argparse.ArgumentParser:

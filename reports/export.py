@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.records.record import Phase
 from bench.records.scenario import Scenario
+from quantize.errors import printable
 from quantize.schema import to_data
 from reports.results import Measurement, Result, Timing
 
@@ -33,14 +34,21 @@ def csv_text(found: Sequence[Measurement]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
 def json_text(found: Sequence[Measurement]) -> str:
     """One JSON object: `measurements`, each with its machine and its rows."""
     data = {"export_version": EXPORT_VERSION, "measurements": [_measurement(item) for item in found]}
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A text of one line that a spreadsheet takes for no formula, other values as they are."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
 
 
 def _scenarios(measurement: Measurement, result: Result) -> list[Scenario | None]:
@@ -57,6 +65,7 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
     return {
         **to_data(result.subject),
         "is_reference": int(result.is_reference),
+        **_fields(result, "quantized_share", "broken"),
         "device": measurement.device,
         "compute_dtype": result.compute_dtype,
         "scenario": scenario.name if scenario else None,

@@ -1,8 +1,10 @@
 """A page as GitHub markdown whose raw text reads well too, or on a terminal."""
 
+import re
 import textwrap
 from typing import TYPE_CHECKING
 
+from quantize.errors import printable
 from reports.table import Block, Bullets, Heading, Page, Table
 
 if TYPE_CHECKING:
@@ -40,20 +42,23 @@ def table_markdown(table: Table) -> str:
 
 def _cell(text: str) -> str:
     """One line, with nothing in it that ends the cell."""
-    return _escape(" ".join(text.split())).replace("|", "\\|")
+    return _escape(" ".join(text.split())).replace("|", "\\|").replace("`", "\\`")
 
 
 def _escape(text: str) -> str:
-    """Names and reasons hold characters that markdown would take for its own."""
-    for mark in ("\\", "*", "<", "__"):
-        text = text.replace(mark, "".join(f"\\{character}" for character in mark))
-    return text
+    """Names and reasons hold characters that markdown, or who shows it, would take for something: a link, an image."""
+    return re.sub(r"[\\*<\[\]]|__|(?<=\w)@(?=\w)|:(?=//)|(?<=\bwww)\.", _backslashed, printable(text))
+
+
+def _backslashed(found: re.Match[str]) -> str:
+    return "".join(f"\\{character}" for character in found[0])
 
 
 def _wrap(text: str, indent: str = "") -> str:
-    return textwrap.fill(
+    wrapped = textwrap.fill(
         " ".join(text.split()), width=WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+    return re.sub(r"(?<=\n)( *\d*)([#>+-]|(?<=\d)[.)])(?= )", r"\1\\\2", wrapped)  # a line begins no heading or list
 
 
 def print_page(page: Page, console: "Console") -> None:
@@ -67,11 +72,11 @@ def print_page(page: Page, console: "Console") -> None:
         if isinstance(block, Table):
             shown = RichTable(box=None, header_style="bold", padding=(0, 2, 0, 0))
             for column in block.columns:
-                shown.add_column(Text(column.title), justify=column.align, overflow="fold")
+                shown.add_column(Text(printable(column.title)), justify=column.align, overflow="fold")
             for row in block.texts():
-                shown.add_row(*map(Text, row))
+                shown.add_row(*(Text(printable(text)) for text in row))
             console.print(shown)
         else:
             lines = [f"- {item}" for item in block.items] if isinstance(block, Bullets) else [block.text]
             for line in lines:
-                console.print(Text(line, "bold" if isinstance(block, Heading) else ""))
+                console.print(Text(printable(line), "bold" if isinstance(block, Heading) else ""))

@@ -6,13 +6,10 @@ from datetime import UTC
 from bench.records.ratio import CONFIDENCE, EQUIVALENCE
 from bench.records.scenario import Scenario
 from reports.results import HEADLINE, OUTLIER_MADS, Measurement, Result, Timing
-from reports.table import gigabytes_text, ratio_text
+from reports.table import gigabytes_text
 
 CUDA_GRAPH = "CUDA graph"
 """The decode mode of steps that a CUDA graph replays (Latency.decode_mode)."""
-
-BROKEN_PERPLEXITY_RATIO = 2.0
-"""From here on a checkpoint is called broken: quantization that works costs some percent."""
 
 OUTLIER_SHARE = 0.05
 """From this share of outlying samples on, a reader is told what to do; fewer are only counted."""
@@ -52,10 +49,17 @@ def warnings(measurement: Measurement) -> tuple[str, ...]:
     )
 
 
+def broken_lines(measurement: Measurement) -> tuple[str, ...]:
+    """One line for each row that is broken: it must not be used, and what is compared with it says nothing."""
+    return tuple(
+        f"{measurement.labels[one.subject]}: {one.broken}"
+        + (". Nothing that is compared with it means anything." if one.is_reference else ". Do not use it.")
+        for one in measurement.results
+        if one.broken
+    )
+
+
 def _row_warnings(result: Result) -> Iterator[str]:
-    if result.perplexity_ratio is not None and result.perplexity_ratio >= BROKEN_PERPLEXITY_RATIO:
-        times = ratio_text(result.perplexity_ratio)
-        yield f"this checkpoint is broken: its perplexity is {times} the reference's."
     for placement in result.placements:
         yield (
             f"too big for one GPU, so accelerate spread it ({placement}); its times include what moves between devices "

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from bench.records.record import Divergence, Phase
 from bench.records.scenario import Scenario
-from reports.notes import paragraph, shape_text, warnings
+from reports.notes import broken_lines, paragraph, shape_text, warnings
 from reports.published import checkpoint_cells
 from reports.results import REFERENCE_METHOD, Measurement, Result, Timing
 from reports.table import Block, Bullets, Column, Heading, Page, Paragraph, Row, Table, titled
@@ -40,6 +40,8 @@ def page(found: Sequence[Measurement]) -> Page:
 
 
 def _blocks(measurement: Measurement) -> Iterator[Block]:
+    if broken := broken_lines(measurement):
+        yield Bullets(broken)
     yield published_table(measurement)
     for scenario in measurement.scenarios:
         name = f"`{scenario.name}`"
@@ -65,6 +67,7 @@ def published_table(measurement: Measurement) -> Table:
     return Table.of(
         [
             *checkpoint_cells(result.subject, method_text(result)),
+            (Column("Quantized", "share", missing="", optional=True), _share_below_all(result)),
             (Column(memory, "gigabytes"), measurement.run_peak_bytes(result)),
             (Column("Time", "ratio"), measurement.time(result)),
             (Column("Download"), result.subject.download or result.subject.name),
@@ -74,10 +77,16 @@ def published_table(measurement: Measurement) -> Table:
 
 
 def method_text(result: Result) -> str:
-    """The column Method; the reference says when it did not compute in half precision."""
-    if not result.is_reference:
-        return result.subject.method
-    return f"{REFERENCE_METHOD}, computed in float32" if result.compute_dtype == "float32" else REFERENCE_METHOD
+    """The column Method; the reference says when it did not compute in half precision, a broken row that it is."""
+    words = [REFERENCE_METHOD if result.is_reference else result.subject.method]
+    words += ["computed in float32"] * (result.is_reference and result.compute_dtype == "float32")
+    return ", ".join(words + ["broken"] * (result.broken is not None))
+
+
+def _share_below_all(result: Result) -> float | None:
+    """How much of the decoder's matrices is quantized, where that is not all of it."""
+    share = result.quantized_share
+    return share if share is not None and share < 0.9995 else None
 
 
 def _timed(measurement: Measurement, scenario: Scenario) -> list[tuple[Result, Timing]]:

@@ -78,7 +78,7 @@ def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> 
     comparable, published_bytes = has_published_shape(measurement), row.vram_gb * 1e9
     memory = "RAM" if measurement.memory_is_ram else "VRAM"
     return [
-        *checkpoint_cells(row, row.method),
+        *checkpoint_cells(row, f"{row.method}, broken" if result and result.broken else row.method),
         (Column("Published VRAM GB", "gigabytes"), published_bytes),
         (Column("Measured weights GB", "gigabytes"), result.weights_bytes if result else None),
         (Column(f"Measured peak {memory} GB", "gigabytes"), peak),

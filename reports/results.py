@@ -2,11 +2,13 @@
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
+from bench.records.broken import broken_subjects, latest_quality, references_of
 from bench.records.comparison import Comparison, compare, grouped, started, unique
 from bench.records.environment import Environment
 from bench.records.ratio import Ratio
@@ -118,6 +120,8 @@ class Result:
     perplexity_ratio: over the reference's perplexity on the same text, None where the reference is of another base
                       model: it would say nothing of the quantization.
     placements:       how a model too big for one GPU was spread, each way once; empty for one on one device.
+    quantized_share:  of the decoder's matrices.
+    broken:           why no sound checkpoint has its figures, None where they may be one's.
     """
 
     subject: Subject
@@ -131,6 +135,8 @@ class Result:
     tasks: tuple[TaskScore, ...]
     failures: tuple[Failure, ...]
     placements: tuple[str, ...] = ()
+    quantized_share: float | None = None
+    broken: str | None = None
 
     def timing(self, scenario: Scenario | None) -> Timing | None:
         """Its times in this scenario."""
@@ -187,8 +193,12 @@ class Measurement:
         """A short name for each row: "AWQ GEMM, group 64"; where that is ambiguous, the checkpoint's name."""
         many = len({result.subject.base_model for result in self.results}) > 1
         labels = {result.subject: _label(result, with_model=many) for result in self.results}
-        taken = list(labels.values())
-        return {subject: subject.name if taken.count(label) > 1 else label for subject, label in labels.items()}
+        taken = Counter(labels.values())
+        broken = {result.subject for result in self.results if result.broken}
+        return {
+            subject: (subject.name if taken[label] > 1 else label) + ", broken" * (subject in broken)
+            for subject, label in labels.items()
+        }
 
     def run_peak_bytes(self, result: Result) -> int | None:
         """The peak while running `published`, or when that was not run at all, while running anything."""
@@ -261,11 +271,9 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     good = [record for record in records if record.status == "ok"]
     starts = sorted(moment for record in good if (moment := started(record)))
     of_subject = grouped(records, lambda record: record.subject)
-    references: dict[str, Subject] = {}
-    for subject in dict.fromkeys([*(record.subject for record in latency_records(records)), *of_subject]):
-        if subject.may_be_reference:  # of several half-precision checkpoints the first that ran
-            references.setdefault(subject.baseline, subject)
+    references = references_of(records)
     baselines = list(dict.fromkeys(one.baseline for one in of_subject))
+    reasons = broken_subjects(records)
 
     def place(one: Subject) -> tuple[int, bool, float, str]:
         """By baseline, the reference first, then as VARIANTS has them; a suite's as its first round ran them."""
@@ -281,13 +289,17 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         environment=good[0].environment if good else Environment(),
         memory=next((record.memory.source for record in good if record.memory), None),
         scenarios=scenarios,
-        results=tuple(_result(one, references.get(one.baseline), of_subject) for one in sorted(of_subject, key=place)),
+        results=tuple(
+            _result(one, references.get(one.baseline), of_subject, reasons) for one in sorted(of_subject, key=place)
+        ),
         first_start=starts[0] if starts else None,
         last_start=starts[-1] if starts else None,
     )
 
 
-def _result(subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]]) -> Result:
+def _result(
+    subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]], reasons: dict[Subject, str]
+) -> Result:
     own = of_subject[subject]
     others = of_subject[reference] if reference is not None and reference != subject else []
     good, reference_good = latency_records(own), latency_records(others)
@@ -308,6 +320,8 @@ def _result(subject: Subject, reference: Subject | None, of_subject: dict[Subjec
         tasks=next((record.tasks for record in reversed(own) if record.status == "ok" and record.tasks), ()),
         failures=failures(own),
         placements=tuple(dict.fromkeys(record.placement for record in own if record.placement)),
+        quantized_share=next((one.quantized_share for one in reversed(own) if one.quantized_share is not None), None),
+        broken=reasons.get(subject),
     )
 
 
@@ -359,12 +373,6 @@ def outliers(latencies: Iterable[Latency]) -> tuple[int, int]:
     for latency in latencies:
         series += [latency.prefill_s, tuple(itertools.chain.from_iterable(latency.decode_s))]
     return sum(map(outliers_of, series)), sum(map(len, series))
-
-
-def latest_quality(records: Iterable[Record]) -> Quality | None:
-    """The latest figures."""
-    found = [record.quality for record in records if record.status == "ok" and record.quality]
-    return found[-1] if found else None
 
 
 def failures(records: Sequence[Record]) -> tuple[Failure, ...]:

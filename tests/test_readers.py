@@ -3,6 +3,7 @@
 A reader gets a good file with values, fields, bytes or lines exchanged. QUANTABLE_EXAMPLES sets how many for each.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -77,7 +78,7 @@ ODD: list[Any] = [
     ),
 ]
 values = st.one_of(
-    st.sampled_from(ODD),
+    st.sampled_from(ODD).map(copy.deepcopy),  # a value is changed where it was put
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

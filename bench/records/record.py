@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from bench.records.environment import Environment
@@ -19,10 +19,12 @@ from quantize.errors import UserError
 from quantize.schema import Count, Positive, Share
 from quantize.variant import REFERENCE
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Kind = Literal["latency", "quality", "tasks"]
-Status = Literal["ok", "oom", "timeout", "unsupported", "error"]
+Status = Literal["ok", "oom", "timeout", "unsupported", "error", "broken"]
+"""unsupported: this machine, library or model cannot do it; broken: the model's output is no number."""
+
 Phase = Literal["total", "prefill", "decode"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """total: the prompt and all decode steps together; decode: one step."""
@@ -41,6 +43,7 @@ class Subject:
     version:            AWQ's layout.
     download:           where others find it, None where they do not.
     content_sha256:     over the manifest's file hashes: the same name with other contents is another subject.
+    source_sha256:      of the weights that it was made from, None in older records and where they are random.
     file_weights_bytes: every tensor in the checkpoint's safetensors files, None where there are none.
     rounding:           how 4-bit codes were chosen, None where that was no choice.
     family:             the base model that its reference is of, None for its base model.
@@ -65,11 +68,17 @@ class Subject:
     dummy: str | None = None
     dummy_layers: int | None = None
     dummy_hidden_size: int | None = None
+    source_sha256: str | None = field(default=None, compare=False)
 
     @property
     def baseline(self) -> str:
         """The base model whose reference this subject is compared with: rows of one baseline share one reference."""
         return self.family or self.base_model
+
+    @property
+    def folder(self) -> str:
+        """Its checkpoint's: the name without the kernel that the user chose."""
+        return self.name if self.kernel is None else self.name.removesuffix(f", {self.kernel} kernel")
 
     @property
     def may_be_reference(self) -> bool:
@@ -176,15 +185,17 @@ class Quality:
     divergence:  from the reference; None for the reference itself and where it left nothing to compare with.
     noise_floor: of the reference alone: its divergence from itself when the same sums are done in another order.
     first_tokens: that the tokenizer put before each block; None in older records, which had none.
+    vocabulary:  how many tokens the model chooses from; None in older records.
     """
 
-    perplexity: float
+    perplexity: Positive
     tokens: Count
     text: str
     text_sha256: str
     divergence: Divergence | None = None
     noise_floor: Divergence | None = None
     first_tokens: tuple[int, ...] | None = None
+    vocabulary: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -217,6 +228,7 @@ class Record:
     plan:          the rules that it was measured under.
     quantization:  what the loaded model says of its quantization (bitsandbytes' threshold and type among it).
     placement:     how a model too big for one GPU was spread, None for one on one device.
+    quantized_share: of the decoder's matrices, None in half precision, for random weights and in older records.
     """
 
     kind: Kind
@@ -241,6 +253,7 @@ class Record:
     quantization: dict[str, Any] | None = None
     tasks: tuple[TaskScore, ...] | None = None
     placement: str | None = None
+    quantized_share: Share | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

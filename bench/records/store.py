@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,8 +86,17 @@ def line_of(record: AnyRecord) -> str:
     return json.dumps(asdict(record), separators=(",", ":"), allow_nan=False)
 
 
-def read(path: Path) -> list[AnyRecord]:
-    """Every record in a file, in the order written; a torn line that a crash left is passed over.
+@dataclass(frozen=True)
+class RecordFile:
+    """What a record file holds, in the order written; torn: the numbers of lines that a crash cut off."""
+
+    path: Path
+    records: tuple[AnyRecord, ...]
+    torn: tuple[int, ...]
+
+
+def read_file(path: Path) -> RecordFile:
+    """Read a record file; a line that stands there twice counts once.
 
     Raises UserError, naming the line, when the file is missing or holds something that is no record.
     """
@@ -99,7 +108,7 @@ def read(path: Path) -> list[AnyRecord]:
         raise UserError(f"{path} is no record file: name the folder that `bench` measured") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
-    found, seen = [], set[str]()
+    found, torn, seen = [], [], set[str]()
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         if not line.strip() or line in seen:  # the same run, of two files made one
@@ -108,20 +117,30 @@ def read(path: Path) -> list[AnyRecord]:
         try:
             data = parse_json(line, where)
         except UserError:
-            if _is_torn(line):
-                continue
-            raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
-        found.append(record_from(data, where))
-    return found
+            if not _is_torn(line):
+                raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
+            torn.append(number)
+        else:
+            found.append(record_from(data, where))
+    return RecordFile(path, tuple(found), tuple(torn))
+
+
+def read(path: Path) -> list[AnyRecord]:
+    """The records in a file; torn lines are passed over. Raises UserError as `read_file` does."""
+    return list(read_file(path).records)
+
+
+def only(found: RecordFile, wanted: type[R]) -> list[R]:
+    """The records, all of this type. Raises UserError for another type."""
+    for record in found.records:
+        if not isinstance(record, wanted):
+            raise UserError(f"{found.path} holds {NAMES[type(record)]}, not {NAMES[wanted]}")
+    return [record for record in found.records if isinstance(record, wanted)]
 
 
 def read_only(path: Path, wanted: type[R]) -> list[R]:
-    """Every record in a file that holds this type alone. Raises UserError as `read` does, and for another type."""
-    found = read(path)
-    for record in found:
-        if not isinstance(record, wanted):
-            raise UserError(f"{path} holds {NAMES[type(record)]}, not {NAMES[wanted]}")
-    return [record for record in found if isinstance(record, wanted)]
+    """Every record in a file that holds this type alone. Raises UserError as `read_file` and `only` do."""
+    return only(read_file(path), wanted)
 
 
 def read_records(path: Path) -> list[Record]:

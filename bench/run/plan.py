@@ -24,6 +24,7 @@ def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str 
         base_model=manifest.base_model,
         q_group_size=manifest.q_group_size,
         content_sha256=checkpoint.content_sha256,
+        source_sha256=manifest.source.weights_sha256,
         file_weights_bytes=manifest.weights_bytes,
         rounding=manifest.options.get("rounding"),
         family=family,
@@ -34,7 +35,13 @@ def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str 
     except (OSError, ValueError):
         config = {}
     has_text = manifest.source.kind != "dummy"
-    return Target(subject, str(checkpoint.path.resolve()), half_dtype=half_dtype(config), has_text=has_text)
+    return Target(
+        subject,
+        str(checkpoint.path.resolve()),
+        half_dtype=half_dtype(config),
+        has_text=has_text,
+        quantized_share=manifest.quantized_share,
+    )
 
 
 def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any) -> Subject:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.records.broken import broken_subjects
 from bench.records.comparison import widest_interval
 from bench.records.record import Record
 from bench.records.scenario import SCENARIOS, Scenario
@@ -46,6 +47,11 @@ class Outcome:
     def failed(self) -> tuple[Record, ...]:
         """The records without figures."""
         return tuple(record for record in self.records if record.status != "ok")
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Why a checkpoint's figures are of none that is sound, by its name."""
+        return {subject.name: why for subject, why in broken_subjects(self.records).items()}
 
     @property
     def usable(self) -> bool:

@@ -48,27 +48,33 @@ class _Likelihood:
 
     def __init__(self, blocks: torch.Tensor, text: str) -> None:
         self._blocks, self._text = blocks, text
-        self._total, self._tokens = 0.0, 0
+        self._total, self._tokens, self._vocabulary = 0.0, 0, 0
 
     def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
         loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the model's output is not finite (NaN or infinity) near token {self._tokens} of the text: "
-                "this checkpoint is broken"
+                f"its output is not finite (NaN or infinity) near token {self._tokens} of the text"
             )
         self._total += loss
         self._tokens += len(following)
+        self._vocabulary = log_probabilities.shape[-1]
 
     def quality(self, divergence: Divergence | None = None, noise_floor: Divergence | None = None) -> Quality:
         mean_loss = self._total / self._tokens
         try:
             perplexity = math.exp(mean_loss)
         except OverflowError:
-            raise FloatingPointError(
-                f"the perplexity is too large for a number (mean loss {mean_loss:.0f}): this checkpoint is broken"
-            ) from None
-        return Quality(perplexity, self._tokens, self._text, blocks_sha256(self._blocks), divergence, noise_floor)
+            raise FloatingPointError(f"its perplexity is too large for a number (mean loss {mean_loss:.0f})") from None
+        return Quality(
+            perplexity,
+            self._tokens,
+            self._text,
+            blocks_sha256(self._blocks),
+            divergence,
+            noise_floor,
+            vocabulary=self._vocabulary,
+        )
 
 
 def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expected: Path | None = None) -> Quality:
@@ -179,6 +185,8 @@ class _DivergenceSamples:
 
     def summary(self) -> Divergence:
         samples = torch.cat(self._parts)
+        if not bool(samples.isfinite().all()):
+            raise FloatingPointError("its divergence from the reference is not finite (NaN or infinity)")
         return Divergence(
             mean=float(samples.mean()),
             median=float(samples.quantile(0.5)),

@@ -51,6 +51,7 @@ class Target:
     dummy:      the shape of random weights in this variant, as `quantize.dummy.dummy_config` reads it.
     half_dtype: what the model's config names, "bfloat16" or "float16".
     has_text:   whether it can be judged on text: random weights have no quality, and no tokenizer.
+    quantized_share: of the decoder's matrices, as its manifest says.
     """
 
     subject: Subject
@@ -58,6 +59,7 @@ class Target:
     dummy: str | None = None
     half_dtype: str = "float16"
     has_text: bool = False
+    quantized_share: float | None = None
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.dummy is None):
@@ -161,6 +163,7 @@ class Request:
             position=self.run.position,
             compute_dtype=self.compute_dtype,
             plan=Rules(self.settings.rounds, self.settings.rule),
+            quantized_share=self.run.target.quantized_share,
             **figures,
         )
 

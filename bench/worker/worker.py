@@ -196,6 +196,8 @@ def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
     )
     if isinstance(error, UserError):
         return "unsupported", text[:REASON_CHARACTERS]
+    if isinstance(error, FloatingPointError):
+        return "broken", text[:REASON_CHARACTERS]
     traceback.print_exception(error)
     no_memory = (
         isinstance(error, MemoryError)

@@ -13,7 +13,7 @@ from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
 from reports import report
-from reports.api import load_records
+from reports.api import Reading
 
 if TYPE_CHECKING:
     from tests.builder import Builder
@@ -103,11 +103,11 @@ def test_an_unknown_format(tmp_path: Path) -> None:
 def test_what_is_no_record_file(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "records.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        load_records(tmp_path)
+        assert Reading(tmp_path).found
 
 
 def test_no_folder_and_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder or file"):
-        load_records(tmp_path / "missing")
+        assert Reading(tmp_path / "missing").found
     with pytest.raises(UserError, match=r"no record file .*records\.jsonl"):
-        load_records(tmp_path)
+        assert Reading(tmp_path).found

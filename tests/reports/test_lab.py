@@ -178,10 +178,10 @@ def test_all_writes_the_published_table_beside_ours_where_a_row_is_of_it(
     tmp_path: Path, new_builder: "type[Builder]"
 ) -> None:
     append(tmp_path / "records.jsonl", *new_builder("BioMistral-7B").five_rows())
-    written, problems = write_all(tmp_path)
+    written, problems, sound = write_all(tmp_path)
     assert [path.name for path in written] == ["table.md", "published.md"]
     assert (tmp_path / "published.md").read_text() == report(tmp_path, published=True)
-    assert problems == []
+    assert (problems, sound) == ([], True)
 
 
 def test_a_page_that_cannot_be_written_leaves_the_others(

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from reports.markdown import WIDTH, markdown, print_page, table_markdown
@@ -26,6 +27,33 @@ def test_an_empty_table_still_has_its_header() -> None:
 def test_what_would_end_a_cell_or_style_it_is_escaped() -> None:
     table = Table((Column("Reason"),), (("a|b\nc <d> *e* __init__",),))
     assert table_markdown(table).splitlines()[2] == r"| a\|b c \<d> \*e\* \_\_init\_\_ |"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[a](http://b)", r"\[a\](http\://b)"),
+        ("![a](b)", r"!\[a\](b)"),
+        ("www.b.c a@b.c", r"www\.b.c a\@b.c"),
+        ("a`b", r"a\`b"),
+        ("\x1b]8;;x\x07 \u202e", r"\\x1b\]8;;x\\x07 \\u202e"),
+    ],
+)
+def test_a_name_makes_no_link_and_no_image_and_controls_nothing(text: str, shown: str) -> None:
+    assert table_markdown(Table((Column("Row"),), ((text,),))).splitlines()[2].strip("| ") == shown
+
+
+@pytest.mark.parametrize(("mark", "shown"), [("#", r"\#"), ("1.", r"1\."), ("-", r"\-"), (">", r"\>")])
+def test_a_line_of_prose_begins_no_heading_and_no_list(mark: str, shown: str) -> None:
+    first = "x" * (WIDTH - 3)
+    assert markdown((Bullets((f"{first} {mark} b",)),)).splitlines()[1] == f"  {shown} b"
+
+
+def test_a_terminal_is_given_no_control_characters() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    print_page((Table((Column("Row"),), (("\x1b[2J\u202e",),)), Paragraph("\x9b2J"), Bullets(("\x07",))), console)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().replace("\n", "").isprintable()
 
 
 def test_blocks_stand_apart_and_prose_is_wrapped() -> None:

@@ -8,7 +8,7 @@ from bench.records.environment import Environment
 from bench.records.gpu_state import GpuExtremes, GpuState, GpuStates
 from bench.records.record import Latency, Record
 from bench.records.scenario import SCENARIOS, Scenario
-from reports.notes import paragraph, warnings
+from reports.notes import broken_lines, paragraph, warnings
 from reports.results import measurements
 
 if TYPE_CHECKING:
@@ -120,12 +120,6 @@ def test_a_sound_bench_has_no_warnings(builder: "Builder") -> None:
     assert warned(builder.five_rows()) == ()
 
 
-def test_a_broken_checkpoint_is_called_broken(builder: "Builder") -> None:
-    records = [builder.latency("fp16"), builder.quality("fp16", 15.0), builder.quality("awq-gemm", 222_316.0)]
-    [line] = warned(records)
-    assert line.startswith("AWQ GEMM, group 64: this checkpoint is broken: its perplexity is x14,821")
-
-
 def test_an_order_that_was_never_reversed_is_told(builder: "Builder") -> None:
     records = [builder.latency("fp16", round=n) for n in range(3)]
     records += [builder.latency("bnb-4bit", round=n) for n in range(3)]
@@ -184,9 +178,11 @@ def test_a_throttled_gpu_and_other_programs_on_it_are_said(new_builder: "type[Bu
 
 def test_a_broken_checkpoint_is_called_that(builder: "Builder") -> None:
     records = [builder.latency("fp16"), builder.quality("fp16", 15.0), builder.quality("awq-gemm", 222_316.0)]
-    assert "AWQ GEMM, group 64: this checkpoint is broken: its perplexity is x14,821 the reference's." in warned(
-        records
+    [measurement] = measurements(records)
+    assert broken_lines(measurement) == (
+        "AWQ GEMM, group 64, broken: its perplexity is x14,821 the reference's. Do not use it.",
     )
+    assert warned(records) == ()
 
 
 def test_a_model_spread_over_devices_is_said(builder: "Builder") -> None:

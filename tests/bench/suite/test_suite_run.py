@@ -21,7 +21,7 @@ from bench.suite.suite import suite_named
 from bench.suite.suite_run import run_suite
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
-from reports.api import load_records, write_all
+from reports.api import write_all
 from reports.published import BIOMISTRAL_7B, versus_page
 from reports.results import measurements
 
@@ -103,7 +103,7 @@ def test_it_leaves_records_and_the_crossover_and_report_makes_the_pages(rehearsa
     written = {path.relative_to(out).as_posix() for path in out.rglob("*")}
     assert written <= FILES | PAGES
     assert {"records.jsonl", "crossover.jsonl"} <= written, ran.stdout
-    pages, problems = write_all(out)
+    pages, problems, _ = write_all(out)
     if importlib.util.find_spec("matplotlib"):
         assert ({path.name for path in pages}, problems) == (PAGES, [])
     else:
@@ -112,7 +112,7 @@ def test_it_leaves_records_and_the_crossover_and_report_makes_the_pages(rehearsa
 
 def test_the_page_has_the_eight_rows_in_the_published_order(rehearsal: Rehearsal) -> None:
     out, _ = rehearsal
-    [measurement] = measurements(load_records(out))
+    [measurement] = measurements(read_records(out / "records.jsonl"))
     table = versus_page([measurement])[0]
     expected = [(row.base_model, row.method, row.q_group_size, row.w_bit, row.version) for row in BIOMISTRAL_7B]
     assert [row[:5] for row in table.rows] == expected  # type: ignore[union-attr]
@@ -124,7 +124,7 @@ def test_the_page_has_the_eight_rows_in_the_published_order(rehearsal: Rehearsal
 
 def test_a_rehearsal_does_not_pass_for_the_table(rehearsal: Rehearsal) -> None:
     out, _ = rehearsal
-    [measurement] = measurements(load_records(out))
+    [measurement] = measurements(read_records(out / "records.jsonl"))
     page = versus_page([measurement])
     said = page[-1].text  # type: ignore[union-attr]
     assert "random, in the shape shrunken, 2 layers, hidden size 256" in said
@@ -137,7 +137,7 @@ def test_a_rehearsal_does_not_pass_for_the_table(rehearsal: Rehearsal) -> None:
 
 def test_the_report_keeps_the_suites_order_and_has_every_ratio(rehearsal: Rehearsal) -> None:
     out, _ = rehearsal
-    [measurement] = measurements(load_records(out))
+    [measurement] = measurements(read_records(out / "records.jsonl"))
     subjects = [result.subject for result in measurement.results]
     assert [(one.variant, one.kernel) for one in subjects] == [
         ("fp16", None),

@@ -1,0 +1,90 @@
+"""Which figures no sound checkpoint has: one judgment, of `bench` and of `report`. Imports no torch."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from bench.records.comparison import grouped
+from bench.records.record import Divergence, Quality, Record, Subject, latency_records
+
+PERPLEXITY_RATIO = 2.0
+"""From here on, or below its inverse, one of the two is broken: quantization that works costs some percent."""
+
+UNIFORM_SHARE = 0.9
+"""From this share of the vocabulary's size on a perplexity is that of guessing."""
+
+FAR_NATS, FAR_FLIPS = 1.0, 0.5
+"""A mean divergence, and a share of tokens with another likeliest choice, that no quantization that works has."""
+
+LEAST_NATS = -1e-3
+"""A divergence is never negative but by rounding."""
+
+
+def broken(quality: Quality, reference: Quality | None = None, others: Iterable[Quality] = ()) -> str | None:
+    """Why these figures are of a broken checkpoint, None where they may be of a sound one.
+
+    reference: of the same base model and on the same text, None for the reference itself and where there is none.
+    others:    those of which this is the reference; nothing that is made of a model is far better than the model.
+    """
+    perplexity = quality.perplexity
+    if not math.isfinite(perplexity) or perplexity < 1 - 1e-6:
+        return f"its perplexity is {perplexity:g}, which no model has"
+    if quality.vocabulary is not None and perplexity >= UNIFORM_SHARE * quality.vocabulary:
+        return f"its perplexity of {perplexity:,.1f} is no better than guessing among {quality.vocabulary:,} tokens"
+    best = min((one.perplexity for one in others if one.perplexity > 0), default=math.inf)
+    if best * PERPLEXITY_RATIO <= perplexity:
+        return f"its perplexity is {perplexity:,.2f}, a checkpoint that is compared with it has {best:,.2f}"
+    if reference is not None:
+        ratio = perplexity / reference.perplexity
+        if not 1 / PERPLEXITY_RATIO < ratio < PERPLEXITY_RATIO:
+            shown = f"x{ratio:,.0f}" if ratio >= 100 else f"x{ratio:.3g}"
+            return f"its perplexity is {shown} the reference's"
+    return next(filter(None, map(_far, (quality.divergence, quality.noise_floor))), None)
+
+
+def _far(divergence: Divergence | None) -> str | None:
+    if divergence is None:
+        return None
+    figures = (divergence.mean, divergence.median, divergence.p99, divergence.flips)
+    if not all(math.isfinite(one) and one >= LEAST_NATS for one in figures):
+        return f"its divergence from the reference is {min(figures):g}, which no model has"
+    if divergence.mean < FAR_NATS and divergence.flips < FAR_FLIPS:
+        return None
+    flips = f"{divergence.flips:.0%} of the likeliest tokens are others"
+    return f"it diverges from the reference by {divergence.mean:.2f} nats a token, {flips}"
+
+
+def broken_subjects(records: Sequence[Record]) -> dict[Subject, str]:
+    """What of these records, all of one device and dtype, is broken, and why: by its latest figures."""
+    of_subject = grouped(records, lambda record: record.subject)
+    references = references_of(records)
+    figures = {subject: found for subject, own in of_subject.items() if (found := latest_quality(own))}
+    reasons: dict[Subject, str] = {}
+    for subject, own in of_subject.items():
+        quality, reference = figures.get(subject), references.get(subject.baseline)
+        last = next((one for one in reversed(own) if one.kind == "quality"), None)
+        if last is not None and last.status == "broken":
+            reasons[subject] = last.reason or ""
+            continue
+        if quality is None:
+            continue
+        same_base = [one for one in figures if one.base_model == subject.base_model and one != subject]
+        compared = [figures[one] for one in same_base if references.get(one.baseline) == subject]
+        theirs = figures.get(reference) if reference in same_base else None
+        if why := broken(quality, theirs, compared):
+            reasons[subject] = why
+    return reasons
+
+
+def references_of(records: Sequence[Record]) -> dict[str, Subject]:
+    """What the rows of each baseline are compared with: of several half-precision checkpoints the first that ran."""
+    references: dict[str, Subject] = {}
+    for record in (*latency_records(records), *records):
+        if record.subject.may_be_reference:
+            references.setdefault(record.subject.baseline, record.subject)
+    return references
+
+
+def latest_quality(records: Iterable[Record]) -> Quality | None:
+    """The latest figures."""
+    found = [record.quality for record in records if record.status == "ok" and record.quality]
+    return found[-1] if found else None
