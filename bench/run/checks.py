@@ -7,6 +7,8 @@ from pathlib import Path
 
 from bench.records.environment import differences
 from bench.records.record import Record
+from bench.records.scenario import Scenario
+from bench.records.store import holds_records, read_records
 from bench.run.probe import Machine
 from bench.worker.request import QualityRequest, Target
 from quantize.errors import UserError
@@ -40,14 +42,47 @@ def expand_tasks(names: tuple[str, ...], folder: Path | None) -> tuple[str, ...]
     return expanded
 
 
+def check_models(targets: Iterable[Target], scenarios: Sequence[Scenario], quality: QualityRequest | None) -> None:
+    """Raises UserError for a reference whose positions or tokenizer do not suit what is to be measured.
+
+    quality: None where nothing is judged. It reads the text and builds the models on the meta device: seconds.
+    """
+    for target in targets:
+        if not target.subject.may_be_reference or target.checkpoint is None:
+            continue
+        with quiet_libraries():
+            from bench.worker.latency import check_positions
+            from bench.worker.quality import evaluation_blocks
+            from quantize.calibration import check_blocks
+            from quantize.model.pretrained import empty_model, tokenizer_of
+
+        folder = Path(target.checkpoint)
+        try:
+            model = empty_model(folder)
+            for scenario in scenarios:
+                check_positions(model, scenario)
+            tokenizer = tokenizer_of(folder) if target.has_text else None
+            if quality is not None and tokenizer is not None:
+                size = {"blocks": quality.blocks, "block_tokens": quality.block_tokens}
+                check_blocks(evaluation_blocks(tokenizer, **size, data=quality.data), model)
+        except UserError as error:
+            raise UserError(f"{target.subject.name}: {error}") from None
+
+
 def check_references(targets: Sequence[Target], sources: Sequence[str], folder: Path) -> None:
     """Raises UserError, saying what to do, for a target without a reference. sources: as `quantize` takes them."""
-    with_reference = {target.subject.baseline for target in targets if target.subject.may_be_reference}
+    references = {target.subject.baseline: target.subject for target in targets if target.subject.may_be_reference}
     for target, source in zip(targets, sources, strict=True):
-        if target.subject.baseline not in with_reference:
+        reference = references.get(target.subject.baseline)
+        if reference is None:
             raise UserError(
                 f"{folder} holds no reference of {target.subject.baseline}: make it with "
                 f"`quantize {source} --variant {REFERENCE.name} --out {folder}`"
+            )
+        if target.subject.source_sha256 != reference.source_sha256:
+            raise UserError(
+                f"{target.subject.name} was made from other weights than its reference {reference.name}: give one of "
+                "the two models another name with `quantize --name`, or keep them in two folders"
             )
 
 
@@ -79,6 +114,20 @@ def compute_dtypes(
     return {
         target.subject.baseline: chosen or target.half_dtype for target in targets if target.subject.may_be_reference
     }
+
+
+def records_to_continue(path: Path, *, fresh: bool) -> list[Record]:
+    """What the file holds; nothing for one that is to be set aside, which may be of an older or a newer version.
+
+    Raises UserError for a file that holds no records.
+    """
+    if not path.exists():
+        return []
+    if not fresh:
+        return read_records(path)
+    if not holds_records(path):
+        raise UserError(f"{path} holds no records: give --records another name")
+    return []
 
 
 def set_aside(path: Path) -> None:

@@ -11,12 +11,12 @@ from bench.records.comparison import widest_interval
 from bench.records.record import Record
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
-from bench.records.store import RECORDS_NAME, append, read_records
+from bench.records.store import RECORDS_NAME, append
 from bench.run import checks
 from bench.run.executor import Executor, WorkerExecutor
 from bench.run.plan import RunKey, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.run.probe import Machine, probe
-from bench.worker.request import PlannedRun, Settings, Target, TaskRequest
+from bench.worker.request import PlannedRun, QualityRequest, Settings, Target, TaskRequest
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.files import only_writer
@@ -118,6 +118,7 @@ class Instruments:
     probe_machine: (device, threads) -> the machine.
     executor_for:  (settings, records file) -> what carries out a run.
     now:           a clock in seconds.
+    check_models:  see bench.run.checks.
     """
 
     probe_machine: Callable[[str, int | None], Machine] = probe
@@ -125,6 +126,7 @@ class Instruments:
         settings, log=path.with_suffix(".log")
     )
     now: Callable[[], float] = time.monotonic
+    check_models: Callable[[Sequence[Target], Sequence[Scenario], QualityRequest | None], None] = checks.check_models
 
 
 def bench(
@@ -173,13 +175,16 @@ def _measure(
 ) -> Outcome:
     began = instruments.now()
     tasks = checks.expand_tasks(options.tasks, options.task_folder)
+    old = checks.records_to_continue(path, fresh=options.fresh)
+    scenarios = options.scenarios or tuple(SCENARIOS.values())
+    quality = checks.quality_request(options.quality_data)
+    progress("looking at the models", 0, 0)
+    instruments.check_models(targets, scenarios, quality if options.quality else None)
+    settings = settings_for(targets, path, old, options, quality, progress, instruments)
     if options.fresh:
         checks.set_aside(path)
-    old = read_records(path) if path.exists() else []
-    settings = settings_for(targets, path, old, options, progress, instruments)
     executor = instruments.executor_for(settings, path)
     series = _Series(path, list(old), settings, executor, progress)
-    scenarios = options.scenarios or tuple(SCENARIOS.values())
     done, round_s = 0, 0.0
     while True:
         elapsed_s = instruments.now() - began
@@ -200,11 +205,11 @@ def settings_for(
     path: Path,
     old: Sequence[Record],
     options: BenchOptions,
+    quality: QualityRequest,
     progress: Progress,
     instruments: Instruments,
 ) -> Settings:
     """What all runs share, once everything that must hold does. Raises UserError where it does not."""
-    quality = checks.quality_request(options.quality_data)
     progress("looking at the machine", 0, 0)
     machine = instruments.probe_machine(options.device, options.threads)
     checks.check_continues(path, old, machine, targets, quality if options.quality else None)

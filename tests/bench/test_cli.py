@@ -54,7 +54,7 @@ def fake_runs(
     def executor_for(settings: Settings, path: Path) -> Executor:
         return run
 
-    faked = partial(Instruments, lambda device, threads: machine, executor_for)
+    faked = partial(Instruments, lambda device, threads: machine, executor_for, check_models=lambda *_: None)
     monkeypatch.setattr("bench.run.run.Instruments", faked)
 
 
@@ -219,7 +219,7 @@ def test_an_empty_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_without_cuda(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.run.run.Instruments", Instruments)
+    monkeypatch.setattr("bench.run.run.Instruments", partial(Instruments, check_models=lambda *_: None))
     message = "no CUDA device here: use --device cpu, or install the driver and a torch made for CUDA"
     assert fails(capsys, folder, "--device", "cuda") == message
 

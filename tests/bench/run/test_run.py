@@ -87,7 +87,7 @@ def measure(folder: Path, executor: FakeExecutor, machine: Machine) -> Callable[
         path = arguments.pop("records", folder / RECORDS_NAME)
         probe_machine = arguments.pop("probe_machine", lambda device, threads: machine)
         options = BenchOptions(**{"rounds": RoundsRule(least=rounds, most=rounds)} | arguments)
-        instruments = Instruments(probe_machine, executor.for_settings)
+        instruments = Instruments(probe_machine, executor.for_settings, check_models=lambda *_: None)
         return module.measure(targets_in(folder, options.kernel), path, options, instruments=instruments, **own)
 
     return run
@@ -189,7 +189,7 @@ def executor_for(settings, path):
 
 machine = Machine("cpu", from_json(Environment, sys.argv[3], "argument"))
 options = BenchOptions(rounds=RoundsRule(least=2, most=2))
-instruments = Instruments(lambda device, threads: machine, executor_for)
+instruments = Instruments(lambda device, threads: machine, executor_for, check_models=lambda *_: None)
 folder = Path(sys.argv[1])
 measure(targets_in(folder), folder / "records.jsonl", options, instruments=instruments)
 """
@@ -282,8 +282,10 @@ def test_set_aside_overwrites_nothing(tmp_path: Path) -> None:
 def test_progress_is_told_each_step(measure: Callable[..., Outcome]) -> None:
     told: list[Any] = []
     measure(rounds=1, progress=lambda *step: told.append(step))
-    assert told[:2] == [("looking at the machine", 0, 0), ("checking the files of A", 0, 0)]
-    assert told[6:8] == [("A, round 1", 0, 5), ("B, round 1", 1, 5)]
+    models, machine, files, *_ = told
+    assert [models, machine] == [("looking at the models", 0, 0), ("looking at the machine", 0, 0)]
+    assert files == ("checking the files of A", 0, 0)
+    assert told[7:9] == [("A, round 1", 0, 5), ("B, round 1", 1, 5)]
     assert told[-1] == ("E, round 1", 4, 5)
 
 
@@ -400,7 +402,7 @@ def test_rounds_go_on_while_ratios_are_noisy_and_there_is_time(
     def measured(rounds: RoundsRule, name: str) -> Outcome:
         rounds_run.clear()
         options = BenchOptions(rounds=rounds, quality=False, scenarios=BOTH[:1])
-        instruments = Instruments(lambda device, threads: machine, executor_for, clock.mark)
+        instruments = Instruments(lambda device, threads: machine, executor_for, clock.mark, lambda *_: None)
         return module.measure(targets_in(folder), folder.parent / name, options, instruments=instruments)
 
     until_known = measured(RoundsRule(least=3, most=50, noise=0.1, max_time_s=1e6), "known.jsonl")

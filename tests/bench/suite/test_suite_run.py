@@ -82,10 +82,12 @@ def rehearsal(shrunken: Path, tmp_path_factory: pytest.TempPathFactory) -> Rehea
     return folder / "out", rehearse(folder / "four.toml", folder / "out", shrunken, folder / "cache")
 
 
-def test_the_command_measures_every_row_and_ends_well(rehearsal: Rehearsal) -> None:
+def test_the_command_measures_every_row(rehearsal: Rehearsal) -> None:
+    """The kernels that rows ask for by name are not on every machine: then the code is 1, and the record says why."""
     out, ran = rehearsal
-    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout
     records = read_records(out / "records.jsonl")
+    failed = any(record.status != "ok" for record in records)
+    assert (ran.returncode, ran.stderr) == (int(failed), ""), ran.stdout
     suite = suite_named(str(out.parent / "four.toml"))
     assert [(record.subject.base_model, record.subject.variant, record.subject.kernel) for record in records] == [
         (row.base_model, row.variant, row.kernel) for row in suite.rows for _ in SCENARIOS
@@ -157,7 +159,7 @@ def test_a_second_time_nothing_is_measured(rehearsal: Rehearsal, shrunken: Path)
     before = {name: (out / name).read_bytes() for name in ("records.jsonl", "crossover.jsonl")}
     good = sum(record.status == "ok" for record in read_records(out / "records.jsonl"))
     again = rehearse(out.parent / "four.toml", out, shrunken, out.parent / "cache")
-    assert (again.returncode, again.stderr) == (0, "")
+    assert (again.returncode, again.stderr) == (rehearsal[1].returncode, "")
     assert f"({good} of them measured before)" in again.stdout
     assert (out / "records.jsonl").read_bytes().startswith(before["records.jsonl"])
     assert (out / "crossover.jsonl").read_bytes() == before["crossover.jsonl"]
@@ -219,7 +221,9 @@ def test_a_scenario_that_the_suite_lacks(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.fixture
 def fake_runs(monkeypatch: pytest.MonkeyPatch, machine: Machine, records_of: Callable[..., list[Record]]) -> None:
     """The suite's bench runs on a fake machine and measures nothing."""
-    faked = partial(Instruments, lambda device, threads: machine, lambda settings, path: records_of)
+    faked = partial(
+        Instruments, lambda device, threads: machine, lambda settings, path: records_of, check_models=lambda *_: None
+    )
     monkeypatch.setattr("bench.run.run.Instruments", faked)
     monkeypatch.setattr("bench.suite.suite_run._tokenizer_of", lambda path: str.split)
 
