@@ -14,4 +14,6 @@ class UserError(Exception):
 
 def printable(text: str) -> str:
     """A text as one line that a terminal can be given: control, bidi and other unseen characters are escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)

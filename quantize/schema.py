@@ -1,8 +1,9 @@
 """What files hold becomes dataclasses here, checked on the way: types, ranges, unknown fields. Imports no torch."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -45,7 +46,7 @@ def from_data(cls: type[T], data: object, where: str) -> T:
         raise UserError(f"{where} is nested too deeply") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    unknown = next(_unknown(data, made, ""), None)
+    unknown = _unknown(data, made, "")
     if unknown is not None:
         known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
         raise UserError(f"{where}: unknown field {unknown}" + ("" if "." in unknown else f"; there are: {known}"))
@@ -62,16 +63,30 @@ def to_data(made: Any) -> Any:
     return [to_data(value) for value in made] if isinstance(made, list | tuple) else made
 
 
-def _unknown(data: Any, made: Any, path: str) -> Iterator[str]:
-    """The keys in `data` that the dataclasses made of it have no field for."""
-    if dataclasses.is_dataclass(made):
-        fields = {field.name for field in dataclasses.fields(made)}
-        yield from (f"{path}{key}" for key in data if key not in fields)
-        for name in fields & data.keys():
-            yield from _unknown(data[name], getattr(made, name), f"{path}{name}.")
+@functools.cache
+def _fields_of(cls: type) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The fields of a dataclass, and those that may hold dataclasses; none for another type."""
+    kinds = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+    return frozenset(kinds), tuple(name for name, kind in kinds.items() if _holds_dataclass(kind))
+
+
+def _holds_dataclass(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) or any(map(_holds_dataclass, get_args(kind)))
+
+
+def _unknown(data: Any, made: Any, path: str) -> str | None:
+    """The first key in `data` that the dataclasses made of it have no field for."""
+    names, nested = _fields_of(made.__class__)
+    parts: list[tuple[object, Any, Any]] = []
+    if names:
+        if not data.keys() <= names:
+            return path + next(str(key) for key in data if key not in names)
+        parts = [(name, data[name], getattr(made, name)) for name in nested if data.get(name)]
     elif isinstance(made, Mapping):
-        for key, value in made.items():
-            yield from _unknown(data[key], value, f"{path}{key}.")
-    elif isinstance(made, tuple) and made and dataclasses.is_dataclass(made[0]):
-        for number, (one, value) in enumerate(zip(data, made, strict=True)):
-            yield from _unknown(one, value, f"{path}{number}.")
+        parts = [(key, data[key], value) for key, value in made.items()]
+    elif isinstance(made, tuple):
+        parts = [(n, *pair) for n, pair in enumerate(zip(data, made, strict=True))]
+    for name, value, own in parts:
+        if value is not own and (found := _unknown(value, own, f"{path}{name}.")):  # the same was made before
+            return found
+    return None

@@ -61,11 +61,12 @@ def check_compute_dtypes(good: Sequence[Record]) -> None:
     """Raises UserError for a checkpoint whose reference ran on the same device, but only in another compute dtype."""
     may_be = (record for record in good if record.subject.may_be_reference)
     references = grouped(may_be, lambda record: (record.device, record.subject.baseline))
+    dtypes = {key: {str(one.compute_dtype) for one in found} for key, found in references.items()}
     for record in good:
-        found = references.get((record.device, record.subject.baseline), [record])
-        dtypes = {str(one.compute_dtype) for one in found}
-        if str(record.compute_dtype) not in dtypes:
-            _refuse(found[0], record, f"compute_dtype: {' and '.join(sorted(dtypes))} against {record.compute_dtype}")
+        key = (record.device, record.subject.baseline)
+        if key in dtypes and str(record.compute_dtype) not in dtypes[key]:
+            theirs = " and ".join(sorted(dtypes[key]))
+            _refuse(references[key][0], record, f"compute_dtype: {theirs} against {record.compute_dtype}")
 
 
 def refuse_scenarios(one: Scenario, other: Scenario) -> NoReturn:

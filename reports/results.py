@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 
 from bench.records.broken import broken_subjects, latest_quality, references_of
-from bench.records.comparison import Comparison, compare, grouped, started, unique
+from bench.records.comparison import Comparison, compare, grouped, unique
 from bench.records.environment import Environment
 from bench.records.ratio import Ratio
 from bench.records.record import (
@@ -269,10 +269,10 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     if len(headlines) > 1:
         refuse_scenarios(headlines[0], headlines[1])
     good = [record for record in records if record.status == "ok"]
-    starts = sorted(moment for record in good if (moment := started(record)))
+    starts = sorted(moment for record in good if (moment := record.started))
     of_subject = grouped(records, lambda record: record.subject)
     references = references_of(records)
-    baselines = list(dict.fromkeys(one.baseline for one in of_subject))
+    baselines = {name: n for n, name in enumerate(dict.fromkeys(one.baseline for one in of_subject))}
     reasons = broken_subjects(records)
 
     def place(one: Subject) -> tuple[int, bool, float, str]:
@@ -282,7 +282,7 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         else:
             first_round = [run.position for run in of_subject[one] if run.round == 0 and run.position is not None]
             row = min(first_round, default=float("inf"))
-        return baselines.index(one.baseline), references.get(one.baseline) != one, row, one.name
+        return baselines[one.baseline], references.get(one.baseline) != one, row, one.name
 
     return Measurement(
         device=device,

@@ -58,6 +58,7 @@ def broken_subjects(records: Sequence[Record]) -> dict[Subject, str]:
     of_subject = grouped(records, lambda record: record.subject)
     references = references_of(records)
     figures = {subject: found for subject, own in of_subject.items() if (found := latest_quality(own))}
+    of_base = grouped(figures, lambda subject: subject.base_model)
     reasons: dict[Subject, str] = {}
     for subject, own in of_subject.items():
         quality, reference = figures.get(subject), references.get(subject.baseline)
@@ -67,7 +68,7 @@ def broken_subjects(records: Sequence[Record]) -> dict[Subject, str]:
             continue
         if quality is None:
             continue
-        same_base = [one for one in figures if one.base_model == subject.base_model and one != subject]
+        same_base = [one for one in of_base[subject.base_model] if one != subject]
         compared = [figures[one] for one in same_base if references.get(one.baseline) == subject]
         theirs = figures.get(reference) if reference in same_base else None
         if why := broken(quality, theirs, compared):

@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from bench.records.environment import differences
@@ -153,15 +152,6 @@ def unique(records: Iterable[Record]) -> list[Record]:
     return list(found.values())
 
 
-def started(record: Record) -> datetime | None:
-    """When the run started; a time without a zone counts as UTC, an unreadable one is None."""
-    try:
-        moment = datetime.fromisoformat(record.started_at)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """The items that share a key, in the order first met."""
     groups: dict[K, list[T]] = {}
@@ -186,10 +176,10 @@ def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tupl
 
 def _apart_s(one: Record, other: Record) -> float:
     """Seconds between the starts of two runs, infinite where a record does not say."""
-    start, other_start = started(one), started(other)
+    start, other_start = one.started, other.started
     return abs((start - other_start).total_seconds()) if start and other_start else math.inf
 
 
 def _order(record: Record) -> tuple[float, int, int]:
-    moment = started(record)
+    moment = record.started
     return (0.0 if moment is None else moment.timestamp(), record.round or 0, record.position or 0)

@@ -57,6 +57,8 @@ class Environment:
 
 def differences(one: Environment, other: Environment) -> list[str]:
     """Where two fingerprints differ in what decides, as "field: one against other"; empty if nowhere."""
+    if one is other:
+        return []
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in DECIDING}
     pairs |= {name: (one.libraries.get(name), other.libraries.get(name)) for name in LIBRARIES}
     return [f"{name}: {mine} against {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]

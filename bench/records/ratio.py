@@ -5,10 +5,12 @@ order of the two reversed from one round to the next (A B, B A, A B, ...). A mac
 speeds up shifts the two runs of a round by different amounts, and by the opposite amount in the next round.
 """
 
+import functools
 import itertools
 import math
+import operator
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
 from typing import Literal
@@ -21,6 +23,9 @@ EQUIVALENCE = 0.03
 CONFIDENCE = 0.95
 INTERVAL_MIN_ROUNDS = 3
 RESAMPLES = 2000
+NORMAL_FROM_ROUNDS = 300
+"""Means of more rounds than this are as good as normal, and drawing them costs seconds."""
+
 SEED = 20240219
 
 
@@ -69,7 +74,7 @@ def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
     log_estimate = _log_estimate(variant_s, reference_s)
     interval = None
     if len(rounds) >= INTERVAL_MIN_ROUNDS:
-        low, high = _bootstrap([math.log(ratio) for ratio in rounds])
+        low, high = _bootstrap(tuple(math.log(ratio) for ratio in rounds))
         interval = (math.exp(log_estimate + low), math.exp(log_estimate + high))
     return Ratio(math.exp(log_estimate), rounds, interval, verdict_of(interval))
 
@@ -99,19 +104,30 @@ def _log_estimate(variant_s: Sequence[float], reference_s: Sequence[float]) -> f
     return fmean(math.log((v1 + v2) / (r1 + r2)) for (v1, r1), (v2, r2) in rounds)
 
 
-def _bootstrap(logs: list[float]) -> tuple[float, float]:
+@functools.lru_cache(maxsize=64)  # without decoding, prompt and total are the same series
+def _bootstrap(logs: tuple[float, ...]) -> tuple[float, float]:
     """How far below and above the estimate the interval reaches, in logarithms: (negative, positive)."""
     n, mean = len(logs), fmean(logs)
     deviations = [value - mean for value in logs]
-    generator = random.Random(SEED)
-    means = sorted(sum(generator.choices(deviations, k=n)) / n for _ in range(RESAMPLES))
     tail = (1 - CONFIDENCE) / 2
-    low = means[math.floor(tail * (RESAMPLES - 1))]
-    high = means[math.ceil((1 - tail) * (RESAMPLES - 1))]
+    if n > NORMAL_FROM_ROUNDS:
+        high = NormalDist().inv_cdf(1 - tail) * math.sqrt(fmean(value**2 for value in deviations) / n)
+        low = -high
+    else:
+        means = sorted(sum(draw(deviations)) / n for draw in _resamples(n))
+        low = means[math.floor(tail * (RESAMPLES - 1))]
+        high = means[math.ceil((1 - tail) * (RESAMPLES - 1))]
     stretch = student_quantile(n - 1) / NormalDist().inv_cdf(1 - tail) * math.sqrt(n / (n - 1))
     # The estimate counts the first and the last round half, which makes it a little noisier than a mean of n.
     weights = math.sqrt(n * (n - 1.5)) / (n - 1)
     return low * stretch * weights, high * stretch * weights
+
+
+@functools.lru_cache(maxsize=32)
+def _resamples(n: int) -> list[Callable[[list[float]], tuple[float, ...]]]:
+    """What draws n of n values with replacement, RESAMPLES times: the same draws for every ratio of so many rounds."""
+    generator = random.Random(SEED)
+    return [operator.itemgetter(*generator.choices(range(n), k=n)) for _ in range(RESAMPLES)]
 
 
 def independent_ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:

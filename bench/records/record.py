@@ -7,8 +7,10 @@ plots) is computed from records and nothing else. bench.records.store writes and
 import itertools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from bench.records.environment import Environment
@@ -265,6 +267,15 @@ class Record:
         if self.kind == "latency" and self.scenario is None:
             raise ValueError("a latency record has a scenario")
 
+    @cached_property
+    def started(self) -> datetime | None:
+        """When the run started; a time without a zone counts as UTC, an unreadable one is None."""
+        try:
+            moment = datetime.fromisoformat(self.started_at)
+        except ValueError:
+            return None
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
     def seconds(self, phase: Phase) -> float | None:
         """Seconds of this run in a phase, None where it has no sample of it.
 
@@ -272,21 +283,27 @@ class Record:
         median over all decode steps of all repetitions, that is seconds a token (of each prompt in the batch).
         Raises UserError for a time that is not above 0.
         """
-        if self.latency is None:
-            return None
-        prefill_s, decode_s = self.latency.prefill_s, self.latency.decode_s
-        samples = {
-            "total": [a + math.fsum(b) for a, b in zip(prefill_s, decode_s or ((),) * len(prefill_s), strict=False)],
-            "prefill": prefill_s,
-            "decode": list(itertools.chain.from_iterable(decode_s)),
-        }[phase]
-        seconds = statistics.median(samples) if samples else None
+        seconds = self._seconds[phase]
         if seconds is None or (math.isfinite(seconds) and seconds > 0):
             return seconds
         raise UserError(
             f"a record of {self.subject.name} holds a {phase} time of {seconds} s, no measurement: "
             "remove that line and measure again"
         )
+
+    @cached_property
+    def _seconds(self) -> dict[Phase, float | None]:
+        return {phase: self._median(phase) for phase in PHASES}
+
+    def _median(self, phase: Phase) -> float | None:
+        if self.latency is None:
+            return None
+        samples: Sequence[float] = self.latency.prefill_s
+        if phase == "decode":
+            samples = list(itertools.chain.from_iterable(self.latency.decode_s))
+        elif phase == "total" and self.latency.decode_s:
+            samples = [a + math.fsum(b) for a, b in zip(samples, self.latency.decode_s, strict=False)]
+        return statistics.median(samples) if samples else None
 
 
 def latency_records(records: Iterable[Record]) -> list[Record]:

@@ -142,11 +142,11 @@ def test_records_of_another_kind_are_named(tmp_path: Path, three: list[Record]) 
 def test_a_file_that_cannot_be_read_is_one_line(
     tmp_path: Path, three: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, **how: Any) -> str:
+    def refuse(path: Path, *how: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
     append(tmp_path / "records.jsonl", three[0])
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"^cannot read .*records\.jsonl \(Permission denied\)$"):
         read_records(tmp_path / "records.jsonl")
 
