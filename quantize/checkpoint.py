@@ -7,21 +7,18 @@ A finished checkpoint is a folder that other software reads (config.json, safete
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from quantize.errors import UserError
-from quantize.files import disk_is_full, hash_of_hashes, replace_file, sha256_of
+from quantize.files import disk_is_full, hash_of_hashes, remove_working_folder, replace_file, sha256_of
 from quantize.schema import Count, Share, from_json, to_data
 from quantize.variant import VARIANTS, Variant
 
 MANIFEST_NAME = "quantable.json"
 MANIFEST_SCHEMA = 1
-PARTIAL_SUFFIX = ".partial"
-OLD_SUFFIX = ".old"
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
     if not directory.is_dir():
         raise UserError(f"no such folder: {directory}")
     folders = [path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))]
-    found = [open_checkpoint(path) for path in folders if not path.name.endswith((PARTIAL_SUFFIX, OLD_SUFFIX))]
+    found = [open_checkpoint(path) for path in folders if not path.name.startswith(".")]  # a killed run leaves those
     if not found:
         command = f"quantize SOURCE --out {directory}"
         raise UserError(f"{directory} holds no quantable checkpoint: make some with `{command}`")
@@ -209,11 +206,12 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
             raise UserError(f"{target} exists and is no quantable checkpoint: choose another --out, or move it away")
         if not force:
             raise UserError(f"{target} exists: use --force to make it again")
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
+    partial, old = _working_folders(target)
+    clear(target)
     try:
-        _make_empty(partial)
+        _make(partial)
         yield partial
-        _replace(partial, target)
+        _replace(partial, target, old)
     except Exception as error:
         if disk_is_full(error):
             raise UserError(
@@ -222,23 +220,34 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
             ) from None
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(UserError):
+            remove_working_folder(partial, MANIFEST_NAME)
 
 
-def _make_empty(partial: Path) -> None:
+def clear(target: Path) -> None:
+    """Remove what killed runs left beside a checkpoint. Raises UserError for what is not of such a run."""
+    for folder in _working_folders(target):
+        remove_working_folder(folder, MANIFEST_NAME)
+
+
+def _working_folders(target: Path) -> tuple[Path, Path]:
+    """Where a checkpoint is made, and where the one that it replaces waits."""
+    return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
+
+
+def _make(partial: Path) -> None:
+    """An empty folder but for a manifest that says nothing yet, which tells whose it is."""
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        (partial / MANIFEST_NAME).touch()
     except OSError as error:
         if disk_is_full(error):
             raise
         raise UserError(f"cannot write {partial} ({error.strerror}): choose another --out") from None
 
 
-def _replace(partial: Path, target: Path) -> None:
+def _replace(partial: Path, target: Path, old: Path) -> None:
     """Put `partial` in the place of `target`, the old one kept until the new one stands."""
-    old = target.with_name(target.name + OLD_SUFFIX)
-    shutil.rmtree(old, ignore_errors=True)
     try:
         if target.exists():
             target.rename(old)
@@ -246,7 +255,7 @@ def _replace(partial: Path, target: Path) -> None:
     finally:
         if old.exists() and not target.exists():
             old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_working_folder(old, MANIFEST_NAME)
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

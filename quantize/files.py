@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,6 +37,27 @@ def replace_file(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def remove_working_folder(folder: Path, mark: str) -> None:
+    """Remove a folder that an earlier run of ours worked in: empty, or with the file `mark` in it, which goes last.
+
+    Raises UserError for another, which is left as it is, and where it cannot be removed.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_symlink() or not folder.is_dir() or (any(folder.iterdir()) and not (folder / mark).is_file()):
+        raise UserError(f"{folder} is in the way, and is not of an earlier run: move it away")
+    try:
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != mark:
+                path.unlink()
+        (folder / mark).unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError as error:
+        raise UserError(f"cannot remove {folder} ({error.strerror}): remove it, or choose another --out") from None
 
 
 @contextlib.contextmanager

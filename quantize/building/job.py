@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from quantize.checkpoint import MANIFEST_NAME, Checkpoint, Manifest, SourceFacts, open_checkpoint
+from quantize.checkpoint import MANIFEST_NAME, Checkpoint, Manifest, SourceFacts, clear, open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.methods import METHODS
 from quantize.methods.base import Choices, Method, Recipe
@@ -17,6 +17,7 @@ from quantize.progress import Progress
 from quantize.rounding.options import BnbOptions, Rounding
 from quantize.source import Source
 from quantize.variant import GROUP_SIZES, Variant
+from quantize.versions import MAKERS, maker_versions
 from quantize.weights import TensorReader
 
 Say = Callable[[str], object]
@@ -125,6 +126,8 @@ class Job:
             raise UserError(
                 f"{target} is there already, made {difference}: --force makes it again, another --out keeps both"
             )
+        verify(found)
+        clear(target)
         self.say(f"{target.name}: finished before, kept (--force makes it again)")
         return BuiltCheckpoint(found, kept=True)
 
@@ -142,4 +145,8 @@ def _difference(manifest: Manifest, source: SourceFacts, recipe: Recipe) -> str 
     for name in sorted(ours.keys() | manifest.options.keys()):
         if ours.get(name) != manifest.options.get(name):
             return f"with {name} = {manifest.options.get(name)}, now {ours.get(name)}"
+    makers = maker_versions()
+    for name in MAKERS:
+        if manifest.libraries.get(name) != makers.get(name):
+            return f"with {name} {manifest.libraries.get(name)}, now {makers.get(name)}"
     return None if manifest.calibration == recipe.calibration else "with another calibration text"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from quantize.building.layer import LayerResult, LinearFacts
 from quantize.errors import UserError
-from quantize.files import replace_file, sha256_of
+from quantize.files import remove_working_folder, replace_file, sha256_of
 from quantize.schema import from_json, to_data
 
 JOURNAL_NAME = "journal.json"
@@ -55,8 +54,10 @@ class Journal:
             self.restarted, self.state = False, left
         else:
             self.restarted, self.state = folder.exists(), State(digest)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_working_folder(folder, JOURNAL_NAME)
             folder.mkdir(parents=True)
+            path.touch()  # the mark of a folder of ours
+            self._write()
 
     def _is_whole(self, state: State) -> bool:
         hidden = self._hidden_path(len(state.layers)).name
@@ -96,12 +97,15 @@ class Journal:
         before = self.state.seconds
         seconds = before | {phase: before.get(phase, 0.0) + spent for phase, spent in result.seconds.items()}
         self.state = State(self.state.key, (*self.state.layers, result.facts), seconds, files)
-        replace_file(self.folder / JOURNAL_NAME, json.dumps(to_data(self.state)).encode())
+        self._write()
         self._hidden_path(result.index).unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove the working folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_working_folder(self.folder, JOURNAL_NAME)
+
+    def _write(self) -> None:
+        replace_file(self.folder / JOURNAL_NAME, json.dumps(to_data(self.state)).encode())
 
     def _hidden_path(self, layer: int) -> Path:
         return self.folder / f"hidden-{layer:05d}.safetensors"
@@ -110,5 +114,5 @@ class Journal:
 def discard_finished(folder: Path, finished: Collection[str]) -> None:
     """Remove a journal whose variants are all finished: its run was killed before it could."""
     variants = {path.name for path in folder.glob("*") if path.is_dir()} - {"activations"}
-    if variants <= set(finished):
-        shutil.rmtree(folder, ignore_errors=True)
+    if variants <= set(finished) and (folder / JOURNAL_NAME).is_file():
+        remove_working_folder(folder, JOURNAL_NAME)

@@ -161,7 +161,7 @@ def test_checkpoints_are_found_by_model_and_then_in_the_order_of_the_table(tmp_p
 def test_what_a_killed_run_left_is_not_found(tmp_path: Path) -> None:
     made = make(tmp_path / "made")
     for suffix in (".partial", ".old"):
-        shadow = tmp_path / f"made{suffix}"
+        shadow = tmp_path / f".made{suffix}"
         shadow.mkdir()
         (shadow / MANIFEST_NAME).write_bytes((made.path / MANIFEST_NAME).read_bytes())
     assert [c.path.name for c in find_checkpoints(tmp_path)] == ["made"]
@@ -221,7 +221,7 @@ def test_an_existing_checkpoint_is_kept_without_force_and_replaced_with_it(tmp_p
     with pytest.raises(UserError, match="made exists: use --force"), writing(target):
         pytest.fail("the block must not run")
     with writing(target, force=True) as folder:
-        assert leftovers(folder) == []
+        assert leftovers(folder) == [MANIFEST_NAME]
         fill(folder)
         (folder / "config.json").write_text("{}")
         seal(folder, manifest())
@@ -357,11 +357,29 @@ def test_an_error_of_the_block_that_is_not_about_the_target_keeps_its_traceback(
 
 
 def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path) -> None:
-    stale = tmp_path / "made.partial"
-    stale.mkdir()
-    (stale / "half.safetensors").write_text("half")
+    for stale in (tmp_path / ".made.partial", tmp_path / ".made.old"):
+        (stale / "sub").mkdir(parents=True)
+        for name in ("half.safetensors", "sub/half.txt", MANIFEST_NAME):
+            (stale / name).write_text("half")
     assert sorted(make(tmp_path / "made").manifest.files) == ["config.json", "model.safetensors", "sub/extra.txt"]
     assert leftovers(tmp_path) == ["made"]
+
+
+@pytest.mark.parametrize("name", [".made.partial", ".made.old"])
+def test_a_folder_of_the_users_in_the_way_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} is in the way, and is not of an earlier run: move it away"):
+        make(tmp_path / "made")
+    assert (tmp_path / name / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["made.partial", "made.old"])
+def test_a_backup_beside_a_checkpoint_is_left_alone(tmp_path: Path, name: str) -> None:
+    kept = make(tmp_path / name)
+    make(tmp_path / "made")
+    make(tmp_path / "made", base_model="Other")
+    verify(kept)
 
 
 def test_control_c_in_a_real_process_leaves_nothing(tmp_path: Path) -> None:
@@ -386,7 +404,7 @@ def test_control_c_in_a_real_process_leaves_nothing(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        assert leftovers(tmp_path) == ["made.partial"]
+        assert leftovers(tmp_path) == [".made.partial"]
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)

@@ -179,6 +179,36 @@ def test_finished_checkpoints_are_kept_unless_forced(tiny_llama: Path, tmp_path:
     assert forced[0].checkpoint.content_sha256 == first[0].checkpoint.content_sha256
 
 
+@pytest.mark.parametrize("damage", ["flipped", "empty", "other makers"])
+def test_a_finished_checkpoint_is_kept_only_where_it_is_whole_and_of_the_same_makers(
+    damage: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [made] = quantize.quantize(str(tiny_llama), ["fp16"], tmp_path)
+    weights = made.checkpoint.path / "model.safetensors"
+    content = weights.read_bytes()
+    message = rf"{weights} .*: make the checkpoint again with `quantize --force`"
+    if damage == "other makers":
+        monkeypatch.setattr("quantize.building.job.maker_versions", lambda: {"torch": "99.0"})
+        message = r"is there already, made with torch .*, now 99.0: --force makes it again, another --out keeps both"
+    elif damage == "flipped":
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        weights.write_bytes(b"")
+    with pytest.raises(UserError, match=message):
+        quantize.quantize(str(tiny_llama), ["fp16"], tmp_path)
+
+
+@pytest.mark.parametrize("name", [".tiny-llama.unfinished", ".tiny-llama-FP16.partial"])
+def test_a_folder_of_the_users_with_the_name_of_a_working_folder_is_left_alone(
+    name: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} is in the way, and is not of an earlier run: move it away"):
+        quantize.quantize(str(tiny_llama), ["fp16", "awq-gemm"], tmp_path, options=FAST)
+    assert (tmp_path / name / "notes.txt").read_text() == "mine"
+
+
 def test_feedback_lowers_the_errors_of_plain_rounding(tiny_llama: Path, built: Path, tmp_path: Path) -> None:
     options = BuildOptions(**{**FAST.__dict__, "rounding": "nearest"})
     (item,) = quantize.quantize(str(tiny_llama), ["awq-gemm"], tmp_path, options=options)

@@ -1,5 +1,6 @@
 """Runs that die go on to the same bytes."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,19 +33,27 @@ quantize.quantize(sys.argv[1], ["awq-gemm", "awq-gemv", "bnb-4bit"], sys.argv[2]
 
 
 def hashes(out: Path) -> dict[str, str]:
-    return {checkpoint.manifest.name: checkpoint.content_sha256 for checkpoint in find_checkpoints(out)}
+    found = find_checkpoints(out) if any(out.glob("[!.]*/quantable.json")) else []
+    return {checkpoint.manifest.name: checkpoint.content_sha256 for checkpoint in found}
 
 
-def test_dead_at_every_file_operation_the_files_are_those_of_the_unbroken_run(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_dead_at_every_file_operation_the_files_are_those_of_the_unbroken_run(
+    force: bool, tiny_llama: Path, tmp_path: Path
+) -> None:
     options, variants = replace(OPTIONS, blocks=1, block_tokens=16, rounding="nearest"), ["awq-gemm", "bnb-8bit"]
     quantize.quantize(str(tiny_llama), variants, tmp_path / "whole", options=options)
     expected, out = hashes(tmp_path / "whole"), tmp_path / "killed"
+    if force:
+        shutil.copytree(tmp_path / "whole", out)
+    options = replace(options, force=force)
     said: list[str] = []
     deaths = 0
     for _ in every_death(lambda: quantize.quantize(str(tiny_llama), variants, out, options=options, say=said.append)):
         deaths += 1
-        for checkpoint in find_checkpoints(out) if any(out.glob("*/quantable.json")) else []:
+        for checkpoint in find_checkpoints(out) if hashes(out) else []:
             verify(checkpoint)
+        assert hashes(out).items() <= expected.items()
     assert deaths > len(expected)
     assert any("going on" in line for line in said)
     assert hashes(out) == expected
