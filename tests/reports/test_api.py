@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.records.record import Record
+from bench.records.store import append
 from quantize.errors import UserError
 from quantize.files import write_whole
 from reports import report
@@ -111,3 +112,54 @@ def test_no_folder_and_no_file(tmp_path: Path) -> None:
         assert Reading(tmp_path / "missing").found
     with pytest.raises(UserError, match=r"no record file .*records\.jsonl"):
         assert Reading(tmp_path).found
+
+
+def test_a_torn_line_is_told_and_counted(tmp_path: Path, builder: "Builder") -> None:
+    path = tmp_path / "records.jsonl"
+    append(path, builder.latency("fp16"), builder.latency("awq-gemm"), builder.latency("awq-gemv"))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1], lines[2][:200], lines[2], lines[2][:90]]))
+    assert "- records.jsonl is torn in lines 3, 5: a run that was being written there is lost." in report(tmp_path)
+    assert "AWQ GEMV" in report(tmp_path)
+
+
+def put(folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "quantable.json").touch()
+
+
+def test_rows_of_checkpoints_that_are_gone_are_left_out_and_it_is_said(tmp_path: Path, builder: "Builder") -> None:
+    names = [record.subject.name for record in builder.five_rows()]
+    append(tmp_path / "records.jsonl", *builder.five_rows())
+    assert all(name in report(tmp_path) for name in names)
+    put(tmp_path, "Tiny-1M-BnB.4")
+    page = report(tmp_path)
+    said = page[page.index("- ") :]
+    assert "- Tiny-1M-BnB.8 is not in" in said
+    assert "- Tiny-1M-FP16 is not in" not in said, "its rows have no other reference"
+    assert "| Tiny-1M-BnB.8" not in page
+    assert "BnB.4" in page.splitlines()[3]
+    assert "BnB.8" in report(tmp_path / "records.jsonl"), "a file is shown as it is"
+
+
+def test_the_reference_that_is_gone_makes_room_for_the_one_that_is_there(tmp_path: Path, builder: "Builder") -> None:
+    again = builder.subject("fp16", name="Renamed-FP16")
+    append(tmp_path / "records.jsonl", builder.latency("fp16"), builder.latency("fp16", subject=again))
+    put(tmp_path, "Renamed-FP16")
+    page = report(tmp_path)
+    assert "Renamed-FP16 |" in page
+    assert "| Tiny-1M-FP16" not in page
+
+
+@pytest.mark.parametrize("name", ["quantable.json", "weights.bin", "records.jsonl", "copy-of-records"])
+def test_no_report_is_written_over_what_is_ours(tmp_path: Path, builder: "Builder", name: str) -> None:
+    source = tmp_path / "records.jsonl"
+    append(source, builder.latency("fp16"))
+    put(tmp_path, "made")
+    target = tmp_path / ("made" if name in ("quantable.json", "weights.bin") else "") / name
+    if name == "copy-of-records":
+        target.write_bytes(source.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=rf"{name} would be written over with a report: give --out another name"):
+        report(source, out=target)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -166,3 +166,22 @@ def test_a_terminal_that_cannot_show_the_dash(builder: "Builder", write: Write) 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "|      ? |" in done.stdout
+
+
+@pytest.mark.parametrize("more", [(), ("--format", "csv"), ("--format", "json"), ("--published",), ("--all",)])
+@pytest.mark.parametrize("what", ["broken", "failed", "sound"])
+def test_the_code_is_1_for_a_broken_checkpoint_and_a_failed_run(
+    builder: "Builder", write: Write, what: str, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    worse = {
+        "broken": builder.quality("awq-gemm", 900.0),
+        "failed": builder.failure("awq-gemm", "oom", "no memory left", round=7),
+        "sound": builder.latency("fp16", round=9),
+    }[what]
+    code = main([str(write([*builder.five_rows(), worse])), *more])
+    assert code == (0 if what == "sound" else 1)
+    if not more:
+        first, *_ = capsys.readouterr().out.splitlines()
+        assert (first == "- AWQ GEMM, group 64, broken: its perplexity is x60 the reference's. Do not use it.") == (
+            what == "broken"
+        )
