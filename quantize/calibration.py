@@ -196,10 +196,10 @@ def first_tokens(tokenizer: Any) -> list[int]:
     return whole[: starts[0]] if starts and bare else []
 
 
-def check_blocks(blocks: torch.Tensor, model: Any) -> None:
+def check_blocks(blocks: torch.Tensor, model: Any, shorter: str = "use fewer --block-tokens") -> None:
     """Raise UserError for token ids that this model has no row for, and for blocks longer than its learned positions.
 
-    model: its weights may be on the meta device. Rotary positions have no end.
+    model: its weights may be on the meta device. Rotary positions have no end. shorter: what to do about the length.
     """
     rows, largest = model.get_input_embeddings().num_embeddings, int(blocks.max())
     if largest >= rows:
@@ -208,7 +208,9 @@ def check_blocks(blocks: torch.Tensor, model: Any) -> None:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
     learned = any(positions <= one.num_embeddings <= positions + 2 for one in tables)  # OPT has two rows more
     if learned and 0 < positions < blocks.shape[1]:
-        raise UserError(f"the model has {positions} positions, too few for blocks of {blocks.shape[1]} tokens")
+        raise UserError(
+            f"the model has {positions} positions, too few for blocks of {blocks.shape[1]} tokens: {shorter}"
+        )
 
 
 def _token_stream(texts: Sequence[str], tokenizer: Any) -> list[int]:

@@ -76,6 +76,8 @@ def variants_named(names: Iterable[str]) -> list[Variant]:
     Raises UserError for a name that is no variant, saying which exist.
     """
     wanted = list(names)
+    if not wanted:
+        raise UserError(f"no variant is named: choose some of {', '.join(VARIANTS)}, or all")
     unknown = [name for name in wanted if name not in VARIANTS and name != "all"]
     if unknown:
         raise UserError(f"unknown variant {unknown[0]!r}; there are: {', '.join(VARIANTS)}, or all")

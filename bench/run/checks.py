@@ -64,7 +64,7 @@ def check_models(targets: Iterable[Target], scenarios: Sequence[Scenario], quali
             tokenizer = tokenizer_of(folder) if target.has_text else None
             if quality is not None and tokenizer is not None:
                 size = {"blocks": quality.blocks, "block_tokens": quality.block_tokens}
-                check_blocks(evaluation_blocks(tokenizer, **size, data=quality.data), model)
+                check_blocks(evaluation_blocks(tokenizer, **size, data=quality.data), model, "use --no-quality")
         except UserError as error:
             raise UserError(f"{target.subject.name}: {error}") from None
 

@@ -168,7 +168,7 @@ def _quality(request: Request, loaded: Any) -> Quality:
 
     asked = request.settings.quality
     blocks = evaluation_blocks(loaded.tokenizer, blocks=asked.blocks, block_tokens=asked.block_tokens, data=asked.data)
-    check_blocks(blocks, loaded.model)
+    check_blocks(blocks, loaded.model, "use --no-quality")
     kept = Path(request.reference_logprobs) if request.reference_logprobs else None
     if kept is not None and request.run.is_reference:
         found = reference_quality(loaded.model, blocks, kept, text=asked.label)

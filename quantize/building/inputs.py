@@ -1,7 +1,7 @@
 """A model's decoder layers apart: what they are called with, what their linear layers see, and what they hand on."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,17 @@ Answer = Callable[[int, Tensor, dict[str, Any]], Tensor]
 """(layer number, its input, keywords of its call) -> what it gives instead of its output."""
 
 
-@contextlib.contextmanager
-def replace_layers(architecture: Architecture, answer: Answer) -> Iterator[None]:
-    """Have every decoder layer give what `answer` says, inside the block."""
+LayerCall = Mapping[int, dict[str, Any]]
+"""What a model calls a layer with besides its input, by the size of the batch: masks and biases may depend on it."""
 
-    def forward(index: int, hidden_states: Tensor, *_: Any, **kwargs: Any) -> Tensor:
-        return answer(index, hidden_states, kwargs)
+
+@contextlib.contextmanager
+def replace_layers(architecture: Architecture, answer: Answer, *, in_tuples: bool) -> Iterator[None]:
+    """Have every decoder layer give what `answer` says, inside the block; in_tuples: in a tuple, as some models do."""
+
+    def forward(index: int, hidden_states: Tensor, *_: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+        given = answer(index, hidden_states, kwargs)
+        return (given,) if in_tuples else given
 
     for index, layer in enumerate(architecture.layers):
         layer.forward = partial(forward, index)
@@ -39,10 +44,13 @@ class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
 
 
 @torch.no_grad()
-def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+def layer_calls(
+    model: Any, architecture: Architecture, blocks: Tensor, *, in_tuples: bool = False
+) -> list[tuple[Tensor, dict[str, Any]]]:
     """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
 
-    Only the modules before the layers must hold weights; the recorded input is right for the first layer alone.
+    in_tuples: as `layers_give_tuples` says. Only the modules before the layers must hold weights; the recorded input is
+    right for the first layer alone.
     """
     calls: list[tuple[Tensor, dict[str, Any]]] = []
 
@@ -52,13 +60,22 @@ def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[
             raise _AllRecorded
         return hidden
 
-    with replace_layers(architecture, record), contextlib.suppress(_AllRecorded):
+    with replace_layers(architecture, record, in_tuples=in_tuples), contextlib.suppress(_AllRecorded):
         model(input_ids=blocks, use_cache=False)
     return calls
 
 
+def layers_give_tuples(model: Any, architecture: Architecture, blocks: Tensor) -> bool:
+    """Whether the model takes the first of what a layer gives: a tensor would lose its first dimension there."""
+    try:
+        inputs = [hidden for hidden, _ in layer_calls(model, architecture, blocks)]
+    except (IndexError, ValueError, RuntimeError):
+        return True
+    return any(hidden.shape != inputs[0].shape for hidden in inputs)
+
+
 @torch.no_grad()
-def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def run_layer(layer: nn.Module, hidden: Sequence[Tensor], call: LayerCall) -> Iterator[Tensor]:
     """The layer's output for each batch [b, t, hidden], one after the other.
 
     Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
@@ -66,7 +83,7 @@ def run_layer(layer: nn.Module, hidden: Sequence[Tensor], kwargs: dict[str, Any]
     device = next(layer.parameters()).device
     for batch in hidden:
         with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
-            output = layer(batch.to(device), **kwargs)
+            output = layer(batch.to(device), **call[len(batch)])
         yield output[0] if isinstance(output, tuple) else output
 
 
@@ -82,10 +99,10 @@ def is_spilled(batch: Tensor) -> bool:
 
 
 @torch.no_grad()
-def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], kwargs: dict[str, Any]) -> LayerInputs:
+def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], call: LayerCall) -> LayerInputs:
     """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
 
-    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; kwargs: what the model calls
+    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; call: what the model calls
     the layer with besides. Raises UserError when an output is not finite.
     """
     layer, linears = architecture.layers[index], architecture.linears(index)
@@ -105,7 +122,7 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
         last = inputs, owner
 
     handles = [linear.register_forward_pre_hook(partial(observe, name)) for name, linear in linears.items()]
-    for position, output in enumerate(run_layer(layer, hidden, kwargs)):
+    for position, output in enumerate(run_layer(layer, hidden, call)):
         if is_spilled(hidden[position]):
             hidden[position].copy_(output)
         else:

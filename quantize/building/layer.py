@@ -7,12 +7,11 @@ model has.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantize.building.inputs import observe_layer
+from quantize.building.inputs import LayerCall, observe_layer
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.methods.base import LayerInputs
@@ -82,7 +81,7 @@ def quantize_layer(
     architecture: Architecture,
     index: int,
     hidden: list[Tensor],
-    kwargs: dict[str, Any],
+    call: LayerCall,
     options: AwqOptions | None,
     before: Mapping[str, FromInputs] | None = None,
 ) -> LayerResult:
@@ -91,7 +90,7 @@ def quantize_layer(
     With no options nothing is quantized here: only `before` sees the layer.
     """
     started = time.perf_counter()
-    seen = observe_layer(architecture, index, hidden, kwargs)
+    seen = observe_layer(architecture, index, hidden, call)
     seconds = {"forward": time.perf_counter() - started}
     started = time.perf_counter()
     made = {variant: make(seen) for variant, make in (before or {}).items()}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.building.inputs import layer_calls, replace_layers, run_layer, spilled
+from quantize.building.inputs import layer_calls, layers_give_tuples, replace_layers, run_layer, spilled
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.errors import UserError
 from quantize.model.architecture import architecture_of
@@ -78,6 +78,7 @@ class LayerStream:
         self.architecture = architecture_of(self.model)
         self._layers_prefix = f"{self.architecture.layers_name}."
         self._file_names = self._find_file_names()
+        self._in_tuples = False
 
     def quantized(
         self,
@@ -102,7 +103,10 @@ class LayerStream:
         A layer's weights are freed when the next one is asked for.
         """
         self._materialise_outer()
-        calls = [kwargs for _, kwargs in self._record(blocks[:1])]  # a batch of one broadcasts over larger ones
+        self._in_tuples = layers_give_tuples(self.model, self.architecture, blocks[:1].to(self._device))
+        sizes = {len(batch): batch for batch in (*batches_of(blocks), *([held_out.blocks] if held_out else []))}
+        of_size = {size: [kwargs for _, kwargs in self._record(batch)] for size, batch in sizes.items()}
+        calls = [{size: each[n] for size, each in of_size.items()} for n in range(len(self.architecture.layers))]
         inputs = hidden or (self._record(one)[0][0] for one in batches_of(blocks))
         if spill is None:
             hidden = [batch.to(self._device) for batch in inputs]
@@ -140,7 +144,7 @@ class LayerStream:
 
         def log_probabilities(ids: Tensor, last: Tensor) -> Tensor:
             """Of the next token at every position but the last, float32 [t - 1, vocabulary]."""
-            with replace_layers(self.architecture, lambda index, incoming, kwargs: last[None]):
+            with replace_layers(self.architecture, lambda *_: last[None], in_tuples=self._in_tuples):
                 logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             return torch.log_softmax(logits.float(), dim=-1)
 
@@ -178,7 +182,7 @@ class LayerStream:
         return {name: files[name][0] for name in self.model.state_dict() if name not in ties and name in files}
 
     def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-        return layer_calls(self.model, self.architecture, blocks.to(self._device))
+        return layer_calls(self.model, self.architecture, blocks.to(self._device), in_tuples=self._in_tuples)
 
     def _materialise_outer(self) -> None:
         """Load what the model runs before its layers: all but the layers and an untied output head."""

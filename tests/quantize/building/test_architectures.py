@@ -42,6 +42,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "qwen3": make("Qwen3", num_key_value_heads=2, head_dim=32, tie_word_embeddings=False),
     "phi3-fused-qkv": make("Phi3", num_key_value_heads=4),
     "phi3-grouped-query": make("Phi3", num_key_value_heads=2),
+    "bloom-alibi": make("Bloom", n_layer=2, n_head=4),
+    "mpt-alibi-tuples": make("Mpt", d_model=128, n_layers=2, n_heads=4, max_seq_len=256),
     "gemma2": make("Gemma2", num_key_value_heads=2, head_dim=32, sliding_window=64, query_pre_attn_scalar=32),
 }
 
