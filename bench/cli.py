@@ -11,7 +11,7 @@ from typing import Any
 from bench.records.comparison import comparison_lines
 from bench.records.scenario import SCENARIOS, Scenario, scenario_named
 from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
-from bench.records.store import RECORDS_NAME, read_records
+from bench.records.store import RECORDS_NAME, read_file, read_records
 from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, BenchOptions, Outcome, bench
 from bench.suite.suite import suite_named
 from bench.suite.suite_run import run_suite
@@ -138,9 +138,11 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     total = len(outcome.records)
     already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
+    damage = read_file(outcome.path).damage
     return [
         *broken,
         *lines,
+        *([damage] if damage else []),
         f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}",
         f"{total} record{'' if total == 1 else 's'}{already}{failed}: {outcome.path}",
     ]

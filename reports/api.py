@@ -130,10 +130,7 @@ class Reading:
 
     def _remarks(self) -> Page:
         """What of the records is not shown, and why."""
-        torn, lines = self.found.torn, []
-        if torn:
-            where = f"line{'s' * (len(torn) > 1)} {', '.join(map(str, torn))}"
-            lines.append(f"{self.found.path.name} is torn in {where}: a run that was being written there is lost.")
+        lines = [f"{self.found.damage}."] if self.found.damage else []
         lines += [f"{name} is not in {self.source} any more: its rows are left out." for name in sorted(self.absent)]
         return (Bullets(tuple(lines)),) if lines else ()
 

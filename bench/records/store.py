@@ -96,6 +96,12 @@ class RecordFile:
     records: tuple[AnyRecord, ...]
     torn: tuple[int, ...]
 
+    @property
+    def damage(self) -> str | None:
+        """What of it is lost, in words."""
+        where = f"line{'s' * (len(self.torn) > 1)} {', '.join(map(str, self.torn))}"
+        return f"{self.path.name} is torn in {where}: a run that was being written there is lost" if self.torn else None
+
 
 def read_file(path: Path) -> RecordFile:
     """Read a record file; a line that stands there twice counts once.

@@ -36,6 +36,8 @@ def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
     dtype that is no plain floating point. Renaming, conversion and tying are transformers' own: it loads the files'
     shapes, no values, into a model of the same class.
     """
+    from transformers.initialization import no_init_weights
+
     names = weights.names()
     parameters = dict(model.named_parameters())
     homes = parameters_by_file_name(model, names)
@@ -44,7 +46,7 @@ def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
             kind = str(weights.dtype(name)).removeprefix("torch.")
             raise UserError(f"{folder}: weight {name} is of type {kind}: give the model in half precision")
     shapes = {name: torch.empty(weights.shape(name), dtype=weights.dtype(name), device="meta") for name in names}
-    with quiet_libraries(), readable(folder, "the weights"):
+    with quiet_libraries(), readable(folder, "the weights"), no_init_weights():
         _, found = type(model).from_pretrained(
             None,
             config=model.config,

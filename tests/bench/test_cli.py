@@ -86,6 +86,20 @@ def test_failed_rows_are_counted_with_their_reason_and_the_code_is_1(
     ]
 
 
+def test_a_torn_line_is_told_and_what_it_held_is_measured_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder), "--rounds", "1"]) == 0
+    path = folder / "records.jsonl"
+    before = path.read_text().splitlines()
+    path.write_text("\n".join([before[0][:300], *before[1:]]) + "\n")
+    capsys.readouterr()
+    assert main([str(folder), "--rounds", "1"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "records.jsonl is torn in line 1: a run that was being written there is lost" in out
+    assert len(read_records(path)) == len(before)
+
+
 def test_without_figures_of_the_reference_the_code_is_1_and_it_is_said(
     folder: Path, failing: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
