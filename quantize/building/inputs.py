@@ -130,6 +130,7 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
     for handle in handles:
         handle.remove()
     stats = {name: accumulator.finish() for name, accumulator in accumulators.items()}
-    if not all(bool(torch.isfinite(batch.sum())) for batch in hidden):  # NaN and Inf stay in a sum
+    sums = (*(batch.sum() for batch in hidden), *(one.gram.diagonal().sum() for one in stats.values()))
+    if not all(bool(torch.isfinite(one)) for one in sums):  # NaN and Inf stay in a sum
         raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
     return LayerInputs(layer, prefix, linears, owners, stats)

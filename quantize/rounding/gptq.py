@@ -14,6 +14,9 @@ COLUMN_BLOCK = 128
 SMALLEST_BLOCK = 16
 """A block of columns is halved down to this size: small products between the halves in place of many outer ones."""
 
+MOST_DAMPING = 1e9
+"""With so much the matrix is its diagonal: what cannot be factorised then is not finite."""
+
 LARGEST_STEP = 0.3
 """A refitted scale moves by less than this share of itself: further out the codes would no longer be the nearest."""
 
@@ -27,10 +30,11 @@ def inverse_factor(gram: Tensor) -> Tensor:
 
     With H = V V^T for an upper V, which is the lower factor of H read backwards, U is the inverse of V.
     Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
-    then ten times the damping: the Gram matrix of few tokens is close to singular.
+    then ten times the damping: the Gram matrix of few tokens is close to singular. Raises ArithmeticError for one with
+    NaN or infinity in it.
     """
     damping = DAMPING
-    while True:
+    while damping < MOST_DAMPING:
         for dtype in (torch.float32, torch.float64):
             damped = gram.to(dtype, copy=True)
             diagonal = damped.diagonal()
@@ -43,6 +47,7 @@ def inverse_factor(gram: Tensor) -> Tensor:
                 if bool(torch.isfinite(factor).all()):
                     return factor.float()
         damping *= 10
+    raise ArithmeticError("the Gram matrix is not finite, so that it has no inverse")
 
 
 def inverse_triangle(upper: Tensor) -> Tensor:

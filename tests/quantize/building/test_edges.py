@@ -156,6 +156,17 @@ def test_a_checkpoint_with_other_tensors(tiny_llama: Path, tmp_path: Path, lost:
         quantize.load(path, kernel="dequantize")
 
 
+def test_weights_so_large_that_sums_of_squares_overflow_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_llama, tmp_path / "large"))
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = torch.full_like(
+        tensors["model.layers.0.mlp.up_proj.weight"], 1e30, dtype=torch.bfloat16
+    )
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.layers\.0 gives NaN or Inf on the calibration text"):
+        make(source, tmp_path / "out", "awq-gemm")
+
+
 def test_an_unknown_device_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown device 'tpu': use cpu or cuda"):
         make(tiny_llama, tmp_path, options=replace(OPTIONS, device="tpu"))

@@ -224,3 +224,9 @@ def test_the_inverse_of_a_triangle(size: int) -> None:
     inverse = inverse_triangle(upper)
     assert torch.equal(inverse, inverse.triu())
     torch.testing.assert_close(inverse @ upper, torch.eye(size, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gram_matrix_that_is_not_finite_has_no_inverse_and_that_is_said(value: float) -> None:
+    with pytest.raises(ArithmeticError, match="the Gram matrix is not finite"):
+        inverse_factor(torch.eye(4) * value)
