@@ -12,6 +12,7 @@ from quantize.errors import UserError
 T = TypeVar("T")
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=1e-12, le=1e9)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 """Ranges of fields, checked where a file is read."""

@@ -156,11 +156,11 @@ def findings(records: Sequence[SideBySideRecord], name: str) -> list[str]:
         agree = ratio.value <= WALL_SHARE if wall else abs(ratio.value - 1) <= TOLERANCE
         what = f"at most {WALL_SHARE:g} of" if wall else f"within {TOLERANCE:.0%} of"
         lines.append(f"{figure}: {'' if agree else 'not '}{what} {name} (x{ratio.value:.3f}).")
-    ran = [one for one in _good_of(records, name) if one.raw and "launcher_cpu_s" in one.raw]
+    ran = [(one.steps_s, said) for one in _good_of(records, name) if (said := one.launched) and one.steps_s]
     if ran:
-        cpu_s = statistics.median(one.raw["launcher_cpu_s"] for one in ran if one.raw)
+        cpu_s = statistics.median(said["cpu_s"] for _, said in ran)
         lines.append(f"{name}: its launching process used {cpu_s:.1f} processor seconds while it only waited.")
-        per_token, steps = (ran[-1].raw or {})["latency"]["per_token"], ran[-1].steps_s
+        steps, per_token = ran[-1]
         lines.append(
             f"{name}: its per_token says p50 {per_token['p50']:.4f}, mean {per_token['mean']:.4f} s from "
             f"{per_token['count']} values; the {len(steps)} decode steps behind them have median "

@@ -168,9 +168,9 @@ class Evaluation:
             when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             contender=contender,
             model=self.folder.name,
-            blocks=tuple(self.blocks.shape),
+            blocks=(self.blocks.shape[0], self.blocks.shape[1]),
             blocks_sha256=blocks_sha256(self.blocks),
-            texts={kind: TextFacts(tuple(t.shape), blocks_sha256(t)) for kind, t in self.texts.items()},
+            texts={kind: TextFacts((t.shape[0], t.shape[1]), blocks_sha256(t)) for kind, t in self.texts.items()},
             environment=fingerprint("cpu"),
         )
 

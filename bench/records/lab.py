@@ -5,20 +5,24 @@ there are no figures, None where there are.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from bench.records.environment import Environment
 from bench.records.record import Kernels
 from bench.records.scenario import Scenario
+from quantize.schema import Count, Positive, Seconds
 
 LAB_SCHEMA_VERSION = 2
+PER_TOKEN = ("p50", "mean", "count")
 
 
 @dataclass(frozen=True)
 class TextFacts:
     """A text as token ids. shape: [blocks, tokens]; sha256: of shape and ids."""
 
-    shape: tuple[int, ...]
+    shape: tuple[Count, Count]
     sha256: str
 
 
@@ -36,13 +40,13 @@ class RaceRecord:
     when: str
     contender: str
     model: str
-    blocks: tuple[int, ...]
+    blocks: tuple[Count, Count]
     blocks_sha256: str
     texts: dict[str, TextFacts]
     environment: Environment
-    seconds: float | None = None
-    peak_bytes: int | None = None
-    perplexity: dict[str, float] | None = None
+    seconds: Seconds | None = None
+    peak_bytes: Count | None = None
+    perplexity: dict[str, Positive] | None = None
     divergence: dict[str, float] | None = None
     reason: str | None = None
     kind: Literal["race"] = "race"
@@ -62,12 +66,16 @@ class OverheadRecord:
     checkpoint: str
     scenario: Scenario
     compute_dtype: str
-    decode_s_a_token: dict[str, tuple[float, ...]]
-    ratio: float
-    interval: tuple[float, float] | None
+    decode_s_a_token: dict[str, tuple[Seconds, ...]]
+    ratio: Positive
+    interval: tuple[Positive, Positive] | None
     environment: Environment
     kind: Literal["overhead"] = "overhead"
     schema_version: int = LAB_SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not self.decode_s_a_token.get("ours") or not self.decode_s_a_token.get("generate"):
+            raise ValueError("decode_s_a_token has rounds of ours and of generate")
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class SideBySideRecord:
     when: str
     contender: str
     round: int
-    wall_s: float
+    wall_s: Seconds
     model: str
     content_sha256: str
     prompt: int
@@ -95,12 +103,22 @@ class SideBySideRecord:
     duration_s: float
     seed: int
     environment: Environment
-    prefill_s: tuple[float, ...] = ()
-    decode_s: tuple[tuple[float, ...], ...] = ()
+    prefill_s: tuple[Seconds, ...] = ()
+    decode_s: tuple[tuple[Seconds, ...], ...] = ()
     raw: dict[str, Any] | None = None
     reason: str | None = None
     kind: Literal["side by side"] = "side by side"
     schema_version: int = LAB_SCHEMA_VERSION
+
+    @property
+    def launched(self) -> dict[str, float] | None:
+        """Of another tool: its launcher's processor seconds, and p50, mean and count of its seconds a token."""
+        try:
+            raw: Any = self.raw
+            found = {"cpu_s": raw["launcher_cpu_s"], **{name: raw["latency"]["per_token"][name] for name in PER_TOKEN}}
+        except (KeyError, TypeError):
+            return None
+        return found if all(isinstance(one, int | float) for one in found.values()) else None
 
     @property
     def steps_s(self) -> list[float]:
@@ -114,7 +132,7 @@ class Operation:
 
     name: str
     calls: float
-    seconds: float
+    seconds: Annotated[float, Meta(ge=0, le=1e9)]
 
 
 @dataclass(frozen=True)
@@ -135,7 +153,7 @@ class ProfileRecord:
     kernels: Kernels
     environment: Environment
     phase: str
-    wall_s: float
+    wall_s: Seconds
     operations: tuple[Operation, ...]
     kind: Literal["profile"] = "profile"
     schema_version: int = LAB_SCHEMA_VERSION

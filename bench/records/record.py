@@ -18,7 +18,7 @@ from bench.records.gpu_state import GpuStates
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassesStopReason, Rules
 from quantize.errors import UserError
-from quantize.schema import Count, Positive, Share
+from quantize.schema import Count, Positive, Seconds, Share
 from quantize.variant import REFERENCE
 
 SCHEMA_VERSION = 5
@@ -111,12 +111,12 @@ class Latency:
                  where there are none, and below schema 3, where all were eager.
     """
 
-    prefill_s: tuple[Positive, ...]
-    decode_s: tuple[tuple[Positive, ...], ...]
+    prefill_s: tuple[Seconds, ...]
+    decode_s: tuple[tuple[Seconds, ...], ...]
     warmup_s: tuple[float, ...]
     steady: bool | None = None
     stopped: PassesStopReason | None = None
-    prefill_by_length_s: tuple[tuple[Positive, ...], ...] = ()
+    prefill_by_length_s: tuple[tuple[Seconds, ...], ...] = ()
     decode_mode: str | None = None
 
 
