@@ -7,7 +7,10 @@ from bench.records.comparison import grouped
 from bench.records.record import Divergence, Quality, Record, Subject, latency_records
 
 PERPLEXITY_RATIO = 2.0
-"""From here on, or below its inverse, one of the two is broken: quantization that works costs some percent."""
+"""From here on a checkpoint is broken: quantization that works costs some percent."""
+
+BETTER_RATIO = 0.95
+"""From here down the reference is: nothing that is made of a model predicts so much better than the model."""
 
 UNIFORM_SHARE = 0.9
 """From this share of the vocabulary's size on a perplexity is that of guessing."""
@@ -23,7 +26,7 @@ def broken(quality: Quality, reference: Quality | None = None, others: Iterable[
     """Why these figures are of a broken checkpoint, None where they may be of a sound one.
 
     reference: of the same base model and on the same text, None for the reference itself and where there is none.
-    others:    those of which this is the reference; nothing that is made of a model is far better than the model.
+    others:    those of which this is the reference.
     """
     perplexity = quality.perplexity
     if not math.isfinite(perplexity) or perplexity < 1 - 1e-6:
@@ -31,11 +34,11 @@ def broken(quality: Quality, reference: Quality | None = None, others: Iterable[
     if quality.vocabulary is not None and perplexity >= UNIFORM_SHARE * quality.vocabulary:
         return f"its perplexity of {perplexity:,.1f} is no better than guessing among {quality.vocabulary:,} tokens"
     best = min((one.perplexity for one in others if one.perplexity > 0), default=math.inf)
-    if best * PERPLEXITY_RATIO <= perplexity:
+    if best <= BETTER_RATIO * perplexity:
         return f"its perplexity is {perplexity:,.2f}, a checkpoint that is compared with it has {best:,.2f}"
     if reference is not None:
         ratio = perplexity / reference.perplexity
-        if not 1 / PERPLEXITY_RATIO < ratio < PERPLEXITY_RATIO:
+        if not BETTER_RATIO < ratio < PERPLEXITY_RATIO:
             shown = f"x{ratio:,.0f}" if ratio >= 100 else f"x{ratio:.3g}"
             return f"its perplexity is {shown} the reference's"
     return next(filter(None, map(_far, (quality.divergence, quality.noise_floor))), None)

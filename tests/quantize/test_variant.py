@@ -52,7 +52,8 @@ def test_names_come_back_in_the_order_of_the_table_without_repeats() -> None:
     assert variants_named(["all"]) == published
     assert variants_named(["bnb-4bit", "all"]) == published
     assert variants_named(["rtn", "fp16"]) == [REFERENCE, VARIANTS["rtn"]]
-    assert variants_named([]) == []
+    with pytest.raises(UserError, match="no variant is named: choose some of fp16, "):
+        variants_named([])
 
 
 def test_an_unknown_variant_is_refused_with_those_that_exist() -> None:

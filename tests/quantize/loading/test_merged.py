@@ -94,9 +94,13 @@ def test_what_shares_an_input_in_each_architecture(name: str) -> None:
     together = layers_by_input(model, names, HERE)
     assert sorted(name for several in together for name in several) == sorted(names)
     shorter = {tuple(name.rpartition(".")[2] for name in several) for several in together}
-    fused = {("qkv_proj",), ("gate_up_proj",)}
-    apart = {("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")}
-    assert shorter == {("o_proj",), ("down_proj",), *(fused if name.startswith("phi3") else apart)}
+    expected = {
+        "phi3": {("qkv_proj",), ("o_proj",), ("gate_up_proj",), ("down_proj",)},
+        "bloom": {("query_key_value",), ("dense",), ("dense_h_to_4h",), ("dense_4h_to_h",)},
+        "mpt": {("Wqkv",), ("out_proj",), ("up_proj",), ("down_proj",)},
+    }
+    apart = {("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)}
+    assert shorter == expected.get(name.partition("-")[0], apart)
 
 
 def test_layers_on_two_devices_stay_apart() -> None:

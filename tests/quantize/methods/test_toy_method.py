@@ -49,7 +49,7 @@ def test_one_row_and_one_file_are_a_variant(
     assert toy.weights_bytes < reference.weights_bytes
     assert load_dummy(str(tiny_llama / "config.json"), "toy-8bit").decode_kernel == "toy"
 
-    options = BenchOptions(device="cpu", rounds=RoundsRule(1, 1), rule=PassRule(max_passes=3), threads=1)
+    options = BenchOptions(device="cpu", rounds=RoundsRule(1, 1), rule=PassRule(max_passes=3), threads=1, quality=False)
     instruments = Instruments(executor_for=in_this_process)
     outcome = measure(targets_in(tmp_path), tmp_path / "records.jsonl", options, instruments=instruments)
     assert {record.status for record in outcome.records} == {"ok"}
