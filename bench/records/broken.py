@@ -12,9 +12,6 @@ PERPLEXITY_RATIO = 2.0
 BETTER_RATIO = 0.95
 """From here down the reference is: nothing that is made of a model predicts so much better than the model."""
 
-UNIFORM_SHARE = 0.9
-"""From this share of the vocabulary's size on a perplexity is that of guessing."""
-
 FAR_NATS, FAR_FLIPS = 1.0, 0.5
 """A mean divergence, and a share of tokens with another likeliest choice, that no quantization that works has."""
 
@@ -31,7 +28,7 @@ def broken(quality: Quality, reference: Quality | None = None, others: Iterable[
     perplexity = quality.perplexity
     if not math.isfinite(perplexity) or perplexity < 1 - 1e-6:
         return f"its perplexity is {perplexity:g}, which no model has"
-    if quality.vocabulary is not None and perplexity >= UNIFORM_SHARE * quality.vocabulary:
+    if quality.vocabulary is not None and perplexity >= quality.vocabulary:
         return f"its perplexity of {perplexity:,.1f} is no better than guessing among {quality.vocabulary:,} tokens"
     best = min((one.perplexity for one in others if one.perplexity > 0), default=math.inf)
     if best <= BETTER_RATIO * perplexity:

@@ -28,7 +28,7 @@ NEAR = Divergence(mean=0.07, median=0.02, p99=0.8, flips=0.12)
         (figures(-5.0), "its perplexity is -5, which"),
         (figures(0.5), "its perplexity is 0.5, which"),
         (figures(49152.0), "is no better than guessing among 49,152 tokens"),
-        (figures(503.8, vocabulary=512), "is no better than guessing among 512 tokens"),
+        (figures(512.3, vocabulary=512), "is no better than guessing among 512 tokens"),
         (figures(30.0), "its perplexity is x2 the reference's"),
         (figures(14.0), "its perplexity is x0.933 the reference's"),
         (figures(2_000.0), "its perplexity is x133 the reference's"),
