@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import quantize
-from bench.records.store import line_of, read, record_from
+from bench.records.store import line_of, read_file, record_from
 from bench.suite.suite import suite_named
 from quantize.building.journal import Journal
 from quantize.checkpoint import MANIFEST_NAME, find_checkpoints, open_checkpoint, verify
@@ -31,13 +31,19 @@ from quantize.suite import suite_rows
 from quantize.weights import open_weights
 from tests.builder import Builder
 
-MANY = settings(
-    max_examples=int(os.environ.get("QUANTABLE_EXAMPLES", "2000")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    derandomize="QUANTABLE_EXAMPLES" not in os.environ,
-    database=None,
-)
+
+def examples(count: int) -> settings:
+    """So many examples, the same in every run, unless QUANTABLE_EXAMPLES asks for more."""
+    return settings(
+        max_examples=int(os.environ.get("QUANTABLE_EXAMPLES", count)),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize="QUANTABLE_EXAMPLES" not in os.environ,
+        database=None,
+    )
+
+
+MANY = examples(2000)
 
 ODD: list[Any] = [
     *(
@@ -179,7 +185,7 @@ def test_a_record(data: Any) -> None:
 def test_a_records_file(data: bytes, alone: Path) -> None:
     path = alone / "records.jsonl"
     path.write_bytes(data)
-    refused_or(lambda: read(path))
+    refused_or(lambda: read_file(path))
 
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}

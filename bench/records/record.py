@@ -19,7 +19,7 @@ from bench.records.scenario import Scenario
 from bench.records.stopping import PassesStopReason, Rules
 from quantize.errors import UserError
 from quantize.schema import Count, Positive, Seconds, Share
-from quantize.variant import REFERENCE
+from quantize.variant import AUTO_KERNEL, REFERENCE
 
 SCHEMA_VERSION = 5
 
@@ -80,12 +80,17 @@ class Subject:
     @property
     def folder(self) -> str:
         """Its checkpoint's: the name without the kernel that the user chose."""
-        return self.name if self.kernel is None else self.name.removesuffix(f", {self.kernel} kernel")
+        return self.name.removesuffix(name_on("", self.kernel))
 
     @property
     def may_be_reference(self) -> bool:
         """Whether its rows can be compared with it: half precision, of the base model that the baseline names."""
         return self.variant == REFERENCE.name and self.base_model == self.baseline
+
+
+def name_on(name: str, kernel: str | None) -> str:
+    """What tells a row on a kernel of the user's choice from the same row without."""
+    return name if kernel in (None, AUTO_KERNEL) else f"{name}, {kernel} kernel"
 
 
 @dataclass(frozen=True)

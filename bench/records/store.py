@@ -172,11 +172,6 @@ def holds_records(path: Path) -> bool:
     return not lines or any('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
 
 
-def read(path: Path) -> list[AnyRecord]:
-    """The records in a file; torn lines are passed over. Raises UserError as `read_file` does."""
-    return list(read_file(path).records)
-
-
 def only(found: RecordFile, wanted: type[R]) -> list[R]:
     """The records, all of this type. Raises UserError for another type."""
     for record in found.records:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench.records.record import Kind, Record, Subject
+from bench.records.record import Kind, Record, Subject, name_on
 from bench.records.scenario import Scenario
 from bench.worker.request import QUALITY, TASKS, PlannedRun, Target, Work
 from quantize.checkpoint import Checkpoint
@@ -56,11 +56,6 @@ def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any
         kernel=None if kernel == AUTO_KERNEL else kernel,
         **fields,
     )
-
-
-def name_on(name: str, kernel: str | None) -> str:
-    """What tells a row on a kernel of the user's choice from the same row without."""
-    return name if kernel in (None, AUTO_KERNEL) else f"{name}, {kernel} kernel"
 
 
 def half_dtype(config: Mapping[str, Any]) -> str:

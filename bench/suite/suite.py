@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.records.record import name_on
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule
-from bench.run.plan import half_dtype, name_on, subject_of, target_of
+from bench.run.plan import half_dtype, subject_of, target_of
 from bench.suite.prompts import TokensOf, published_lengths
 from bench.worker.request import Target
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints

@@ -4,28 +4,19 @@ QUANTABLE_EXAMPLES sets how many examples for each kind.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.records.store import line_of
 from quantize.errors import UserError
 from reports import report
 from tests.builder import Builder
-from tests.test_readers import places
-
-MANY = settings(
-    max_examples=int(os.environ.get("QUANTABLE_EXAMPLES", "150")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    derandomize="QUANTABLE_EXAMPLES" not in os.environ,
-    database=None,
-)
+from tests.test_readers import examples, places
 
 GALLERY = Path(__file__).parents[2] / "reports" / "gallery" / "cpu-smollm2-135m"
 ODD: list[Any] = [
@@ -49,7 +40,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", GOOD)
-@MANY
+@examples(150)
 @given(data=st.data())
 def test_a_page_or_one_line(kind: str, data: st.DataObject, file: Path) -> None:
     rows = json.loads(json.dumps(GOOD[kind]))

@@ -127,11 +127,11 @@ def test_a_profile_of_few_operations_has_a_row_for_each(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["race", "overhead", "side_by_side"])
 def test_the_gallerys_records_of_schema_1_print_as_those_written_today(name: str, tmp_path: Path) -> None:
-    from bench.records.store import read
+    from bench.records.store import read_file
 
-    records = read(GALLERY / f"{name}.jsonl")
+    records = list(read_file(GALLERY / f"{name}.jsonl").records)
     write(tmp_path / f"{name}.jsonl", records)
-    assert read(tmp_path / f"{name}.jsonl") == records
+    assert list(read_file(tmp_path / f"{name}.jsonl").records) == records
     assert report(tmp_path / f"{name}.jsonl") == report(GALLERY / f"{name}.jsonl")
 
 
