@@ -13,9 +13,17 @@ ADVICE = "measure them together with `bench --fresh`, or keep their records apar
 
 
 def check_subjects(records: Iterable[Record]) -> None:
-    """Raises UserError, naming the field, when one name stands for two checkpoints."""
+    """Raises UserError, naming the field, when one name stands for two checkpoints, or for two base models."""
     known: dict[str, Subject] = {}
+    sources: dict[str, Subject] = {}
     for record in records:
+        if record.subject.source_sha256 is not None:
+            other = sources.setdefault(record.subject.base_model, record.subject)
+            if other.source_sha256 != record.subject.source_sha256:
+                raise UserError(
+                    f"{other.name} and {record.subject.name} were made from two models that are both called "
+                    f"{record.subject.base_model}: keep their records apart, or make one again with `quantize --name`"
+                )
         first = known.setdefault(record.subject.name, record.subject)
         if first == record.subject:
             continue

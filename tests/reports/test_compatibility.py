@@ -129,3 +129,14 @@ def test_records_of_one_checkpoint_may_differ_too(builder: "Builder") -> None:
     records = [builder.latency("fp16", prompt_sha256="a"), builder.latency("fp16", round=1, prompt_sha256="b")]
     with pytest.raises(UserError, match=r"^records of Tiny-1M-FP16 were not measured alike \(prompt_sha256: a"):
         check_alike(records)
+
+
+def test_two_models_of_one_name_are_not_compared(builder: "Builder") -> None:
+    subjects = [
+        replace(builder.subject(variant), source_sha256=sha) for variant, sha in (("fp16", "a"), ("awq-gemm", "b"))
+    ]
+    records = [builder.latency(one.variant, subject=one) for one in subjects]
+    with pytest.raises(UserError, match=r"Tiny-1M-FP16 and .* were made from two models that are both called Tiny-1M"):
+        measurements(records)
+    unknown = replace(subjects[1], source_sha256=None)
+    assert measurements([records[0], builder.latency("awq-gemm", subject=unknown)])

@@ -113,3 +113,9 @@ def test_json_says_null_for_what_is_unknown(builder: "Builder") -> None:
     assert measurement["memory_source"] is measurement["first_start"] is None
     [row] = measurement["rows"]
     assert row["weights_bytes"] is row["quality"] is row["timings"][0]["kernels"] is None
+
+
+def test_a_name_is_no_formula_and_controls_nothing(builder: "Builder") -> None:
+    odd = builder.subject("fp16", name="=1+1\x1b")
+    text = csv_text(measurements([builder.latency("fp16", subject=odd)]))
+    assert text.splitlines()[1].startswith("'=1+1\\x1b,")

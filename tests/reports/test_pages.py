@@ -325,3 +325,13 @@ def test_a_scenario_of_ones_own_has_its_table(builder: "Builder") -> None:
     own = Scenario("512/128 x4", prompt_tokens=512, new_tokens=128, batch=4)
     text = markdown(page(measurements(builder.rounds({"fp16": 1.0, "bnb-4bit": 2.0}, own))))
     assert "Speed in the scenario `512/128 x4` (512 prompt tokens, 128 new, batch 4):" in text
+
+
+def test_the_share_that_is_quantized_is_shown_where_it_is_not_all(builder: "Builder") -> None:
+    def titles(share: float) -> list[str]:
+        records = [builder.latency("fp16"), builder.latency("awq-gemm", quantized_share=share)]
+        [measurement] = measurements(records)
+        return published_table(measurement).titles
+
+    assert "Quantized" in titles(0.93)
+    assert "Quantized" not in titles(1.0)
