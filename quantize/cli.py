@@ -55,7 +55,7 @@ NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
     calls = calls_from(arguments)
-    from quantize.building.build import quantize
+    from quantize.building.build import NotAllMade, quantize
     from quantize.building.job import BuildOptions
     from quantize.rounding.options import BnbOptions
 
@@ -72,10 +72,14 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     )
     for call in calls:
         chosen, dry_run = replace(options, group_size=call.group_size, revision=call.revision), arguments.dry_run
-        with progress_bar() as show:
-            built = quantize(
-                call.source, call.variants, arguments.out, options=chosen, progress=show, say=say, dry_run=dry_run
-            )
+        failed: NotAllMade | None = None
+        try:
+            with progress_bar() as show:
+                built = quantize(
+                    call.source, call.variants, arguments.out, options=chosen, progress=show, say=say, dry_run=dry_run
+                )
+        except NotAllMade as error:
+            built, failed = error.made, error
         for item in built:
             manifest = item.checkpoint.manifest
             if call.base_model not in (None, manifest.base_model):
@@ -86,6 +90,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
             if not item.kept:
                 seconds = sum(manifest.seconds.values())
                 say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
+        if failed:
+            raise failed
 
 
 def calls_from(arguments: argparse.Namespace) -> list[QuantizeCall]:

@@ -1,6 +1,6 @@
 """From a source to finished checkpoints: every variant asked for, from one look at the weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantize.building.calibrated import build_calibrated
@@ -38,7 +38,8 @@ def quantize(
     say:      called with each line that a user should read.
     dry_run:  say what the calibrated variants will take in memory, disk and time, and make nothing.
 
-    Raises UserError for everything that the user can fix; nothing half-written is left under a checkpoint's name.
+    Raises UserError for everything that the user can fix; nothing half-written is left under a checkpoint's name. Of
+    several variants, those that can be made are made first (NotAllMade).
     """
     options = options or BuildOptions()
     chosen = variants_named(variants)
@@ -57,14 +58,34 @@ def quantize(
             weights = open_weights(opened.folder)
             model = fitting_model(opened.folder, weights, say)
             tokenizer_of(opened.folder)
-        job = Job(opened, weights, model, out, options, device, progress, say)
+        job = Job(opened, weights, model, out, options, device, progress, say, len(chosen) > 1)
         calibrated = [one for one in chosen if method_of(one).needs_calibration(options.rounding)]
         if dry_run:
             build_calibrated(job, calibrated, dry_run=True)
             return []
         busy = f"another `quantize` is making {opened.base_model} in {out}: wait for it, or choose another --out"
         with only_writer(out / f".{opened.base_model}.lock", busy):
-            built = {variant.name: build_plain(job, variant) for variant in chosen if variant not in calibrated}
+            built = {}
+            for variant in chosen:
+                if variant not in calibrated:
+                    with job.sparing(variant):
+                        built[variant.name] = build_plain(job, variant)
             if calibrated:
-                built |= build_calibrated(job, calibrated)
-    return [built[variant.name] for variant in chosen]
+                with job.sparing(*calibrated):
+                    built |= build_calibrated(job, calibrated)
+    made = [built[variant.name] for variant in chosen if variant.name in built]
+    if job.refused:
+        raise NotAllMade(made, job.refused)
+    return made
+
+
+class NotAllMade(UserError):  # noqa: N818 - what is made is good
+    """Some of several variants could not be made. made: the others; refused: why, by variant."""
+
+    def __init__(self, made: list[BuiltCheckpoint], refused: Mapping[str, str]) -> None:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in refused.items():
+            reasons.setdefault(reason, []).append(name)
+        super().__init__("; ".join(f"no {', '.join(names)}: {reason}" for reason, names in reasons.items()))
+        self.made = made
+        self.refused = dict(refused)

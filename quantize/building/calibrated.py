@@ -15,6 +15,7 @@ from quantize.building.estimate import Estimate, estimate, peak_bytes
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult
+from quantize.building.plain import kept_by_bnb
 from quantize.building.stream import HeldOut, HeldOutResult, LayerStream, batches_of
 from quantize.calibration import blocks_sha256, builtin_texts, check_blocks, text_from, token_blocks
 from quantize.checkpoint import CalibrationFacts, open_checkpoint, writing
@@ -22,9 +23,10 @@ from quantize.dummy import dummy_blocks
 from quantize.errors import UserError
 from quantize.files import disk_is_full
 from quantize.methods.base import Recipe, Tensors, half
-from quantize.model.architecture import quantized_shapes
-from quantize.model.names import quantized_share
+from quantize.model.architecture import Architecture, architecture_of
+from quantize.model.names import left_in_half, linear_layers, quantized_share
 from quantize.model.pretrained import tokenizer_of
+from quantize.model.skeleton import Skeleton, file_name_of
 from quantize.rounding.options import AwqOptions
 from quantize.schema import to_data
 from quantize.variant import Variant
@@ -42,45 +44,60 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     if not variants:
         job.say("nothing here needs calibration: it takes seconds and one tensor's memory")
         return {}
-    in_groups = any(method_of(variant).in_groups for variant in variants)
-    try:
-        stream = LayerStream(job.model(), job.weights, job.device)
-    except UserError as error:
-        if in_groups:
-            raise
-        raise UserError(f"--rounding gptq needs a layer map: {error} with --rounding nearest") from None
-    shapes = quantized_shapes(stream.architecture)
-    share = quantized_share(stream.model, [name for name, _, _ in shapes])
-    group_size = job.group_size(shapes) if in_groups else None
-    blocks = _calibration_blocks(job, stream.model.config.get_text_config().vocab_size)
-    check_blocks(blocks, stream.model)
+    skeleton = job.skeleton()
+    architecture, group_size, variants = _layers_of(job, skeleton, variants)
+    names = [name for name, _, _ in architecture.shapes()]
+    kept = tuple(file_name_of(skeleton.stored, name) for name in left_in_half(skeleton.model, set(names)))
+    blocks = _calibration_blocks(job, skeleton.model.config.get_text_config(decoder=True).vocab_size)
+    check_blocks(blocks, skeleton.model)
     text = "random tokens" if job.is_dummy else job.options.calibration
-    choices = replace(
-        job.choices(),
-        group_size=group_size,
-        calibration=CalibrationFacts(text, blocks.shape[0], blocks.shape[1], blocks_sha256(blocks)),
-        architecture=stream.architecture,
-    )
-    recipes = {variant.name: method_of(variant).recipe(variant, choices) for variant in variants}
-    built = {name: kept for name, recipe in recipes.items() if (kept := job.kept(recipe))}
+    facts = CalibrationFacts(text, blocks.shape[0], blocks.shape[1], blocks_sha256(blocks))
+    choices = replace(job.choices(), group_size=group_size, calibration=facts, kept=kept)
+    recipes, shares = {}, {}
+    for variant in variants:
+        with job.sparing(variant):
+            if method_of(variant).in_groups:
+                shares[variant.name], own = quantized_share(skeleton.model, names, variant.name), choices
+            else:
+                linears = linear_layers(job.empty)
+                shares[variant.name] = quantized_share(job.empty, linears, variant.name)
+                own = replace(choices, kept=kept_by_bnb(job.empty, linears))
+            recipes[variant.name] = method_of(variant).recipe(variant, own)
+    built = {name: there for name, recipe in recipes.items() if (there := job.kept(recipe))}
     missing = {name: recipe for name, recipe in recipes.items() if name not in built}
     working_folder = job.out / f".{job.source.base_model}.unfinished"
     if missing:
         search = _shared_search(missing)
         expected = estimate(
-            stream.model, stream.architecture, missing.values(), tokens=blocks.numel(), out=job.out, device=job.device
+            skeleton.model, architecture, missing.values(), tokens=blocks.numel(), out=job.out, device=job.device
         )
         if dry_run:
             job.say(expected.line())
             return built
         expected.check()
-        journal = _journal(job, working_folder, blocks, missing, len(stream.architecture.layers))
-        _run(job, stream, blocks, missing, search, journal, expected, share)
+        journal = _journal(job, working_folder, blocks, missing, len(architecture.layers))
+        stream = LayerStream(skeleton, architecture, job.device, journal.state.groups)
+        _run(job, stream, blocks, missing, search, journal, expected, shares)
         for name, recipe in missing.items():
             built[name] = BuiltCheckpoint(open_checkpoint(job.target(recipe)), kept=False)
     elif not dry_run:
         discard_finished(working_folder, built)
     return built
+
+
+def _layers_of(
+    job: Job, skeleton: Skeleton, variants: Sequence[Variant]
+) -> tuple[Architecture, int | None, Sequence[Variant]]:
+    """The decoder layers, the size of groups of codes, and the variants that can be made of them."""
+    grouped = [variant for variant in variants if method_of(variant).in_groups]
+    try:
+        architecture = architecture_of(skeleton.model)
+    except UserError as error:
+        raise UserError(f"{error}; --rounding nearest does not go layer by layer") from None
+    if grouped:
+        with job.sparing(*grouped):
+            return *job.in_groups(architecture), variants
+    return architecture, None, [variant for variant in variants if variant not in grouped]
 
 
 def _calibration_blocks(job: Job, vocabulary: int) -> Tensor:
@@ -129,7 +146,7 @@ def _run(
     search: AwqOptions | None,
     journal: Journal,
     expected: Estimate,
-    share: float,
+    shares: Mapping[str, float],
 ) -> None:
     """Go through the layers from where an unfinished run left off, and turn the parts into checkpoints."""
     try:
@@ -147,7 +164,7 @@ def _run(
                     job,
                     recipe,
                     seconds,
-                    quantized_share=share,
+                    quantized_share=shares[name],
                     layers=tuple(to_data(facts)),
                     estimate=to_data(expected),
                     measured=measured,
@@ -192,8 +209,11 @@ def _layers(
     )
     for result, hidden in layers:
         started = time.perf_counter()
-        parts = [write_part(path, result.index + 1, _packed(result, recipes[name])) for name, path in folders.items()]
-        journal.layer_done(result, hidden + (held_out.states if held_out else []), parts)
+        parts = [
+            write_part(path, result.index + 1, _packed(job, stream, result, recipes[name]))
+            for name, path in folders.items()
+        ]
+        journal.layer_done(result, hidden + (held_out.states if held_out else []), parts, stream.groups)
         packing += time.perf_counter() - started
         job.progress("layers", result.index + 1, total)
     started = time.perf_counter()
@@ -208,13 +228,23 @@ def _layers(
     return seconds, found
 
 
-def _packed(result: LayerResult, recipe: Recipe) -> Tensors:
+def _packed(job: Job, stream: LayerStream, result: LayerResult, recipe: Recipe) -> Tensors:
     """One decoder layer's tensors as this variant's files hold them."""
-    pack = method_of(recipe.variant).pack
-    if pack is None:
-        return result.before[recipe.variant.name]
-    others = {name: half(name, tensor, recipe.dtype) for name, tensor in result.others.items()}
-    return pack(result.weights, recipe) | others
+    method, skeleton = method_of(recipe.variant), stream.skeleton
+    if method.pack is None:  # its own linear layers, and the rest of the layer's tensors as the source has them
+        linears, tensors = set(linear_layers(job.empty)), dict(result.before[recipe.variant.name])
+        for name, tensor in stream.layer_tensors(result.index):
+            home = skeleton.files.homes.get(name, name).removesuffix(".weight")
+            if name in tensors:
+                continue
+            if home in linears and name.endswith(".weight") and method.quantize_layer:
+                tensors |= method.quantize_layer(name.removesuffix(".weight"), tensor.to(job.device), recipe)
+            else:
+                tensors[name] = half(name, tensor, recipe.dtype)
+        return tensors
+    weights = {skeleton.stored[f"{name}.weight"].removesuffix(".weight"): w for name, w in result.weights.items()}
+    others = dict(skeleton.to_store(name, tensor) for name, tensor in result.others.items())
+    return method.pack(weights, recipe) | {name: half(name, tensor, recipe.dtype) for name, tensor in others.items()}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from quantize.building.layer import BATCH_TOKENS
 from quantize.errors import UserError
 from quantize.methods.base import Recipe
+from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
 from quantize.process_memory import peak_resident_bytes, resident_bytes
 from quantize.quiet import quiet_libraries
@@ -78,31 +79,37 @@ def estimate(
     normalized = _normalized_config(model.config)
     hidden = int(normalized.hidden_size)
     layers = len(architecture.layers)
-    linears = {name: (m.out_features, m.in_features) for name, m in architecture.linears(0).items()}
-    layer_weights = sum(rows * columns for rows, columns in linears.values())
-    groups = [group.linears for group in architecture.scale_groups(0)]
-    repeated = {name for group in groups for name in group[1:]}  # layers that are scaled together share an input
-    inputs = [columns for name, (_, columns) in linears.items() if name not in repeated]
+    by_layer = [architecture.linears(index) for index in range(layers)]
+    weights = [sum(one.weight.numel() for one in own.values()) for own in by_layer]
+    largest = max(range(layers), key=weights.__getitem__)
+    layer_weights = weights[largest]
+    linears = {name: (m.out_features, m.in_features) for name, m in by_layer[largest].items()}
+    together: dict[tuple[str, int], list[str]] = {}  # layers of one module and width mostly share an input
+    for name, (_, columns) in linears.items():
+        together.setdefault((name.rpartition(".")[0], columns), []).append(name)
+    inputs = [columns for _, columns in together]
     widest = max(*inputs, hidden)
-    largest_group = max(sum(linears[name][0] * linears[name][1] for name in group) for group in groups)
+    largest_group = max(sum(linears[name][0] * linears[name][1] for name in names) for names in together.values())
+    experts = any(experts_of(module) for module in architecture.layers[largest].modules())
     parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
     embedding = model.get_input_embeddings().weight.numel()
 
     activations = tokens * hidden
-    grams = sum(width * width for width in inputs) + 3 * widest * widest
+    held = set(inputs) if experts else inputs  # one expert's at a time
+    grams = sum(width * width for width in held) + 3 * widest * widest
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    in_layers = activations + layer_weights + grams + max(batch, SEARCH_COPIES * largest_group)
+    in_layers = activations * (2 if experts else 1) + layer_weights + grams + max(batch, SEARCH_COPIES * largest_group)
     before_layers = embedding + activations
     peak = FLOAT_BYTES * max(in_layers, before_layers, 2 * embedding) + already_bytes
 
-    quantized, bytes_of = layers * layer_weights, []
+    quantized, bytes_of = sum(weights), []
     for recipe in recipes:  # the quantized weights at their bits, the rest in half precision
         bits = (recipe.variant.w_bit or 16) + (20 / recipe.group_size if recipe.group_size else 0.5)
         bytes_of.append(int(quantized * bits / 8 + (parameters - quantized) * 2))
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
-    operations = layers * layer_operations(list(linears.values()), inputs, tokens)
+    operations = sum(weights) / layer_weights * layer_operations(list(linears.values()), inputs, tokens)
     return Estimate(
         parameters=parameters,
         layers=layers,

@@ -1,7 +1,8 @@
 """A model's decoder layers apart: what they are called with, what their linear layers see, and what they hand on."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from quantize.errors import UserError
 from quantize.methods.base import LayerInputs
+from quantize.methods.routed import RoutedTokens
+from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
 from quantize.rounding.gram import StatsAccumulator, multiplies_bfloat16
 
@@ -18,20 +21,22 @@ Answer = Callable[[int, Tensor, dict[str, Any]], Tensor]
 """(layer number, its input, keywords of its call) -> what it gives instead of its output."""
 
 
-LayerCall = Mapping[int, dict[str, Any]]
-"""What a model calls a layer with besides its input, by the size of the batch: masks and biases may depend on it."""
+LayerCall = dict[str, Any]
+"""What a model calls a layer with besides its input, by keyword: masks and biases that fit one batch."""
 
 
 @contextlib.contextmanager
 def replace_layers(architecture: Architecture, answer: Answer, *, in_tuples: bool) -> Iterator[None]:
     """Have every decoder layer give what `answer` says, inside the block; in_tuples: in a tuple, as some models do."""
 
-    def forward(index: int, hidden_states: Tensor, *_: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
-        given = answer(index, hidden_states, kwargs)
-        return (given,) if in_tuples else given
+    def forward(index: int, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        output = answer(index, given.pop(names[0]), given)
+        return (output,) if in_tuples else output
 
     for index, layer in enumerate(architecture.layers):
-        layer.forward = partial(forward, index)
+        names = list(inspect.signature(layer.forward).parameters)
+        layer.forward = partial(forward, index, names)
     try:
         yield
     finally:
@@ -46,15 +51,15 @@ class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
 @torch.no_grad()
 def layer_calls(
     model: Any, architecture: Architecture, blocks: Tensor, *, in_tuples: bool = False
-) -> list[tuple[Tensor, dict[str, Any]]]:
+) -> list[tuple[Tensor, LayerCall]]:
     """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
 
     in_tuples: as `layers_give_tuples` says. Only the modules before the layers must hold weights; the recorded input is
     right for the first layer alone.
     """
-    calls: list[tuple[Tensor, dict[str, Any]]] = []
+    calls: list[tuple[Tensor, LayerCall]] = []
 
-    def record(index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def record(index: int, hidden: Tensor, kwargs: LayerCall) -> Tensor:
         calls.append((hidden, kwargs))
         if index == len(architecture.layers) - 1:
             raise _AllRecorded
@@ -74,16 +79,25 @@ def layers_give_tuples(model: Any, architecture: Architecture, blocks: Tensor) -
     return any(hidden.shape != inputs[0].shape for hidden in inputs)
 
 
+def shared(value: Any, like: Any) -> Any:
+    """`value`, its tensors those of `like` where they are equal: one copy for all batches, if they allow it."""
+    if isinstance(value, Tensor) and isinstance(like, Tensor):
+        return like if value.shape == like.shape and torch.equal(value, like) else value
+    if isinstance(value, tuple) and isinstance(like, tuple) and len(value) == len(like):
+        return tuple(shared(one, other) for one, other in zip(value, like, strict=True))
+    return value
+
+
 @torch.no_grad()
-def run_layer(layer: nn.Module, hidden: Sequence[Tensor], call: LayerCall) -> Iterator[Tensor]:
-    """The layer's output for each batch [b, t, hidden], one after the other.
+def run_layer(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[LayerCall]) -> Iterator[Tensor]:
+    """The layer's output for each batch [b, t, hidden] with its call, one after the other.
 
     Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
     """
     device = next(layer.parameters()).device
-    for batch in hidden:
+    for batch, call in zip(hidden, calls, strict=True):
         with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
-            output = layer(batch.to(device), **call[len(batch)])
+            output = layer(batch.to(device), **call)
         yield output[0] if isinstance(output, tuple) else output
 
 
@@ -99,14 +113,15 @@ def is_spilled(batch: Tensor) -> bool:
 
 
 @torch.no_grad()
-def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], call: LayerCall) -> LayerInputs:
+def observe_layer(
+    architecture: Architecture, index: int, hidden: list[Tensor], calls: Sequence[LayerCall]
+) -> LayerInputs:
     """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
 
-    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; call: what the model calls
-    the layer with besides. Raises UserError when an output is not finite.
+    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; calls: what the model calls
+    the layer with besides, for each batch. Raises UserError when an output is not finite.
     """
-    layer, linears = architecture.layers[index], architecture.linears(index)
-    prefix = f"{architecture.layers_name}.{index}."
+    layer, linears, prefix = architecture.layers[index], architecture.linears(index), architecture.prefix(index)
     owners: dict[str, str] = {}
     accumulators: dict[str, StatsAccumulator] = {}
     last: tuple[Tensor | None, str] = (None, "")
@@ -121,8 +136,18 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
             accumulators[name].add(inputs)
         last = inputs, owner
 
-    handles = [linear.register_forward_pre_hook(partial(observe, name)) for name, linear in linears.items()]
-    for position, output in enumerate(run_layer(layer, hidden, call)):
+    blocks = {name: RoutedTokens(name, module) for name, module in layer.named_modules() if experts_of(module)}
+    inside = {f"{name}.{key}" for name in blocks for key, _ in layer.get_submodule(name).named_modules()}
+    handles = [
+        linear.register_forward_pre_hook(partial(observe, name))
+        for name, linear in linears.items()
+        if name not in inside
+    ]
+    handles += [
+        layer.get_submodule(name).register_forward_pre_hook(block.record, with_kwargs=True)
+        for name, block in blocks.items()
+    ]
+    for position, output in enumerate(run_layer(layer, hidden, calls)):
         if is_spilled(hidden[position]):
             hidden[position].copy_(output)
         else:
@@ -130,7 +155,11 @@ def observe_layer(architecture: Architecture, index: int, hidden: list[Tensor], 
     for handle in handles:
         handle.remove()
     stats = {name: accumulator.finish() for name, accumulator in accumulators.items()}
+    for name, linear in linears.items():  # one that the model never calls
+        if name not in inside and name not in owners:
+            owners[name] = name
+            stats[name] = StatsAccumulator(linear.in_features, linear.weight.device).finish()
     sums = (*(batch.sum() for batch in hidden), *(one.gram.diagonal().sum() for one in stats.values()))
     if not all(bool(torch.isfinite(one)) for one in sums):  # NaN and Inf stay in a sum
         raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
-    return LayerInputs(layer, prefix, linears, owners, stats)
+    return LayerInputs(layer, prefix, linears, owners, stats, tuple(blocks.values()))

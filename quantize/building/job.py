@@ -1,6 +1,7 @@
 """One call of `quantize`: the opened source and what was asked for."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import torch
 
 from quantize.checkpoint import MANIFEST_NAME, Checkpoint, Manifest, SourceFacts, clear, open_checkpoint, verify
+from quantize.dummy import dummy_weights
 from quantize.errors import UserError
 from quantize.methods import METHODS
 from quantize.methods.base import Choices, Method, Recipe
-from quantize.model.architecture import group_size_for
+from quantize.model.apart import take_apart
+from quantize.model.architecture import Architecture
 from quantize.model.pretrained import empty_model
+from quantize.model.skeleton import Skeleton
 from quantize.progress import Progress
 from quantize.rounding.options import BnbOptions, Rounding
 from quantize.source import Source
@@ -73,6 +77,8 @@ class Job:
     device:   where it is computed.
     progress: told each step.
     say:      told each line that a user should read.
+    several:  whether the call asked for more than one variant.
+    refused:  variants that could not be made, and why: one does not lose the others.
     """
 
     source: Source
@@ -83,15 +89,31 @@ class Job:
     device: torch.device
     progress: Progress
     say: Say
+    several: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def sparing(self, *variants: Variant) -> Iterator[None]:
+        """A UserError inside the block is noted as these variants', where the call asked for several, and goes on."""
+        try:
+            yield
+        except UserError as error:
+            if not self.several:
+                raise
+            self.refused.update({variant.name: str(error) for variant in variants})
 
     @property
     def is_dummy(self) -> bool:
         """Whether the weights are random."""
         return self.source.facts.kind == "dummy"
 
-    def model(self) -> Any:
-        """The same as `empty`, to be filled."""
-        return empty_model(self.source.folder, config=self.empty.config)
+    def skeleton(self) -> Skeleton:
+        """Another model like `empty`, taken apart, to be filled."""
+        model = empty_model(self.source.folder, config=self.empty.config)
+        if self.is_dummy:  # drawn one expert at a time
+            take_apart(model)
+            return Skeleton.of(model, dummy_weights(model, self.device))
+        return Skeleton.of(model, self.weights)
 
     def target(self, recipe: Recipe) -> Path:
         """The folder of this recipe's checkpoint."""
@@ -103,15 +125,15 @@ class Job:
         half_dtype = torch.bfloat16 if dtypes.count(torch.bfloat16) > len(dtypes) / 2 else torch.float16
         return Choices(half_dtype, self.options.rounding, self.options.bnb)
 
-    def group_size(self, shapes: Sequence[tuple[str, int, int]]) -> int:
-        """The size of groups of codes for these linear layers (name, out features, in features).
+    def in_groups(self, architecture: Architecture) -> tuple[Architecture, int]:
+        """The size of groups of codes, and the architecture without the layers that it does not fit.
 
-        Tells the user when the usual one does not fit. Raises UserError where none does.
+        Tells the user when the usual size does not fit. Raises UserError where none does.
         """
-        chosen = group_size_for(shapes, self.options.group_size)
+        fitting, chosen = architecture.with_group_size(self.options.group_size)
         if self.options.group_size is None and chosen != GROUP_SIZES[0]:
             self.say(f"group size {chosen}: {GROUP_SIZES[0]} does not divide every layer of this model")
-        return chosen
+        return fitting, chosen
 
     def kept(self, recipe: Recipe) -> BuiltCheckpoint | None:
         """The finished checkpoint that is there already, unless it is to be made again.

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from quantize.building.layer import LayerResult, LinearFacts
 from quantize.errors import UserError
 from quantize.files import remove_working_folder, replace_file, sha256_of
+from quantize.model.groups import ScaleGroup
 from quantize.schema import from_json, to_data
 
 JOURNAL_NAME = "journal.json"
@@ -26,12 +27,14 @@ class State:
     layers:  the facts of each finished layer's linears.
     seconds: a phase so far, over all runs of this journal.
     files:   SHA-256 by name of all that the next run reads.
+    groups:  where scales may move, for each kind of layer that was tried.
     """
 
     key: str
     layers: tuple[tuple[LinearFacts, ...], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, tuple[ScaleGroup, ...]] = field(default_factory=dict)
 
 
 class Journal:
@@ -85,7 +88,13 @@ class Journal:
         tensors = load_file(self._hidden_path(self.finished_layers))
         return [tensors[name] for name in sorted(tensors)]
 
-    def layer_done(self, result: LayerResult, hidden: list[Tensor], parts: Sequence[Path]) -> None:
+    def layer_done(
+        self,
+        result: LayerResult,
+        hidden: list[Tensor],
+        parts: Sequence[Path],
+        groups: Mapping[str, tuple[ScaleGroup, ...]] | None = None,
+    ) -> None:
         """Keep the next layer's inputs and note that this layer's parts are on disk."""
         kept = {f"{number:06d}": batch.contiguous().cpu() for number, batch in enumerate(hidden)}
         path = self._hidden_path(result.index + 1)
@@ -96,7 +105,7 @@ class Journal:
         files.pop(self._hidden_path(result.index).name, None)
         before = self.state.seconds
         seconds = before | {phase: before.get(phase, 0.0) + spent for phase, spent in result.seconds.items()}
-        self.state = State(self.state.key, (*self.state.layers, result.facts), seconds, files)
+        self.state = State(self.state.key, (*self.state.layers, result.facts), seconds, files, dict(groups or {}))
         self._write()
         self._hidden_path(result.index).unlink(missing_ok=True)
 

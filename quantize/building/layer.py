@@ -6,7 +6,7 @@ model has.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from quantize.building.inputs import LayerCall, observe_layer
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.methods.base import LayerInputs
-from quantize.model.architecture import Architecture, ScaleGroup, apply_scales
+from quantize.methods.routed import RoutedTokens
+from quantize.model.architecture import Architecture
+from quantize.model.groups import ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
-from quantize.rounding.awq_search import search_clip, search_scale
+from quantize.rounding.awq_search import Reader, ScaleChoice, search_clip, search_scale
 from quantize.rounding.gptq import refit_scales, round_with_feedback
 from quantize.rounding.gram import InputStats, row_errors
 from quantize.rounding.options import AwqOptions
@@ -44,12 +46,14 @@ class LinearFacts:
     error:     of the weights as stored.
     error_rtn: of plain rounding to nearest.
     exponent:  the scale search's grid point, None where nothing was scaled.
+    tokens:    of the calibration text that an expert's layer saw, None for all.
     """
 
     name: str
     error: float
     error_rtn: float
     exponent: float | None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,19 @@ def quantize_layer(
     architecture: Architecture,
     index: int,
     hidden: list[Tensor],
-    call: LayerCall,
+    calls: Sequence[LayerCall],
     options: AwqOptions | None,
+    groups: Sequence[ScaleGroup] = (),
     before: Mapping[str, FromInputs] | None = None,
+    stored: Mapping[str, str] | None = None,
 ) -> LayerResult:
     """Quantize decoder layer `index`; arguments and errors as observe_layer's. The layer is left scaled.
 
-    With no options nothing is quantized here: only `before` sees the layer.
+    groups: where its scales may move; stored: names of parameters in files, for `before`. With no options nothing is
+    quantized here: only `before` sees the layer.
     """
     started = time.perf_counter()
-    seen = observe_layer(architecture, index, hidden, call)
+    seen = replace(observe_layer(architecture, index, hidden, calls), stored=stored or {})
     seconds = {"forward": time.perf_counter() - started}
     started = time.perf_counter()
     made = {variant: make(seen) for variant, make in (before or {}).items()}
@@ -98,49 +105,205 @@ def quantize_layer(
         seconds["other variants"] = time.perf_counter() - started
     if options is None:
         return LayerResult(index, {}, {}, (), seconds, made)
-
+    work = _Work(seen, options)
     started = time.perf_counter()
-    groups = architecture.scale_groups(index) if options.search else []
-    outputs, plain_errors, exponents = _scale_layer(seen, groups, options)
+    work.scale(groups if options.search else ())
     seconds["scale"] = time.perf_counter() - started
-
     started = time.perf_counter()
-    weights: dict[str, Int4Weight] = {}
     for owner in seen.stats:
         trim_memory(above=FREED_SHARE)
-        weights |= _round(seen, owner, options)
-    errors = {name: _noise(weights[name], seen, name) / outputs[name] for name in seen.linears}
+        work.round(seen.sharing(owner), seen.stats[owner])
+    for block in seen.blocks:
+        for number in range(len(block.experts)):
+            trim_memory(above=FREED_SHARE)
+            work.quantize_expert(block, number, groups if options.search else ())
     seconds["round"] = time.perf_counter() - started
-    error, plain = sum(errors.values()), sum(plain_errors.values())
+    error, plain = sum(work.errors.values()), sum(work.plain_errors.values())
     if not error <= WORSE_THAN_PLAIN * plain:  # or is not finite
         raise UserError(
             f"{seen.prefix[:-1]} comes out worse than plain rounding on the calibration text (relative error "
             f"{error:.3g}, plain {plain:.3g}): use more --blocks or other --calibration text, or the variant rtn"
         )
-    facts = tuple(
-        LinearFacts(seen.prefix + name, errors[name], plain_errors[name], exponents.get(name)) for name in errors
-    )
-    full = {seen.prefix + name: weight for name, weight in weights.items()}
-    return LayerResult(index, full, seen.others(), facts, seconds, made)
+    full = {seen.prefix + name: weight for name, weight in work.weights.items()}
+    return LayerResult(index, full, seen.others(), work.facts(), seconds, made)
 
 
-def _round(seen: LayerInputs, owner: str, options: AwqOptions) -> dict[str, Int4Weight]:
-    """Round the weights of the layers that share one input, all their rows at once."""
-    linears, stats, names = seen.linears, seen.stats[owner], seen.sharing(owner)
-    rows = torch.cat([linears[name].weight.data for name in names])
-    clip = None
-    if options.clip:
-        clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
-    gram = stats.shrunk()
-    if options.rounding == "gptq":
-        quantized = round_with_feedback(rows, gram, options.group_size, clip)
-    else:
-        quantized = round_to_nearest(rows, options.group_size, clip)
-    if options.refit:
-        quantized = refit_scales(quantized, rows, gram)
-    sizes = [linears[name].out_features for name in names]
-    parts = (torch.split(one, sizes) for one in (quantized.codes, quantized.scales, quantized.zeros))
-    return {name: Int4Weight(*part) for name, *part in zip(names, *parts, strict=True)}
+class _Work:
+    """One layer on its way: what has been searched, rounded and found so far, by the linears' names inside it."""
+
+    def __init__(self, seen: LayerInputs, options: AwqOptions) -> None:
+        self._seen = seen
+        self._options = options
+        self.weights: dict[str, Int4Weight] = {}
+        self.errors: dict[str, float] = {}
+        self.plain_errors: dict[str, float] = {}
+        self._exponents: dict[str, float | None] = {}
+        self._tokens: dict[str, int] = {}
+        self._moved: dict[str, Tensor] = {}  # scales in the columns of experts' layers
+        self._outputs: dict[str, float] = {}
+        for owner, stats in seen.stats.items():
+            self._outputs |= {name: self._output_square(name, stats) for name in seen.sharing(owner)}
+
+    def facts(self) -> tuple[LinearFacts, ...]:
+        """Of every linear that was rounded, in the order of the layer."""
+        return tuple(
+            LinearFacts(
+                self._seen.prefix + name,
+                self.errors[name],
+                self.plain_errors[name],
+                self._exponents.get(name),
+                self._tokens.get(name),
+            )
+            for name in self._seen.linears
+            if name in self.errors
+        )
+
+    def scale(self, groups: Sequence[ScaleGroup]) -> None:
+        """Search and apply the scales of one group after the other, those inside experts aside.
+
+        Moving them leaves every layer's output as it was. What is not scaled gets its error of plain rounding here.
+        """
+        seen = self._seen
+        for group in groups:
+            if self._inside_expert(group):
+                continue
+            trim_memory(above=FREED_SHARE)
+            owners = dict.fromkeys(seen.owners[one.name] for one in group.consumers if one.name in seen.owners)
+            channels = {seen.owners.get(one.name, one.name): one.channels for one in group.consumers}
+            readers = {
+                owner: Reader(
+                    torch.cat([seen.linears[name].weight.data for name in seen.sharing(owner)]),
+                    seen.stats[owner],
+                    _as_tensor(channels[owner], seen.stats[owner].abs_mean),
+                )
+                for owner in owners
+            }
+            names = [seen.sharing(owner) for owner in owners]
+            blocks = [block for block in seen.blocks if self._read_by(group, block)]
+            experts = [reader for block in blocks for reader in self._expert_readers(group, block, names)]
+            if not readers and not experts:
+                continue
+            choice = self._search([*readers.values(), *experts], group, names)
+            if choice.exponent is None:
+                continue
+            for owner, reader in readers.items():
+                seen.stats[owner] = seen.stats[owner].scaled(reader.spread(choice.scales))
+            for block in blocks:
+                self._scale_block(block, group, choice.scales)
+            if group.source in self._outputs:  # the scales are in its output now
+                stats = seen.stats[seen.owners[group.source]]
+                self._outputs[group.source] = self._output_square(group.source, stats)
+        for owner, stats in seen.stats.items():
+            self._note_plain([name for name in seen.sharing(owner) if name not in self.plain_errors], stats)
+
+    def _scale_block(self, block: RoutedTokens, group: ScaleGroup, scales: Tensor) -> None:
+        read = [one for one in group.consumers if one.name.startswith(f"{block.name}.")]
+        block.scale(read[0].spread(scales))
+        self._moved |= {one.name: one.spread(scales) for one in read}
+
+    def quantize_expert(self, block: RoutedTokens, number: int, groups: Sequence[ScaleGroup]) -> None:
+        """Scale one expert's middle, and round its layers by what it saw."""
+        home = f"{block.name}.{number}."
+        names = [name for name in self._seen.linears if name.startswith(home)]
+        inner = f"{home}down_proj"
+        outer = [name for name in names if name != inner]
+        stats, inner_stats = block.expert_stats(number)
+        self._tokens |= dict.fromkeys(names, block.tokens()[number])
+        for own, found in ((outer, stats), ([inner] if inner in names else [], inner_stats)):
+            self._outputs |= {name: self._output_square(name, found) for name in own}
+            self._note_plain([name for name in own if name not in self.plain_errors], found)
+        for group in groups:
+            if group.source.startswith(home) and inner in names:
+                channels = _as_tensor(group.consumers[0].channels, inner_stats.abs_mean)
+                reader = Reader(self._seen.linears[inner].weight.data, inner_stats, channels)
+                choice = self._search([reader], group, [[inner]])
+                if choice.exponent is not None:
+                    inner_stats = inner_stats.scaled(reader.spread(choice.scales))
+                    if group.source in self._outputs:
+                        self._outputs[group.source] = self._output_square(group.source, stats)
+        self.round(outer, stats)
+        if inner in names:
+            self.round([inner], inner_stats)
+
+    def round(self, names: Sequence[str], stats: InputStats) -> None:
+        """Round the weights of linears that share one input, all their rows at once."""
+        if not names:
+            return
+        linears, options = self._seen.linears, self._options
+        rows = torch.cat([linears[name].weight.data for name in names])
+        clip = None
+        if options.clip:
+            clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
+        gram = stats.shrunk()
+        if options.rounding == "gptq":
+            quantized = round_with_feedback(rows, gram, options.group_size, clip)
+        else:
+            quantized = round_to_nearest(rows, options.group_size, clip)
+        if options.refit:
+            quantized = refit_scales(quantized, rows, gram)
+        sizes = [linears[name].out_features for name in names]
+        parts = (torch.split(one, sizes) for one in (quantized.codes, quantized.scales, quantized.zeros))
+        self.weights |= {name: Int4Weight(*part) for name, *part in zip(names, *parts, strict=True)}
+        for name in names:
+            change = self.weights[name].dequantize().sub_(linears[name].weight.data)
+            self.errors[name] = float(row_errors(change, stats.gram_lowp).sum()) / self._outputs[name]
+
+    def _search(self, readers: Sequence[Reader], group: ScaleGroup, names: Sequence[Sequence[str]]) -> ScaleChoice:
+        """Search one group's scales and apply them; names: the linears of each reader."""
+        free = _as_tensor(group.free, readers[0].weight)
+        choice = search_scale(readers, self._options.group_size, free)
+        if choice.exponent is not None:
+            apply_scales(self._seen.layer, group, choice.scales)
+        for own, rows in zip(names, choice.unscaled_rows, strict=True):
+            self._exponents |= dict.fromkeys(own, choice.exponent)
+            for name, part in zip(own, torch.split(rows, [self._rows(name) for name in own]), strict=True):
+                if name in self._outputs:
+                    self.plain_errors[name] = float(part.sum()) / self._outputs[name]
+        return choice
+
+    def _expert_readers(self, group: ScaleGroup, block: RoutedTokens, names: list[list[str]]) -> list[Reader]:
+        """Every expert's layers that read the group's source; their names are added.
+
+        All take the statistics of the block's input, weighted by the tokens that each saw: an expert that saw few has
+        no statistics of its own that a search could trust.
+        """
+        stats, tokens = block.stats(), block.tokens()
+        readers = []
+        for consumer in group.consumers:
+            if consumer.name in self._seen.linears and consumer.name.startswith(f"{block.name}."):
+                number = int(consumer.name.removeprefix(f"{block.name}.").split(".")[0])
+                weight = self._seen.linears[consumer.name].weight.data
+                share = tokens[number] / max(1, sum(tokens))
+                readers.append(Reader(weight, stats, _as_tensor(consumer.channels, weight), share))
+                names.append([consumer.name])
+        return readers
+
+    def _inside_expert(self, group: ScaleGroup) -> bool:
+        return any(group.source.startswith(f"{block.name}.") for block in self._seen.blocks)
+
+    def _read_by(self, group: ScaleGroup, block: RoutedTokens) -> bool:
+        return any(one.name.startswith(f"{block.name}.") for one in group.consumers)
+
+    def _rows(self, name: str) -> int:
+        return self._seen.linears[name].out_features
+
+    def _note_plain(self, names: Sequence[str], stats: InputStats) -> None:
+        """The relative errors of rounding these linears to nearest."""
+        for name in names:
+            weight = self._seen.linears[name].weight.data
+            moved = self._moved.get(name, weight.new_ones(1))
+            plain = round_to_nearest(weight / moved, self._options.group_size).dequantize().mul_(moved)
+            error = float(row_errors(plain.sub_(weight), stats.gram_lowp).sum())
+            self.plain_errors[name] = error / self._outputs[name]
+
+    def _output_square(self, name: str, stats: InputStats) -> float:
+        """tr(W H W^T), the mean squared norm of the linear layer's output; never zero."""
+        rows = row_errors(self._seen.linears[name].weight.data, stats.gram_lowp)
+        return max(float(rows.sum()), torch.finfo(torch.float32).tiny)
+
+
+def _as_tensor(values: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device)
 
 
 def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
@@ -148,46 +311,3 @@ def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tens
     if any(key in name for key in UNCLIPPED):
         return weight.new_full((weight.shape[0], weight.shape[1] // group_size), torch.inf)
     return search_clip(weight, stats, group_size)
-
-
-def _output_square(seen: LayerInputs, name: str) -> float:
-    """tr(W H W^T), the mean squared norm of the linear layer's output; never zero."""
-    rows = row_errors(seen.linears[name].weight.data, seen.stats[seen.owners[name]].gram_lowp)
-    return max(float(rows.sum()), torch.finfo(torch.float32).tiny)
-
-
-def _noise(quantized: Int4Weight, seen: LayerInputs, name: str) -> float:
-    """tr(D H D^T) with D the change of the weight: the mean squared norm of the change of the layer's output."""
-    change = quantized.dequantize().sub_(seen.linears[name].weight.data)
-    return float(row_errors(change, seen.stats[seen.owners[name]].gram_lowp).sum())
-
-
-def _scale_layer(
-    seen: LayerInputs, groups: Sequence[ScaleGroup], options: AwqOptions
-) -> tuple[dict[str, float], dict[str, float], dict[str, float | None]]:
-    """Search and apply the scales of one group after the other; moving them leaves every layer's output as it was.
-
-    Returns by name of the linear: the mean squared norms of the outputs afterwards, the relative errors of plain
-    rounding of the weights as they came, and the exponents of the grid.
-    """
-    outputs = {name: _output_square(seen, name) for name in seen.linears}
-    searched = {name for group in groups for name in group.linears}
-    errors = {
-        name: _noise(round_to_nearest(linear.weight.data, options.group_size), seen, name) / outputs[name]
-        for name, linear in seen.linears.items()
-        if name not in searched
-    }
-    exponents: dict[str, float | None] = {}
-    for group in groups:
-        trim_memory(above=FREED_SHARE)
-        owner, linears = seen.owners[group.linears[0]], [seen.linears[name] for name in group.linears]
-        choice = search_scale(torch.cat([one.weight.data for one in linears]), seen.stats[owner], options.group_size)
-        if choice.exponent is not None:
-            apply_scales(seen.layer, group, choice.scales)
-            seen.stats[owner] = seen.stats[owner].scaled(choice.scales)
-        exponents |= dict.fromkeys(group.linears, choice.exponent)
-        rows = torch.split(choice.unscaled_rows, [linear.out_features for linear in linears])
-        errors |= {name: float(own.sum()) / outputs[name] for name, own in zip(group.linears, rows, strict=True)}
-        if group.previous in seen.linears:  # the scales are in its output now
-            outputs[group.previous] = _output_square(seen, group.previous)
-    return outputs, errors, exponents

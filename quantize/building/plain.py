@@ -1,60 +1,118 @@
 """Checkpoints whose tensors need no calibration: the reference, plain rounding, bitsandbytes' 8-bit."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from quantize.building.assemble import finish, write_part
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
-from quantize.model.names import linear_layers, quantized_share
+from quantize.model.architecture import architecture_of
+from quantize.model.names import FileNames, left_in_half, linear_layers, quantized_share
+from quantize.model.skeleton import Skeleton, file_name_of
 from quantize.variant import Variant
 from quantize.weights import check_finite
 
 PART_BYTES = 256 * 10**6
 
+Pieces = Iterator[tuple[str, Tensor, bool]]
+"""(name in files, tensor, whether it is the weight of a linear layer to quantize)."""
+
 
 def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     """Make one checkpoint, a tensor at a time; or the finished one that is there."""
-    model = job.empty
     method = method_of(variant)
-    quantized = sorted(linear_layers(model)) if method.quantize_layer else []
-    share = quantized_share(model, quantized) if quantized else None
     choices = job.choices()
+    share, count = None, len(job.weights.names())
     if method.in_groups:
-        sizes = {name: job.weights.shape(f"{name}.weight") for name in quantized}
-        group_size = job.group_size([(name, rows, columns) for name, (rows, columns) in sizes.items()])
-        choices = replace(choices, group_size=group_size)
+        skeleton = job.skeleton()
+        architecture, group_size = job.in_groups(architecture_of(skeleton.model))
+        names = [name for name, _, _ in architecture.shapes()]
+        share = quantized_share(skeleton.model, names, variant.name)
+        kept = tuple(file_name_of(skeleton.stored, name) for name in left_in_half(skeleton.model, names))
+        choices = replace(choices, group_size=group_size, kept=kept)
+        pieces, count = _apart(skeleton, set(names)), len(skeleton.stored)
+    elif method.quantize_layer:
+        names = linear_layers(job.empty)
+        share = quantized_share(job.empty, names, variant.name)
+        choices = replace(choices, kept=kept_by_bnb(job.empty, names))
+        pieces = _as_filed(job, set(names))
+    else:
+        pieces = ((name, job.weights.get(name), False) for name in job.weights.names())
     recipe = method.recipe(variant, choices)
     if built := job.kept(recipe):
         return built
     started = time.perf_counter()
     target = job.target(recipe)
     with writing(target, force=job.options.force) as folder:
-        _write_parts(job, recipe, set(quantized), folder)
+        _write_parts(job, recipe, pieces, count, folder)
         manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started}, quantized_share=share)
     return BuiltCheckpoint(Checkpoint(target, manifest), kept=False)
 
 
-def _write_parts(job: Job, recipe: Recipe, quantized: Collection[str], folder: Path) -> None:
+def kept_by_bnb(model: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """What config.json has to name as left in half precision; nothing where transformers' own rule says the same."""
+    left = [name for name in left_in_half(model, set(names)) if not _is_stack(model, name)]
+    if not left:
+        return ()
+    modules = {module: name for name, module in model.named_modules()}
+    return (*left, modules[model.get_output_embeddings()])
+
+
+def _is_stack(model: Any, name: str) -> bool:
+    return not any(type(module) is nn.Linear for module in model.get_submodule(name).modules())
+
+
+def _as_filed(job: Job, quantized: Collection[str]) -> Pieces:
+    """Every tensor as the files have it; those that make linear layers together, as the model has them."""
+    model, files = job.empty, FileNames.of(job.empty, job.weights.names())
+    split: set[str] = set()
+    for conversion in files.conversions.values():
+        sources = [name for name, _ in conversion.sources]
+        made = conversion.run(model, lambda name: torch.empty(job.weights.shape(name), device="meta"))
+        if any(name.removesuffix(".weight") in quantized for name in made):
+            split.update(sources)
+            for name, tensor in conversion.run(model, job.weights.get).items():
+                yield name, tensor, name.removesuffix(".weight") in quantized and name.endswith(".weight")
+    for name in job.weights.names():
+        if name not in split:
+            home = files.homes[name]
+            is_weight = home.endswith(".weight") and home.removesuffix(".weight") in quantized
+            yield name, job.weights.get(name), is_weight and files.plain.get(home) == name
+
+
+def _apart(skeleton: Skeleton, quantized: Collection[str]) -> Pieces:
+    """Every tensor of the model taken apart, by the names that a checkpoint has for them."""
+    for name in skeleton.stored:
+        if name in skeleton and name not in skeleton.model.all_tied_weights_keys:
+            if name.endswith(".weight") and name.removesuffix(".weight") in quantized:
+                yield skeleton.stored[name], skeleton.read(name), True
+            else:
+                yield *skeleton.to_store(name, skeleton.read(name)), False
+
+
+def _write_parts(job: Job, recipe: Recipe, pieces: Pieces, count: int, folder: Path) -> None:
     quantize_layer = method_of(recipe.variant).quantize_layer
-    names, variant = job.weights.names(), recipe.variant.name
+    variant = recipe.variant.name
     part: Tensors = {}
     parts = size = 0
-    for done, name in enumerate(names):
-        job.progress(variant, done, len(names))
-        tensor = job.weights.get(name)
+    for done, (name, tensor, quantized) in enumerate(pieces):
+        job.progress(variant, done, count)
         check_finite(name, tensor)
-        layer = name.removesuffix(".weight")
-        if quantize_layer and layer in quantized and name.endswith(".weight"):
-            made = quantize_layer(layer, tensor.to(job.device), recipe)
+        if quantize_layer and quantized:
+            made = quantize_layer(name.removesuffix(".weight"), tensor.to(job.device), recipe)
         else:
             made = {name: half(name, tensor, recipe.dtype)}
-        part |= made
-        size += sum(one.nbytes for one in made.values())
-        if size > PART_BYTES or done == len(names) - 1:
+        if size and size + sum(one.nbytes for one in made.values()) > PART_BYTES:
             write_part(folder, parts, part)
             part, parts, size = {}, parts + 1, 0
-    job.progress(variant, len(names), len(names))
+        part |= made
+        size += sum(one.nbytes for one in made.values())
+    write_part(folder, parts, part)
+    job.progress(variant, count, count)

@@ -14,14 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.building.inputs import layer_calls, layers_give_tuples, replace_layers, run_layer, spilled
+from quantize.building.inputs import (
+    LayerCall,
+    layer_calls,
+    layers_give_tuples,
+    replace_layers,
+    run_layer,
+    shared,
+    spilled,
+)
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.errors import UserError
-from quantize.model.architecture import architecture_of
-from quantize.model.names import parameters_by_file_name, put
+from quantize.model.architecture import Architecture
+from quantize.model.groups import WRAPPED_TYPES, Prober, ScaleGroup, tensors_in
+from quantize.model.names import put
+from quantize.model.skeleton import Skeleton
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions
-from quantize.weights import TensorReader, check_finite
+from quantize.weights import check_finite
 
 JUMP = 2.0
 """Perplexity ratio from which on a checkpoint is broken, not quantized."""
@@ -68,16 +78,24 @@ class LayerStream:
     """Goes through the decoder layers of a model whose weights are in files, quantizing each.
 
     model:        the transformers model, its weights on the meta device but for the layer at work.
-    architecture: where its layers are.
+    architecture: where its layers are, and which of their linear layers get quantized.
+    groups:       where scales may move, for each kind of layer that was tried; kinds: of each layer that was seen.
     """
 
-    def __init__(self, model: Any, weights: TensorReader, device: torch.device) -> None:
-        self._weights = weights
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        architecture: Architecture,
+        device: torch.device,
+        groups: Mapping[str, tuple[ScaleGroup, ...]] | None = None,
+    ) -> None:
+        self.skeleton = skeleton
+        self.model = skeleton.model
+        self.architecture = architecture
+        self.groups = dict(groups or {})
+        self.kinds: dict[int, str] = {}
         self._device = device
-        self.model = model
-        self.architecture = architecture_of(self.model)
-        self._layers_prefix = f"{self.architecture.layers_name}."
-        self._file_names = self._find_file_names()
+        self._layers_prefix = f"{architecture.layers_name}."
         self._in_tuples = False
 
     def quantized(
@@ -104,34 +122,84 @@ class LayerStream:
         """
         self._materialise_outer()
         self._in_tuples = layers_give_tuples(self.model, self.architecture, blocks[:1].to(self._device))
-        sizes = {len(batch): batch for batch in (*batches_of(blocks), *([held_out.blocks] if held_out else []))}
-        of_size = {size: [kwargs for _, kwargs in self._record(batch)] for size, batch in sizes.items()}
-        calls = [{size: each[n] for size, each in of_size.items()} for n in range(len(self.architecture.layers))]
-        inputs = hidden or (self._record(one)[0][0] for one in batches_of(blocks))
+        batches = batches_of(blocks)
+        beside = [held_out.blocks, held_out.blocks] if held_out else []  # the source's and the quantized model's
+        first, calls = self._record_all([*batches, *beside, blocks[:1]])
+        inputs = hidden or first[: len(batches)]
         if spill is None:
             hidden = [batch.to(self._device) for batch in inputs]
         else:
             spill.mkdir(parents=True, exist_ok=True)
             hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
         if held_out is not None:
-            states = held_out.states or [self._record(held_out.blocks)[0][0]] * 2
+            states = held_out.states or first[len(batches) :][:2]
             held_out.states = [state.to(self._device) for state in states]
+        probed = hidden[0][:1].clone()
+        del inputs, first
         for module in self.model.modules():  # their outputs are there; buffers that no file holds stay
             if isinstance(module, nn.Embedding):
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
-        for index in range(start, len(calls)):
-            layer, prefix = self.architecture.layers[index], f"{self._layers_prefix}{index}."
+        for index in range(start, len(self.architecture.layers)):
+            layer, prefix = self.architecture.layers[index], self.architecture.prefix(index)
             self._fill(layer, prefix, recurse=True)
+            self.skeleton.forget_stacks()
+            *of_batches, of_probe = [each[index] for each in calls]
+            groups = self._groups(index, probed, of_probe) if options and options.search else ()
+            probed = next(run_layer(layer, [probed], [of_probe]))
+            of_held_out = of_batches[len(batches) :]
             if held_out is not None:  # through the layer as the source has it
-                held_out.states[0] = next(run_layer(layer, held_out.states[:1], calls[index]))
-            result = quantize_layer(self.architecture, index, hidden, calls[index], options, before)
+                held_out.states[0] = next(run_layer(layer, held_out.states[:1], of_held_out[:1]))
+            result = quantize_layer(
+                self.architecture,
+                index,
+                hidden,
+                of_batches[: len(batches)],
+                options,
+                groups,
+                before,
+                self.skeleton.stored,
+            )
             if held_out is not None:  # through the scaled layer with its quantized weights
                 for name, linear in self.architecture.linears(index).items():
                     linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
-                held_out.states[1] = next(run_layer(layer, held_out.states[1:], calls[index]))
+                held_out.states[1] = next(run_layer(layer, held_out.states[1:], of_held_out[1:]))
             yield result, hidden
             layer.to("meta")
             trim_memory()
+
+    def _groups(self, index: int, hidden: Tensor, call: LayerCall) -> tuple[ScaleGroup, ...]:
+        """Where the scales of this layer may move, tried once for each kind of layer."""
+        layer, config = self.architecture.layers[index], self.model.config.get_text_config(decoder=True)
+        shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in layer.named_parameters()]
+        kind = f"{type(layer).__name__} {sorted(call)} {shapes}"
+        self.kinds[index] = kind
+        if kind not in self.groups:
+
+            def run() -> list[Tensor]:
+                given = {key: dict(value) if isinstance(value, dict) else value for key, value in call.items()}
+                return tensors_in([layer(hidden.clone(), **given), [v for v in given.values() if isinstance(v, dict)]])
+
+            heads = getattr(config, "num_attention_heads", None)
+            usual = config.hidden_size // heads if heads else None
+            sizes = [getattr(config, key, None) for key in ("v_head_dim", "head_dim")] + [usual]
+            wrapped = config.model_type in WRAPPED_TYPES
+            found, _ = Prober(layer, run).groups([size for size in sizes if size], wrapped)
+            self.groups[kind] = tuple(found)
+        return self.groups[kind]
+
+    def _record_all(self, batches: Sequence[Tensor]) -> tuple[list[Tensor], list[list[LayerCall]]]:
+        """For each batch the input of the first layer, and what each layer is called with besides."""
+        hidden, calls = [], []
+        of_size: dict[int, list[LayerCall]] = {}
+        for batch in batches:
+            recorded = self._record(batch)
+            own = [kwargs for _, kwargs in recorded]
+            like = of_size.setdefault(len(batch), own)
+            calls.append(
+                [{key: shared(one[key], other.get(key)) for key in one} for one, other in zip(own, like, strict=True)]
+            )
+            hidden.append(recorded[0][0])
+        return hidden, calls
 
     @torch.no_grad()
     def judge(self, held_out: HeldOut) -> HeldOutResult:
@@ -159,50 +227,54 @@ class LayerStream:
         return HeldOutResult(source, quantized, divergence / tokens, tokens)
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor outside the decoder layers, one after the other, by its name in the model."""
-        for name, file_name in self._file_names.items():
-            if not name.startswith(self._layers_prefix):
-                yield name, self._read(file_name)
+        """Every tensor outside the decoder layers, one after the other, by its name in the files."""
+        files, known = self.skeleton.files, set(self.model.state_dict()) | self.skeleton.parts.keys()
+        known |= {part.parameter for part in self.skeleton.parts.values()}
+        for file_name, home in files.homes.items():
+            if not home.startswith(self._layers_prefix) or home not in known:
+                yield file_name, self._checked(file_name, self.skeleton.weights.get(file_name))
 
-    def _find_file_names(self) -> dict[str, str]:
-        """Model name -> file name of every parameter and persistent buffer that has its own tensor.
-
-        Raises UserError for one that files hold in several tensors (experts of a mixture).
-        """
-        files: dict[str, list[str]] = {}
-        ties: dict[str, str] = self.model.all_tied_weights_keys
-        for file_name, name in parameters_by_file_name(self.model, self._weights.names()).items():
-            files.setdefault(name, []).append(file_name)
-        for target, source in ties.items():
-            if target in files:
-                files.setdefault(source, files[target])
-        for name, found in files.items():
-            if len(found) > 1:
-                raise UserError(f"AWQ cannot quantize {name}, which stands in {len(found)} tensors of the files")
-        return {name: files[name][0] for name in self.model.state_dict() if name not in ties and name in files}
+    def layer_tensors(self, index: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a decoder layer as the files have them; those that the model has converted, by its names."""
+        prefix, files = self.architecture.prefix(index), self.skeleton.files
+        linears = self.architecture.linears(index)
+        for home, name in files.plain.items():
+            if home.startswith(prefix):
+                yield name, self.skeleton.weights.get(name)
+        for home, conversion in files.conversions.items():
+            if home.startswith(prefix):
+                if home.removeprefix(prefix).removesuffix(".weight") in linears:
+                    yield from conversion.run(self.model, self.skeleton.weights.get).items()
+                else:
+                    yield from ((name, self.skeleton.weights.get(name)) for name, _ in conversion.sources)
 
     def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
         return layer_calls(self.model, self.architecture, blocks.to(self._device), in_tuples=self._in_tuples)
 
     def _materialise_outer(self) -> None:
-        """Load what the model runs before its layers: all but the layers and an untied output head."""
-        head = self.model.get_output_embeddings()
-        tied = bool(getattr(self.model.config, "tie_word_embeddings", False))
+        """Load what the language model runs before its layers: all but the layers and an untied output head."""
+        decoder = self.architecture.decoder
         for name, module in self.model.named_modules():
-            if not f"{name}.".startswith(self._layers_prefix) and (tied or module is not head):
+            inside = not decoder or f"{name}.".startswith(f"{decoder}.")
+            head = module is self.model.get_output_embeddings() and not self._is_tied(name)
+            if inside and not head and not f"{name}.".startswith(self._layers_prefix):
                 self._fill(module, f"{name}." if name else "", recurse=False)
+
+    def _is_tied(self, name: str) -> bool:
+        return f"{name}.weight" in self.model.all_tied_weights_keys
 
     def _fill(self, module: nn.Module, prefix: str, *, recurse: bool) -> None:
         """Put the module on the device: its parameters as float32 copies of the file's tensors, its buffers moved."""
         for name, buffer in list(module.named_buffers(recurse=recurse, remove_duplicate=False)):
-            put(module, name, buffer.to(self._device))
+            held = prefix + name in self.skeleton
+            put(module, name, (self.skeleton.read(prefix + name) if held else buffer).to(self._device, buffer.dtype))
         for name, _ in list(module.named_parameters(recurse=recurse)):
-            file_name = self._file_names.get(prefix + name)
-            if file_name is not None:  # else tied to another parameter
-                put(module, name, self._read(file_name).to(self._device, torch.float32))
+            full = prefix + name
+            if full in self.skeleton and full not in self.model.all_tied_weights_keys:
+                tensor = self._checked(full, self.skeleton.read(full))
+                put(module, name, tensor.to(self._device, torch.float32))
 
-    def _read(self, name: str) -> Tensor:
-        tensor = self._weights.get(name)
+    def _checked(self, name: str, tensor: Tensor) -> Tensor:
         check_finite(name, tensor)
         return tensor
 

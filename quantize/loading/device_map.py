@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from quantize.errors import UserError
+from quantize.model.apart import take_apart
+from quantize.model.architecture import architecture_of
 from quantize.model.names import linear_layers
 from quantize.variant import Variant
 
@@ -89,7 +91,7 @@ def placement_for(
     there = dict(get_max_memory() if free is None else free)
     sizes = ((4, CustomDtype.INT4), (8, torch.int8))
     stored = next((small for bits, small in sizes if variant.w_bit and variant.w_bit <= bits), dtype)
-    special = {f"{name}.weight": stored for name in (linear_layers(model) if variant.w_bit else ())}
+    special = {f"{name}.weight": stored for name in _quantized(model, variant)}
     needed = int(compute_module_sizes(model, dtype=dtype, special_dtypes=special)[""])
     first = device.index or 0
     if needed <= FITTING_SHARE * there[first]:
@@ -111,6 +113,15 @@ def placement_for(
     counts = Counter(str(spread.of(name)) for name in layers)
     description = "decoder layers: " + ", ".join(f"{count} on {place}" for place, count in counts.items())
     return replace(spread, description=description.replace(f"on {RAM}", "in RAM"))
+
+
+def _quantized(model: Any, variant: Variant) -> list[str]:
+    if variant.w_bit is None:
+        return []
+    if variant.version is None:
+        return linear_layers(model)
+    take_apart(model)
+    return [name for name, _, _ in architecture_of(model).shapes()]
 
 
 def _device(key: int | str) -> torch.device:

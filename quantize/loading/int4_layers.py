@@ -14,9 +14,9 @@ from quantize.kernels.choice import LayerShape, choose_kernel
 from quantize.loading.device_map import Placement
 from quantize.loading.merged import layers_by_input, replace_merged, stacked
 from quantize.model.names import put
+from quantize.model.skeleton import Skeleton
 from quantize.source import cache_folder
 from quantize.variant import NATIVE_KERNEL
-from quantize.weights import TensorReader
 
 VOCABULARY_CHUNK = 4096
 """Rows of a half-precision output head that are converted at a time."""
@@ -29,7 +29,7 @@ def place_int4_layers(
     model: nn.Module,
     names: Sequence[str],
     read: Callable[[str], Int4Weight],
-    weights: TensorReader,
+    skeleton: Skeleton,
     *,
     version: str,
     kernel: str | None,
@@ -38,14 +38,14 @@ def place_int4_layers(
 ) -> Kernel:
     """Put 4-bit layers in the place of these linear layers, those with one input merged, and fill in the rest.
 
-    Returns the kernel that they run on. read: a layer's name -> its weight; weights: everything else, biases as well;
+    Returns the kernel that they run on. read: a layer's name -> its weight; skeleton: everything else, biases as well;
     version: the layout; kernel: as `load` takes it. One layer of each shape is compared with its dequantized weights:
     raises KernelFault for a kernel that gives wrong results, and UserError when a tensor is missing.
     """
-    device, known = place.main, set(weights.names())
+    device = place.main
 
     def read_stacked(several: Sequence[str]) -> tuple[Int4Weight, Tensor | None]:
-        biases = (weights.get(f"{name}.bias") if f"{name}.bias" in known else None for name in several)
+        biases = (skeleton.read(f"{name}.bias") if f"{name}.bias" in skeleton else None for name in several)
         return stacked([(read(name), bias) for name, bias in zip(several, biases, strict=True)])
 
     sizes: dict[str, tuple[int, int]] = {}
@@ -68,32 +68,26 @@ def place_int4_layers(
         weight, bias = read_stacked(several)
         made = chosen.prepare(weight, bias, place.of(several[0]), dtype)
         replace_merged(model, {name: sizes[name][0] for name in several}, made)
-    fill_rest(model, weights, names, place, dtype)
+    fill_rest(skeleton, names, place, dtype)
     return chosen
 
 
-def fill_rest(
-    model: Any, weights: TensorReader, quantized: Sequence[str], place: Placement, dtype: torch.dtype
-) -> None:
+def fill_rest(skeleton: Skeleton, quantized: Sequence[str], place: Placement, dtype: torch.dtype) -> None:
     """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision.
 
     quantized: the linear layers that are placed already. Raises UserError when a tensor is missing.
     """
-    done = tuple(f"{name}." for name in quantized)
-    for name in weights.names():
-        if name.startswith(done):
+    model, done = skeleton.model, tuple(f"{name}." for name in quantized)
+    modules, head = dict(model.named_modules()), model.get_output_embeddings()
+    for name in skeleton.stored:
+        if name.startswith(done) or name not in skeleton or name in model.all_tied_weights_keys:
             continue
-        tensor, device = weights.get(name), place.of(name)
         parent, _, leaf = name.rpartition(".")
-        module = model.get_submodule(parent)
-        if leaf == "scales" and "scales" not in module._parameters:
-            # AWQ scales that no weight could absorb live in a wrapper around the activation function
-            from awq.modules.act import ScaledActivation
-
-            model.set_submodule(parent, ScaledActivation(module, tensor.to(device, dtype)))
-            continue
-        half = isinstance(module, nn.Embedding) or module is model.get_output_embeddings()
-        put(model, name, tensor.to(device) if half else tensor.to(device, dtype))
+        module, tensor, device = modules[parent], skeleton.read(name), place.of(name)
+        half = isinstance(module, nn.Embedding) or module is head
+        own = module._buffers[leaf].dtype if leaf in module._buffers else dtype
+        put(model, name, tensor.to(device) if half else tensor.to(device, own))
+    skeleton.forget_stacks()
     model.tie_weights()
     keep_half_embeddings(model, dtype)
     place_buffers(model, place)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quantize.checkpoint import Checkpoint
-from quantize.dummy import DummyWeights, random_int4
+from quantize.dummy import DummyWeights, dummy_weights, random_int4
 from quantize.errors import UserError
 from quantize.int4.packing import PACKERS, UNPACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
@@ -15,11 +15,17 @@ from quantize.kernels import Kernel
 from quantize.loading.device_map import Placement
 from quantize.loading.int4_layers import place_int4_layers
 from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe, Tensors
-from quantize.model.architecture import architecture_of, group_size_for, quantized_shapes
+from quantize.model.apart import take_apart
+from quantize.model.architecture import architecture_of
+from quantize.model.groups import ScaledActivation
 from quantize.model.pretrained import config_of, empty_model
+from quantize.model.skeleton import Skeleton, linear_names
 from quantize.rounding.options import AwqOptions
 from quantize.variant import Variant
 from quantize.weights import open_weights
+
+PACKED = ("qweight", "qzeros", "scales")
+"""What a checkpoint holds of a 4-bit layer."""
 
 PREFILL_TOKENS = 1024
 """A long prompt, for naming the kernel that runs it."""
@@ -40,7 +46,7 @@ def _recipe(variant: Variant, choices: Choices, settings: AwqOptions) -> Recipe:
         "group_size": choices.group_size,
         "zero_point": True,
         "version": str(variant.version).lower(),
-        "modules_to_not_convert": choices.architecture.modules_to_not_convert if choices.architecture else None,
+        "modules_to_not_convert": list(choices.kept) or None,
     }
     return Recipe(variant, torch.float16, quantization, choices.group_size, choices.calibration, settings)
 
@@ -59,34 +65,48 @@ def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: 
     del config.quantization_config
     model = empty_model(checkpoint.path, config=config, dtype=dtype)
     weights = open_weights(checkpoint.path)
-    quantized = sorted(name.removesuffix(".qweight") for name in weights.names() if name.endswith(".qweight"))
+    packed = {name.removesuffix(".qweight") for name in weights.names() if name.endswith(".qweight")}
     group_size = checkpoint.manifest.q_group_size
-    if group_size is None or not quantized:
+    if group_size is None or not packed:
         raise UserError(f"{checkpoint.path} holds no AWQ layers: make it again with `quantize --force`")
     version = str(checkpoint.variant.version)
+    beside = {f"{name}.{part}" for name in packed for part in PACKED}
+    held = [name for name in weights.names() if name not in beside]
+    skeleton = Skeleton.of(model, weights, [*held, *(f"{name}.weight" for name in packed)])
+    files = {name: skeleton.stored[f"{name}.weight"].removesuffix(".weight") for name in linear_names(model)}
+    quantized = [name for name, file_name in files.items() if file_name in packed]
+    if len(quantized) < len(packed):
+        lost = sorted(packed - {files[name] for name in quantized})[0]
+        raise UserError(f"{lost} is no linear layer of this architecture: make the checkpoint again")
 
     def read(name: str) -> Int4Weight:
-        tensors = {part: weights.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")}
+        tensors = {part: weights.get(f"{files[name]}.{part}") for part in PACKED}
         return UNPACKERS[version](tensors, model.get_submodule(name).in_features, group_size)
 
+    for name in held:  # AWQ scales that no weight could absorb stand beside the activation function
+        path, _, leaf = name.rpartition(".")
+        if leaf == "scales" and name not in skeleton:
+            scales = weights.get(name).to(place.of(path), dtype)
+            model.set_submodule(path, ScaledActivation(model.get_submodule(path), scales))
     chosen = place_int4_layers(
-        model, quantized, read, weights, version=version, kernel=kernel, place=place, dtype=dtype
+        model, quantized, read, skeleton, version=version, kernel=kernel, place=place, dtype=dtype
     )
     place.dispatch(model)
     return model, _kernels(chosen, dtype)
 
 
 def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
-    shapes = quantized_shapes(architecture_of(model))
-    group_size = group_size_for(shapes, drawing.group_size)
-    sizes = {name: (rows, columns) for name, rows, columns in shapes}
+    take_apart(model)
+    architecture, group_size = architecture_of(model).with_group_size(drawing.group_size)
+    sizes = {name: (rows, columns) for name, rows, columns in architecture.shapes()}
+    skeleton = Skeleton.of(model, dummy_weights(model, drawing.place.main))
 
     def read(name: str) -> Int4Weight:
         return random_int4(name, *sizes[name], group_size, drawing.place.main)
 
     version, kernel, place, dtype = str(drawing.variant.version), drawing.kernel, drawing.place, drawing.dtype
     chosen = place_int4_layers(
-        model, list(sizes), read, weights, version=version, kernel=kernel, place=place, dtype=dtype
+        model, list(sizes), read, skeleton, version=version, kernel=kernel, place=place, dtype=dtype
     )
     return _kernels(chosen, dtype)
 

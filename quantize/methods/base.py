@@ -13,7 +13,7 @@ from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Placement
-from quantize.model.architecture import Architecture
+from quantize.methods.routed import RoutedTokens
 from quantize.rounding.gram import InputStats
 from quantize.rounding.options import AwqOptions, BnbOptions, Rounding
 from quantize.schema import to_data
@@ -25,19 +25,19 @@ from quantize.weights import check_finite
 class Choices:
     """What a user chose, and what follows from the model.
 
-    half_dtype:   of what is not quantized.
-    rounding:     of 4-bit codes.
-    bnb:          how bitsandbytes' 4-bit weights are stored.
-    group_size:   of methods that store groups of codes.
-    architecture: where the model's scales may move, None where nothing asked.
-    calibration:  the text that was looked at, None for none.
+    half_dtype:  of what is not quantized.
+    rounding:    of 4-bit codes.
+    bnb:         how bitsandbytes' 4-bit weights are stored.
+    group_size:  of methods that store groups of codes.
+    kept:        names in files of the modules with matrices that stay in half precision.
+    calibration: the text that was looked at, None for none.
     """
 
     half_dtype: torch.dtype
     rounding: Rounding = "gptq"
     bnb: BnbOptions = field(default_factory=BnbOptions)
     group_size: int | None = None
-    architecture: Architecture | None = None
+    kept: tuple[str, ...] = ()
     calibration: CalibrationFacts | None = None
 
 
@@ -77,9 +77,11 @@ class LayerInputs:
 
     layer:   the module, its weights in float32.
     prefix:  of the layer's names in the model.
-    linears: by name inside the layer.
-    owners:  linear -> which one's input it shares.
+    linears: those to quantize, by name inside the layer.
+    owners:  linear -> which one's input it shares; those of experts are not there.
     stats:   owner -> statistics of that input.
+    blocks:  what the experts saw, for each module of experts.
+    stored:  parameter -> its name in files, by full names; its own where none is given.
     """
 
     layer: nn.Module
@@ -87,13 +89,20 @@ class LayerInputs:
     linears: dict[str, nn.Linear]
     owners: dict[str, str]
     stats: dict[str, InputStats]
+    blocks: tuple[RoutedTokens, ...] = ()
+    stored: Mapping[str, str] = field(default_factory=dict)
+
+    def file_name(self, linear: str) -> str:
+        """The name in files of a linear layer, without ".weight"."""
+        full = f"{self.prefix}{linear}.weight"
+        return self.stored.get(full, full).removesuffix(".weight")
 
     def sharing(self, owner: str) -> list[str]:
         """The linears with this owner's input, in order."""
-        return [name for name in self.linears if self.owners[name] == owner]
+        return [name for name in self.linears if self.owners.get(name) == owner]
 
     def others(self) -> dict[str, Tensor]:
-        """Every tensor of the layer that is no linear weight (biases are), by full name."""
+        """Every tensor of the layer that is no weight to quantize (biases are), by full name."""
         return {
             self.prefix + name: tensor
             for name, tensor in self.layer.state_dict().items()
@@ -135,9 +144,9 @@ class Method:
     quantize_layer:    (name, weight [out, in], recipe) -> the tensors of one linear layer, made without calibration;
                        None where nothing is quantized, or never so.
     needs_calibration: rounding -> whether the codes are chosen on calibration text.
-    from_inputs:       (layer inputs, recipe) -> the tensors of a decoder layer, from its weights as they came and what
-                       they see; None where the method does not work so.
-    pack:              (searched and rounded weights of a layer, recipe) -> their tensors; None where no search is.
+    from_inputs:       (layer inputs, recipe) -> the tensors of a layer's linears, from their weights as they came and
+                       what they see, by names in files; None where the method does not work so.
+    pack:              (weights by their names in files, recipe) -> their tensors; None where no search is.
     in_groups:         whether it stores groups of codes, whose size must divide every layer.
     """
 

@@ -5,7 +5,7 @@ get them: on some CPUs a forward pass repacks its 4-bit weights in place, and wh
 what was quantized.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -116,17 +116,21 @@ def _block_scales(state: Any, rows: int) -> Tensor:
     return scales.float().view(rows, -1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def bnb_quantization_config(variant: Variant, options: BnbOptions) -> dict[str, Any]:
+def bnb_quantization_config(variant: Variant, options: BnbOptions, kept: Sequence[str] = ()) -> dict[str, Any]:
     """What config.json says under `quantization_config`: transformers' own BitsAndBytesConfig, as JSON.
 
-    The block size is not in it: bitsandbytes keeps it beside each 4-bit weight.
+    kept: modules that stay in half precision, where transformers' own rule says otherwise. The block size is not in it:
+    bitsandbytes keeps it beside each 4-bit weight.
     """
     with quiet_libraries():
         from transformers import BitsAndBytesConfig
 
         how = {"bnb_4bit_quant_type": options.quant_type, "bnb_4bit_use_double_quant": options.double_quant}
         in_4bit = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float16, **how}
-        return dict(BitsAndBytesConfig(**({"load_in_8bit": True} if variant.w_bit == 8 else in_4bit)).to_dict())
+        chosen: dict[str, Any] = {"load_in_8bit": True} if variant.w_bit == 8 else in_4bit
+        if kept:
+            chosen |= {"llm_int8_skip_modules": list(kept)}
+        return dict(BitsAndBytesConfig(**chosen).to_dict())
 
 
 def bnb_linear(
@@ -156,12 +160,12 @@ def bnb_linear(
 
 def _recipe_4bit(variant: Variant, choices: Choices) -> Recipe:
     settings = replace(choices.bnb, rounding=choices.rounding)
-    quantization = bnb_quantization_config(variant, settings)
+    quantization = bnb_quantization_config(variant, settings, choices.kept)
     return Recipe(variant, choices.half_dtype, quantization, None, choices.calibration, settings)
 
 
 def _recipe_8bit(variant: Variant, choices: Choices) -> Recipe:
-    return Recipe(variant, choices.half_dtype, bnb_quantization_config(variant, choices.bnb))
+    return Recipe(variant, choices.half_dtype, bnb_quantization_config(variant, choices.bnb, choices.kept))
 
 
 def _quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> Tensors:
@@ -169,10 +173,12 @@ def _quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> Tensors:
 
 
 def _from_inputs(seen: LayerInputs, recipe: Recipe) -> Tensors:
-    """The bnb-4bit tensors of one decoder layer, rounded with error feedback."""
-    tensors = {name: half(name, tensor, recipe.dtype) for name, tensor in seen.others().items()}
+    """The bnb-4bit tensors of one decoder layer's linears, rounded with error feedback."""
+    tensors: Tensors = {}
     for owner, stats in seen.stats.items():
-        weights = {seen.prefix + name: seen.linears[name].weight.data.to(recipe.dtype) for name in seen.sharing(owner)}
+        weights = {
+            seen.file_name(name): seen.linears[name].weight.data.to(recipe.dtype) for name in seen.sharing(owner)
+        }
         tensors |= bnb_4bit_with_feedback(weights, stats.shrunk(), recipe.settings)
     return tensors
 

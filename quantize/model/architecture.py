@@ -1,142 +1,123 @@
-"""What autoawq knows about model architectures: where the layers are and which scales may move where."""
+"""Where a model's decoder layers are, and which linear layers in them get 4-bit weights."""
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantize.errors import UserError
-from quantize.quiet import quiet_libraries
+from quantize.model.apart import experts_of
 from quantize.variant import GROUP_SIZES
-from quantize.versions import version_of
 
+PACKED_ROWS = 8
+"""Codes that make one word of the file: output features are a multiple of it."""
 
-@dataclass(frozen=True)
-class ScaleGroup:
-    """Linear layers that share one input, and the module before them that can absorb their scales.
+NEGLIGIBLE_SHARE = 0.01
+"""Of the weights; layers that hold less in all stay in half precision rather than make every group smaller."""
 
-    All names are relative to the decoder layer; `previous` is a norm, a linear layer or an activation function.
-    """
-
-    previous: str
-    linears: tuple[str, ...]
+Shape = tuple[str, int, int]
+"""A linear layer: full name, out features, in features."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """autoawq's map of one model type, applied to a transformers model."""
+    """A model's decoder layers.
+
+    layers:      in order.
+    layers_name: of their list in the model.
+    decoder:     name of the language model around them, "" where it is the whole.
+    kept:        full names of the linear layers inside them that stay in half precision.
+    """
 
     layers: nn.ModuleList
     layers_name: str
-    _awq_class: Any
-    _config: Any
+    decoder: str
+    kept: frozenset[str] = frozenset()
+
+    def prefix(self, index: int) -> str:
+        """What the names in layer `index` begin with."""
+        return f"{self.layers_name}.{index}."
 
     def linears(self, index: int) -> dict[str, nn.Linear]:
-        """The linear layers of decoder layer `index` by their names inside it: the ones that get quantized."""
-        found = {n: m for n, m in self.layers[index].named_modules() if isinstance(m, nn.Linear)}
-        skipped = self.modules_to_not_convert or []
-        return {name: module for name, module in found.items() if not any(key in name for key in skipped)}
+        """The linear layers of decoder layer `index` that get quantized, by their names inside it."""
+        prefix = self.prefix(index)
+        return {
+            name: module
+            for name, module in self.layers[index].named_modules()
+            if type(module) is nn.Linear and prefix + name not in self.kept
+        }
 
-    @property
-    def modules_to_not_convert(self) -> list[str] | None:
-        """What autoawq leaves unquantized in this architecture, as config.json names it."""
-        return getattr(self._awq_class, "modules_to_not_convert", None)
-
-    def scale_groups(self, index: int) -> list[ScaleGroup]:
-        """autoawq's `get_layers_for_scaling` of decoder layer `index`, by names."""
-        layer = self.layers[index]
-        names = {module: name for name, module in layer.named_modules()}
-        nothing: defaultdict[str, None] = defaultdict(lambda: None)  # the maps look inputs up only to hand them on
-        groups = [
-            ScaleGroup(names[group["prev_op"]], tuple(names[linear] for linear in group["layers"]))
-            for group in self._awq_class.get_layers_for_scaling(layer, nothing, {})
+    def shapes(self) -> list[Shape]:
+        """Every linear layer that gets quantized."""
+        return [
+            (self.prefix(index) + name, module.out_features, module.in_features)
+            for index in range(len(self.layers))
+            for name, module in self.linears(index).items()
         ]
-        known = set(self.linears(index))
-        return [group for group in groups if known.issuperset(group.linears) and self._preserves(layer, group)]
 
-    def _preserves(self, layer: nn.Module, group: ScaleGroup) -> bool:
-        """Whether moving scales into `previous` leaves the layer's function as it was.
+    def with_group_size(self, wanted: int | None = None) -> tuple["Architecture", int]:
+        """The size of groups of codes, `wanted` or the largest that fits; and this, less the layers it does not fit.
 
-        autoawq scales the last rows of a fused qkv projection for the output projection; with grouped queries
-        there are fewer value rows than that.
+        Raises UserError when `wanted` does not fit, or when no size does.
         """
-        previous = layer.get_submodule(group.previous)
-        if isinstance(previous, nn.Linear) and "qkv" in group.previous:
-            heads = getattr(self._config, "num_attention_heads", None)
-            return bool(getattr(self._config, "num_key_value_heads", heads) == heads)
-        return True
+        shapes = self.shapes()
+        size = group_size_for(shapes, wanted)
+        unfit = {name for name, rows, columns in shapes if rows % PACKED_ROWS or columns % size}
+        return replace(self, kept=self.kept | unfit), size
 
 
 def architecture_of(model: Any) -> Architecture:
-    """autoawq's map for this transformers model (weights may be on the meta device).
+    """The decoder layers of a transformers model, taken apart (quantize.model.apart) or not; routers are kept.
 
-    Raises UserError when autoawq has no map for its model type, or one that does not fit this transformers.
+    The weights may be on the meta device. Raises UserError where there is no list of layers.
     """
-    with quiet_libraries():
-        from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
-    model_type = model.config.model_type
-    if model_type not in AWQ_CAUSAL_LM_MODEL_MAP:
-        raise UserError(
-            f"AWQ has no map for the architecture {model_type!r} "
-            f"(it has: {', '.join(sorted(AWQ_CAUSAL_LM_MODEL_MAP))}): use the bnb-4bit or bnb-8bit variant"
-        )
-    awq_class = AWQ_CAUSAL_LM_MODEL_MAP[model_type]
-    try:
-        layers = awq_class.get_model_layers(model)
-        name = next(name for name, module in model.named_modules() if module is layers)
-        architecture = Architecture(layers, name, awq_class, model.config)
-        architecture.scale_groups(0)
-    except (AttributeError, KeyError, StopIteration, TypeError) as error:
-        raise UserError(
-            f"autoawq's map for {model_type!r} does not fit transformers {version_of('transformers')} ({error}): "
-            "use the bnb-4bit or bnb-8bit variant"
-        ) from None
-    return architecture
+    decoder = model.get_decoder()
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)]
+    fitting = [one for one in lists if len(one[1]) == count] or lists
+    if not fitting:
+        raise UserError(f"{type(model).__name__} has no list of decoder layers: use a bnb variant")
+    inside, layers = max(fitting, key=lambda one: sum(parameter.numel() for parameter in one[1].parameters()))
+    outside = next(name for name, module in model.named_modules() if module is decoder)
+    name = ".".join(part for part in (outside, inside) if part)
+    return Architecture(layers, name, outside, frozenset(f"{name}.{router}" for router in _routers(layers)))
 
 
-@torch.no_grad()
-def apply_scales(layer: nn.Module, group: ScaleGroup, scales: Tensor) -> None:
-    """Multiply the group's input features by `scales` [in] and divide them out of what comes before, in place.
+def _routers(layers: nn.ModuleList) -> list[str]:
+    """Linear layers that choose experts, or say how much one shared expert counts."""
+    counts = {name.rpartition(".")[0]: len(experts_of(module)) for name, module in layers.named_modules()}
+    blocks = {name: count for name, count in counts.items() if count}
+    found = []
+    for name, module in layers.named_modules():
+        if type(module) is not nn.Linear:
+            continue
+        own = [count for block, count in blocks.items() if name.startswith(f"{block}." if block else "")]
+        leaves = name.split(".")
+        chooses = any("router" in leaf or leaf == "gate" or leaf.endswith("_gate") for leaf in leaves)
+        if module.out_features == 1 or (chooses and module.out_features in own):
+            found.append(name)
+    return found
 
-    The arithmetic is autoawq's; its own `apply_scale` would also move every module to another device and back.
+
+def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
+    """The group size to use: `wanted`, or the largest of GROUP_SIZES that fits.
+
+    A size fits when it divides the input features of every layer, few small ones aside. Raises UserError when it does
+    not, or when no size does, or where no layer's output features are a multiple of eight.
     """
-    with quiet_libraries():
-        from awq.modules.act import ScaledActivation
-        from awq.quantize.scale import allowed_act_fns, scale_fc_fcs, scale_gelu_fc, scale_ln_fcs
-    previous = layer.get_submodule(group.previous)
-    linears = [layer.get_submodule(name) for name in group.linears]
-    if isinstance(previous, nn.Linear):
-        scale_fc_fcs(previous, linears, scales)
-    elif isinstance(previous, tuple(allowed_act_fns)):
-        layer.set_submodule(group.previous, ScaledActivation(previous, scales))
-        scale_gelu_fc(previous, linears[0], scales)
-    else:
-        scale_ln_fcs(previous, linears, scales)
+    packed = [shape for shape in shapes if shape[1] % PACKED_ROWS == 0]
+    weights = sum(rows * columns for _, rows, columns in shapes)
 
+    def lost(layers: Sequence[Shape]) -> bool:
+        return sum(rows * columns for _, rows, columns in layers) > NEGLIGIBLE_SHARE * weights
 
-def quantized_shapes(architecture: Architecture) -> list[tuple[str, int, int]]:
-    """(full name, out features, in features) of every linear layer that gets quantized."""
-    return [
-        (f"{architecture.layers_name}.{index}.{name}", module.out_features, module.in_features)
-        for index in range(len(architecture.layers))
-        for name, module in architecture.linears(index).items()
-    ]
-
-
-def group_size_for(shapes: Sequence[tuple[str, int, int]], wanted: int | None = None) -> int:
-    """The group size to use: `wanted`, or the largest of GROUP_SIZES that divides every layer's input features.
-
-    Raises UserError when it divides not every layer, or when no size does, or a layer's output features are no
-    multiple of eight (eight codes make one word of the file).
-    """
-    for name, out_features, _ in shapes:
-        if out_features % 8:
-            raise UserError(f"{name} has {out_features} output features, no multiple of 8: AWQ cannot pack it")
+    if lost([shape for shape in shapes if shape[1] % PACKED_ROWS]):
+        name, out_features, _ = next(shape for shape in shapes if shape[1] % PACKED_ROWS)
+        raise UserError(f"{name} has {out_features} output features, no multiple of 8: AWQ cannot pack it")
     sizes = ", ".join(map(str, GROUP_SIZES))
-    fitting = [size for size in GROUP_SIZES if all(in_features % size == 0 for _, _, in_features in shapes)]
+    unfit = {size: [shape for shape in packed if shape[2] % size] for size in GROUP_SIZES}
+    fitting = [size for size in GROUP_SIZES if not lost(unfit[size])]
     if wanted is None:
         if not fitting:
             raise UserError(f"none of the group sizes {sizes} divides every layer: use a bnb variant")
@@ -144,7 +125,7 @@ def group_size_for(shapes: Sequence[tuple[str, int, int]], wanted: int | None = 
     if wanted not in GROUP_SIZES:
         raise UserError(f"group size {wanted} is none that AWQ kernels run: choose one of {sizes}")
     if wanted not in fitting:
-        name, _, in_features = next(shape for shape in shapes if shape[2] % wanted)
+        name, _, in_features = unfit[wanted][0]
         choice = f"choose {' or '.join(map(str, fitting))}" if fitting else "use a bnb variant"
         raise UserError(f"group size {wanted} does not divide the {in_features} input features of {name}: {choice}")
     return wanted

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from quantize.errors import UserError
-from quantize.model.names import parameters_by_file_name
+from quantize.model.names import FileNames
 from quantize.model.pretrained import empty_model, readable, refuse_misfit
 from quantize.quiet import quiet_libraries
 from quantize.weights import TensorReader
@@ -40,11 +40,17 @@ def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
 
     names = weights.names()
     parameters = dict(model.named_parameters())
-    homes = parameters_by_file_name(model, names)
+    homes = FileNames.of(model, names).homes
     for name in names:
         if not weights.dtype(name).is_floating_point and homes[name] in parameters:
             kind = str(weights.dtype(name)).removeprefix("torch.")
             raise UserError(f"{folder}: weight {name} is of type {kind}: give the model in half precision")
+    held = {name: tuple(weights.shape(name)) for name in names}
+    asked = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    asked = {name: shape for name, shape in asked.items() if name in held or name not in ties}
+    if held == asked and all(name == home for name, home in homes.items()):
+        return  # every name and shape as transformers saves them
     shapes = {name: torch.empty(weights.shape(name), dtype=weights.dtype(name), device="meta") for name in names}
     with quiet_libraries(), readable(folder, "the weights"), no_init_weights():
         _, found = type(model).from_pretrained(
@@ -63,6 +69,6 @@ def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
 def differing_ties(model: Any, weights: TensorReader) -> list[tuple[str, str]]:
     """(target, source) of parameters that the model ties to one another and whose tensors in the files differ."""
     ties = getattr(model, "all_tied_weights_keys", None) or {}
-    files = {parameter: name for name, parameter in parameters_by_file_name(model, weights.names()).items()}
+    files = FileNames.of(model, weights.names()).plain
     both = [(target, source) for target, source in ties.items() if target in files and source in files]
     return [pair for pair in both if not torch.equal(*(weights.get(files[name]) for name in pair))]

@@ -1,57 +1,191 @@
-"""Names of a transformers model's parameters and layers, by transformers' own rules."""
+"""Which tensors of a folder's files make which parameter of a transformers model, by transformers' own rules."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
+from quantize.weights import TensorReader
 
 LEAST_SHARE = 0.9
 
 
-def parameters_by_file_name(model: Any, file_names: Iterable[str]) -> dict[str, str]:
-    """File name -> the parameter or buffer of this transformers model that transformers would load it into.
+@dataclass
+class Conversion:
+    """Tensors of files that transformers makes parameters of together: experts stacked, fused projections split.
 
-    Several names in files may lead to one parameter (experts of a mixture are stacked). model: its weights may be on
-    the meta device.
+    home:      the first parameter that they become.
+    sources:   (file name, transformers' pattern that it fits), in transformers' order.
+    converter: transformers' WeightConverter.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
 
-    transforms = get_model_conversion_mapping(model)
-    converters = [one for one in transforms if isinstance(one, WeightConverter)]
-    renamings = [one for one in transforms if not isinstance(one, WeightConverter)]
-    known, prefix = model.state_dict(), model.base_model_prefix
-    return {name: rename_source_key(name, renamings, converters, prefix, known)[0] for name in file_names}
+    home: str
+    sources: list[tuple[str, str]]
+    converter: Any
+
+    def run(self, model: Any, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Parameter -> tensor. model: may be on the meta device; read: a file name -> its tensor."""
+        converter = deepcopy(self.converter)
+        for name, pattern in self.sources:
+            converter.collected_tensors[pattern].append(lambda name=name: read(name))
+        made = converter.convert(self.home, model=model, config=model.config)
+        return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
 
 
-def quantized_share(model: Any, names: Iterable[str]) -> float:
-    """The share of a model's matrices, embeddings and output head aside, that the linear layers `names` hold.
+@dataclass
+class FileNames:
+    """Tensors of files by the parameters that they make.
 
-    Raises UserError for less than 90%.
+    homes:       file name -> the parameter or buffer that transformers would load it into, the first of several.
+    plain:       parameter -> the file name that holds it as it is.
+    conversions: of the others, by their first parameter.
     """
-    outer = {id(model.get_output_embeddings())} | {id(m) for m in model.modules() if isinstance(m, nn.Embedding)}
+
+    homes: dict[str, str] = field(default_factory=dict)
+    plain: dict[str, str] = field(default_factory=dict)
+    conversions: dict[str, Conversion] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Any, file_names: Iterable[str], known: Collection[str] | None = None) -> "FileNames":
+        """The same as transformers finds when it loads.
+
+        model: its weights may be on the meta device; known: the names of its parameters and buffers, where it has been
+        changed since it was built.
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
+
+        transforms = get_model_conversion_mapping(model)
+        converters = [one for one in transforms if isinstance(one, WeightConverter)]
+        renamings = [one for one in transforms if not isinstance(one, WeightConverter)]
+        by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+        known = model.state_dict() if known is None else known
+        by_name, prefix = dict.fromkeys(known, True), model.base_model_prefix
+        names = cls()
+        for name in sorted(file_names, key=dot_natural_key):
+            home, pattern = rename_source_key(name, renamings, converters, prefix, by_name)
+            if home not in known and name in known:
+                home, pattern = rename_source_key(name, [], [], prefix, by_name)
+            names.homes[name] = home
+            if pattern is None:
+                names.plain[home] = name
+            else:
+                conversion = names.conversions.setdefault(home, Conversion(home, [], by_pattern[pattern]))
+                conversion.sources.append((name, pattern))
+        return names
+
+
+class ModelTensors:
+    """The tensors of a transformers model by its own names, made of those in files when they are asked for."""
+
+    def __init__(self, model: Any, files: FileNames, reader: TensorReader) -> None:
+        self._model = model
+        self._files = files
+        self._reader = reader
+        self._made_in = self._targets()
+        self._last: tuple[str, dict[str, Tensor]] = ("", {})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files.plain or name in self._made_in
+
+    def get(self, name: str) -> Tensor:
+        """A parameter's tensor, in the dtype of the files. Raises KeyError where the files hold none."""
+        if name in self._files.plain:
+            return self._reader.get(self._files.plain[name])
+        home = self._made_in[name]
+        if self._last[0] != home:
+            self._last = "", {}  # freed before the next is read
+            self._last = home, self._files.conversions[home].run(self._model, self._reader.get)
+        return self._last[1][name]
+
+    def _targets(self) -> dict[str, str]:
+        """Parameter -> the conversion that makes it."""
+        held = set(self._reader.names())
+
+        def shape_of(name: str) -> Tensor:
+            return torch.empty(self._reader.shape(name), dtype=self._reader.dtype(name), device="meta")
+
+        return {
+            name: home
+            for home, conversion in self._files.conversions.items()
+            if all(source in held for source, _ in conversion.sources)
+            for name in conversion.run(self._model, shape_of)
+        }
+
+
+def origins(model: Any, conversion: Conversion, cuts: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, str]:
+    """Part of a converted parameter -> the one file name that holds just that part; parts of several are left out.
+
+    cuts: how each part, a matrix, is cut out of the parameter. Proven by converting marked tensors, [1, 2] each, in
+    the place of those in the files.
+    """
+    marks = {name: torch.tensor([[2.0 * n, 2.0 * n + 1]]) for n, (name, _) in enumerate(conversion.sources)}
+    try:
+        made = conversion.run(model, lambda name: marks[name])[conversion.home]
+        found = {part: cut(made) for part, cut in cuts.items()}
+    except (RuntimeError, ValueError, IndexError, KeyError, AttributeError):
+        return {}
+    held = {tuple(mark[0].tolist()): name for name, mark in marks.items()}
+    keys = {part: tuple(tensor[0].tolist()) for part, tensor in found.items() if tensor.shape == (1, 2)}
+    return {part: held[key] for part, key in keys.items() if key in held}
+
+
+def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
+    """The share of a language model's matrices that the linear layers `names` hold.
+
+    Embeddings, the output head, and what a wrapper has beside its language model (towers, projectors) do not count.
+    Raises UserError, naming the variant, for less than 90%.
+    """
+    decoder = model.get_decoder()
+    outer = {id(model.get_output_embeddings())} | {id(m) for m in decoder.modules() if isinstance(m, nn.Embedding)}
+    inside = {id(module) for module in decoder.modules()} - outer
     sizes = {
         name: sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
         for name, module in model.named_modules()
-        if id(module) not in outer
+        if id(module) in inside
     }
-    share = float(sum(sizes[name] for name in names) / sum(sizes.values()))
+    share = float(sum(sizes.get(name, 0) for name in names) / max(1, sum(sizes.values())))
     if share < LEAST_SHARE:
+        instead = "use awq-gemm" if variant.startswith("bnb") else "choose another model, or the variant fp16"
         raise UserError(
-            f"only {share:.0%} of this model's matrices are linear layers that can be quantized, the others (experts "
-            "of a mixture?) would stay in half precision: choose another model, or the variant fp16"
+            f"{variant} reaches only {share:.0%} of this model's matrices, the others (experts of a mixture?) would "
+            f"stay in half precision: {instead}"
         )
     return share
+
+
+def left_in_half(model: Any, quantized: Collection[str]) -> list[str]:
+    """Full names of the modules with matrices that are not among `quantized`, output head and embeddings aside.
+
+    Where nothing inside a module is quantized (a vision tower), it is named as a whole. Full names, since some engines
+    take them for parts of names: "gate" would hit every gate_proj.
+    """
+    head, around = model.get_output_embeddings(), {""}
+    for name in quantized:
+        while name := name.rpartition(".")[0]:
+            around.add(name)
+    found: dict[str, None] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or weight.dim() != 2 or isinstance(module, nn.Embedding) or module is head:
+            continue
+        if name not in quantized:
+            while (parent := name.rpartition(".")[0]) not in around:
+                name = parent
+            found[name] = None
+    return list(found)
 
 
 def linear_layers(model: Any) -> list[str]:
     """The names of the linear layers that are quantized where nothing maps a model's scales, as bitsandbytes' are.
 
     They are those that transformers replaces when it loads one: every linear layer but the output head and what is
-    tied to it. The model's weights may be on the meta device.
+    tied to it, and of a wrapper those of its language model. The model's weights may be on the meta device.
 
     Raises UserError for a model whose layers are no nn.Linear (GPT-2's Conv1D).
     """
@@ -61,7 +195,12 @@ def linear_layers(model: Any) -> list[str]:
         from transformers.quantizers.quantizers_utils import should_convert_module
 
         kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-        candidates = {name: type(m) for name, m in model.named_modules() if should_convert_module(name, kept)}
+        decoder = {id(module) for module in model.get_decoder().modules()}
+        candidates = {
+            name: type(module)
+            for name, module in model.named_modules()
+            if id(module) in decoder and should_convert_module(name, kept)
+        }
     names = [name for name, kind in candidates.items() if kind is nn.Linear]
     if Conv1D in candidates.values() or not names:
         raise UserError(f"bitsandbytes variants need nn.Linear layers, which {type(model).__name__} does not have")

@@ -32,15 +32,35 @@ def tokenizer_of(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
+def model_class(config: Any) -> Any:
+    """transformers' class for a config: the one it names where that generates text, else its type's causal LM.
+
+    Raises ValueError where there is none.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    for name in getattr(config, "architectures", None) or ():
+        named: Any = getattr(transformers, str(name), None)
+        ours = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+        if ours and named.config_class is type(config) and named.can_generate():
+            return named
+    try:
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except KeyError:
+        raise ValueError(f"model type {config.model_type!r} has no causal language model") from None
+
+
 def model_of(folder: Path, **how: Any) -> Any:
     """The causal language model of a folder, its weights loaded from safetensors. how: dtype, device_map.
 
     Raises UserError where the weights do not fit the model of config.json.
     """
-    from transformers import AutoModelForCausalLM
-
-    how |= {"config": config_of(folder), "ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, found = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how)
+    config = config_of(folder)
+    with readable(folder, "config.json"):
+        kind = model_class(config)
+    how |= {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, found = kind.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how)
     refuse_misfit(folder, found)
     return model
 
@@ -72,12 +92,11 @@ def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.
     Buffers that no file holds (rotary frequencies) are real. Raises UserError as `config_of` does.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     config = config_of(folder) if config is None else config
     with readable(folder, "config.json"), no_init_weights(), init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = model_class(config)._from_config(config, dtype=dtype)
     return model.eval()
 
 

@@ -1,5 +1,6 @@
 """The activation-aware search (AWQ, arXiv 2306.00978) posed on Gram matrices: no token is touched."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,17 +22,50 @@ SAMPLED_ROWS = 512
 
 
 @dataclass(frozen=True)
+class Reader:
+    """Linear layers, one above the other, that read channels of what scales are searched for.
+
+    weight:   float32 [out, in].
+    stats:    of their input.
+    channels: int64 [in], the channel that each input feature comes from, negative for none; None, each its own.
+    share:    of the tokens that they see.
+    """
+
+    weight: Tensor
+    stats: InputStats
+    channels: Tensor | None = None
+    share: float = 1.0
+
+    def spread(self, scales: Tensor) -> Tensor:
+        """Scales a channel -> a scale an input feature, 1 where it comes from none; [in]."""
+        if self.channels is None:
+            return scales
+        known = self.channels >= 0
+        return torch.where(known, scales[self.channels.clamp(min=0)], scales.new_ones(()))
+
+    def gather(self, values: Tensor, count: int) -> Tensor:
+        """A value an input feature -> their mean a channel, 0 for a channel that none comes from; [count]."""
+        if self.channels is None:
+            return values
+        known = self.channels >= 0
+        total, number = values.new_zeros(count), values.new_zeros(count)
+        total.index_add_(0, self.channels[known], values[known])
+        number.index_add_(0, self.channels[known], torch.ones_like(values[known]))
+        return total / number.clamp(min=1)
+
+
+@dataclass(frozen=True)
 class ScaleChoice:
-    """The per-input-feature scales [in] that the search chose, and its loss beside that of no scaling at all.
+    """The scales [channels] that the search chose, and its loss beside that of no scaling at all.
 
     exponent: the grid point in [0, 1) that gave them, None where not scaling won; losses are tr(D H D^T), the unscaled
-    one for each row, [out].
+    ones for each row, [out] a reader.
     """
 
     scales: Tensor
     exponent: float | None
     loss: float
-    unscaled_rows: Tensor
+    unscaled_rows: list[Tensor]
 
 
 def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
@@ -52,35 +86,50 @@ def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
     return scales
 
 
-def search_scale(weight: Tensor, stats: InputStats, group_size: int) -> ScaleChoice:
-    """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4).
+def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor | None = None) -> ScaleChoice:
+    """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4), summed over the readers.
 
-    weight: float32 [out, in], all layers that share the input one above the other; stats: of that input. The grid is
-    walked in ever finer steps around the best (COARSE_STEPS). No scaling is one of the candidates, so the choice is
-    never worse than it.
+    free: bool [channels], those that may be scaled; all by default. The grid is walked in ever finer steps around the
+    best (COARSE_STEPS). No scaling is one of the candidates, so the choice is never worse than it.
     """
-    magnitude = relative_magnitude(weight, group_size)
+    count = len(readers[0].stats.abs_mean) if free is None else len(free)
+    rows = sum(len(one.weight) for one in readers)
+    abs_mean = readers[0].stats.abs_mean.new_zeros(count)
+    magnitude = abs_mean.clone()
+    for one in readers:
+        abs_mean += one.gather(one.stats.abs_mean, count) * one.share
+        magnitude += one.gather(relative_magnitude(one.weight, group_size), count) * (len(one.weight) / rows)
+    free = torch.ones_like(abs_mean, dtype=torch.bool) if free is None else free
 
-    def losses_of(scales: Tensor | None, rows: Tensor) -> Tensor:
-        scaled = rows if scales is None else rows * scales
-        difference = rounded(scaled.view(rows.shape[0], -1, group_size)).view(rows.shape)
-        if scales is not None:
-            difference.div_(scales)
-        return row_errors(difference.sub_(rows), stats.gram_lowp)
+    def scales_of(step: int) -> Tensor:
+        scales = torch.ones_like(abs_mean)
+        scales[free] = grid_scales(abs_mean[free], magnitude[free], step)
+        return scales
 
-    def loss_of(step: int, rows: Tensor) -> float:
-        return float(losses_of(grid_scales(stats.abs_mean, magnitude, step), rows).sum())
+    def losses_of(one: Reader, scales: Tensor | None, weight: Tensor) -> Tensor:
+        spread = None if scales is None else one.spread(scales)
+        scaled = weight if spread is None else weight * spread
+        difference = rounded(scaled.view(weight.shape[0], -1, group_size)).view(weight.shape)
+        if spread is not None:
+            difference.div_(spread)
+        return row_errors(difference.sub_(weight), one.stats.gram_lowp)
 
-    sample = weight[::2].contiguous() if weight.shape[0] >= SAMPLED_ROWS else weight
+    def loss_of(step: int, every: int = 1) -> float:
+        scales = scales_of(step)
+        parts = (one.share * float(losses_of(one, scales, one.weight[::every]).sum()) for one in readers)
+        return sum(parts)
+
+    sampled = 2 if rows >= SAMPLED_ROWS else 1
     first, second = COARSE_STEPS
-    coarse = {step: loss_of(step, sample) for step in range(0, SCALE_GRID, first)}
-    coarse |= {step: loss_of(step, sample) for step in _around(coarse, second) if step not in coarse}
-    unscaled = losses_of(None, weight)
-    losses = {step: loss_of(step, weight) for step in _around(coarse, 1)}
+    coarse = {step: loss_of(step, sampled) for step in range(0, SCALE_GRID, first)}
+    coarse |= {step: loss_of(step, sampled) for step in _around(coarse, second) if step not in coarse}
+    unscaled = [losses_of(one, None, one.weight) for one in readers]
+    plain = sum(one.share * float(own.sum()) for one, own in zip(readers, unscaled, strict=True))
+    losses = {step: loss_of(step) for step in _around(coarse, 1)}
     chosen = min(losses, key=losses.__getitem__)
-    if not losses[chosen] < float(unscaled.sum()):
-        return ScaleChoice(torch.ones_like(stats.abs_mean), None, float(unscaled.sum()), unscaled)
-    return ScaleChoice(grid_scales(stats.abs_mean, magnitude, chosen), chosen / SCALE_GRID, losses[chosen], unscaled)
+    if not losses[chosen] < plain:
+        return ScaleChoice(torch.ones_like(abs_mean), None, plain, unscaled)
+    return ScaleChoice(scales_of(chosen), chosen / SCALE_GRID, losses[chosen], unscaled)
 
 
 def _around(losses: dict[int, float], width: int) -> list[int]:

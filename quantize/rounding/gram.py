@@ -113,7 +113,9 @@ class StatsAccumulator:
             self._gram[:stop, start:stop].addmm_(x[:, :stop].t(), x[:, start:stop])
 
     def finish(self) -> InputStats:
-        """The means over all tokens added; the accumulator is spent afterwards."""
+        """The means over all tokens added; of none, as if all features were alike. The accumulator is then spent."""
+        if self._tokens == 0:
+            return InputStats(torch.eye(len(self._gram), device=self._gram.device), torch.ones_like(self._abs_sum))
         upper = self._gram.triu_().div_(self._tokens)
         gram = upper + upper.t()
         gram.diagonal().div_(2)

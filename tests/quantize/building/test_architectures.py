@@ -9,7 +9,6 @@ import torch
 
 import quantize
 from quantize.building.job import BuildOptions
-from quantize.model.architecture import apply_scales, architecture_of
 from quantize.quiet import quiet_libraries
 
 SMALL: dict[str, Any] = {
@@ -68,22 +67,6 @@ def logits(model: Any, tokens: int = 100) -> torch.Tensor:
     with torch.inference_mode():
         out: torch.Tensor = model(ids).logits.float()
     return out
-
-
-def test_scales_move_without_changing_the_function(model: Any) -> None:
-    before = logits(model)
-    architecture = architecture_of(model)
-    assert len(architecture.layers) == 2
-    moved = 0
-    for index in range(2):
-        layer = architecture.layers[index]
-        for group in architecture.scale_groups(index):
-            features = architecture.linears(index)[group.linears[0]].in_features
-            with quiet_libraries():
-                apply_scales(layer, group, torch.rand(features) + 0.5)
-            moved += 1
-    assert moved >= 2 * 3
-    assert float((logits(model) - before).norm() / before.norm()) < 1e-4
 
 
 def test_quantized_and_loaded_it_follows_the_source(model: Any, tiny_llama: Path, tmp_path: Path) -> None:

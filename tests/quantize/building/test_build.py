@@ -301,17 +301,22 @@ def edited_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_an_architecture_without_a_map(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:
+def test_what_can_be_made_is_made_and_the_rest_is_said(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     source = copy(tiny_llama, tmp_path / "gpt2")
     (source / "model.safetensors").unlink()
     GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=512)).half().save_pretrained(source)
     capsys.readouterr()
-    line = refused(capsys, str(source), "--variant", "awq-gemm", "--out", str(tmp_path / "out"))
-    assert "no map for the architecture 'gpt2'" in line
-    assert "llama" in line
-    assert "mistral" in line
+    assert main([str(source), "--blocks", "4", "--block-tokens", "32", "--variant", "all", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    [line] = said.err.splitlines()
+    assert "no bnb-8bit, bnb-4bit: bitsandbytes variants need nn.Linear layers, which GPT2LMHeadModel" in line
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert [name.removeprefix("gpt2-") for name in made] == ["AWQ-QGS64-W4-GEMM", "AWQ-QGS64-W4-GEMV", "FP16"]
+    assert all(name in said.out for name in made)
 
 
 def test_group_sizes_that_do_not_divide(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:

@@ -93,8 +93,7 @@ def test_the_share_that_is_quantized_is_in_the_manifest(variant: str, share: flo
     assert made(folder, variant)[1].quantized_share == share
 
 
-@pytest.mark.parametrize("variant", ["bnb-8bit", "rtn"])
-def test_a_mixture_whose_experts_would_stay_in_half_precision_is_refused(variant: str, folder: Path) -> None:
+def test_bitsandbytes_cannot_store_the_experts_of_a_mixture_and_rounding_can(folder: Path) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(
@@ -103,9 +102,12 @@ def test_a_mixture_whose_experts_would_stay_in_half_precision_is_refused(variant
     )  # fmt: skip
     with quiet_libraries():
         MixtralForCausalLM(config).half().save_pretrained(folder)
-    with pytest.raises(UserError, match="of this model's matrices are linear layers that can be quantized"):
-        made(folder, variant)
+    with pytest.raises(UserError, match="bnb-8bit reaches only 11% of this model's matrices.*: use awq-gemm"):
+        made(folder, "bnb-8bit")
     assert made(folder, "fp16")[1].quantized_share is None
+    share = made(folder, "rtn")[1].quantized_share
+    assert share is not None
+    assert share > 0.99
 
 
 def test_a_value_that_float16_cannot_hold_is_said_as_such(folder: Path) -> None:

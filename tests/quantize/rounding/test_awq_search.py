@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from quantize.int4.weight import LEVELS, round_to_nearest, rounded
 from quantize.quiet import quiet_libraries
-from quantize.rounding.awq_search import SCALE_GRID, grid_scales, relative_magnitude, search_clip, search_scale
+from quantize.rounding.awq_search import SCALE_GRID, Reader, grid_scales, relative_magnitude, search_clip, search_scale
 from quantize.rounding.gptq import inverse_factor, inverse_triangle, refit_scales, round_with_feedback
 from quantize.rounding.gram import InputStats, StatsAccumulator, column_blocks, row_errors
 
@@ -93,10 +93,10 @@ def test_the_scales_are_those_that_autoawq_finds(inputs: Tensor) -> None:
     linear.state_dict = lambda: {"weight": weight.clone()}  # type: ignore[method-assign,assignment]
     with torch.no_grad():
         _, _, theirs = autoawq()._search_best_scale(nn.Sequential(linear), prev_op=linear, layers=[linear], inp=inputs)
-    ours = search_scale(weight, stats, GROUP)
+    ours = search_scale([Reader(weight, stats)], GROUP)
     assert ours.exponent is not None
     torch.testing.assert_close(ours.scales, theirs, rtol=1e-3, atol=1e-3)
-    assert ours.loss < float(ours.unscaled_rows.sum())
+    assert ours.loss < float(ours.unscaled_rows[0].sum())
 
 
 def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(inputs: Tensor) -> None:
@@ -106,7 +106,7 @@ def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(inputs: Tenso
         scales = grid_scales(stats.abs_mean, relative_magnitude(weight, GROUP), step)
         scaled = rounded((weight * scales).view(weight.shape[0], -1, GROUP)).view(weight.shape) / scales
         losses[step / SCALE_GRID] = token_error(inputs, scaled - weight)
-    choice = search_scale(weight, stats, GROUP)
+    choice = search_scale([Reader(weight, stats)], GROUP)
     assert choice.loss == pytest.approx(min(losses.values()), rel=1e-3)
     assert choice.exponent == min(losses, key=lambda exponent: losses[exponent])
 
@@ -208,7 +208,7 @@ def test_products_in_bfloat16_change_little(inputs: Tensor, monkeypatch: pytest.
     for half in (False, True):
         monkeypatch.setattr("quantize.rounding.gram.multiplies_bfloat16", lambda device, half=half: half)
         stats = stats_of(inputs)
-        found[half] = (stats, search_scale(weight, stats, GROUP))
+        found[half] = (stats, search_scale([Reader(weight, stats)], GROUP))
     (exact, exact_choice), (rounded_stats, rounded_choice) = found[False], found[True]
     loudness = torch.outer(exact.gram.diagonal().sqrt(), exact.gram.diagonal().sqrt())
     assert float(((rounded_stats.gram - exact.gram).abs() / loudness).max()) < 2**-8

@@ -1,0 +1,461 @@
+"""Which scales may move where in a decoder layer, proven by trying: no map of architectures.
+
+AWQ multiplies the input features of linear layers by scales and divides them out of the module before (arXiv
+2306.00978). Whether that leaves a layer's function as it was is tried here with the real layer on real inputs: a
+module's output channels are multiplied by 1 or 2, which is exact in floating point. A matrix whose input changes by
+just these factors is a consumer, and gets its old input back, as dividing its columns would give it. When the layer
+then gives what it gave before, bit for bit, nothing else has seen those channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from quantize.model.apart import Expert
+
+UNSEEN, OTHER = -1, -2
+"""Input channels of a consumer that were zero throughout, and those that another module gives."""
+
+ACTIVATIONS = ("mlp.act", "mlp.gelu_impl", "ffn.act")
+"""Activation functions that autoawq's checkpoints wrap together with the scales that no weight can absorb."""
+
+WRAPPED_TYPES = ("bloom", "gpt_neox", "mpt", "gptj", "gpt_bigcode", "starcoder2")
+"""Model types whose checkpoints have such wrappers."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A matrix [out, in] that reads a source's output.
+
+    name:     in the layer.
+    channels: [in], the source's channel that each input feature comes from, or UNSEEN, or OTHER.
+    """
+
+    name: str
+    channels: tuple[int, ...]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A value a channel of the source -> a value an input feature, 1 where none is known; [in]."""
+        channels = torch.tensor(self.channels, device=values.device)
+        spread = values.new_ones(len(channels))
+        spread[channels >= 0] = values[channels[channels >= 0]]
+        return spread
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """Matrices that share one source, and the source that can absorb their scales; names inside the layer.
+
+    source:    a norm, a linear layer, or an activation function.
+    free:      [channels], which of the source's may be scaled.
+    consumers: all that read them.
+    one_plus:  whether the source is a norm that multiplies by one plus its weight.
+    """
+
+    source: str
+    free: tuple[bool, ...]
+    consumers: tuple[Consumer, ...]
+    one_plus: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A source whose scales cannot move, and why."""
+
+    source: str
+    reason: str
+
+
+class _Refused(Exception):  # noqa: N818 - it says what a try has shown
+    """This source's channels cannot be scaled."""
+
+
+Run = Callable[[], Sequence[Tensor]]
+"""Runs the layer once on the same inputs; gives everything that leaves it."""
+
+
+@dataclass
+class _Record:
+    """What one module saw and gave, a list entry a call."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[list[Tensor]] = field(default_factory=list)
+
+
+class Prober:
+    """Tries sources of one decoder layer.
+
+    layer: with its weights, in float32. run: runs it once on recorded inputs; it must give the same bits each time.
+    passes: how often it was run.
+    """
+
+    def __init__(self, layer: nn.Module, run: Run) -> None:
+        self._layer = layer
+        self._run = run
+        self.passes = 0
+        self._matrices = {name: module for name, module in layer.named_modules() if _is_matrix(module)}
+        self._seen: dict[str, _Record] = {}
+        self._output = self._record()
+
+    def groups(self, head_sizes: Sequence[int] = (), wrapped: bool = False) -> tuple[list[ScaleGroup], list[Refusal]]:
+        """Every group that holds, in the order of the layer, and why the other sources have none.
+
+        head_sizes: channels of an attention head, which tell what rows of a fused projection to try; wrapped: whether a
+        checkpoint may hold the scales of activation functions. No two groups share a consumer.
+        """
+        groups: list[ScaleGroup] = []
+        refused: list[Refusal] = []
+        taken: set[str] = set()
+        for names in self._sources(wrapped):
+            try:
+                found = self._try(names, head_sizes)
+            except _Refused as refusal:
+                refused += [Refusal(name, str(refusal)) for name in names]
+                continue
+            for group in found:
+                consumers = {consumer.name for consumer in group.consumers}
+                if consumers & taken:
+                    refused.append(Refusal(group.source, "another source's scales reach the same matrix"))
+                else:
+                    groups.append(group)
+                    taken |= consumers
+        return groups, refused
+
+    def _sources(self, wrapped: bool) -> list[list[str]]:
+        """Modules to try, norms first; experts' layers of one name are tried together."""
+        norms: list[list[str]] = []
+        linears: dict[str, list[str]] = {}
+        acts: list[list[str]] = []
+        experts = {name for name, module in self._layer.named_modules() if isinstance(module, Expert)}
+        for name, module in self._layer.named_modules():
+            if _is_norm(module):
+                norms.append([name])
+            elif type(module) is nn.Linear:
+                linears.setdefault(_template(name, experts), []).append(name)
+            elif wrapped and name in ACTIVATIONS:
+                acts.append([name])
+        return [*norms, *linears.values(), *acts]
+
+    def _try(self, names: list[str], head_sizes: Sequence[int]) -> list[ScaleGroup]:
+        widths = {name: self._width(name) for name in names}
+        total = sum(widths.values())
+        if total == 0:
+            raise _Refused("it is not called, or gives more than a tensor")
+        everything = torch.ones(total, dtype=torch.bool)
+        try:
+            self._pass(names, everything)
+            free = everything
+        except _Refused:
+            if len(names) > 1 or type(self._layer.get_submodule(names[0])) is not nn.Linear:
+                raise
+            free = self._some_rows(names, total, head_sizes)
+        fed = {name: state for name, state in self._pass(names, free).items() if bool((state == 2).any())}
+        if not fed:
+            raise _Refused("no matrix reads it")
+        codes = {name: torch.zeros(len(state), dtype=torch.int64) for name, state in fed.items()}
+        numbers = torch.arange(total)
+        for bit in range(max(1, (total - 1).bit_length())):
+            states = self._pass(names, free & (numbers >> bit & 1).bool())
+            for name in codes:
+                codes[name] |= (states[name] == 2).long() << bit
+        for name, state in fed.items():
+            codes[name][state == 1] = OTHER
+            codes[name][state == 0] = UNSEEN
+        groups = self._split(names, widths, free, codes)
+        if _is_norm(self._layer.get_submodule(names[0])):
+            groups = [replace(group, one_plus=self._is_one_plus(group.source)) for group in groups]
+        return groups
+
+    def _is_one_plus(self, name: str) -> bool:
+        """Whether a norm multiplies by 1 + weight, not by weight; told by trying."""
+        module: Any = self._layer.get_submodule(name)
+        wanted = 2 * self._seen[name].outputs[0][0]
+        given: list[Tensor] = []
+        own = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]
+        for one_plus in (False, True):
+            given.clear()
+            with _hooks() as hooks:
+                hooks.append(module.register_forward_hook(lambda module, args, output: given.append(output)))
+                try:
+                    for parameter, data in own:
+                        plus = float(one_plus and parameter is module.weight)
+                        parameter.data = 2 * (data + plus) - plus
+                    self._run_once()
+                finally:
+                    for parameter, data in own:
+                        parameter.data = data
+            if torch.allclose(given[0], wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max())):
+                return one_plus
+        raise _Refused("its weight is no factor of what it gives")
+
+    def _split(
+        self, names: list[str], widths: dict[str, int], free: Tensor, codes: dict[str, Tensor]
+    ) -> list[ScaleGroup]:
+        """A group for each source of those that were tried together."""
+        start = 0
+        groups = []
+        for name in names:
+            stop = start + widths[name]
+            consumers = []
+            own_free = free[start:stop].clone()
+            for consumer, code in codes.items():
+                inside = (code >= start) & (code < stop)
+                if bool(inside.any()):
+                    own = torch.where(inside, code - start, torch.where(code >= 0, OTHER, code))
+                    consumers.append(Consumer(consumer, tuple(own.tolist())))
+                    if bool((own == UNSEEN).any()):  # an unseen one may come from any channel that is not seen
+                        seen = torch.zeros_like(own_free)
+                        seen[own[own >= 0]] = True
+                        own_free &= seen
+            start = stop
+            if consumers:
+                groups.append(ScaleGroup(name, tuple(own_free.tolist()), tuple(consumers)))
+        return groups + self._uncalled(groups, [name for name in names if not widths[name]])
+
+    def _uncalled(self, groups: Sequence[ScaleGroup], names: Sequence[str]) -> list[ScaleGroup]:
+        """The groups of experts that saw no token: those of their peers, which must all be alike."""
+        if not names or not groups:
+            return []
+        first, home = groups[0], groups[0].source.rpartition(".")[0]
+        (consumer, *more) = first.consumers
+        alike = not more and consumer.name.startswith(f"{home}.") and all(_alike(first, group) for group in groups)
+        if not alike:
+            return []
+        return [
+            ScaleGroup(
+                name, first.free, (Consumer(name.rpartition(".")[0] + consumer.name[len(home) :], consumer.channels),)
+            )
+            for name in names
+        ]
+
+    def _width(self, name: str) -> int:
+        outputs = self._seen[name].outputs if name in self._seen else []
+        return int(outputs[0][0].shape[-1]) if outputs and len(outputs[0]) == 1 else 0
+
+    def _some_rows(self, names: list[str], total: int, head_sizes: Sequence[int]) -> Tensor:
+        """Rows of a fused projection that can be scaled while others cannot; raises _Refused where none are found."""
+        target = self._spoiled_width
+        if not total > target > 0:
+            raise _Refused(self._reason)
+        for rows in _row_choices(total, target, head_sizes):
+            try:
+                if self._pass(names, rows):
+                    return rows
+            except _Refused:
+                continue
+        raise _Refused("no part of its rows can be scaled by themselves")
+
+    _reason = ""
+    _spoiled_width = 0
+
+    def _pass(self, names: list[str], doubled: Tensor) -> dict[str, Tensor]:
+        """Run the layer with these channels doubled: consumer -> int8 [in], 2 doubled, 1 as it was, 0 all zeros.
+
+        Raises _Refused where anything else has seen them.
+        """
+        self._reason, self._spoiled_width = "", 0
+        factors = doubled.to(torch.float32) + 1
+        states: dict[str, Tensor] = {}
+        calls = {name: count() for name in self._matrices}
+        start = 0
+        with _hooks() as hooks:
+            for name in names:
+                module = self._layer.get_submodule(name)
+                own = factors[start : start + self._width(name)]
+                start += self._width(name)
+                hooks.append(module.register_forward_hook(partial(_scaled, own)))
+            for name, module in self._matrices.items():
+                if name not in names:
+                    hook = partial(self._compare, name, calls[name], states)
+                    hooks.append(module.register_forward_pre_hook(hook))
+            output = self._run_once()
+        if not _same(output, self._output):
+            self._refuse("the layer's output depends on it")
+        return states
+
+    def _compare(
+        self, name: str, calls: "count[int]", states: dict[str, Tensor], module: nn.Module, args: tuple[Any, ...]
+    ) -> tuple[Any, ...] | None:
+        """Whether a matrix sees its recorded input, doubled in whole channels; which it then gets back."""
+        number, x = next(calls), args[0]
+        record = self._seen[name]
+        if number >= len(record.inputs) or record.inputs[number].shape != x.shape:
+            self._refuse(f"{name} is then called in another way")
+        before = record.inputs[number]
+        if torch.equal(before, x):
+            state = torch.ones(x.shape[-1], dtype=torch.int8)
+            state[_channelwise(before == 0)] = 0
+        else:
+            same, twice, zero = _channelwise(x == before), _channelwise(x == 2 * before), _channelwise(before == 0)
+            if not bool((same | twice).all()):
+                self._refuse(f"{name} does not see it channel by channel", x.shape[-1])
+            state = torch.where(zero & same, 0, torch.where(same, 1, 2)).to(torch.int8)
+            if type(module) is not nn.Linear and not self._divides(module, args, state, record.outputs[number]):
+                self._refuse(f"{name} is no plain product", x.shape[-1])
+        states[name] = self._merged(name, states.get(name), state.cpu())
+        return before, *args[1:]
+
+    def _merged(self, name: str, before: Tensor | None, state: Tensor) -> Tensor:
+        """What two calls tell about a matrix's channels; zeros tell nothing."""
+        if before is None:
+            return state
+        known = (before != 0) & (state != 0)
+        if bool((before != state)[known].any()):
+            self._refuse(f"{name} sees it in one call as it does not in another")
+        return torch.maximum(before, state)
+
+    def _divides(self, module: Any, args: tuple[Any, ...], state: Tensor, recorded: list[Tensor]) -> bool:
+        """Whether dividing this module's columns makes up for its input."""
+        weight = module.weight.data
+        if weight.shape[-1] != len(state):
+            return False
+        module.weight.data = weight / state.clamp(min=1).to(weight)
+        try:
+            with torch.no_grad():
+                given = tensors_in(type(module).forward(module, *args))
+        except (RuntimeError, TypeError):
+            return False
+        finally:
+            module.weight.data = weight
+        return _same(given, recorded)
+
+    def _refuse(self, reason: str, width: int = 0) -> NoReturn:
+        self._reason, self._spoiled_width = reason, width
+        raise _Refused(reason)
+
+    def _record(self) -> Sequence[Tensor]:
+        """What every matrix and every source sees and gives, and what the layer gives."""
+
+        def remember(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            record = self._seen.setdefault(name, _Record())
+            if args and isinstance(args[0], Tensor):
+                record.inputs.append(args[0].clone())
+            record.outputs.append([tensor.clone() for tensor in tensors_in(output)])
+
+        with _hooks() as hooks:
+            for name, module in self._layer.named_modules():
+                if name in self._matrices or _is_norm(module) or name in ACTIVATIONS:
+                    hooks.append(module.register_forward_hook(partial(remember, name)))
+            output = self._run_once()
+        self._matrices = {name: module for name, module in self._matrices.items() if self._seen.get(name)}
+        self._matrices = {name: module for name, module in self._matrices.items() if self._seen[name].inputs}
+        return output
+
+    def _run_once(self) -> Sequence[Tensor]:
+        self.passes += 1
+        with torch.no_grad():
+            return [tensor.clone() for tensor in self._run()]
+
+
+@contextmanager
+def _hooks() -> Iterator[list[Any]]:
+    handles: list[Any] = []
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scaled(factors: Tensor, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    return output * factors.to(output) if len(factors) else output
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    """A linear layer, or a module with a matrix of its own that may work like one (a router)."""
+    weight = module._parameters.get("weight")
+    return type(module) is nn.Linear or (weight is not None and weight.dim() == 2)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """A module with a weight a channel and nothing else but a bias a channel: norms, whatever they are called."""
+    weight = module._parameters.get("weight")
+    rest = [p for key, p in module._parameters.items() if p is not None and key != "weight"]
+    return weight is not None and weight.dim() == 1 and all(p.shape == weight.shape for p in rest)
+
+
+def _template(name: str, experts: set[str]) -> str:
+    """A name with the expert's number left open."""
+    parent = name.rpartition(".")[0]
+    if parent in experts:
+        return f"{parent.rpartition('.')[0]}.*.{name.rpartition('.')[2]}"
+    return name
+
+
+def _channelwise(flags: Tensor) -> Tensor:
+    return flags.reshape(-1, flags.shape[-1]).all(dim=0)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in a nested output."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for one in value for tensor in tensors_in(one)] if isinstance(value, list | tuple) else []
+
+
+def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return len(left) == len(right) and all(torch.equal(one, two) for one, two in zip(left, right, strict=True))
+
+
+def _row_choices(total: int, target: int, head_sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Rows of a fused projection to try: parts one after another, alternating rows, the last part of each head."""
+    number = torch.arange(total)
+    if total == 2 * target:
+        yield from (number >= target, number < target, number % 2 == 1, number % 2 == 0)
+    elif total % 3 == 0:
+        yield number >= total // 3 * 2
+    for size in dict.fromkeys(head_sizes):
+        heads = target // size if size and target % size == 0 else 0
+        for groups in (divisor for divisor in range(heads, 0, -1) if heads % divisor == 0):
+            if total % groups == 0 and size < total // groups:
+                yield number % (total // groups) >= total // groups - size
+            if size * groups < total:
+                yield number >= total - size * groups
+
+
+def _alike(left: ScaleGroup, right: ScaleGroup) -> bool:
+    channels = [[consumer.channels for consumer in group.consumers] for group in (left, right)]
+    return left.free == right.free and channels[0] == channels[1]
+
+
+class ScaledActivation(nn.Module):
+    """An activation function whose output is divided by scales [channels], as autoawq's checkpoints hold it."""
+
+    def __init__(self, act: nn.Module, scales: Tensor) -> None:
+        super().__init__()
+        self.act = act
+        self.scales = nn.Parameter(scales, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.act(x) / self.scales
+        return scaled
+
+
+@torch.no_grad()
+def apply_scales(layer: nn.Module, group: ScaleGroup, scales: Tensor) -> None:
+    """Divide the source's channels by `scales` [channels], 1 where not free, and make up for it in what reads them.
+
+    In place; the layer's function stays as it was.
+    """
+    source: Any = layer.get_submodule(group.source)
+    if type(source) is nn.Linear:
+        source.weight.data = source.weight / scales.unsqueeze(1)
+        if source.bias is not None:
+            source.bias.data = source.bias / scales
+    elif _is_norm(source):
+        for parameter in source.parameters(recurse=False):
+            plus = float(group.one_plus and parameter is source.weight)
+            parameter.data = (parameter + plus) / scales - plus
+    else:
+        layer.set_submodule(group.source, ScaledActivation(source, scales))
+    for consumer in group.consumers:
+        module: Any = layer.get_submodule(consumer.name)
+        module.weight.data = module.weight * consumer.spread(scales)
