@@ -83,6 +83,18 @@ def side_by_side(session: nox.Session) -> None:
     session.run("report", "runs/side_by_side/side_by_side.jsonl")
 
 
+@nox.session
+def architectures(session: nox.Session) -> None:
+    """Every architecture on a small random model: quantized, loaded, compared, timed; writes docs/architectures.md.
+
+    An hour and more. Options after -- are names of architectures, tried anew.
+    """
+    install(session, "models")
+    records = "reports/gallery/architectures.jsonl"
+    session.run("python", "-m", "bench.lab.architectures", "--bench", "--out", records, *session.posargs)
+    session.run("report", records, "--out", "docs/architectures.md")
+
+
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """The published table at its own scale, random weights, and the tests that need a GPU; writes runs/biomistral.

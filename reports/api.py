@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
-from bench.records.lab import OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
+from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, AnyRecord, RecordFile, holds_records, only, read_crossover, read_file
 from quantize.checkpoint import MANIFEST_NAME
@@ -16,7 +16,7 @@ from quantize.errors import UserError
 from quantize.files import write_whole
 from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
-from reports.lab import overhead_page, profile_page, race_page, side_by_side_page
+from reports.lab import architecture_page, overhead_page, profile_page, race_page, side_by_side_page
 from reports.markdown import markdown
 from reports.pages import page
 from reports.plots import crossover_plots
@@ -35,6 +35,7 @@ PAGES: dict[type[AnyRecord], Callable[[Sequence[Any]], Page]] = {
     OverheadRecord: overhead_page,
     SideBySideRecord: side_by_side_page,
     ProfileRecord: profile_page,
+    ArchitectureRecord: architecture_page,
 }
 """What is shown of each kind of record but measurements."""
 

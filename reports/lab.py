@@ -5,8 +5,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bench.records.comparison import grouped
 from bench.records.environment import Environment
-from bench.records.lab import Operation, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
+from bench.records.lab import (
+    ArchitectureRecord,
+    Operation,
+    OverheadRecord,
+    ProfileRecord,
+    RaceRecord,
+    SideBySideRecord,
+    VariantOutcome,
+)
 from bench.records.ratio import Ratio, ratio_of
+from quantize.variant import VARIANTS
 from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table
 
 Runs = Sequence[RaceRecord]
@@ -191,6 +200,51 @@ def _profile_of(one: ProfileRecord) -> Page:
         for op in shown
     )
     return Paragraph(f"{named}, {one.phase}: {times}, on {_machine(one.environment)}."), table
+
+
+def architecture_page(records: Sequence[ArchitectureRecord]) -> Page:
+    """What became of every architecture, a row each: the latest record counts."""
+    latest = {one.architecture: one for one in records}
+    ran = [one for one in latest.values() if one.variants]
+    table = Table.of(_architecture_row(one) for one in latest.values())
+    grouped = Bullets(tuple(f"{one.architecture}: {'; '.join(one.groups) or 'none'}" for one in ran))
+    reasons = [
+        f"{one.architecture}, {variant}: {outcome.reason}"
+        for one in ran
+        for variant, outcome in one.variants.items()
+        if outcome.reason
+    ]
+    said = (
+        f"{len(ran)} architectures, tried on small random models. Share is how much of the language model's matrices "
+        "AWQ quantizes, Moved how much the logits change when random scales go through all groups, Kernel how far they "
+        "are from those of the dequantized weights, and Error how far from those of the source, all relative."
+    )
+    return (
+        table,
+        Paragraph(said),
+        Paragraph("Where scales move:"),
+        grouped,
+        Paragraph("Refused:"),
+        Bullets(tuple(reasons)),
+    )
+
+
+def _architecture_row(one: ArchitectureRecord) -> Row:
+    awq = one.variants.get("awq-gemm", VariantOutcome(reason=one.reason))
+    row: list[tuple[Column, Cell]] = [
+        (Column("Architecture"), one.architecture),
+        (Column("Class"), one.model_class or None),
+        (Column("Share", "share"), awq.share),
+        (Column("Groups", "count"), len(one.groups)),
+        (Column("In no group", "count"), one.ungrouped),
+        (Column("Moved", "error"), one.moved_error),
+        (Column("Kernel", "error"), awq.kernel_error),
+    ]
+    for name in VARIANTS:
+        outcome = one.variants.get(name)
+        row.append((Column(f"Error {name}", "error"), outcome.error if outcome else None))
+    row.append((Column("Why not"), one.reason))
+    return row
 
 
 def _machine(environment: Environment) -> str:

@@ -51,14 +51,14 @@ def ours(task: Task, options: AwqOptions) -> float:
     """Our pipeline from files to packed layers; its seconds include reading the weights and packing."""
     prefer_huge_pages()  # as the command does
     from quantize.building.stream import LayerStream
-    from quantize.model.architecture import architecture_of
+    from quantize.model.layer_calls import runnable
     from quantize.model.pretrained import empty_model
     from quantize.model.skeleton import Skeleton
     from quantize.weights import open_weights
 
     folder = Path(task.source)
     skeleton = Skeleton.of(empty_model(folder), open_weights(folder))
-    architecture, _ = architecture_of(skeleton.model).with_group_size(task.group_size)
+    architecture, _ = runnable(skeleton, torch.device("cpu")).with_group_size(task.group_size)
     stream = LayerStream(skeleton, architecture, torch.device("cpu"))
     tensors: dict[str, Tensor] = {}
     started = time.perf_counter()

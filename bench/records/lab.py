@@ -12,7 +12,7 @@ from msgspec import Meta
 from bench.records.environment import Environment
 from bench.records.record import Kernels
 from bench.records.scenario import Scenario
-from quantize.schema import Count, Positive, Seconds
+from quantize.schema import Count, Positive, Seconds, Share
 
 LAB_SCHEMA_VERSION = 2
 PER_TOKEN = ("p50", "mean", "count")
@@ -162,3 +162,46 @@ class ProfileRecord:
     def busy_s(self) -> float:
         """Seconds in which the device computes; what is missing to the wall's time it waits."""
         return sum(operation.seconds for operation in self.operations)
+
+
+@dataclass(frozen=True)
+class VariantOutcome:
+    """What became of one variant of a small random model.
+
+    share:        of the language model's matrices that are quantized, None for the reference.
+    error:        |logits - those of the source| / |those of the source|, float32.
+    kernel_error: |logits - those of the dequantized weights| / |those|, of 4-bit layers in groups.
+    ratio:        measured time over the reference's, None where it was not measured.
+    reason:       why there is no checkpoint, or none that runs.
+    """
+
+    share: Share | None = None
+    error: float | None = None
+    kernel_error: float | None = None
+    ratio: Positive | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ArchitectureRecord:
+    """One architecture, tried on a small random model (bench.lab.architectures).
+
+    architecture: transformers' model type; model_class: of the model.
+    linears:      linear layers in its decoder layers, experts' too; ungrouped: those that no scales reach.
+    groups:       "source -> readers" for each kind of layer, experts' numbers left open.
+    moved_error:  |change| / |logits| when random scales go through all groups.
+    variants:     by name.
+    """
+
+    when: str
+    architecture: str
+    model_class: str
+    linears: Count
+    ungrouped: Count
+    groups: tuple[str, ...]
+    moved_error: float | None
+    variants: dict[str, VariantOutcome]
+    environment: Environment
+    reason: str | None = None
+    kind: Literal["architecture"] = "architecture"
+    schema_version: int = LAB_SCHEMA_VERSION

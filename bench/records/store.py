@@ -12,7 +12,7 @@ import msgspec
 from filelock import FileLock
 
 from bench.records.crossover import CrossoverEntry
-from bench.records.lab import OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
+from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
@@ -20,7 +20,9 @@ from quantize.schema import from_data, parse_json
 
 RECORDS_NAME = "records.jsonl"
 
-AnyRecord = Record | CrossoverEntry | RaceRecord | OverheadRecord | SideBySideRecord | ProfileRecord
+AnyRecord = (
+    Record | CrossoverEntry | RaceRecord | OverheadRecord | SideBySideRecord | ProfileRecord | ArchitectureRecord
+)
 R = TypeVar("R", bound=AnyRecord)
 
 TYPES: dict[str, type[AnyRecord]] = {
@@ -32,6 +34,7 @@ TYPES: dict[str, type[AnyRecord]] = {
     "overhead": OverheadRecord,
     "side by side": SideBySideRecord,
     "profile": ProfileRecord,
+    "architecture": ArchitectureRecord,
 }
 """By the `kind` of a line."""
 
@@ -42,6 +45,7 @@ NAMES: dict[type[Any], str] = {
     OverheadRecord: "an overhead race (`nox -s overhead`)",
     SideBySideRecord: "a side-by-side run (`nox -s side_by_side`)",
     ProfileRecord: "a profile (`python -m bench.profile`)",
+    ArchitectureRecord: "architectures (`nox -s architectures`)",
 }
 
 WITHOUT_KIND = {

@@ -76,7 +76,7 @@ def _write_config(job: Job, target: Path, recipe: Recipe) -> None:
     for key in ("_name_or_path", "_model_name_or_path", "torch_dtype", "auto_map"):
         config.pop(key, None)
     for part, read in ((config, job.empty.config), (config.get("text_config"), job.empty.config.get_text_config())):
-        if part and part.get("tie_word_embeddings", True) and not read.tie_word_embeddings:
+        if part and part.get("tie_word_embeddings", True) and not getattr(read, "tie_word_embeddings", True):
             part["tie_word_embeddings"] = False
     config["dtype"] = dtype_name(recipe.dtype)
     if recipe.quantization is not None:

@@ -23,7 +23,8 @@ from quantize.dummy import dummy_blocks
 from quantize.errors import UserError
 from quantize.files import disk_is_full
 from quantize.methods.base import Recipe, Tensors, half
-from quantize.model.architecture import Architecture, architecture_of
+from quantize.model.architecture import Architecture
+from quantize.model.layer_calls import runnable
 from quantize.model.names import left_in_half, linear_layers, quantized_share
 from quantize.model.pretrained import tokenizer_of
 from quantize.model.skeleton import Skeleton, file_name_of
@@ -91,7 +92,7 @@ def _layers_of(
     """The decoder layers, the size of groups of codes, and the variants that can be made of them."""
     grouped = [variant for variant in variants if method_of(variant).in_groups]
     try:
-        architecture = architecture_of(skeleton.model)
+        architecture = runnable(skeleton, job.device)
     except UserError as error:
         raise UserError(f"{error}; --rounding nearest does not go layer by layer") from None
     if grouped:
@@ -193,12 +194,13 @@ def _layers(
     if search and not job.is_dummy:
         texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)  # which no calibration sees
         judged_on = token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=blocks.shape[1])
-        held_out = HeldOut(judged_on, kept[count:])
+        held_out = HeldOut(judged_on, kept[count:-1])
     layers = stream.quantized(
         blocks,
         search,
         start=journal.finished_layers,
         hidden=kept[:count],
+        probed=kept[-1] if kept else None,
         before={
             name: lambda seen, make=make, recipe=recipe: make(seen, recipe)  # type: ignore[misc]
             for name, recipe in recipes.items()
@@ -213,7 +215,8 @@ def _layers(
             write_part(path, result.index + 1, _packed(job, stream, result, recipes[name]))
             for name, path in folders.items()
         ]
-        journal.layer_done(result, hidden + (held_out.states if held_out else []), parts, stream.groups)
+        states = [*hidden, *(held_out.states if held_out else []), stream.probed]
+        journal.layer_done(result, states, parts, stream.groups)
         packing += time.perf_counter() - started
         job.progress("layers", result.index + 1, total)
     started = time.perf_counter()

@@ -76,7 +76,7 @@ def estimate(
 ) -> Estimate:
     """What it takes to make these calibrated variants of a model (weights on the meta device) from `tokens` tokens."""
     already_bytes = resident_bytes() if device.type == "cpu" else 0
-    normalized = _normalized_config(model.config)
+    normalized = _normalized_config(model.config.get_text_config(decoder=True))
     hidden = int(normalized.hidden_size)
     layers = len(architecture.layers)
     by_layer = [architecture.linears(index) for index in range(layers)]

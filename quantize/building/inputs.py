@@ -1,8 +1,6 @@
-"""A model's decoder layers apart: what they are called with, what their linear layers see, and what they hand on."""
+"""A decoder layer at work: what its linear layers see of the calibration text, and what it hands on."""
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,77 +13,8 @@ from quantize.methods.base import LayerInputs
 from quantize.methods.routed import RoutedTokens
 from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
+from quantize.model.layer_calls import LayerCall, one_layer
 from quantize.rounding.gram import StatsAccumulator, multiplies_bfloat16
-
-Answer = Callable[[int, Tensor, dict[str, Any]], Tensor]
-"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
-
-
-LayerCall = dict[str, Any]
-"""What a model calls a layer with besides its input, by keyword: masks and biases that fit one batch."""
-
-
-@contextlib.contextmanager
-def replace_layers(architecture: Architecture, answer: Answer, *, in_tuples: bool) -> Iterator[None]:
-    """Have every decoder layer give what `answer` says, inside the block; in_tuples: in a tuple, as some models do."""
-
-    def forward(index: int, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
-        given = dict(zip(names, args, strict=False)) | kwargs
-        output = answer(index, given.pop(names[0]), given)
-        return (output,) if in_tuples else output
-
-    for index, layer in enumerate(architecture.layers):
-        names = list(inspect.signature(layer.forward).parameters)
-        layer.forward = partial(forward, index, names)
-    try:
-        yield
-    finally:
-        for layer in architecture.layers:
-            del layer.forward
-
-
-class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
-    """The model has called its last layer: nothing after it is needed."""
-
-
-@torch.no_grad()
-def layer_calls(
-    model: Any, architecture: Architecture, blocks: Tensor, *, in_tuples: bool = False
-) -> list[tuple[Tensor, LayerCall]]:
-    """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
-
-    in_tuples: as `layers_give_tuples` says. Only the modules before the layers must hold weights; the recorded input is
-    right for the first layer alone.
-    """
-    calls: list[tuple[Tensor, LayerCall]] = []
-
-    def record(index: int, hidden: Tensor, kwargs: LayerCall) -> Tensor:
-        calls.append((hidden, kwargs))
-        if index == len(architecture.layers) - 1:
-            raise _AllRecorded
-        return hidden
-
-    with replace_layers(architecture, record, in_tuples=in_tuples), contextlib.suppress(_AllRecorded):
-        model(input_ids=blocks, use_cache=False)
-    return calls
-
-
-def layers_give_tuples(model: Any, architecture: Architecture, blocks: Tensor) -> bool:
-    """Whether the model takes the first of what a layer gives: a tensor would lose its first dimension there."""
-    try:
-        inputs = [hidden for hidden, _ in layer_calls(model, architecture, blocks)]
-    except (IndexError, ValueError, RuntimeError):
-        return True
-    return any(hidden.shape != inputs[0].shape for hidden in inputs)
-
-
-def shared(value: Any, like: Any) -> Any:
-    """`value`, its tensors those of `like` where they are equal: one copy for all batches, if they allow it."""
-    if isinstance(value, Tensor) and isinstance(like, Tensor):
-        return like if value.shape == like.shape and torch.equal(value, like) else value
-    if isinstance(value, tuple) and isinstance(like, tuple) and len(value) == len(like):
-        return tuple(shared(one, other) for one, other in zip(value, like, strict=True))
-    return value
 
 
 @torch.no_grad()
@@ -96,7 +25,7 @@ def run_layer(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[LayerC
     """
     device = next(layer.parameters()).device
     for batch, call in zip(hidden, calls, strict=True):
-        with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
+        with one_layer(layer), torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
             output = layer(batch.to(device), **call)
         yield output[0] if isinstance(output, tuple) else output
 

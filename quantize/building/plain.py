@@ -13,8 +13,8 @@ from quantize.building.assemble import finish, write_part
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
-from quantize.model.architecture import architecture_of
-from quantize.model.names import FileNames, left_in_half, linear_layers, quantized_share
+from quantize.model.layer_calls import runnable
+from quantize.model.names import FileNames, Shapes, left_in_half, linear_layers, quantized_share
 from quantize.model.skeleton import Skeleton, file_name_of
 from quantize.variant import Variant
 from quantize.weights import check_finite
@@ -32,7 +32,7 @@ def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     share, count = None, len(job.weights.names())
     if method.in_groups:
         skeleton = job.skeleton()
-        architecture, group_size = job.in_groups(architecture_of(skeleton.model))
+        architecture, group_size = job.in_groups(runnable(skeleton, job.device))
         names = [name for name, _, _ in architecture.shapes()]
         share = quantized_share(skeleton.model, names, variant.name)
         kept = tuple(file_name_of(skeleton.stored, name) for name in left_in_half(skeleton.model, names))
@@ -71,7 +71,7 @@ def _is_stack(model: Any, name: str) -> bool:
 
 def _as_filed(job: Job, quantized: Collection[str]) -> Pieces:
     """Every tensor as the files have it; those that make linear layers together, as the model has them."""
-    model, files = job.empty, FileNames.of(job.empty, job.weights.names())
+    model, files = Shapes(job.empty), FileNames.of(job.empty, job.weights.names())
     split: set[str] = set()
     for conversion in files.conversions.values():
         sources = [name for name, _ in conversion.sources]

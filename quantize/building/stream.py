@@ -6,6 +6,7 @@ tells what the quantization costs, without ever holding the whole model in memor
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.building.inputs import (
-    LayerCall,
-    layer_calls,
-    layers_give_tuples,
-    replace_layers,
-    run_layer,
-    shared,
-    spilled,
-)
+from quantize.building.inputs import run_layer, spilled
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.errors import UserError
 from quantize.model.architecture import Architecture
 from quantize.model.groups import WRAPPED_TYPES, Prober, ScaleGroup, tensors_in
-from quantize.model.names import put
-from quantize.model.skeleton import Skeleton
+from quantize.model.layer_calls import LayerCall, layer_calls, layer_outputs, replace_layers, shared, structure
+from quantize.model.skeleton import Skeleton, empty
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions
 from quantize.weights import check_finite
@@ -80,6 +73,7 @@ class LayerStream:
     model:        the transformers model, its weights on the meta device but for the layer at work.
     architecture: where its layers are, and which of their linear layers get quantized.
     groups:       where scales may move, for each kind of layer that was tried; kinds: of each layer that was seen.
+    probed:       the input of the layer after the one yielded last, for the block that layers are tried with.
     """
 
     def __init__(
@@ -94,9 +88,10 @@ class LayerStream:
         self.architecture = architecture
         self.groups = dict(groups or {})
         self.kinds: dict[int, str] = {}
+        self.probed = torch.empty(0)
         self._device = device
         self._layers_prefix = f"{architecture.layers_name}."
-        self._in_tuples = False
+        self._outputs = 0
 
     def quantized(
         self,
@@ -105,6 +100,7 @@ class LayerStream:
         *,
         start: int = 0,
         hidden: Sequence[Tensor] = (),
+        probed: Tensor | None = None,
         before: Mapping[str, FromInputs] | None = None,
         held_out: HeldOut | None = None,
         spill: Path | None = None,
@@ -114,14 +110,15 @@ class LayerStream:
         blocks:   calibration token ids, int64 [blocks, block_tokens].
         hidden:   the inputs of layer `start` as an earlier run yielded them, [batch, block_tokens, hidden] each; none,
                   and they are computed.
+        probed:   the input of layer `start` for the first block alone, as `self.probed` was then.
         before:   by variant, called with each layer before its scales move.
         held_out: text to run along, once `options` quantize something.
         spill:    a folder for files that hold the inputs in place of memory.
 
         A layer's weights are freed when the next one is asked for.
         """
-        self._materialise_outer()
-        self._in_tuples = layers_give_tuples(self.model, self.architecture, blocks[:1].to(self._device))
+        self._fill_outer()
+        self._outputs = layer_outputs(self.model, self.architecture, blocks[:1].to(self._device))
         batches = batches_of(blocks)
         beside = [held_out.blocks, held_out.blocks] if held_out else []  # the source's and the quantized model's
         first, calls = self._record_all([*batches, *beside, blocks[:1]])
@@ -134,18 +131,20 @@ class LayerStream:
         if held_out is not None:
             states = held_out.states or first[len(batches) :][:2]
             held_out.states = [state.to(self._device) for state in states]
-        probed = hidden[0][:1].clone()
+        self.probed = (first[-1] if probed is None else probed).to(self._device)
         del inputs, first
         for module in self.model.modules():  # their outputs are there; buffers that no file holds stay
             if isinstance(module, nn.Embedding):
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
         for index in range(start, len(self.architecture.layers)):
             layer, prefix = self.architecture.layers[index], self.architecture.prefix(index)
-            self._fill(layer, prefix, recurse=True)
+            self.skeleton.fill(layer, prefix, self._device)
             self.skeleton.forget_stacks()
             *of_batches, of_probe = [each[index] for each in calls]
-            groups = self._groups(index, probed, of_probe) if options and options.search else ()
-            probed = next(run_layer(layer, [probed], [of_probe]))
+            started = time.perf_counter()
+            groups = self._groups(index, self.probed, of_probe) if options and options.search else ()
+            probing = time.perf_counter() - started
+            self.probed = next(run_layer(layer, [self.probed], [of_probe]))
             of_held_out = of_batches[len(batches) :]
             if held_out is not None:  # through the layer as the source has it
                 held_out.states[0] = next(run_layer(layer, held_out.states[:1], of_held_out[:1]))
@@ -159,19 +158,19 @@ class LayerStream:
                 before,
                 self.skeleton.stored,
             )
+            result.seconds["probe"] = probing
             if held_out is not None:  # through the scaled layer with its quantized weights
                 for name, linear in self.architecture.linears(index).items():
                     linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
                 held_out.states[1] = next(run_layer(layer, held_out.states[1:], of_held_out[1:]))
             yield result, hidden
-            layer.to("meta")
+            empty(layer)
             trim_memory()
 
     def _groups(self, index: int, hidden: Tensor, call: LayerCall) -> tuple[ScaleGroup, ...]:
         """Where the scales of this layer may move, tried once for each kind of layer."""
         layer, config = self.architecture.layers[index], self.model.config.get_text_config(decoder=True)
-        shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in layer.named_parameters()]
-        kind = f"{type(layer).__name__} {sorted(call)} {shapes}"
+        kind = f"{sorted(call)} {structure(layer)}"
         self.kinds[index] = kind
         if kind not in self.groups:
 
@@ -179,9 +178,10 @@ class LayerStream:
                 given = {key: dict(value) if isinstance(value, dict) else value for key, value in call.items()}
                 return tensors_in([layer(hidden.clone(), **given), [v for v in given.values() if isinstance(v, dict)]])
 
-            heads = getattr(config, "num_attention_heads", None)
-            usual = config.hidden_size // heads if heads else None
-            sizes = [getattr(config, key, None) for key in ("v_head_dim", "head_dim")] + [usual]
+            stated = vars(config)  # some configs refuse what may differ between layers
+            heads = stated.get("num_attention_heads")
+            sizes = [stated.get(key) for key in ("v_head_dim", "head_dim", "global_head_dim")]
+            sizes.append(config.hidden_size // heads if heads else None)
             wrapped = config.model_type in WRAPPED_TYPES
             found, _ = Prober(layer, run).groups([size for size in sizes if size], wrapped)
             self.groups[kind] = tuple(found)
@@ -204,20 +204,23 @@ class LayerStream:
     @torch.no_grad()
     def judge(self, held_out: HeldOut) -> HeldOutResult:
         """Compare what source and quantized model predict, after the last layer."""
-        self._materialise_outer()
+        self._fill_outer()
         head = self.model.get_output_embeddings()
         names = {module: name for name, module in self.model.named_modules()}
-        self._fill(head, f"{names[head]}.", recurse=False)
+        self.skeleton.fill(head, f"{names[head]}.", self._device, recurse=False)
         self.model.tie_weights()
 
         def log_probabilities(ids: Tensor, last: Tensor) -> Tensor:
             """Of the next token at every position but the last, float32 [t - 1, vocabulary]."""
-            with replace_layers(self.architecture, lambda *_: last[None], in_tuples=self._in_tuples):
+            with replace_layers(self.architecture, lambda *_: last, outputs=self._outputs):
                 logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             return torch.log_softmax(logits.float(), dim=-1)
 
         losses, divergence, tokens = [0.0, 0.0], 0.0, 0
-        for ids, *states in zip(held_out.blocks.to(self._device), *held_out.states, strict=True):
+        blocks, first = held_out.blocks.to(self._device), held_out.states[0]
+        dim = first.dim() - 3  # some stack several streams before the batch
+        apart = [torch.split(state, 1, dim=dim) for state in held_out.states]
+        for ids, *states in zip(blocks, *apart, strict=True):
             exact, other = (log_probabilities(ids, last) for last in states)
             for row, predicted in enumerate((exact, other)):
                 losses[row] -= float(predicted.gather(1, ids[1:, None]).double().sum())
@@ -232,7 +235,9 @@ class LayerStream:
         known |= {part.parameter for part in self.skeleton.parts.values()}
         for file_name, home in files.homes.items():
             if not home.startswith(self._layers_prefix) or home not in known:
-                yield file_name, self._checked(file_name, self.skeleton.weights.get(file_name))
+                tensor = self.skeleton.weights.get(file_name)
+                check_finite(file_name, tensor)
+                yield file_name, tensor
 
     def layer_tensors(self, index: int) -> Iterator[tuple[str, Tensor]]:
         """The tensors of a decoder layer as the files have them; those that the model has converted, by its names."""
@@ -244,39 +249,15 @@ class LayerStream:
         for home, conversion in files.conversions.items():
             if home.startswith(prefix):
                 if home.removeprefix(prefix).removesuffix(".weight") in linears:
-                    yield from conversion.run(self.model, self.skeleton.weights.get).items()
+                    yield from self.skeleton.converted(conversion).items()
                 else:
                     yield from ((name, self.skeleton.weights.get(name)) for name, _ in conversion.sources)
 
     def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-        return layer_calls(self.model, self.architecture, blocks.to(self._device), in_tuples=self._in_tuples)
+        return layer_calls(self.model, self.architecture, blocks.to(self._device), outputs=self._outputs)
 
-    def _materialise_outer(self) -> None:
-        """Load what the language model runs before its layers: all but the layers and an untied output head."""
-        decoder = self.architecture.decoder
-        for name, module in self.model.named_modules():
-            inside = not decoder or f"{name}.".startswith(f"{decoder}.")
-            head = module is self.model.get_output_embeddings() and not self._is_tied(name)
-            if inside and not head and not f"{name}.".startswith(self._layers_prefix):
-                self._fill(module, f"{name}." if name else "", recurse=False)
-
-    def _is_tied(self, name: str) -> bool:
-        return f"{name}.weight" in self.model.all_tied_weights_keys
-
-    def _fill(self, module: nn.Module, prefix: str, *, recurse: bool) -> None:
-        """Put the module on the device: its parameters as float32 copies of the file's tensors, its buffers moved."""
-        for name, buffer in list(module.named_buffers(recurse=recurse, remove_duplicate=False)):
-            held = prefix + name in self.skeleton
-            put(module, name, (self.skeleton.read(prefix + name) if held else buffer).to(self._device, buffer.dtype))
-        for name, _ in list(module.named_parameters(recurse=recurse)):
-            full = prefix + name
-            if full in self.skeleton and full not in self.model.all_tied_weights_keys:
-                tensor = self._checked(full, self.skeleton.read(full))
-                put(module, name, tensor.to(self._device, torch.float32))
-
-    def _checked(self, name: str, tensor: Tensor) -> Tensor:
-        check_finite(name, tensor)
-        return tensor
+    def _fill_outer(self) -> None:
+        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from quantize.loading.device_map import Placement
 from quantize.loading.int4_layers import place_int4_layers
 from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe, Tensors
 from quantize.model.apart import take_apart
-from quantize.model.architecture import architecture_of
 from quantize.model.groups import ScaledActivation
+from quantize.model.layer_calls import runnable
 from quantize.model.pretrained import config_of, empty_model
 from quantize.model.skeleton import Skeleton, linear_names
 from quantize.rounding.options import AwqOptions
@@ -97,9 +97,9 @@ def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: 
 
 def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
     take_apart(model)
-    architecture, group_size = architecture_of(model).with_group_size(drawing.group_size)
-    sizes = {name: (rows, columns) for name, rows, columns in architecture.shapes()}
     skeleton = Skeleton.of(model, dummy_weights(model, drawing.place.main))
+    architecture, group_size = runnable(skeleton, drawing.place.main).with_group_size(drawing.group_size)
+    sizes = {name: (rows, columns) for name, rows, columns in architecture.shapes()}
 
     def read(name: str) -> Int4Weight:
         return random_int4(name, *sizes[name], group_size, drawing.place.main)

@@ -34,6 +34,7 @@ class StackedForm:
     is_transposed:   [experts, in, out], else [experts, out, in].
     has_bias:        `..._bias` [experts, out] beside each.
     by_block:        called with every expert's input one above the other, and with no choice of experts.
+    has_identity:    numbers beyond those of the experts stand for one that gives back its input.
     """
 
     has_gate: bool = True
@@ -41,9 +42,13 @@ class StackedForm:
     is_transposed: bool = False
     has_bias: bool = False
     by_block: bool = False
+    has_identity: bool = False
 
 
-UNDECORATED = {"Llama4TextExperts": StackedForm(is_transposed=True, by_block=True)}
+UNDECORATED = {
+    "Llama4TextExperts": StackedForm(is_transposed=True, by_block=True),
+    "LongcatFlashExperts": StackedForm(has_identity=True),
+}
 """Classes that do not say their own form."""
 
 LIKE_LINEAR = ("FalconLinear",)
@@ -103,6 +108,9 @@ def _forward_chosen(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
             if getattr(self, "has_post_expert_norm", False):
                 made = self.post_expert_norm(made)
             out.index_add_(0, tokens, (made * top_k_weights[tokens, places, None]).to(out.dtype))
+    if self._has_identity:
+        kept = torch.where(top_k_index >= len(experts_of(self)), top_k_weights, 0).sum(dim=-1, keepdim=True)
+        out += (hidden_states * kept).to(out.dtype)
     return out
 
 
@@ -143,7 +151,7 @@ def _experts_apart(prefix: str, module: Any, form: StackedForm) -> dict[str, Par
         key: p for key, p in module._parameters.items() if p is not None and key.endswith(("_proj", "_proj_bias"))
     }
     first = "gate_up_proj" if form.has_gate else "up_proj"
-    count, rows, columns = stacks[first].shape
+    count, (_, rows, columns) = len(stacks["down_proj"]), stacks[first].shape
     hidden, width = (rows, columns) if form.is_transposed else (columns, rows)
     inner = width // 2 if form.has_gate else width
     out = stacks["down_proj"].shape[2 if form.is_transposed else 1]
@@ -161,6 +169,7 @@ def _experts_apart(prefix: str, module: Any, form: StackedForm) -> dict[str, Par
             parts[f"{prefix}{number}.{key}"] = Part(prefix + stack, partial(_cut, form, number, layer, leaf))
     gate = module._apply_gate if form.has_gate and hasattr(module, "_apply_gate") else None
     module._gate = gate or (partial(_default_gate, module) if form.has_gate else module.act_fn)
+    module._has_identity = form.has_identity
     module.forward = MethodType(_forward_blocks if form.by_block else _forward_chosen, module)
     return parts
 

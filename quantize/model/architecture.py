@@ -26,13 +26,11 @@ class Architecture:
 
     layers:      in order.
     layers_name: of their list in the model.
-    decoder:     name of the language model around them, "" where it is the whole.
     kept:        full names of the linear layers inside them that stay in half precision.
     """
 
     layers: nn.ModuleList
     layers_name: str
-    decoder: str
     kept: frozenset[str] = frozenset()
 
     def prefix(self, index: int) -> str:
@@ -72,16 +70,34 @@ def architecture_of(model: Any) -> Architecture:
 
     The weights may be on the meta device. Raises UserError where there is no list of layers.
     """
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = _lists_in(decoder)
     fitting = [one for one in lists if len(one[1]) == count] or lists
     if not fitting:
         raise UserError(f"{type(model).__name__} has no list of decoder layers: use a bnb variant")
     inside, layers = max(fitting, key=lambda one: sum(parameter.numel() for parameter in one[1].parameters()))
     outside = next(name for name, module in model.named_modules() if module is decoder)
     name = ".".join(part for part in (outside, inside) if part)
-    return Architecture(layers, name, outside, frozenset(f"{name}.{router}" for router in _routers(layers)))
+    return Architecture(layers, name, frozenset(f"{name}.{router}" for router in _routers(layers)))
+
+
+def decoder_of(model: Any) -> Any:
+    """The language model without its output head, the part of a wrapper that generates text."""
+    decoder = model.get_decoder()
+    return decoder if _lists_in(decoder) else model.base_model  # some call their output head a decoder
+
+
+def towers(model: Any, layers_name: str) -> list[str]:
+    """Names of the models inside this one that do not hold the decoder layers: those that see or hear."""
+    from transformers import PreTrainedModel
+
+    inner = [name for name, module in model.named_modules() if name and isinstance(module, PreTrainedModel)]
+    return [name for name in inner if not layers_name.startswith(f"{name}.")]
+
+
+def _lists_in(module: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    return [(name, one) for name, one in module.named_modules() if isinstance(one, nn.ModuleList)]
 
 
 def _routers(layers: nn.ModuleList) -> list[str]:
@@ -94,8 +110,9 @@ def _routers(layers: nn.ModuleList) -> list[str]:
             continue
         own = [count for block, count in blocks.items() if name.startswith(f"{block}." if block else "")]
         leaves = name.split(".")
-        chooses = any("router" in leaf or leaf == "gate" or leaf.endswith("_gate") for leaf in leaves)
-        if module.out_features == 1 or (chooses and module.out_features in own):
+        chooses = leaves[-1] == "gate" or leaves[-1].endswith("_gate")
+        routes = any("router" in leaf for leaf in leaves)
+        if module.out_features == 1 or routes or (chooses and module.out_features in own):
             found.append(name)
     return found
 

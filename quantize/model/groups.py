@@ -92,15 +92,16 @@ class Prober:
     """Tries sources of one decoder layer.
 
     layer: with its weights, in float32. run: runs it once on recorded inputs; it must give the same bits each time.
-    passes: how often it was run.
+    passes: how often it was run; matrices: what it calls that may be a reader, by name.
     """
 
     def __init__(self, layer: nn.Module, run: Run) -> None:
         self._layer = layer
         self._run = run
         self.passes = 0
-        self._matrices = {name: module for name, module in layer.named_modules() if _is_matrix(module)}
+        self.matrices = {name: module for name, module in layer.named_modules() if _is_matrix(module)}
         self._seen: dict[str, _Record] = {}
+        self._peers = _peers(layer)
         self._output = self._record()
 
     def groups(self, head_sizes: Sequence[int] = (), wrapped: bool = False) -> tuple[list[ScaleGroup], list[Refusal]]:
@@ -130,17 +131,13 @@ class Prober:
     def _sources(self, wrapped: bool) -> list[list[str]]:
         """Modules to try, norms first; experts' layers of one name are tried together."""
         norms: list[list[str]] = []
-        linears: dict[str, list[str]] = {}
         acts: list[list[str]] = []
-        experts = {name for name, module in self._layer.named_modules() if isinstance(module, Expert)}
         for name, module in self._layer.named_modules():
             if _is_norm(module):
                 norms.append([name])
-            elif type(module) is nn.Linear:
-                linears.setdefault(_template(name, experts), []).append(name)
             elif wrapped and name in ACTIVATIONS:
                 acts.append([name])
-        return [*norms, *linears.values(), *acts]
+        return [*norms, *self._peers.values(), *acts]
 
     def _try(self, names: list[str], head_sizes: Sequence[int]) -> list[ScaleGroup]:
         widths = {name: self._width(name) for name in names}
@@ -167,7 +164,7 @@ class Prober:
         for name, state in fed.items():
             codes[name][state == 1] = OTHER
             codes[name][state == 0] = UNSEEN
-        groups = self._split(names, widths, free, codes)
+        groups = [self._completed(group) for group in self._split(names, widths, free, codes)]
         if _is_norm(self._layer.get_submodule(names[0])):
             groups = [replace(group, one_plus=self._is_one_plus(group.source)) for group in groups]
         return groups
@@ -218,6 +215,20 @@ class Prober:
                 groups.append(ScaleGroup(name, tuple(own_free.tolist()), tuple(consumers)))
         return groups + self._uncalled(groups, [name for name in names if not widths[name]])
 
+    def _completed(self, group: ScaleGroup) -> ScaleGroup:
+        """The group with the experts that saw no token: their layers read what their peers' read."""
+        if any(group.source in peers for peers in self._peers.values() if len(peers) > 1):
+            return group  # inside one expert
+        found = {consumer.name: consumer.channels for consumer in group.consumers}
+        for peers in self._peers.values():
+            read = {found[name] for name in peers if name in found}
+            if len(peers) == 1 or not read:
+                continue
+            if len(read) > 1 or any(name in self.matrices and name not in found for name in peers):
+                raise _Refused("experts do not read it alike")
+            found |= dict.fromkeys(peers, read.pop())
+        return replace(group, consumers=tuple(Consumer(name, channels) for name, channels in found.items()))
+
     def _uncalled(self, groups: Sequence[ScaleGroup], names: Sequence[str]) -> list[ScaleGroup]:
         """The groups of experts that saw no token: those of their peers, which must all be alike."""
         if not names or not groups:
@@ -262,7 +273,7 @@ class Prober:
         self._reason, self._spoiled_width = "", 0
         factors = doubled.to(torch.float32) + 1
         states: dict[str, Tensor] = {}
-        calls = {name: count() for name in self._matrices}
+        calls = {name: count() for name in self.matrices}
         start = 0
         with _hooks() as hooks:
             for name in names:
@@ -270,7 +281,7 @@ class Prober:
                 own = factors[start : start + self._width(name)]
                 start += self._width(name)
                 hooks.append(module.register_forward_hook(partial(_scaled, own)))
-            for name, module in self._matrices.items():
+            for name, module in self.matrices.items():
                 if name not in names:
                     hook = partial(self._compare, name, calls[name], states)
                     hooks.append(module.register_forward_pre_hook(hook))
@@ -340,11 +351,11 @@ class Prober:
 
         with _hooks() as hooks:
             for name, module in self._layer.named_modules():
-                if name in self._matrices or _is_norm(module) or name in ACTIVATIONS:
+                if name in self.matrices or _is_norm(module) or name in ACTIVATIONS:
                     hooks.append(module.register_forward_hook(partial(remember, name)))
             output = self._run_once()
-        self._matrices = {name: module for name, module in self._matrices.items() if self._seen.get(name)}
-        self._matrices = {name: module for name, module in self._matrices.items() if self._seen[name].inputs}
+        self.matrices = {name: module for name, module in self.matrices.items() if self._seen.get(name)}
+        self.matrices = {name: module for name, module in self.matrices.items() if self._seen[name].inputs}
         return output
 
     def _run_once(self) -> Sequence[Tensor]:
@@ -380,12 +391,15 @@ def _is_norm(module: nn.Module) -> bool:
     return weight is not None and weight.dim() == 1 and all(p.shape == weight.shape for p in rest)
 
 
-def _template(name: str, experts: set[str]) -> str:
-    """A name with the expert's number left open."""
-    parent = name.rpartition(".")[0]
-    if parent in experts:
-        return f"{parent.rpartition('.')[0]}.*.{name.rpartition('.')[2]}"
-    return name
+def _peers(layer: nn.Module) -> dict[str, list[str]]:
+    """The linear layers of a layer, experts' layers of one name together."""
+    experts = {name for name, module in layer.named_modules() if isinstance(module, Expert)}
+    found: dict[str, list[str]] = {}
+    for name, module in layer.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        if type(module) is nn.Linear:
+            found.setdefault(f"{parent.rpartition('.')[0]}.*.{leaf}" if parent in experts else name, []).append(name)
+    return found
 
 
 def _channelwise(flags: Tensor) -> Tensor:

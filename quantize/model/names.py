@@ -9,10 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from quantize.errors import UserError
+from quantize.model.architecture import architecture_of, decoder_of, towers
 from quantize.quiet import quiet_libraries
 from quantize.weights import TensorReader
 
 LEAST_SHARE = 0.9
+
+
+class Shapes:
+    """What transformers' conversions ask of a model, kept from before it is changed: its parameters' shapes.
+
+    config: the model's.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.config = model.config
+        self._parameters = {name: one.to("meta") for name, one in model.named_parameters(remove_duplicate=False)}
+
+    def get_parameter(self, name: str) -> Tensor:
+        """A parameter on the meta device. Raises KeyError for an unknown one."""
+        parameter: Tensor = self._parameters[name]
+        return parameter
 
 
 @dataclass
@@ -28,8 +45,8 @@ class Conversion:
     sources: list[tuple[str, str]]
     converter: Any
 
-    def run(self, model: Any, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """Parameter -> tensor. model: may be on the meta device; read: a file name -> its tensor."""
+    def run(self, model: Shapes, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Parameter -> tensor. read: a file name -> its tensor."""
         converter = deepcopy(self.converter)
         for name, pattern in self.sources:
             converter.collected_tensors[pattern].append(lambda name=name: read(name))
@@ -83,7 +100,7 @@ class FileNames:
 class ModelTensors:
     """The tensors of a transformers model by its own names, made of those in files when they are asked for."""
 
-    def __init__(self, model: Any, files: FileNames, reader: TensorReader) -> None:
+    def __init__(self, model: Shapes, files: FileNames, reader: TensorReader) -> None:
         self._model = model
         self._files = files
         self._reader = reader
@@ -118,7 +135,7 @@ class ModelTensors:
         }
 
 
-def origins(model: Any, conversion: Conversion, cuts: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, str]:
+def origins(model: Shapes, conversion: Conversion, cuts: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, str]:
     """Part of a converted parameter -> the one file name that holds just that part; parts of several are left out.
 
     cuts: how each part, a matrix, is cut out of the parameter. Proven by converting marked tensors, [1, 2] each, in
@@ -128,7 +145,7 @@ def origins(model: Any, conversion: Conversion, cuts: Mapping[str, Callable[[Ten
     try:
         made = conversion.run(model, lambda name: marks[name])[conversion.home]
         found = {part: cut(made) for part, cut in cuts.items()}
-    except (RuntimeError, ValueError, IndexError, KeyError, AttributeError):
+    except (RuntimeError, ValueError, IndexError, KeyError):
         return {}
     held = {tuple(mark[0].tolist()): name for name, mark in marks.items()}
     keys = {part: tuple(tensor[0].tolist()) for part, tensor in found.items() if tensor.shape == (1, 2)}
@@ -141,9 +158,8 @@ def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
     Embeddings, the output head, and what a wrapper has beside its language model (towers, projectors) do not count.
     Raises UserError, naming the variant, for less than 90%.
     """
-    decoder = model.get_decoder()
-    outer = {id(model.get_output_embeddings())} | {id(m) for m in decoder.modules() if isinstance(m, nn.Embedding)}
-    inside = {id(module) for module in decoder.modules()} - outer
+    inside = _language_modules(model)
+    inside -= {id(model.get_output_embeddings())} | {id(m) for m in model.modules() if isinstance(m, nn.Embedding)}
     sizes = {
         name: sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
         for name, module in model.named_modules()
@@ -157,6 +173,16 @@ def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
             f"stay in half precision: {instead}"
         )
     return share
+
+
+def _language_modules(model: Any) -> set[int]:
+    """The ids of the modules of the language model, without towers that some have inside it."""
+    within = {id(part) for name in towers(model, architecture_of(model).layers_name) for part in _parts(model, name)}
+    return {id(module) for module in decoder_of(model).modules()} - within
+
+
+def _parts(model: nn.Module, name: str) -> Iterable[nn.Module]:
+    return model.get_submodule(name).modules()
 
 
 def left_in_half(model: Any, quantized: Collection[str]) -> list[str]:
@@ -195,11 +221,11 @@ def linear_layers(model: Any) -> list[str]:
         from transformers.quantizers.quantizers_utils import should_convert_module
 
         kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-        decoder = {id(module) for module in model.get_decoder().modules()}
+        inside = _language_modules(model)
         candidates = {
             name: type(module)
             for name, module in model.named_modules()
-            if id(module) in decoder and should_convert_module(name, kept)
+            if id(module) in inside and should_convert_module(name, kept)
         }
     names = [name for name, kind in candidates.items() if kind is nn.Linear]
     if Conv1D in candidates.values() or not names:

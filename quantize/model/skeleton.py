@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quantize.model.apart import Part, take_apart
-from quantize.model.names import FileNames, ModelTensors, origins
-from quantize.weights import TensorReader
+from quantize.model.architecture import towers
+from quantize.model.names import Conversion, FileNames, ModelTensors, Shapes, origins, put
+from quantize.weights import TensorReader, check_finite
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Skeleton:
     stored: dict[str, str]
     weights: TensorReader
     _tensors: ModelTensors
+    _shapes: Shapes
     _own_file: frozenset[str]
     _stacks: dict[str, Tensor] = field(default_factory=dict)
 
@@ -38,7 +41,7 @@ class Skeleton:
         names: what the files count as holding, all that they hold by default; a checkpoint's 4-bit layers count as the
         weights that they stand for.
         """
-        known = set(model.state_dict())
+        known, shapes = set(model.state_dict()), Shapes(model)
         parts = take_apart(model)
         files = FileNames.of(model, weights.names() if names is None else names, known | parts.keys())
         by_source: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {}
@@ -49,7 +52,7 @@ class Skeleton:
             if source in cuts:
                 continue
             if source in files.conversions:
-                stored |= origins(model, files.conversions[source], cuts)
+                stored |= origins(shapes, files.conversions[source], cuts)
             stored |= {name: files.plain[name] for name in cuts if name in files.plain}
         own_file = frozenset(stored)
         beside = {
@@ -62,7 +65,7 @@ class Skeleton:
         stored |= {name: file_name for name, file_name in beside.items() if back[file_name] == name}
         every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
         stored = {name: stored.get(name) or files.plain.get(name) or name for name, _ in every}
-        return cls(model, files, parts, stored, weights, ModelTensors(model, files, weights), own_file)
+        return cls(model, files, parts, stored, weights, ModelTensors(shapes, files, weights), shapes, own_file)
 
     def __contains__(self, name: str) -> bool:
         """Whether the files hold a parameter or buffer of the model taken apart."""
@@ -89,14 +92,59 @@ class Skeleton:
             return next((target for target, tied in ties.items() if tied == source and target in self._tensors), source)
         return source
 
+    def converted(self, conversion: Conversion) -> dict[str, Tensor]:
+        """What tensors of the files become together, by the names of the model as transformers has it."""
+        return conversion.run(self._shapes, self.weights.get)
+
     def forget_stacks(self) -> None:
         """Free the stacks that parts were cut out of."""
         self._stacks.clear()
+
+    def fill(self, module: nn.Module, prefix: str, device: torch.device, *, recurse: bool = True) -> None:
+        """Put a module on the device: parameters as float32 copies of the files' tensors, buffers theirs or its own."""
+        for name, buffer in list(module.named_buffers(recurse=recurse, remove_duplicate=False)):
+            held = self.read(prefix + name) if prefix + name in self else buffer
+            put(module, name, held.to(device, buffer.dtype))
+        for name, _ in list(module.named_parameters(recurse=recurse)):
+            full = prefix + name
+            if full in self and full not in self.model.all_tied_weights_keys:
+                tensor = self.read(full)
+                check_finite(full, tensor)
+                put(module, name, tensor.to(device, torch.float32))
+
+    def fill_outer(self, layers: str, device: torch.device) -> None:
+        """Fill what stands around the layers: all but these, towers that see or hear, and an untied output head.
+
+        The towers get parameters that take no memory: a wrapper goes by the device of its first one.
+        """
+        outside = tuple(f"{name}." for name in (layers, *towers(self.model, layers)))
+        for name, module in self.model.named_modules():
+            tied = f"{name}.weight" in self.model.all_tied_weights_keys
+            head = module is self.model.get_output_embeddings() and not tied
+            if not head and not f"{name}.".startswith(outside):
+                self.fill(module, f"{name}." if name else "", device, recurse=False)
+        for name in towers(self.model, layers):
+            tower = self.model.get_submodule(name)
+            for key, parameter in list(tower.named_parameters()):
+                put(tower, key, torch.zeros(1, dtype=parameter.dtype, device=device).expand(parameter.shape))
+
+    def empty_outer(self, layers: str) -> None:
+        """Free the parameters that `fill_outer` has filled."""
+        for name, module in self.model.named_modules():
+            if not f"{name}.".startswith(f"{layers}."):
+                empty(module, recurse=False)
+        self.model.tie_weights()
 
     def to_store(self, name: str, tensor: Tensor) -> tuple[str, Tensor]:
         """The name and the tensor by which a checkpoint holds a parameter: what `read` gave, the way back."""
         part = self.parts.get(name)
         return self.stored.get(name, name), part.cut(tensor) if part and part.parameter == name else tensor
+
+
+def empty(module: nn.Module, *, recurse: bool = True) -> None:
+    """Free a module's parameters: they go to the meta device. Its buffers stay, since no file may hold them."""
+    for name, parameter in list(module.named_parameters(recurse=recurse, remove_duplicate=False)):
+        put(module, name, parameter.to("meta"))
 
 
 def _beside(file_name: str, parameter: str, name: str) -> str:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import quantize
+from quantize.building.build import NotAllMade
 from quantize.building.job import BuildOptions
+from quantize.model.pretrained import model_of
 from quantize.quiet import quiet_libraries
 
 SMALL: dict[str, Any] = {
@@ -28,7 +30,32 @@ def make(name: str, **changes: Any) -> Callable[[], Any]:
         import transformers
 
         config = getattr(transformers, f"{name}Config")(**{**SMALL, **changes})
-        return getattr(transformers, f"{name}ForCausalLM")(config)
+        suffix = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+        return getattr(transformers, f"{name}{suffix}")(config)
+
+    return build
+
+
+def wrapper(name: str) -> Callable[[], Any]:
+    """A model that sees, around a Llama or a Gemma."""
+
+    def build() -> Any:
+        import transformers
+
+        text = {**SMALL, "num_key_value_heads": 2, "head_dim": 32}
+        sees: dict[str, Any] = {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
+        sees |= {"image_size": 28, "patch_size": 14}
+        kinds = {"Llava": ("llama", "clip_vision_model"), "Gemma3": ("gemma3_text", "siglip_vision_model")}
+        text["model_type"], sees["model_type"] = kinds[name]
+        config = getattr(transformers, f"{name}Config")(
+            text_config=text, vision_config=sees, image_token_id=5, image_token_index=5, mm_tokens_per_image=4
+        )
+        return getattr(transformers, f"{name}ForConditionalGeneration")(config)
 
     return build
 
@@ -44,7 +71,23 @@ MODELS: dict[str, Callable[[], Any]] = {
     "bloom-alibi": make("Bloom", n_layer=2, n_head=4),
     "mpt-alibi-tuples": make("Mpt", d_model=128, n_layers=2, n_heads=4, max_seq_len=256),
     "gemma2": make("Gemma2", num_key_value_heads=2, head_dim=32, sliding_window=64, query_pre_attn_scalar=32),
+    "mixtral": make("Mixtral", num_key_value_heads=2, num_local_experts=4),
+    "gpt-oss-stacked": make(
+        "GptOss", num_key_value_heads=2, num_local_experts=4, head_dim=32, layer_types=["full_attention"] * 2
+    ),
+    "gpt2-conv1d": make("GPT2", n_embd=128, n_layer=2, n_head=4),
+    "gpt-neox-renamed": make("GPTNeoX"),
+    "falcon-own-linear": make("Falcon"),
+    "llava": wrapper("Llava"),
+    "gemma3-wrapper": wrapper("Gemma3"),
 }
+NO_BNB = {
+    "mixtral": "reaches only",
+    "gpt-oss-stacked": "reaches only",
+    "gpt2-conv1d": "need nn.Linear",
+    "falcon-own-linear": "need nn.Linear",
+}
+"""Models that bitsandbytes has no storage for, and what is said then."""
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -69,17 +112,27 @@ def logits(model: Any, tokens: int = 100) -> torch.Tensor:
     return out
 
 
-def test_quantized_and_loaded_it_follows_the_source(model: Any, tiny_llama: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
+def test_quantized_and_loaded_it_follows_the_source(
+    model: Any, request: pytest.FixtureRequest, tiny_llama: Path, tmp_path: Path
+) -> None:
+    source, kind = tmp_path / "source", request.node.callspec.params["model"]
     with quiet_libraries():
         model.half().save_pretrained(source)
+        before = logits(model_of(source, dtype=torch.float32))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (source / name).write_bytes((tiny_llama / name).read_bytes())
-    before = logits(model.float())
     options = BuildOptions(blocks=8, block_tokens=64, device="cpu", rounding="gptq")
-    for item in quantize.quantize(str(source), ["all"], tmp_path / "out", options=options):
+    if kind in NO_BNB:
+        with pytest.raises(NotAllMade, match=f"no bnb-8bit.*{NO_BNB[kind]}") as raised:
+            quantize.quantize(str(source), ["all"], tmp_path / "out", options=options)
+        made = raised.value.made
+        assert raised.value.refused.keys() == {"bnb-4bit", "bnb-8bit"}
+    else:
+        made = quantize.quantize(str(source), ["all"], tmp_path / "out", options=options)
+    assert {"fp16", "awq-gemm", "awq-gemv"} <= {item.checkpoint.variant.name for item in made}
+    for item in made:
         loaded = quantize.load(item.checkpoint.path)
         after = logits(loaded.model)
-        error = float((after - before).norm() / before.norm())
+        error_of = float((after - before).norm() / before.norm())
         limit = {"fp16": 1e-2, "bnb-8bit": 0.1}.get(item.checkpoint.manifest.variant, 0.5)
-        assert error < limit, (item.checkpoint.manifest.variant, error)
+        assert error_of < limit, (item.checkpoint.manifest.variant, error_of)

@@ -310,7 +310,10 @@ def test_what_can_be_made_is_made_and_the_rest_is_said(
     (source / "model.safetensors").unlink()
     GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=512)).half().save_pretrained(source)
     capsys.readouterr()
-    assert main([str(source), "--blocks", "4", "--block-tokens", "32", "--variant", "all", "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main([str(source), "--blocks", "4", "--block-tokens", "32", "--variant", "all", "--out", str(tmp_path / "out")])
+        == 2
+    )
     said = capsys.readouterr()
     [line] = said.err.splitlines()
     assert "no bnb-8bit, bnb-4bit: bitsandbytes variants need nn.Linear layers, which GPT2LMHeadModel" in line

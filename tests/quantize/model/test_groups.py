@@ -66,7 +66,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
     },
 }
-MAPPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "cohere", "stablelm", "starcoder2")
+MAPPED: tuple[str, ...] = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "cohere",
+    "stablelm",
+    "starcoder2",
+)
 MAPPED += ("gpt_neox", "opt", "bloom", "mpt", "gptj")
 """Model types whose maps in autoawq fit this transformers."""
 
@@ -91,20 +102,22 @@ def made(kind: str) -> Any:
     return model
 
 
-def logits(model: Any) -> Tensor:
-    ids = torch.arange(64).view(1, 64) * 7 % 500 + 3
+def logits(model: Any, tokens: int = 64) -> Tensor:
+    ids = torch.arange(tokens).view(1, tokens) * 7 % 500 + 3
     with torch.inference_mode():
         out: Tensor = model(input_ids=ids, use_cache=False).logits.float()
     return out
 
 
-def probed(model: Any, index: int, wrapped: bool = False) -> tuple[list[ScaleGroup], list[Refusal], Prober]:
+def probed(
+    model: Any, index: int, wrapped: bool = False, tokens: int = 64
+) -> tuple[list[ScaleGroup], list[Refusal], Prober]:
     """The groups of one decoder layer, tried on what the model calls it with."""
     architecture: Architecture = architecture_of(model)
     layer, config = architecture.layers[index], model.config
     calls: list[Any] = []
     handle = layer.register_forward_pre_hook(lambda *call: calls.append(call[1:]), with_kwargs=True)
-    logits(model)
+    logits(model, tokens)
     handle.remove()
     [(args, kwargs)] = calls
     args = [one.clone() if isinstance(one, Tensor) else one for one in args]  # out of inference mode
@@ -137,6 +150,20 @@ def test_random_scales_through_every_group_leave_the_logits_as_they_were(kind: s
             found += 1
     assert found >= 4
     assert float((logits(model) - before).norm() / before.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_that_saw_no_token_move_with_their_peers(kind: str) -> None:
+    model = made(kind)
+    before = logits(model)
+    layer = architecture_of(model).layers[1]
+    groups, _, prober = probed(model, 1, tokens=1)
+    unseen = [name for name, _ in layer.named_modules() if name.endswith(".down_proj") and name not in prober.matrices]
+    assert len(unseen) >= 2
+    torch.manual_seed(1)
+    for group in groups:
+        apply_scales(layer, group, 2.0 ** torch.randint(-2, 3, (len(group.free),)))
+    assert torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize("kind", MAPPED)

@@ -1,0 +1,211 @@
+"""Every architecture that transformers has, on a small random model: quantized, loaded, compared, timed.
+
+python -m bench.lab.architectures --out architectures.jsonl [NAME ...]
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bench.cli
+from bench.lab.tiny_models import NOT_BUILT, WRAPPERS, architectures, tiny_model
+from bench.records.lab import ArchitectureRecord, VariantOutcome
+from bench.records.record import Record
+from bench.records.store import RECORDS_NAME, append, read_only
+from bench.worker.machine import fingerprint
+from quantize.building.build import quantize
+from quantize.building.job import BuildOptions
+from quantize.building.stream import LayerStream
+from quantize.calibration import builtin_texts
+from quantize.errors import UserError
+from quantize.loader import load
+from quantize.model.architecture import architecture_of
+from quantize.model.groups import ScaleGroup, apply_scales
+from quantize.model.layer_calls import runnable
+from quantize.model.names import put
+from quantize.model.pretrained import empty_model, model_of
+from quantize.model.skeleton import Skeleton
+from quantize.quiet import quiet_libraries
+from quantize.rounding.options import AwqOptions
+from quantize.shell import guarded
+from quantize.variant import REFERENCE, VARIANTS
+from quantize.weights import open_weights
+
+BLOCKS, BLOCK_TOKENS = 16, 64
+CPU = torch.device("cpu")
+EXACT = "dequantize"
+"""The kernel that the others are compared with."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    cli = argparse.ArgumentParser(prog="architectures", description=__doc__)
+    cli.add_argument("names", nargs="*", metavar="NAME", help="transformers' model types (default: all)")
+    cli.add_argument("--out", type=Path, required=True, help="a record file to append to")
+    cli.add_argument("--variants", nargs="*", default=list(VARIANTS), help="default: all")
+    cli.add_argument("--bench", action="store_true", help="time each checkpoint as well")
+    return cli
+
+
+def try_all(arguments: argparse.Namespace) -> None:
+    """Try one after the other; what fails is a record too."""
+    names = arguments.names or [*architectures(), *WRAPPERS]
+    for number, name in enumerate(names, start=1):
+        with tempfile.TemporaryDirectory() as folder:
+            record = try_one(name, Path(folder), arguments.variants, timed=arguments.bench)
+        append(arguments.out, record)
+        found = [f"{variant} {_said(outcome)}" for variant, outcome in record.variants.items()]
+        print(f"{number}/{len(names)} {name}: {record.reason or '; '.join(found)}", flush=True)
+
+
+def _said(outcome: VariantOutcome) -> str:
+    return outcome.reason or f"{outcome.error:.2g}"
+
+
+def try_one(name: str, folder: Path, variants: Sequence[str], *, timed: bool) -> ArchitectureRecord:
+    """Make a model of this type in the folder, quantize it, and compare what comes out with it."""
+    when, environment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), fingerprint("cpu")
+    if name in NOT_BUILT:
+        return ArchitectureRecord(when, name, "", 0, 0, (), None, {}, environment, NOT_BUILT[name])
+    source = folder / name
+    groups: tuple[str, ...] = ()
+    linears, ungrouped, moved, reason = 0, 0, None, None
+    try:
+        with quiet_libraries():
+            model = tiny_model(name).half()
+            model.save_pretrained(source)
+            write_tokenizer(source)
+            expected = logits(model_of(source, dtype=torch.float32))
+    except Exception as error:
+        return ArchitectureRecord(when, name, "", 0, 0, (), None, {}, environment, _line(error))
+    try:
+        with quiet_libraries():
+            linears, ungrouped, groups, moved = scales_moved(source, expected)
+    except Exception as error:
+        reason = _line(error)
+    outcomes = {variant: outcome_of(source, folder / "out", variant, expected) for variant in variants}
+    if timed:
+        outcomes = with_ratios(folder / "out", outcomes)
+    kind = type(model).__name__
+    return ArchitectureRecord(when, name, kind, linears, ungrouped, groups, moved, outcomes, environment, reason)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer of 512 tokens, without any that is special."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(builtin_texts("calibration")[:8], vocab_size=470, show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(folder)
+
+
+def logits(model: Any) -> Tensor:
+    """Of some tokens, float32."""
+    ids = torch.arange(96).view(2, 48) * 7 % 470 + 3
+    with torch.inference_mode():
+        found: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    return found
+
+
+def outcome_of(source: Path, out: Path, variant: str, expected: Tensor) -> VariantOutcome:
+    """Quantize, load, and compare."""
+    options = BuildOptions(blocks=BLOCKS, block_tokens=BLOCK_TOKENS, device="cpu")
+    share = None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), quiet_libraries():
+            [built] = quantize(str(source), [variant], out, options=options)
+            share = built.checkpoint.manifest.quantized_share
+            found = logits(load(built.checkpoint.path).model)
+            exact = logits(load(built.checkpoint.path, kernel=EXACT).model) if VARIANTS[variant].version else None
+    except Exception as error:
+        return VariantOutcome(share=share, reason=_line(error))
+    kernel_error = None if exact is None else relative(found, exact)
+    return VariantOutcome(share, relative(found, expected), kernel_error)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def scales_moved(source: Path, expected: Tensor) -> tuple[int, int, tuple[str, ...], float]:
+    """Linear layers, those in no group, the groups in words, and the change of the logits by random scales in all.
+
+    The scales are powers of two: others would change the last bit of a router's output, and with it the experts.
+    """
+    skeleton = Skeleton.of(empty_model(source), open_weights(source))
+    stream = LayerStream(skeleton, runnable(skeleton, CPU).with_group_size()[0], CPU)
+    blocks = torch.arange(2 * BLOCK_TOKENS).view(2, BLOCK_TOKENS) * 11 % 470 + 5
+    for _ in stream.quantized(blocks, AwqOptions(32, clip=False, refit=False)):
+        pass
+    skeleton = Skeleton.of(empty_model(source), open_weights(source))
+    model = skeleton.model
+    for name in skeleton.stored:
+        if name in skeleton and name not in model.all_tied_weights_keys:
+            put(model, name, skeleton.read(name).float())
+    model.tie_weights()
+    before = logits(model)
+    assert relative(before, expected) < 1e-4, "taken apart, the model gives something else"
+    grouped = 0
+    torch.manual_seed(0)
+    architecture = architecture_of(model)
+    for index, layer in enumerate(architecture.layers):
+        for group in stream.groups[stream.kinds[index]]:
+            free = torch.tensor(group.free)
+            apply_scales(layer, group, torch.where(free, 2.0 ** torch.randint(-2, 3, (len(free),)), 1))
+            grouped += sum(isinstance(layer.get_submodule(one.name), nn.Linear) for one in group.consumers)
+    linears = len(architecture.shapes())
+    words = tuple(dict.fromkeys(line for groups in stream.groups.values() for line in in_words(groups)))
+    return linears, linears - min(grouped, linears), words, relative(logits(model), before)
+
+
+def in_words(groups: Sequence[ScaleGroup]) -> Iterator[str]:
+    """Each group in a line; experts' numbers are left open."""
+    for group in groups:
+        readers = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", one.name) for one in group.consumers)
+        yield f"{re.sub(r'[.][0-9]+[.]', '.*.', group.source)} -> {', '.join(readers)}"
+
+
+def with_ratios(out: Path, outcomes: dict[str, VariantOutcome]) -> dict[str, VariantOutcome]:
+    """The outcomes with what `bench` measured of a short prompt and four tokens: seconds over the reference's."""
+    command = [str(out), "--device", "cpu", "--prompt", "32", "--new", "4", "--max-time", "1", "--no-quality"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        bench.cli.main(command)
+    seconds: dict[str, list[float]] = {}
+    for record in read_only(out / RECORDS_NAME, Record):
+        if record.latency is not None:
+            seconds.setdefault(record.subject.variant, []).append(record.seconds("total") or math.inf)
+    median = {variant: statistics.median(values) for variant, values in seconds.items()}
+    reference = median.get(REFERENCE.name)
+    return {
+        variant: replace(outcome, ratio=median[variant] / reference) if reference and variant in median else outcome
+        for variant, outcome in outcomes.items()
+    }
+
+
+def _line(error: BaseException) -> str:
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return re.sub(r"/\S*/", "", " ".join(text.split()))[:300]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try them; return the exit code."""
+    return guarded("architectures", lambda: try_all(parser().parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What a model calls its decoder layers with, and what it expects of them: how one layer can be run by itself."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantize.errors import UserError
+from quantize.model.apart import Expert
+from quantize.model.architecture import Architecture, architecture_of
+from quantize.model.skeleton import Skeleton, empty
+
+Answer = Callable[[int, Tensor, dict[str, Any]], Tensor]
+"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
+
+
+LayerCall = dict[str, Any]
+"""What a model calls a layer with besides its input, by keyword: masks and biases that fit one batch."""
+
+
+@contextlib.contextmanager
+def replace_layers(architecture: Architecture, answer: Answer, *, outputs: int) -> Iterator[None]:
+    """Have every decoder layer give what `answer` says, inside the block; outputs: as `layer_outputs` says."""
+
+    def forward(index: int, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        output = answer(index, given.pop(names[0]), given)
+        return (output, *[None] * (outputs - 1)) if outputs else output
+
+    for index, layer in enumerate(architecture.layers):
+        names = list(inspect.signature(layer.forward).parameters)
+        layer.forward = partial(forward, index, names)
+    try:
+        yield
+    finally:
+        for layer in architecture.layers:
+            del layer.forward
+
+
+MOST_OUTPUTS = 3
+
+SOME_TOKENS = 16
+
+
+class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
+    """The model has called its last layer: nothing after it is needed."""
+
+
+@torch.no_grad()
+def layer_calls(
+    model: Any, architecture: Architecture, blocks: Tensor, *, outputs: int = 0
+) -> list[tuple[Tensor, LayerCall]]:
+    """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
+
+    outputs: as `layer_outputs` says. Only the modules before the layers must hold weights; the recorded input is
+    right for the first layer alone.
+    """
+    calls: list[tuple[Tensor, LayerCall]] = []
+
+    def record(index: int, hidden: Tensor, kwargs: LayerCall) -> Tensor:
+        calls.append((hidden, kwargs))
+        if index == len(architecture.layers) - 1:
+            raise _AllRecorded
+        return hidden
+
+    with replace_layers(architecture, record, outputs=outputs), contextlib.suppress(_AllRecorded):
+        model(input_ids=blocks, use_cache=False)
+    return calls
+
+
+def layer_outputs(model: Any, architecture: Architecture, blocks: Tensor) -> int:
+    """How many things the model expects of a layer: 0 for a tensor, else those in a tuple of which it is the first."""
+    failed: Exception | None = None
+    for outputs in range(MOST_OUTPUTS + 1):
+        try:
+            inputs = [hidden for hidden, _ in layer_calls(model, architecture, blocks, outputs=outputs)]
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            failed = failed or error
+        else:
+            if all(hidden.shape == inputs[0].shape for hidden in inputs):
+                return outputs
+    raise UserError(f"{type(model).__name__} calls its layers in a way that is not known here ({failed}): use bnb-8bit")
+
+
+def shared(value: Any, like: Any) -> Any:
+    """`value`, its tensors those of `like` where they are equal: one copy for all batches, if they allow it."""
+    if isinstance(value, Tensor) and isinstance(like, Tensor):
+        return like if value.shape == like.shape and torch.equal(value, like) else value
+    if isinstance(value, tuple) and isinstance(like, tuple) and len(value) == len(like):
+        return tuple(shared(one, other) for one, other in zip(value, like, strict=True))
+    return value
+
+
+@contextlib.contextmanager
+def one_layer(layer: nn.Module) -> Iterator[None]:
+    """What a layer raises because it is run by itself becomes one line: some need what others have left."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{type(layer).__name__} cannot be run by itself ({reason}): use bnb-8bit or fp16") from error
+
+
+def structure(layer: nn.Module) -> str:
+    """What layers of one kind have in common: class, names and shapes of parameters."""
+    shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in layer.named_parameters()]
+    return f"{type(layer).__name__} {shapes}"
+
+
+@torch.no_grad()
+def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
+    """The decoder layers, without the linear layers that are not called but read, or never used: they cannot be packed.
+
+    Runs the first layer of each kind on a few tokens; memory holds the embeddings and that layer. Raises UserError as
+    `architecture_of` does, and for layers that cannot be run by themselves.
+    """
+    model, architecture = skeleton.model, architecture_of(skeleton.model)
+    ids = torch.arange(SOME_TOKENS, device=device).view(1, SOME_TOKENS) + 3
+    skeleton.fill_outer(architecture.layers_name, device)
+    calls = layer_calls(model, architecture, ids, outputs=layer_outputs(model, architecture, ids))
+    kinds: dict[str, set[str]] = {}
+    for index, (layer, (_, call)) in enumerate(zip(architecture.layers, calls, strict=True)):
+        kind = structure(layer)
+        if kind in kinds:
+            continue
+        skeleton.fill(layer, architecture.prefix(index), device)
+        called: set[str] = set()
+        handles = [
+            module.register_forward_pre_hook(lambda module, args, own=(called, name): own[0].add(own[1]))
+            for name, module in layer.named_modules()
+            if type(module) is nn.Linear
+        ]
+        with one_layer(layer):
+            layer(calls[0][0].clone(), **call)
+        for handle in handles:
+            handle.remove()
+        empty(layer)
+        skeleton.forget_stacks()
+        kinds[kind] = {
+            name
+            for name in architecture.linears(index)
+            if name not in called and not isinstance(layer.get_submodule(name.rpartition(".")[0]), Expert)
+        }
+    skeleton.empty_outer(architecture.layers_name)
+    uncalled = {
+        architecture.prefix(index) + name
+        for index, layer in enumerate(architecture.layers)
+        for name in kinds[structure(layer)]
+    }
+    return replace(architecture, kept=architecture.kept | uncalled)
