@@ -20,8 +20,9 @@ def fitting_model(folder: Path, weights: TensorReader, say: Callable[[str], obje
     `empty_model` and `check_fit` do.
     """
     model = empty_model(folder)
-    check_fit(folder, model, weights)
-    for target, source in differing_ties(model, weights):
+    files = FileNames.of(model, weights.names())
+    check_fit(folder, model, weights, files)
+    for target, source in differing_ties(model, weights, files):
         say(f"{target} differs from {source}, to which config.json ties it: both are kept, as transformers does")
         for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
             config.tie_word_embeddings = False
@@ -29,7 +30,7 @@ def fitting_model(folder: Path, weights: TensorReader, say: Callable[[str], obje
     return model
 
 
-def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
+def check_fit(folder: Path, model: Any, weights: TensorReader, files: FileNames) -> None:
     """Raise UserError, naming a tensor and what is wrong, where files and model do not fit each other.
 
     A parameter that no file holds, which would be random; a tensor that the model has no place for; another shape; a
@@ -40,7 +41,7 @@ def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
 
     names = weights.names()
     parameters = dict(model.named_parameters())
-    homes = FileNames.of(model, names).homes
+    homes = files.homes
     for name in names:
         if not weights.dtype(name).is_floating_point and homes[name] in parameters:
             kind = str(weights.dtype(name)).removeprefix("torch.")
@@ -66,9 +67,9 @@ def check_fit(folder: Path, model: Any, weights: TensorReader) -> None:
     refuse_misfit(folder, found)
 
 
-def differing_ties(model: Any, weights: TensorReader) -> list[tuple[str, str]]:
+def differing_ties(model: Any, weights: TensorReader, files: FileNames) -> list[tuple[str, str]]:
     """(target, source) of parameters that the model ties to one another and whose tensors in the files differ."""
     ties = getattr(model, "all_tied_weights_keys", None) or {}
-    files = FileNames.of(model, weights.names()).plain
-    both = [(target, source) for target, source in ties.items() if target in files and source in files]
-    return [pair for pair in both if not torch.equal(*(weights.get(files[name]) for name in pair))]
+    plain = files.plain
+    both = [(target, source) for target, source in ties.items() if target in plain and source in plain]
+    return [pair for pair in both if not torch.equal(*(weights.get(plain[name]) for name in pair))]
