@@ -136,3 +136,25 @@ def test_quantized_and_loaded_it_follows_the_source(
         error_of = float((after - before).norm() / before.norm())
         limit = {"fp16": 1e-2, "bnb-8bit": 0.1}.get(item.checkpoint.manifest.variant, 0.5)
         assert error_of < limit, (item.checkpoint.manifest.variant, error_of)
+
+
+def test_a_mixture_says_how_many_tokens_each_expert_saw(tiny_llama: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with quiet_libraries():
+        built = make("Qwen3Moe", num_key_value_heads=2, head_dim=32, num_experts=16, num_experts_per_tok=2,
+                     moe_intermediate_size=64)()  # fmt: skip
+        built.half().save_pretrained(tmp_path / "moe")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "moe" / name).write_bytes((tiny_llama / name).read_bytes())
+    options = BuildOptions(blocks=2, block_tokens=16, device="cpu")
+    [item] = quantize.quantize(str(tmp_path / "moe"), ["awq-gemm"], tmp_path / "out", options=options)
+    tokens = {one["name"]: one["tokens"] for one in item.checkpoint.manifest.layers}
+    experts = [tokens[f"model.layers.0.mlp.experts.{number}.down_proj"] for number in range(16)]
+    assert sum(experts) == 2 * 2 * 16
+    assert tokens["model.layers.0.self_attn.q_proj"] is None
+    with quiet_libraries():
+        before, after = (
+            logits(model_of(tmp_path / "moe", dtype=torch.float32)),
+            logits(quantize.load(item.checkpoint.path).model),
+        )
+    assert float((after - before).norm() / before.norm()) < 0.5

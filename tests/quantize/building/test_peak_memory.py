@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,18 +13,29 @@ from quantize.checkpoint import MANIFEST_NAME
 ROOT = Path(__file__).parents[3]
 
 
-def peak_bytes(folder: Path, layers: int) -> int:
+DENSE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+}
+EXPERTS = {
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+}
+LAYER_BYTES = {"llama": 4 * (4 * 1024**2 + 3 * 1024 * 2816), "mixtral": 4 * (4 * 512**2 + 8 * 3 * 512 * 1408)}
+"""The float32 weights of one layer."""
+
+
+def peak_bytes(folder: Path, shape: dict[str, Any], layers: int) -> int:
     folder.mkdir()
-    config = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 1024,
-        "intermediate_size": 2816,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 16,
-        "vocab_size": 1024,
-        "tie_word_embeddings": True,
-    }
+    config = {**shape, "num_hidden_layers": layers, "vocab_size": 1024, "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
     options = "--variant awq-gemm --blocks 4 --block-tokens 128 --device cpu --rounding nearest"
     source, out = f"dummy:{folder / 'config.json'}", folder / "out"
@@ -36,9 +48,12 @@ def peak_bytes(folder: Path, layers: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks come from Linux's /proc")
-def test_three_times_the_layers_need_little_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", [DENSE, EXPERTS], ids=["dense", "experts"])
+def test_three_times_the_layers_need_little_more_memory(
+    shape: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path / "cache"))
-    shallow, deep = (peak_bytes(tmp_path / f"{layers}", layers) for layers in (2, 6))
+    shallow, deep = (peak_bytes(tmp_path / f"{layers}", shape, layers) for layers in (2, 6))
+    print(f"{shape['model_type']}: {shallow / 1e6:.0f} MB with 2 layers, {deep / 1e6:.0f} MB with 6")
     assert deep < 1.1 * shallow
-    weights_bytes = 2 * 4 * (4 * 1024 * 1024 + 3 * 1024 * 2816)
-    assert weights_bytes > 0.09 * shallow  # what four more layers would have added, had they stayed
+    assert 4 * LAYER_BYTES[shape["model_type"]] > 0.15 * shallow  # what four more layers would have added
