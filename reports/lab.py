@@ -215,9 +215,10 @@ def architecture_page(records: Sequence[ArchitectureRecord]) -> Page:
         if outcome.reason
     ]
     said = (
-        f"{len(ran)} architectures, tried on small random models. Share is how much of the language model's matrices "
-        "AWQ quantizes, Moved how much the logits change when random scales go through all groups, Kernel how far they "
-        "are from those of the dequantized weights, and Error how far from those of the source, all relative."
+        f"{len(ran)} architectures, tried on small random models. Reached is how much of the decoder layers' weights, "
+        "routers aside, AWQ quantizes, Moved how much the logits change when random scales go through all groups, "
+        "Kernel how far they are from those of the dequantized weights, and Error how far from those of the source, "
+        "all relative."
     )
     return (
         table,
@@ -234,7 +235,7 @@ def _architecture_row(one: ArchitectureRecord) -> Row:
     row: list[tuple[Column, Cell]] = [
         (Column("Architecture"), one.architecture),
         (Column("Class"), one.model_class or None),
-        (Column("Share", "share"), awq.share),
+        (Column("Reached", "share"), one.reached),
         (Column("Groups", "count"), len(one.groups)),
         (Column("In no group", "count"), one.ungrouped),
         (Column("Moved", "error"), one.moved_error),

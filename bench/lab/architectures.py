@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,11 @@ from quantize.building.stream import LayerStream
 from quantize.calibration import builtin_texts
 from quantize.errors import UserError
 from quantize.loader import load
-from quantize.model.architecture import architecture_of
-from quantize.model.groups import ScaleGroup, apply_scales
+from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.layer_calls import runnable
 from quantize.model.names import put
 from quantize.model.pretrained import empty_model, model_of
+from quantize.model.scales import ScaleGroup, apply_scales
 from quantize.model.skeleton import Skeleton
 from quantize.quiet import quiet_libraries
 from quantize.rounding.options import AwqOptions
@@ -81,8 +81,8 @@ def try_one(name: str, folder: Path, variants: Sequence[str], *, timed: bool) ->
     if name in NOT_BUILT:
         return ArchitectureRecord(when, name, "", 0, 0, (), None, {}, environment, NOT_BUILT[name])
     source = folder / name
-    groups: tuple[str, ...] = ()
-    linears, ungrouped, moved, reason = 0, 0, None, None
+    found: Moved | None = None
+    reason: str | None = None
     try:
         with quiet_libraries():
             model = tiny_model(name).half()
@@ -93,14 +93,28 @@ def try_one(name: str, folder: Path, variants: Sequence[str], *, timed: bool) ->
         return ArchitectureRecord(when, name, "", 0, 0, (), None, {}, environment, _line(error))
     try:
         with quiet_libraries():
-            linears, ungrouped, groups, moved = scales_moved(source, expected)
+            found = scales_moved(source, expected)
     except Exception as error:
         reason = _line(error)
     outcomes = {variant: outcome_of(source, folder / "out", variant, expected) for variant in variants}
     if timed:
         outcomes = with_ratios(folder / "out", outcomes)
     kind = type(model).__name__
-    return ArchitectureRecord(when, name, kind, linears, ungrouped, groups, moved, outcomes, environment, reason)
+    facts = found or Moved(0, 0, (), None, None)
+    return ArchitectureRecord(
+        when, name, kind, facts.linears, facts.ungrouped, facts.groups, facts.error, outcomes, environment, reason,
+        facts.reached,
+    )  # fmt: skip
+
+
+class Moved(NamedTuple):
+    """What random scales through every group have shown; fields as ArchitectureRecord's."""
+
+    linears: int
+    ungrouped: int
+    groups: tuple[str, ...]
+    error: float | None
+    reached: float | None
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -142,13 +156,14 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def scales_moved(source: Path, expected: Tensor) -> tuple[int, int, tuple[str, ...], float]:
-    """Linear layers, those in no group, the groups in words, and the change of the logits by random scales in all.
+def scales_moved(source: Path, expected: Tensor) -> Moved:
+    """Where scales move in this model, and what random ones through all groups change.
 
     The scales are powers of two: others would change the last bit of a router's output, and with it the experts.
     """
     skeleton = Skeleton.of(empty_model(source), open_weights(source))
-    stream = LayerStream(skeleton, runnable(skeleton, CPU).with_group_size()[0], CPU)
+    quantized, _ = runnable(skeleton, CPU).with_group_size()
+    stream = LayerStream(skeleton, quantized, CPU)
     blocks = torch.arange(2 * BLOCK_TOKENS).view(2, BLOCK_TOKENS) * 11 % 470 + 5
     for _ in stream.quantized(blocks, AwqOptions(32, clip=False, refit=False)):
         pass
@@ -170,7 +185,23 @@ def scales_moved(source: Path, expected: Tensor) -> tuple[int, int, tuple[str, .
             grouped += sum(isinstance(layer.get_submodule(one.name), nn.Linear) for one in group.consumers)
     linears = len(architecture.shapes())
     words = tuple(dict.fromkeys(line for groups in stream.groups.values() for line in in_words(groups)))
-    return linears, linears - min(grouped, linears), words, relative(logits(model), before)
+    error = relative(logits(model), before)
+    return Moved(linears, linears - min(grouped, linears), words, error, reached(quantized))
+
+
+def reached(architecture: Architecture) -> float:
+    """The share of the decoder layers' weights, routers and gates aside, that is quantized."""
+    quantized = {name.removeprefix(f"{architecture.layers_name}.") for name, _, _ in architecture.shapes()}
+    total = held = 0
+    for name, parameter in architecture.layers.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        last = owner.rpartition(".")[2]
+        chooses = "router" in owner or last == "gate" or last.endswith("_gate")
+        is_stack = parameter.dim() == 3 and min(parameter.shape) > 1 and "conv" not in owner
+        if not chooses and (is_stack or (leaf == "weight" and parameter.dim() == 2)):
+            total += parameter.numel()
+            held += parameter.numel() if owner in quantized else 0
+    return held / total
 
 
 def in_words(groups: Sequence[ScaleGroup]) -> Iterator[str]:

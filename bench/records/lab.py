@@ -188,6 +188,7 @@ class ArchitectureRecord:
 
     architecture: transformers' model type; model_class: of the model.
     linears:      linear layers in its decoder layers, experts' too; ungrouped: those that no scales reach.
+    reached:      share of the decoder layers' weights, routers and gates aside, that AWQ quantizes.
     groups:       "source -> readers" for each kind of layer, experts' numbers left open.
     moved_error:  |change| / |logits| when random scales go through all groups.
     variants:     by name.
@@ -203,5 +204,6 @@ class ArchitectureRecord:
     variants: dict[str, VariantOutcome]
     environment: Environment
     reason: str | None = None
+    reached: Share | None = None
     kind: Literal["architecture"] = "architecture"
     schema_version: int = LAB_SCHEMA_VERSION

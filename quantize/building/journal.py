@@ -13,7 +13,7 @@ from torch import Tensor
 from quantize.building.layer import LayerResult, LinearFacts
 from quantize.errors import UserError
 from quantize.files import remove_working_folder, replace_file, sha256_of
-from quantize.model.groups import ScaleGroup
+from quantize.model.scales import ScaleGroup
 from quantize.schema import from_json, to_data
 
 JOURNAL_NAME = "journal.json"

@@ -17,8 +17,8 @@ from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.methods.base import LayerInputs
 from quantize.methods.routed import RoutedTokens
 from quantize.model.architecture import Architecture
-from quantize.model.groups import ScaleGroup, apply_scales
 from quantize.model.layer_calls import LayerCall
+from quantize.model.scales import ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
 from quantize.rounding.awq_search import Reader, ScaleChoice, search_clip, search_scale
 from quantize.rounding.gptq import refit_scales, round_with_feedback

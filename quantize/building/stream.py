@@ -19,8 +19,9 @@ from quantize.building.inputs import run_layer, spilled
 from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
 from quantize.errors import UserError
 from quantize.model.architecture import Architecture
-from quantize.model.groups import WRAPPED_TYPES, Prober, ScaleGroup, tensors_in
+from quantize.model.groups import WRAPPED_TYPES, Prober, tensors_in
 from quantize.model.layer_calls import LayerCall, layer_calls, layer_outputs, replace_layers, shared, structure
+from quantize.model.scales import ScaleGroup
 from quantize.model.skeleton import Skeleton, empty
 from quantize.process_memory import trim_memory
 from quantize.rounding.options import AwqOptions

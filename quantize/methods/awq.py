@@ -16,9 +16,9 @@ from quantize.loading.device_map import Placement
 from quantize.loading.int4_layers import place_int4_layers
 from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe, Tensors
 from quantize.model.apart import take_apart
-from quantize.model.groups import ScaledActivation
 from quantize.model.layer_calls import runnable
 from quantize.model.pretrained import config_of, empty_model
+from quantize.model.scales import ScaledActivation
 from quantize.model.skeleton import Skeleton, linear_names
 from quantize.rounding.options import AwqOptions
 from quantize.variant import Variant

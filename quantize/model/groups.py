@@ -18,50 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from quantize.model.apart import Expert
-
-UNSEEN, OTHER = -1, -2
-"""Input channels of a consumer that were zero throughout, and those that another module gives."""
+from quantize.model.scales import OTHER, UNSEEN, Consumer, ScaleGroup, is_norm
 
 ACTIVATIONS = ("mlp.act", "mlp.gelu_impl", "ffn.act")
 """Activation functions that autoawq's checkpoints wrap together with the scales that no weight can absorb."""
 
 WRAPPED_TYPES = ("bloom", "gpt_neox", "mpt", "gptj", "gpt_bigcode", "starcoder2")
 """Model types whose checkpoints have such wrappers."""
-
-
-@dataclass(frozen=True)
-class Consumer:
-    """A matrix [out, in] that reads a source's output.
-
-    name:     in the layer.
-    channels: [in], the source's channel that each input feature comes from, or UNSEEN, or OTHER.
-    """
-
-    name: str
-    channels: tuple[int, ...]
-
-    def spread(self, values: Tensor) -> Tensor:
-        """A value a channel of the source -> a value an input feature, 1 where none is known; [in]."""
-        channels = torch.tensor(self.channels, device=values.device)
-        spread = values.new_ones(len(channels))
-        spread[channels >= 0] = values[channels[channels >= 0]]
-        return spread
-
-
-@dataclass(frozen=True)
-class ScaleGroup:
-    """Matrices that share one source, and the source that can absorb their scales; names inside the layer.
-
-    source:    a norm, a linear layer, or an activation function.
-    free:      [channels], which of the source's may be scaled.
-    consumers: all that read them.
-    one_plus:  whether the source is a norm that multiplies by one plus its weight.
-    """
-
-    source: str
-    free: tuple[bool, ...]
-    consumers: tuple[Consumer, ...]
-    one_plus: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +65,7 @@ class Prober:
         self.matrices = {name: module for name, module in layer.named_modules() if _is_matrix(module)}
         self._seen: dict[str, _Record] = {}
         self._peers = _peers(layer)
+        self._reason, self._spoiled_width = "", 0
         self._output = self._record()
 
     def groups(self, head_sizes: Sequence[int] = (), wrapped: bool = False) -> tuple[list[ScaleGroup], list[Refusal]]:
@@ -133,7 +97,7 @@ class Prober:
         norms: list[list[str]] = []
         acts: list[list[str]] = []
         for name, module in self._layer.named_modules():
-            if _is_norm(module):
+            if is_norm(module):
                 norms.append([name])
             elif wrapped and name in ACTIVATIONS:
                 acts.append([name])
@@ -165,7 +129,7 @@ class Prober:
             codes[name][state == 1] = OTHER
             codes[name][state == 0] = UNSEEN
         groups = [self._completed(group) for group in self._split(names, widths, free, codes)]
-        if _is_norm(self._layer.get_submodule(names[0])):
+        if is_norm(self._layer.get_submodule(names[0])):
             groups = [replace(group, one_plus=self._is_one_plus(group.source)) for group in groups]
         return groups
 
@@ -262,9 +226,6 @@ class Prober:
                 continue
         raise _Refused("no part of its rows can be scaled by themselves")
 
-    _reason = ""
-    _spoiled_width = 0
-
     def _pass(self, names: list[str], doubled: Tensor) -> dict[str, Tensor]:
         """Run the layer with these channels doubled: consumer -> int8 [in], 2 doubled, 1 as it was, 0 all zeros.
 
@@ -351,7 +312,7 @@ class Prober:
 
         with _hooks() as hooks:
             for name, module in self._layer.named_modules():
-                if name in self.matrices or _is_norm(module) or name in ACTIVATIONS:
+                if name in self.matrices or is_norm(module) or name in ACTIVATIONS:
                     hooks.append(module.register_forward_hook(partial(remember, name)))
             output = self._run_once()
         self.matrices = {name: module for name, module in self.matrices.items() if self._seen.get(name)}
@@ -382,13 +343,6 @@ def _is_matrix(module: nn.Module) -> bool:
     """A linear layer, or a module with a matrix of its own that may work like one (a router)."""
     weight = module._parameters.get("weight")
     return type(module) is nn.Linear or (weight is not None and weight.dim() == 2)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """A module with a weight a channel and nothing else but a bias a channel: norms, whatever they are called."""
-    weight = module._parameters.get("weight")
-    rest = [p for key, p in module._parameters.items() if p is not None and key != "weight"]
-    return weight is not None and weight.dim() == 1 and all(p.shape == weight.shape for p in rest)
 
 
 def _peers(layer: nn.Module) -> dict[str, list[str]]:
@@ -438,38 +392,3 @@ def _row_choices(total: int, target: int, head_sizes: Sequence[int]) -> Iterator
 def _alike(left: ScaleGroup, right: ScaleGroup) -> bool:
     channels = [[consumer.channels for consumer in group.consumers] for group in (left, right)]
     return left.free == right.free and channels[0] == channels[1]
-
-
-class ScaledActivation(nn.Module):
-    """An activation function whose output is divided by scales [channels], as autoawq's checkpoints hold it."""
-
-    def __init__(self, act: nn.Module, scales: Tensor) -> None:
-        super().__init__()
-        self.act = act
-        self.scales = nn.Parameter(scales, requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scaled: Tensor = self.act(x) / self.scales
-        return scaled
-
-
-@torch.no_grad()
-def apply_scales(layer: nn.Module, group: ScaleGroup, scales: Tensor) -> None:
-    """Divide the source's channels by `scales` [channels], 1 where not free, and make up for it in what reads them.
-
-    In place; the layer's function stays as it was.
-    """
-    source: Any = layer.get_submodule(group.source)
-    if type(source) is nn.Linear:
-        source.weight.data = source.weight / scales.unsqueeze(1)
-        if source.bias is not None:
-            source.bias.data = source.bias / scales
-    elif _is_norm(source):
-        for parameter in source.parameters(recurse=False):
-            plus = float(group.one_plus and parameter is source.weight)
-            parameter.data = (parameter + plus) / scales - plus
-    else:
-        layer.set_submodule(group.source, ScaledActivation(source, scales))
-    for consumer in group.consumers:
-        module: Any = layer.get_submodule(consumer.name)
-        module.weight.data = module.weight * consumer.spread(scales)

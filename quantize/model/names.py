@@ -177,12 +177,12 @@ def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
 
 def _language_modules(model: Any) -> set[int]:
     """The ids of the modules of the language model, without towers that some have inside it."""
-    within = {id(part) for name in towers(model, architecture_of(model).layers_name) for part in _parts(model, name)}
+    try:
+        inner = towers(model, architecture_of(model).layers_name)
+    except UserError:  # it has no list of layers
+        return {id(module) for module in model.modules()}
+    within = {id(part) for name in inner for part in model.get_submodule(name).modules()}
     return {id(module) for module in decoder_of(model).modules()} - within
-
-
-def _parts(model: nn.Module, name: str) -> Iterable[nn.Module]:
-    return model.get_submodule(name).modules()
 
 
 def left_in_half(model: Any, quantized: Collection[str]) -> list[str]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from quantize.model.apart import take_apart
 from quantize.model.architecture import Architecture, architecture_of
-from quantize.model.groups import OTHER, UNSEEN, WRAPPED_TYPES, Prober, Refusal, ScaleGroup, apply_scales, tensors_in
+from quantize.model.groups import WRAPPED_TYPES, Prober, Refusal, tensors_in
+from quantize.model.scales import OTHER, UNSEEN, ScaleGroup, apply_scales
 from quantize.quiet import quiet_libraries
 
 SMALL: dict[str, Any] = {
