@@ -25,9 +25,9 @@ from quantize.files import disk_is_full
 from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.architecture import Architecture
 from quantize.model.layer_calls import runnable
-from quantize.model.names import left_in_half, linear_layers, quantized_share
+from quantize.model.names import linear_layers, quantized_share
 from quantize.model.pretrained import tokenizer_of
-from quantize.model.skeleton import Skeleton, file_name_of
+from quantize.model.skeleton import Skeleton, kept_names
 from quantize.rounding.options import AwqOptions
 from quantize.schema import to_data
 from quantize.variant import Variant
@@ -48,7 +48,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     skeleton = job.skeleton()
     architecture, group_size, variants = _layers_of(job, skeleton, variants)
     names = [name for name, _, _ in architecture.shapes()]
-    kept = tuple(file_name_of(skeleton.stored, name) for name in left_in_half(skeleton.model, set(names)))
+    kept = kept_names(skeleton, set(names))
     blocks = _calibration_blocks(job, skeleton.model.config.get_text_config(decoder=True).vocab_size)
     check_blocks(blocks, skeleton.model)
     text = "random tokens" if job.is_dummy else job.options.calibration

@@ -15,7 +15,7 @@ from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.layer_calls import runnable
 from quantize.model.names import FileNames, Shapes, left_in_half, linear_layers, quantized_share
-from quantize.model.skeleton import Skeleton, file_name_of
+from quantize.model.skeleton import Skeleton, kept_names
 from quantize.variant import Variant
 from quantize.weights import check_finite
 
@@ -35,8 +35,7 @@ def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
         architecture, group_size = job.in_groups(runnable(skeleton, job.device))
         names = [name for name, _, _ in architecture.shapes()]
         share = quantized_share(skeleton.model, names, variant.name)
-        kept = tuple(file_name_of(skeleton.stored, name) for name in left_in_half(skeleton.model, names))
-        choices = replace(choices, group_size=group_size, kept=kept)
+        choices = replace(choices, group_size=group_size, kept=kept_names(skeleton, set(names)))
         pieces, count = _apart(skeleton, set(names)), len(skeleton.stored)
     elif method.quantize_layer:
         names = linear_layers(job.empty)

@@ -1,6 +1,6 @@
 """A model on the meta device whose matrices are nn.Linear layers, and where its tensors stand in files."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quantize.model.apart import Part, take_apart
 from quantize.model.architecture import towers
-from quantize.model.names import Conversion, FileNames, ModelTensors, Shapes, origins, put
+from quantize.model.names import Conversion, FileNames, ModelTensors, Shapes, left_in_half, origins, put
 from quantize.weights import TensorReader, check_finite
 
 
@@ -153,7 +153,16 @@ def _beside(file_name: str, parameter: str, name: str) -> str:
     return file_name.rpartition(".")[0] + inside
 
 
-def file_name_of(stored: Mapping[str, str], module: str) -> str:
+def kept_names(skeleton: Skeleton, quantized: Collection[str]) -> tuple[str, ...]:
+    """What config.json names as left in half precision: by the names in files, and by transformers' where they differ.
+
+    Some engines go by the one, some by the other.
+    """
+    left = left_in_half(skeleton.model, quantized)
+    return tuple(dict.fromkeys(name for module in left for name in (_file_name(skeleton.stored, module), module)))
+
+
+def _file_name(stored: Mapping[str, str], module: str) -> str:
     """The name that files have for a module of the model: what the names of its tensors there begin with."""
     for name, file_name in stored.items():
         leaf = name.removeprefix(module)

@@ -13,7 +13,7 @@ from quantize.model.architecture import architecture_of
 from quantize.model.layer_calls import runnable
 from quantize.model.names import left_in_half, linear_layers
 from quantize.model.pretrained import empty_model, model_of
-from quantize.model.skeleton import Skeleton, file_name_of
+from quantize.model.skeleton import Skeleton, kept_names
 from quantize.quiet import quiet_libraries
 from quantize.weights import open_weights
 
@@ -117,18 +117,19 @@ def test_names_in_files_lead_back_to_where_they_came_from(kind: str, saved: Call
 def test_what_stays_in_half_precision_is_named_in_full(saved: Callable[[str], Path]) -> None:
     skeleton = skeleton_of(saved("mixtral"))
     names = {name for name, _, _ in architecture_of(skeleton.model).shapes()}
-    left = left_in_half(skeleton.model, names)
-    assert left == ["model.layers.0.mlp.gate", "model.layers.1.mlp.gate"]
-    assert file_name_of(skeleton.stored, left[0]) == "model.layers.0.block_sparse_moe.gate"
+    assert left_in_half(skeleton.model, names) == ["model.layers.0.mlp.gate", "model.layers.1.mlp.gate"]
+    assert kept_names(skeleton, names)[:2] == ("model.layers.0.block_sparse_moe.gate", "model.layers.0.mlp.gate")
 
 
-def test_of_a_wrapper_only_the_language_model_is_quantized(saved: Callable[[str], Path]) -> None:
+def test_of_a_wrapper_only_the_language_model_is_quantized(saved: Callable[[str], Path], tmp_path: Path) -> None:
     with quiet_libraries():
         model = empty_model(saved(WRAPPED))
     names = {name for name, _, _ in architecture_of(model).shapes()}
     assert len(names) == 14
     assert all(name.startswith("model.language_model.layers.") for name in names)
     assert left_in_half(model, names) == ["model.vision_tower", "model.multi_modal_projector"]
+    kept = kept_names(skeleton_of(tmp_path / WRAPPED), names)
+    assert kept == ("vision_tower", "model.vision_tower", "multi_modal_projector", "model.multi_modal_projector")
     assert set(linear_layers(model)) == names
 
 
