@@ -214,11 +214,17 @@ def architecture_page(records: Sequence[ArchitectureRecord]) -> Page:
         for variant, outcome in one.variants.items()
         if outcome.reason
     ]
+    reasons += [
+        f"{one.architecture} in {outcome.engine}: {outcome.engine_reason}"
+        for one in ran
+        for outcome in one.variants.values()
+        if outcome.engine_reason
+    ]
     said = (
         f"{len(ran)} architectures, tried on small random models. Reached is how much of the decoder layers' weights, "
         "routers aside, AWQ quantizes, Moved how much the logits change when random scales go through all groups, "
-        "Kernel how far they are from those of the dequantized weights, and Error how far from those of the source, "
-        "all relative."
+        "Kernel how far they are from those of the dequantized weights, Elsewhere how far those of another engine are, "
+        "and Error how far from those of the source, all relative."
     )
     return (
         table,
@@ -244,7 +250,11 @@ def _architecture_row(one: ArchitectureRecord) -> Row:
     for name in VARIANTS:
         outcome = one.variants.get(name)
         row.append((Column(f"Error {name}", "error"), outcome.error if outcome else None))
-    row.append((Column("Why not"), one.reason))
+    row += [
+        (Column("Elsewhere", "error"), awq.engine_error),
+        (Column("Engine"), awq.engine),
+        (Column("Why not"), one.reason),
+    ]
     return row
 
 

@@ -9,6 +9,7 @@ import io
 import math
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench.cli
@@ -46,6 +49,8 @@ from quantize.weights import open_weights
 
 BLOCKS, BLOCK_TOKENS = 16, 64
 CPU = torch.device("cpu")
+SPECIAL = ["<pad>", "<s>", "</s>"]
+FOREIGN = "awq-gemm"
 EXACT = "dequantize"
 """The kernel that the others are compared with."""
 
@@ -57,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--out", type=Path, required=True, help="a record file to append to")
     cli.add_argument("--variants", nargs="*", default=list(VARIANTS), help="default: all")
     cli.add_argument("--bench", action="store_true", help="time each checkpoint as well")
+    cli.add_argument(
+        "--foreign", metavar="PYTHON", help="of an environment with gptqmodel: load AWQ GEMM there as well"
+    )
     return cli
 
 
@@ -65,7 +73,7 @@ def try_all(arguments: argparse.Namespace) -> None:
     names = arguments.names or [*architectures(), *WRAPPERS]
     for number, name in enumerate(names, start=1):
         with tempfile.TemporaryDirectory() as folder:
-            record = try_one(name, Path(folder), arguments.variants, timed=arguments.bench)
+            record = try_one(name, Path(folder), arguments.variants, arguments.foreign, timed=arguments.bench)
         append(arguments.out, record)
         found = [f"{variant} {_said(outcome)}" for variant, outcome in record.variants.items()]
         print(f"{number}/{len(names)} {name}: {record.reason or '; '.join(found)}", flush=True)
@@ -75,7 +83,9 @@ def _said(outcome: VariantOutcome) -> str:
     return outcome.reason or f"{outcome.error:.2g}"
 
 
-def try_one(name: str, folder: Path, variants: Sequence[str], *, timed: bool) -> ArchitectureRecord:
+def try_one(
+    name: str, folder: Path, variants: Sequence[str], foreign: str | None = None, *, timed: bool
+) -> ArchitectureRecord:
     """Make a model of this type in the folder, quantize it, and compare what comes out with it."""
     when, environment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), fingerprint("cpu")
     if name in NOT_BUILT:
@@ -96,7 +106,7 @@ def try_one(name: str, folder: Path, variants: Sequence[str], *, timed: bool) ->
             found = scales_moved(source, expected)
     except Exception as error:
         reason = _line(error)
-    outcomes = {variant: outcome_of(source, folder / "out", variant, expected) for variant in variants}
+    outcomes = {variant: outcome_of(source, folder / "out", variant, expected, foreign) for variant in variants}
     if timed:
         outcomes = with_ratios(folder / "out", outcomes)
     kind = type(model).__name__
@@ -118,25 +128,33 @@ class Moved(NamedTuple):
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer of 512 tokens, without any that is special."""
+    """A byte-level tokenizer of less than 512 tokens."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(builtin_texts("calibration")[:8], vocab_size=470, show_progress=False)
-    PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(folder)
+    trained.train_from_iterator(
+        builtin_texts("calibration")[:8], vocab_size=470, show_progress=False, special_tokens=SPECIAL
+    )
+    pad, bos, eos = SPECIAL
+    made = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
+    made.save_pretrained(folder)
 
 
 def logits(model: Any) -> Tensor:
     """Of some tokens, float32."""
-    ids = torch.arange(96).view(2, 48) * 7 % 470 + 3
     with torch.inference_mode():
-        found: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+        found: Tensor = model(input_ids=some_tokens(), use_cache=False).logits.float()
     return found
 
 
-def outcome_of(source: Path, out: Path, variant: str, expected: Tensor) -> VariantOutcome:
-    """Quantize, load, and compare."""
+def some_tokens() -> Tensor:
+    """Token ids, int64 [2, 48]."""
+    return torch.arange(96).view(2, 48) * 7 % 470 + 3
+
+
+def outcome_of(source: Path, out: Path, variant: str, expected: Tensor, foreign: str | None) -> VariantOutcome:
+    """Quantize, load, and compare; the checkpoint of FOREIGN in another engine too."""
     options = BuildOptions(blocks=BLOCKS, block_tokens=BLOCK_TOKENS, device="cpu")
     share = None
     try:
@@ -148,7 +166,24 @@ def outcome_of(source: Path, out: Path, variant: str, expected: Tensor) -> Varia
     except Exception as error:
         return VariantOutcome(share=share, reason=_line(error))
     kernel_error = None if exact is None else relative(found, exact)
-    return VariantOutcome(share, relative(found, expected), kernel_error)
+    outcome = VariantOutcome(share, relative(found, expected), kernel_error)
+    if foreign and variant == FOREIGN and exact is not None:
+        return replace(outcome, **elsewhere(built.checkpoint.path, foreign, exact))
+    return outcome
+
+
+def elsewhere(checkpoint: Path, python: str, exact: Tensor) -> dict[str, Any]:
+    """What another engine makes of it (bench.lab.foreign): the fields of a VariantOutcome."""
+    tokens, out = checkpoint.parent / "tokens.safetensors", checkpoint.parent / "logits.safetensors"
+    save_file({"tokens": some_tokens()}, tokens)
+    command = [python, str(Path(__file__).with_name("foreign.py")), str(checkpoint), str(tokens), str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        words = [line for line in ran.stderr.splitlines() if line.strip()]
+        return {"engine": "gptqmodel", "engine_reason": _line(UserError(words[-1] if words else "it died"))}
+    with safe_open(out, framework="pt") as file:
+        theirs, engine = file.get_tensor("logits"), file.metadata()["engine"]
+    return {"engine": engine, "engine_error": relative(theirs, exact)}
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -121,8 +121,8 @@ def gptqmodel(task: Task) -> float:
     """gptqmodel's AWQ with its defaults, where that package is installed; it saves a folder, which we read back."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(torch.get_num_threads()))  # without it, it wants more cores
     with quiet_libraries():
-        from gptqmodel import GPTQModel  # type: ignore[import-not-found]
-        from gptqmodel.quantization import FORMAT, METHOD, QuantizeConfig  # type: ignore[import-not-found]
+        from gptqmodel import GPTQModel
+        from gptqmodel.quantization import FORMAT, METHOD, QuantizeConfig
 
         config = QuantizeConfig(bits=4, group_size=task.group_size, quant_method=METHOD.AWQ, format=FORMAT.GEMM)
         model = GPTQModel.load(task.source, config)

@@ -173,6 +173,8 @@ class VariantOutcome:
     kernel_error: |logits - those of the dequantized weights| / |those|, of 4-bit layers in groups.
     ratio:        measured time over the reference's, None where it was not measured.
     reason:       why there is no checkpoint, or none that runs.
+    engine:       another engine that was tried on it; engine_error: |its logits - ours| / |ours|; engine_reason: its
+                  own words where it does not run.
     """
 
     share: Share | None = None
@@ -180,6 +182,9 @@ class VariantOutcome:
     kernel_error: float | None = None
     ratio: Positive | None = None
     reason: str | None = None
+    engine: str | None = None
+    engine_error: float | None = None
+    engine_reason: str | None = None
 
 
 @dataclass(frozen=True)
