@@ -29,10 +29,11 @@ from bench.records.lab import ArchitectureRecord, VariantOutcome
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, append, read_only
 from bench.worker.machine import fingerprint
-from quantize.building.build import quantize
+from quantize.building.build import NotAllMade, quantize
 from quantize.building.job import BuildOptions
 from quantize.building.stream import LayerStream
 from quantize.calibration import builtin_texts
+from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from quantize.loader import load
 from quantize.model.architecture import Architecture, architecture_of
@@ -106,7 +107,7 @@ def try_one(
             found = scales_moved(source, expected)
     except Exception as error:
         reason = _line(error)
-    outcomes = {variant: outcome_of(source, folder / "out", variant, expected, foreign) for variant in variants}
+    outcomes = outcomes_of(source, folder / "out", variants, expected, foreign)
     if timed:
         outcomes = with_ratios(folder / "out", outcomes)
     kind = type(model).__name__
@@ -153,22 +154,38 @@ def some_tokens() -> Tensor:
     return torch.arange(96).view(2, 48) * 7 % 470 + 3
 
 
-def outcome_of(source: Path, out: Path, variant: str, expected: Tensor, foreign: str | None) -> VariantOutcome:
+def outcomes_of(
+    source: Path, out: Path, variants: Sequence[str], expected: Tensor, foreign: str | None
+) -> dict[str, VariantOutcome]:
     """Quantize, load, and compare; the checkpoint of FOREIGN in another engine too."""
     options = BuildOptions(blocks=BLOCKS, block_tokens=BLOCK_TOKENS, device="cpu")
-    share = None
+    refused: dict[str, str] = {}
+    with contextlib.redirect_stdout(io.StringIO()), quiet_libraries():
+        try:
+            made = quantize(str(source), variants, out, options=options)
+        except NotAllMade as error:
+            made, refused = error.made, error.refused
+        except Exception as error:
+            made, refused = [], dict.fromkeys(variants, _line(error))
+        built = {one.checkpoint.manifest.variant: one.checkpoint for one in made}
+        return {
+            variant: _compared(built[variant], expected, foreign)
+            if variant in built
+            else VariantOutcome(reason=_line(UserError(refused[variant])))
+            for variant in variants
+        }
+
+
+def _compared(checkpoint: Checkpoint, expected: Tensor, foreign: str | None) -> VariantOutcome:
+    variant, share = checkpoint.variant, checkpoint.manifest.quantized_share
     try:
-        with contextlib.redirect_stdout(io.StringIO()), quiet_libraries():
-            [built] = quantize(str(source), [variant], out, options=options)
-            share = built.checkpoint.manifest.quantized_share
-            found = logits(load(built.checkpoint.path).model)
-            exact = logits(load(built.checkpoint.path, kernel=EXACT).model) if VARIANTS[variant].version else None
+        found = logits(load(checkpoint.path).model)
+        exact = logits(load(checkpoint.path, kernel=EXACT).model) if variant.version else None
     except Exception as error:
         return VariantOutcome(share=share, reason=_line(error))
-    kernel_error = None if exact is None else relative(found, exact)
-    outcome = VariantOutcome(share, relative(found, expected), kernel_error)
-    if foreign and variant == FOREIGN and exact is not None:
-        return replace(outcome, **elsewhere(built.checkpoint.path, foreign, exact))
+    outcome = VariantOutcome(share, relative(found, expected), None if exact is None else relative(found, exact))
+    if foreign and variant.name == FOREIGN and exact is not None:
+        return replace(outcome, **elsewhere(checkpoint.path, foreign, exact))
     return outcome
 
 

@@ -261,7 +261,7 @@ class Prober:
             self._refuse(f"{name} is then called in another way")
         before = record.inputs[number]
         if torch.equal(before, x):
-            state = torch.ones(x.shape[-1], dtype=torch.int8)
+            state = torch.ones(x.shape[-1], dtype=torch.int8, device=x.device)
             state[_channelwise(before == 0)] = 0
         else:
             same, twice, zero = _channelwise(x == before), _channelwise(x == 2 * before), _channelwise(before == 0)
