@@ -183,6 +183,8 @@ def _compared(checkpoint: Checkpoint, expected: Tensor, foreign: str | None) -> 
         exact = logits(load(checkpoint.path, kernel=EXACT).model) if variant.version else None
     except Exception as error:
         return VariantOutcome(share=share, reason=_line(error))
+    if not bool(torch.isfinite(found).all()):
+        return VariantOutcome(share=share, reason="its logits are no numbers")
     outcome = VariantOutcome(share, relative(found, expected), None if exact is None else relative(found, exact))
     if foreign and variant.name == FOREIGN and exact is not None:
         return replace(outcome, **elsewhere(checkpoint.path, foreign, exact))
@@ -200,6 +202,8 @@ def elsewhere(checkpoint: Path, python: str, exact: Tensor) -> dict[str, Any]:
         return {"engine": "gptqmodel", "engine_reason": _line(UserError(words[-1] if words else "it died"))}
     with safe_open(out, framework="pt") as file:
         theirs, engine = file.get_tensor("logits"), file.metadata()["engine"]
+    if not bool(torch.isfinite(theirs).all()):
+        return {"engine": engine, "engine_reason": "its logits are no numbers"}
     return {"engine": engine, "engine_error": relative(theirs, exact)}
 
 
