@@ -43,7 +43,7 @@ Recipes = Mapping[str, Recipe]
 def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = False) -> dict[str, BuiltCheckpoint]:
     """The checkpoints of these variants, by name; with dry_run, only say what it will take."""
     if not variants:
-        job.say("nothing here needs calibration: it takes seconds and one tensor's memory")
+        job.say("nothing here needs calibration: it takes seconds and one layer's memory")
         return {}
     skeleton = job.skeleton()
     architecture, group_size, variants = _layers_of(job, skeleton, variants)

@@ -169,7 +169,7 @@ def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
     if share < LEAST_SHARE:
         instead = "use awq-gemm" if variant.startswith("bnb") else "choose another model, or the variant fp16"
         raise UserError(
-            f"{variant} reaches only {share:.0%} of this model's matrices, the others (experts of a mixture?) would "
+            f"only {share:.0%} of this model's matrices can be quantized so, the others (experts of a mixture?) would "
             f"stay in half precision: {instead}"
         )
     return share
