@@ -86,6 +86,7 @@ def fill_rest(skeleton: Skeleton, quantized: Sequence[str], place: Placement, dt
         module, tensor, device = modules[parent], skeleton.read(name), place.of(name)
         half = isinstance(module, nn.Embedding) or module is head
         own = module._buffers[leaf].dtype if leaf in module._buffers else dtype
+        own = own if tensor.is_floating_point() else tensor.dtype
         put(model, name, tensor.to(device) if half else tensor.to(device, own))
     skeleton.forget_stacks()
     model.tie_weights()

@@ -43,12 +43,16 @@ class RoutedTokens:
 
     def tokens(self) -> list[int]:
         """How many each expert saw."""
-        counts = sum(torch.bincount(chosen.flatten(), minlength=len(self.experts)) for chosen in self._chosen)
-        return [int(count) for count in counts[: len(self.experts)]]  # type: ignore[index]
+        counts = [0] * len(self.experts)
+        for chosen in self._chosen:
+            found = torch.bincount(chosen.flatten(), minlength=len(counts)).tolist()
+            counts = [count + more for count, more in zip(counts, found, strict=False)]
+        return counts
 
     def stats(self) -> InputStats:
         """Of the inputs of all experts together."""
-        accumulator = StatsAccumulator(self._inputs[0].shape[-1], self._inputs[0].device)
+        up = self.experts[0].up_proj
+        accumulator = StatsAccumulator(up.in_features, up.weight.device)
         for rows in self._inputs:
             accumulator.add(rows)
         return accumulator.finish()
@@ -79,7 +83,7 @@ class RoutedTokens:
             seen += len(own)
             if len(own):
                 yield own
-        if seen < FEW_TOKENS:
+        if seen < FEW_TOKENS and self._inputs:
             total = sum(len(rows) for rows in self._inputs)
             step = max(1, total // (FEW_TOKENS - seen))
             yield torch.cat([rows[::step] for rows in self._inputs])[: FEW_TOKENS - seen]

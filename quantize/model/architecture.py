@@ -110,7 +110,7 @@ def _routers(layers: nn.ModuleList) -> list[str]:
             continue
         own = [count for block, count in blocks.items() if name.startswith(f"{block}." if block else "")]
         leaves = name.split(".")
-        chooses = leaves[-1] == "gate" or leaves[-1].endswith("_gate")
+        chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in leaves)
         routes = any("router" in leaf for leaf in leaves)
         if module.out_features == 1 or routes or (chooses and module.out_features in own):
             found.append(name)

@@ -82,9 +82,12 @@ def layer_outputs(model: Any, architecture: Architecture, blocks: Tensor) -> int
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
             failed = failed or error
         else:
-            if all(hidden.shape == inputs[0].shape for hidden in inputs):
+            alike = all(hidden.shape == inputs[0].shape for hidden in inputs)
+            if alike and len(inputs) == len(architecture.layers):
                 return outputs
-    raise UserError(f"{type(model).__name__} calls its layers in a way that is not known here ({failed}): use bnb-8bit")
+    raise UserError(
+        f"{type(model).__name__} calls its layers in a way that is not known here ({failed or 'not each once'}): use bnb-8bit"
+    )
 
 
 def shared(value: Any, like: Any) -> Any:

@@ -111,7 +111,7 @@ class Skeleton:
             if full in self and full not in self.model.all_tied_weights_keys:
                 tensor = self.read(full)
                 check_finite(full, tensor)
-                put(module, name, tensor.to(device, torch.float32))
+                put(module, name, tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype))
 
     def fill_outer(self, layers: str, device: torch.device) -> None:
         """Fill what stands around the layers: all but these, towers that see or hear, and an untied output head.
