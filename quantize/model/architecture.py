@@ -102,8 +102,8 @@ def _lists_in(module: nn.Module) -> list[tuple[str, nn.ModuleList]]:
 
 def _routers(layers: nn.ModuleList) -> list[str]:
     """Linear layers that choose experts, or say how much one shared expert counts."""
-    counts = {name.rpartition(".")[0]: len(experts_of(module)) for name, module in layers.named_modules()}
-    blocks = {name: count for name, count in counts.items() if count}
+    experts = {name: len(experts_of(module)) for name, module in layers.named_modules()}
+    blocks = {name.rpartition(".")[0]: count for name, count in experts.items() if count}
     found = []
     for name, module in layers.named_modules():
         if type(module) is not nn.Linear:

@@ -85,9 +85,8 @@ def layer_outputs(model: Any, architecture: Architecture, blocks: Tensor) -> int
             alike = all(hidden.shape == inputs[0].shape for hidden in inputs)
             if alike and len(inputs) == len(architecture.layers):
                 return outputs
-    raise UserError(
-        f"{type(model).__name__} calls its layers in a way that is not known here ({failed or 'not each once'}): use bnb-8bit"
-    )
+    reason = failed or "not each of them once"
+    raise UserError(f"{type(model).__name__} calls its layers in a way that is not known here ({reason}): use bnb-8bit")
 
 
 def shared(value: Any, like: Any) -> Any:

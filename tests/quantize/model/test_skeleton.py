@@ -143,3 +143,13 @@ def test_a_linear_layer_that_is_read_and_never_called_is_kept(tmp_path: Path) ->
     assert "mixer.dt_proj" not in found.linears(1)
     assert {"mixer.in_proj", "mixer.x_proj", "mixer.out_proj"} == found.linears(1).keys()
     assert found.kept == {"backbone.layers.0.mixer.dt_proj", "backbone.layers.1.mixer.dt_proj"}
+
+
+def test_a_router_is_kept_whatever_stands_beside_its_experts(tmp_path: Path) -> None:
+    config = transformers.HunYuanMoEV1Config(
+        **{**SMALL, "hidden_size": 64, "head_dim": 16}, num_experts=8, moe_topk=2, moe_intermediate_size=32
+    )
+    with quiet_libraries():
+        transformers.HunYuanMoEV1ForCausalLM(config).save_pretrained(tmp_path)
+    kept = architecture_of(skeleton_of(tmp_path).model).kept
+    assert kept == {f"model.layers.{index}.mlp.gate.wg" for index in range(2)}
