@@ -113,7 +113,13 @@ class Job:
         if self.is_dummy:  # drawn one expert at a time
             take_apart(model)
             return Skeleton.of(model, dummy_weights(model, self.device))
-        return Skeleton.of(model, self.weights)
+        made = Skeleton.of(model, self.weights)
+        held = [name for name in made.stored if name in made]
+        again = empty_model(self.source.folder, config=self.empty.config)
+        found = Skeleton.of(again, self.weights, [made.stored[name] for name in held]).stored
+        if lost := [name for name in held if found[name] != made.stored[name]]:
+            raise UserError(f"{lost[0]} would not be found again in a checkpoint of its own: use bnb-8bit or fp16")
+        return made
 
     def target(self, recipe: Recipe) -> Path:
         """The folder of this recipe's checkpoint."""

@@ -55,18 +55,17 @@ class Skeleton:
                 stored |= origins(shapes, files.conversions[source], cuts)
             stored |= {name: files.plain[name] for name in cuts if name in files.plain}
         own_file = frozenset(stored)
-        for source, cuts in by_source.items():
-            if source in files.plain and source not in cuts:
-                stored = {name: _beside(files.plain[source], source, name) for name in cuts} | stored
+        beside = {
+            name: _beside(files.plain[source], source, name)
+            for source, cuts in by_source.items()
+            if source in files.plain and source not in cuts
+            for name in cuts
+        }
+        back = FileNames.of(model, beside.values(), known | parts.keys()).homes if beside else {}
+        stored |= {name: file_name for name, file_name in beside.items() if back[file_name] == name}
         every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
         stored = {name: stored.get(name) or files.plain.get(name) or name for name, _ in every}
-        made = cls(model, files, parts, stored, weights, ModelTensors(shapes, files, weights), shapes, own_file)
-        if names is None:  # what a checkpoint holds by these names has to find its way back
-            held = {name: stands for name, stands in stored.items() if name in made}
-            back = FileNames.of(model, held.values(), known | parts.keys()).homes
-            lost = (name for name, stands in held.items() if name not in own_file and back[stands] != name)
-            stored |= {name: name for name in lost}
-        return made
+        return cls(model, files, parts, stored, weights, ModelTensors(shapes, files, weights), shapes, own_file)
 
     def __contains__(self, name: str) -> bool:
         """Whether the files hold a parameter or buffer of the model taken apart."""
