@@ -62,6 +62,8 @@ def quantize(
         calibrated = [one for one in chosen if method_of(one).needs_calibration(options.rounding)]
         if dry_run:
             build_calibrated(job, calibrated, dry_run=True)
+            if job.refused:
+                raise NotAllMade([], job.refused)
             return []
         busy = f"another `quantize` is making {opened.base_model} in {out}: wait for it, or choose another --out"
         with only_writer(out / f".{opened.base_model}.lock", busy):

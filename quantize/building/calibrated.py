@@ -130,6 +130,7 @@ def _journal(job: Job, folder: Path, blocks: Tensor, recipes: Recipes, layers: i
         "libraries": maker_versions(),
         "device": job.device.type,
         "threads": torch.get_num_threads(),
+        "states": "calibration, held-out text, probe",
     }
     journal = Journal(folder, key)
     if journal.restarted:

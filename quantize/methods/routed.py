@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.model.apart import Expert, experts_of
+from quantize.model.apart import experts_of
 from quantize.rounding.gram import InputStats, StatsAccumulator
 
 FEW_TOKENS = 256
@@ -87,9 +87,3 @@ class RoutedTokens:
             total = sum(len(rows) for rows in self._inputs)
             step = max(1, total // (FEW_TOKENS - seen))
             yield torch.cat([rows[::step] for rows in self._inputs])[: FEW_TOKENS - seen]
-
-
-def expert_names(block: RoutedTokens, number: int) -> list[str]:
-    """The names in the layer of one expert's linear layers."""
-    expert: Expert = block.experts[number]
-    return [f"{block.name}.{number}.{name}" for name, _ in expert.named_children()]

@@ -55,13 +55,12 @@ class Prober:
     """Tries sources of one decoder layer.
 
     layer: with its weights, in float32. run: runs it once on recorded inputs; it must give the same bits each time.
-    passes: how often it was run; matrices: what it calls that may be a reader, by name.
+    matrices: what it calls that may be a reader, by name.
     """
 
     def __init__(self, layer: nn.Module, run: Run) -> None:
         self._layer = layer
         self._run = run
-        self.passes = 0
         self.matrices = {name: module for name, module in layer.named_modules() if _is_matrix(module)}
         self._seen: dict[str, _Record] = {}
         self._peers = _peers(layer)
@@ -320,7 +319,6 @@ class Prober:
         return output
 
     def _run_once(self) -> Sequence[Tensor]:
-        self.passes += 1
         with torch.no_grad():
             return [tensor.clone() for tensor in self._run()]
 

@@ -320,6 +320,10 @@ def test_what_can_be_made_is_made_and_the_rest_is_said(
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert [name.removeprefix("gpt2-") for name in made] == ["AWQ-QGS64-W4-GEMM", "AWQ-QGS64-W4-GEMV", "FP16"]
     assert all(name in said.out for name in made)
+    assert (
+        main([str(source), "--blocks", "4", "--block-tokens", "32", "--dry-run", "--out", str(tmp_path / "none")]) == 2
+    )
+    assert "no bnb-4bit: bitsandbytes variants need nn.Linear layers" in capsys.readouterr().err
 
 
 def test_group_sizes_that_do_not_divide(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:

@@ -13,19 +13,9 @@ from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.groups import WRAPPED_TYPES, Prober, Refusal, tensors_in
 from quantize.model.scales import OTHER, UNSEEN, ScaleGroup, apply_scales
 from quantize.quiet import quiet_libraries
+from tests.quantize.building.test_architectures import SMALL as FAMILY
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
+SMALL = {**FAMILY, "eos_token_id": None, "tie_word_embeddings": False}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"num_key_value_heads": 2},
@@ -228,12 +218,15 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(64, 96), nn.Linear(96, 64)
         self.trap = trap
         self.extra = nn.Parameter(torch.randn(64, 64))
+        self.side = nn.Linear(64, 64)
 
     def forward(self, x: Tensor) -> Tensor:
         seen = self.norm(x)
         out: Tensor = x + self.down(torch.nn.functional.silu(self.up(seen)))
         if self.trap == "extra matrix":
             out = out + seen @ self.extra
+        if self.trap == "weight read and not called":
+            out = out + nn.functional.linear(seen, self.side.weight)
         if self.trap == "residual after the norm":
             out = out + seen
         return out
@@ -250,7 +243,7 @@ def test_a_norm_with_one_reader_is_a_group() -> None:
     assert tried(Layer("none"))[0] == {"norm": {"up"}}
 
 
-@pytest.mark.parametrize("trap", ["extra matrix", "residual after the norm"])
+@pytest.mark.parametrize("trap", ["extra matrix", "weight read and not called", "residual after the norm"])
 def test_a_planted_second_reader_is_noticed(trap: str) -> None:
     groups, refused = tried(Layer(trap))
     assert "norm" not in groups
