@@ -52,3 +52,11 @@ def test_one_architecture_is_quantized_loaded_and_compared(tmp_path: Path) -> No
     text = report(out)
     assert "| olmoe " in text
     assert "mlp.experts.\\*.up_proj -> mlp.experts.\\*.down_proj" in text
+
+
+def test_a_model_whose_tensors_would_not_be_found_again_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """transformers would read experts of both kinds of this one back as of one kind."""
+    out = tmp_path / "architectures.jsonl"
+    assert main(["ernie4_5_vl_moe", "--variants", "awq-gemm", "--out", str(out)]) == 0
+    [found] = read_only(out, ArchitectureRecord)
+    assert "would not be found again in a checkpoint of its own" in str(found.variants["awq-gemm"].reason)
