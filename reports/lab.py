@@ -224,8 +224,8 @@ def architecture_page(records: Sequence[ArchitectureRecord]) -> Page:
         f"{len(ran)} architectures, tried on small random models. Reached is how much of the decoder layers' weights, "
         "routers aside, AWQ quantizes, Moved how much the logits change when random scales go through all groups, "
         "Kernel how far they are from those of the dequantized weights, Elsewhere how far those of another engine are, "
-        "and Error how far from those of the source, all relative. A kernel's rounding can send a token that stands "
-        "between two experts to the other one."
+        "and Error how far from those of the source, all relative. Kernel has the experts kept that the dequantized "
+        "weights choose: a rounding error sends a token that stands between two experts to the other one."
     )
     return (
         table,

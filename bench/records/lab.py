@@ -170,7 +170,8 @@ class VariantOutcome:
 
     share:        of the language model's matrices that are quantized, None for the reference.
     error:        |logits - those of the source| / |those of the source|, float32.
-    kernel_error: |logits - those of the dequantized weights| / |those|, of 4-bit layers in groups.
+    kernel_error: |logits - those of the dequantized weights in float32| / |those|, of 4-bit layers in groups, with the
+                  experts chosen that the latter chose.
     ratio:        measured time over the reference's, None where it was not measured.
     reason:       why there is no checkpoint, or none that runs.
     engine:       another engine that was tried on it; engine_error: |its logits - ours| / |ours|; engine_reason: its
