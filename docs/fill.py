@@ -18,7 +18,7 @@ def filled(text: str) -> str:
     """The page with every block as its records have it."""
 
     def block(found: re.Match[str]) -> str:
-        printed = report(ROOT / found[3]).strip()
+        printed = report(ROOT / found[3], view="full").strip()
         shown = printed.split("\n\n")[0] if found[2] == "table" else printed
         return f"{found[1]}\n{shown}\n\n{found[4]}"
 

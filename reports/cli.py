@@ -20,21 +20,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Do what the command line says. Raises UserError for bad input."""
     if options.all:
-        if options.out is not None or options.format != "md" or options.published or options.plots:
+        if options.out or options.format or options.view or options.table or options.plots:
             raise UserError("--all writes every page beside the records: leave the other options out")
         written, problems, sound = write_all(options.source)
         say(*(f"wrote {path}" for path in written), *problems)
         return 0 if sound and not problems else 1
-    reading = Reading(options.source, options.published)
-    if options.out is None and options.format == "md" and sys.stdout.isatty():
+    reading = Reading(options.source, options.table or options.view or "summary")
+    shown = options.out is None and options.format is None
+    if shown and sys.stdout.isatty():
         from rich.console import Console
 
         print_page(reading.page(), Console())
-    elif text := reading.write(options.format, options.out):
-        if options.out:
-            say(f"wrote {options.out}")
-        else:
-            print(text, end="", flush=True)
+    else:
+        text = reading.write("text" if shown and reading.is_screen else options.format, options.out)
+        say(f"wrote {options.out}") if options.out else print(text, end="", flush=True)
     if options.plots:
         say(*(f"wrote {path}" for path in draw_plots(options.source)), to=sys.stderr)
     return 0 if reading.sound else 1
@@ -48,12 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the screen")
     parser.add_argument(
         "--format",
-        choices=list(FORMATS),
-        default="md",
-        help="md: the tables (default); csv: one flat row a checkpoint and scenario; json: everything",
+        choices=FORMATS,
+        help="text: a screen; md: markdown; csv: one flat row a checkpoint and scenario; json: everything; default: as "
+        "the ending of --out says, else text or, where a page is wide and not on a terminal, md",
     )
-    parser.add_argument(
-        "--published", action="store_true", help="the published table and the measured one side by side"
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument("--full", dest="view", action="store_const", const="full", help="every table, not one screen")
+    views.add_argument("--table", choices=["published"], help="the published table's columns alone")
+    views.add_argument(
+        "--published", dest="view", action="store_const", const="versus", help="the published table and ours"
     )
     parser.add_argument("--all", action="store_true", help="write every page that DIR has records for beside them")
     parser.add_argument("--plots", action="store_true", help="draw the crossover, PNG and SVG, beside its record")

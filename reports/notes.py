@@ -22,7 +22,7 @@ def paragraph(measurement: Measurement) -> str:
     """What was measured, where, when and how, and what the columns mean; from the records alone."""
     timings = [timing for result in measurement.results for timing in result.timings.values()]
     sentences = [
-        f"Measured on {machine_text(measurement)}{_dates(measurement)}{_rounds(timings)}.",
+        f"Measured on {machine_text(measurement)}{dates_text(measurement)}{rounds_text(timings)}.",
         dummy_text(measurement),
         _versions(measurement),
         _dtype(measurement),
@@ -126,13 +126,15 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _dates(measurement: Measurement) -> str:
+def dates_text(measurement: Measurement) -> str:
+    """The days on which it was measured: on 2026-11-24."""
     moments = (measurement.first_start, measurement.last_start)
     days = list(dict.fromkeys(moment.astimezone(UTC).date().isoformat() for moment in moments if moment))
     return f" from {days[0]} to {days[1]}" if len(days) > 1 else f" on {days[0]}" if days else ""
 
 
-def _rounds(timings: Sequence[Timing]) -> str:
+def rounds_text(timings: Sequence[Timing]) -> str:
+    """In how many rounds: in 3 to 5 rounds."""
     counts = sorted({timing.rounds for timing in timings})
     if len(counts) > 1:
         return f" in {counts[0]} to {counts[-1]} rounds"

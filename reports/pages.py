@@ -61,6 +61,15 @@ def _blocks(measurement: Measurement) -> Iterator[Block]:
     yield Paragraph(paragraph(measurement))
 
 
+def published_page(found: Sequence[Measurement]) -> Page:
+    """The published table's columns alone; what is broken is said before."""
+    blocks: list[Block] = []
+    for measurement in found:
+        broken = broken_lines(measurement)
+        blocks += [*([Bullets(broken)] if broken else []), published_table(measurement)]
+    return tuple(blocks)
+
+
 def published_table(measurement: Measurement) -> Table:
     """The columns of the published table, in its order."""
     memory = "RAM GB" if measurement.memory_is_ram else "VRAM GB"

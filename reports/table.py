@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 Kind = Literal[
     "text", "count", "calls", "gigabytes", "ratio", "times", "range", "per_second", "milliseconds", "perplexity",
-    "nats", "share", "error",
+    "nats", "share", "change", "error",
 ]  # fmt: skip
 Cell = str | int | float | tuple[float, float] | None
 
@@ -127,5 +127,6 @@ FORMATS: dict[Kind, Callable[[Any], str]] = {
     "perplexity": lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.2f}",  # 14.93; 222,316
     "nats": lambda value: f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}",  # 0.0628; 3e-05
     "share": lambda value: f"{value:.1%}",
+    "change": lambda value: f"{value:+.1%}",
     "error": lambda value: f"{value:.1e}",  # 3.1e-07
 }
