@@ -10,12 +10,22 @@ from typing import Any, Literal, get_args
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
 from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.record import Record
-from bench.records.store import RECORDS_NAME, AnyRecord, RecordFile, holds_records, only, read_crossover, read_file
+from bench.records.store import (
+    RECORDS_NAME,
+    AnyRecord,
+    RecordFile,
+    holds_records,
+    line_of,
+    only,
+    read_crossover,
+    read_file,
+)
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
 from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
+from reports.html import html_page
 from reports.lab import architecture_page, overhead_page, profile_page, race_page, side_by_side_page
 from reports.markdown import markdown, screen
 from reports.pages import page, published_page
@@ -25,7 +35,7 @@ from reports.results import Measurement, measurements
 from reports.summary import summary
 from reports.table import Bullets, Page
 
-Format = Literal["text", "md", "csv", "json"]
+Format = Literal["text", "md", "csv", "json", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 TEXTS: dict[Format, Callable[[Page], str]] = {"text": screen, "md": markdown}
@@ -57,7 +67,7 @@ def report(
     """The report on a folder that `bench` measured, or on one record file of any kind, as text; also written to `out`.
 
     format: "text", as on a terminal of 80 columns; "md", markdown; "csv", one flat row a checkpoint and scenario;
-            "json", everything. None: what the ending of `out` says, else markdown.
+            "json", everything; "html", one file for a browser. None: what the ending of `out` says, else markdown.
     view:   of a text or markdown (VIEWS).
     Raises UserError when there are no records, none of a reference, records that may not stand in one table, and where
     `out` is a record file.
@@ -144,12 +154,20 @@ class Reading:
         format = format or (format_of(out) if out is not None else "md")
         if format not in FORMATS:
             raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
-        if self.view != "summary" and format in EXPORTS:
+        if self.view != "summary" and format not in TEXTS:
             raise UserError(f"{format} has everything already: leave --full, --table and --published out")
-        text = TEXTS[format](self.page()) if format in TEXTS else EXPORTS[format](self.measurements)
+        if format == "html":
+            text = self._html()
+        else:
+            text = TEXTS[format](self.page()) if format in TEXTS else EXPORTS[format](self.measurements)
         if out is not None:
             write_whole(Path(out), text.encode())
         return text
+
+    def _html(self) -> str:
+        """One file for a browser: the summary, the plots, every table, the records."""
+        everything = (*page(self.measurements), *self._remarks())
+        return html_page(summary(self.measurements), everything, [], map(line_of, self.found.records))
 
     def _page_of_file(self) -> Page:
         if self.source.name == CROSSOVER_NAME:

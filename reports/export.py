@@ -91,6 +91,19 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         **_fields(divergence, "flips"),
         **_fields(timing.memory if timing else None, *MEMORY_FIELDS),
         **_steadiness(timing),
+        **_origin(measurement),
+    }
+
+
+def _origin(measurement: Measurement) -> dict[str, Any]:
+    """Where, when and by which program a row was measured."""
+    facts, first = measurement.environment, measurement.first_start
+    versions = {"python": facts.python, **facts.libraries}
+    return {
+        "machine": facts.gpu if measurement.on_gpu else facts.cpu,
+        "date": first.isoformat() if first else None,
+        "commit": facts.source.commit if facts.source else None,
+        "versions": " ".join(f"{name}=={version}" for name, version in versions.items() if version),
     }
 
 

@@ -87,7 +87,7 @@ def test_piped_it_prints_the_screen_and_the_long_page_as_markdown(builder: "Buil
 
 def test_it_works_with_nothing_installed_that_touches_a_model(builder: "Builder", write: Write, tmp_path: Path) -> None:
     folder = write(builder.five_rows())
-    for form in ("md", "csv", "json"):
+    for form in ("text", "md", "csv", "json", "html"):
         done = run(folder, "--format", form, code=WITHOUT_MODELS)
         assert (done.returncode, done.stderr) == (0, "")
         assert "BnB.8" in done.stdout
