@@ -73,13 +73,8 @@ def draw(
 
 def size_bytes(text: str) -> int:
     """Bytes of a size as people write it: 6GB, 6GiB, 512 MB, 8e9. Raises UserError for another, and for none at all."""
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) *(?:([KMGT])(i?)B?|B)?", text.strip(), re.IGNORECASE)
-    try:
-        size = (
-            float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index((found[2] or " ").upper()) if found else 0
-        )
-    except (ValueError, OverflowError):
-        size = 0
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?(?:e\d{1,2})?) ?(?:([KMGT]?)(i?)B)?", text.strip())
+    size = float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ") if found else 0.0
     if not 1 <= size < 1e18:
         raise UserError(f"{text!r} is no size of memory: write it as 6GB or 6GiB")
     return int(size)

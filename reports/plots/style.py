@@ -5,13 +5,13 @@ import logging
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bench.records.record import Subject
 from quantize.errors import UserError, printable
-from quantize.variant import REFERENCE
+from reports.results import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,18 +98,14 @@ def file_bytes(figure: "Figure", extension: str, **options: Any) -> bytes:
 def svg_element(figure: "Figure", name: str) -> str:
     """The figure as one <svg> element for a page, light or dark: no background, black is the page's `color`.
 
-    name: of the figure in its page, letters, digits and hyphens: all ids begin with it, so that no two figures share
-    one. Text stays text. The element is as wide as there is room, and styles nothing outside.
+    name: of letters, digits and hyphens; every id begins with it, so that no two figures of a page share one. Text
+    stays text. The element is as wide as there is room, and styles nothing outside.
     """
     text = file_bytes(figure, "svg", transparent=True).decode()
-    text = re.sub(r"<style .*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    view, (_, _, inner) = re.findall(r'viewBox="[^"]*"', text)[0], text.partition(">")
+    head, _, inner = re.sub(r"<style .*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL).partition(">")
     inner = re.sub(r"<[^<>]+>", lambda tag: re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag[0]), inner)
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'{view} role="img" aria-label="{name}" fill="currentColor" stroke-linejoin="round">'
-        + inner.replace("stroke: #000000", "stroke: currentColor")
-    )
+    head = re.sub(r' (width|height)="[^"]*"', "", head) + f' role="img" aria-label="{name}" fill="currentColor"'
+    return f'{head} stroke-linejoin="round">{inner}'.replace("stroke: #000000", "stroke: currentColor")
 
 
 def name_text(name: str) -> str:
@@ -118,25 +114,23 @@ def name_text(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST // 2 - 1]}…{name[-LONGEST // 2 :]}"
 
 
-def method_colors(subjects: Iterable[Subject]) -> dict[Subject, str]:
+def method_colors(measurement: Measurement) -> dict[Subject, str]:
     """A colour for each row, its method's; the same in every plot of these rows."""
-    subjects = list(subjects)
-    others = dict.fromkeys(one.method for one in subjects if one.method not in METHOD_COLORS)
-    colors = {method: COLORS[1:][place % len(COLORS[1:])] for place, method in enumerate(others)} | METHOD_COLORS
-    return {one: INK if one.variant == REFERENCE.name else colors[one.method] for one in subjects}
+    others = dict.fromkeys(row.subject.method for row in measurement.results if row.subject.method not in METHOD_COLORS)
+    colors = {method: COLORS[1 + place % 4] for place, method in enumerate(others)} | METHOD_COLORS
+    return {row.subject: colors[row.subject.method] for row in measurement.results}
 
 
-def scale(axes: "Axes", which: str, values: Sequence[float], form: str = "{x:g}") -> None:
+def scale(axes: "Axes", which: str, values: Sequence[float]) -> None:
     """The axis "x" or "y" for values from 0 on: linear or, where they span much, logarithmic above the smallest."""
     from matplotlib.ticker import MaxNLocator, SymmetricalLogLocator
 
     low, high = (pick((one for one in values if one > 0), default=1.0) for pick in (min, max))
-    bottom, axis = min(0.0, *values), {"x": axes.xaxis, "y": axes.yaxis}[which]
-    limits = bottom - 0.06 * (high - bottom), high + 0.12 * (high - bottom)
-    if high > LOG_FROM * low:
+    bottom, axis, wide = min(0.0, *values), {"x": axes.xaxis, "y": axes.yaxis}[which], high > LOG_FROM * low
+    if wide:
         getattr(axes, f"set_{which}scale")("symlog", linthresh=low, linscale=0.5)
-        limits = bottom - 0.3 * low, 2.5 * high
-    axes.set(**{f"{which}lim": limits})
-    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=low) if high > LOG_FROM * low else MaxNLocator(7))
-    axis.set_major_formatter(form)
+    pad = 0.0 if which == "x" else 0.3 * low if wide else 0.06 * (high - bottom)
+    axes.set(**{f"{which}lim": (bottom - pad, 2.5 * high if wide else high + 0.12 * (high - bottom))})
+    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=low) if wide else MaxNLocator(7))
+    axis.set_major_formatter("{x:g}")
     axes.grid(axis=which, color=FAINT, linewidth=0.7)  # type: ignore[arg-type]
