@@ -92,7 +92,7 @@ def _mark_crossings(
 ) -> list[tuple[tuple[float, float], str]]:
     """A ring at every crossing; filled where it is with the dense product: those points, with their tokens."""
     marked, dense = [], next(iter(relative))
-    for crossing in crossings(entries):
+    for crossing in sorted(crossings(entries), key=lambda one: one.tokens or 0.0):
         if crossing.tokens is not None and all(name in relative for name in crossing.pair):
             point = crossing.tokens, height_at(relative[crossing.pair[1]], crossing.tokens)
             axes.plot(*point, "o", ms=5, color=INK, mfc=INK if dense in crossing.pair else "none", zorder=4)

@@ -16,16 +16,16 @@ Point = tuple[float, float]
 ANGLES = tuple(map(math.radians, (0, 30, -30, 60, -60, 90, -90, 150, -150, 120, -120, 180, 15, -15)))
 """From a point to its label, best first: a label is looked for at the right."""
 
-DISTANCES_PX = range(7, 900, 6)
+DISTANCES_PX = (*range(7, 70, 6), *range(75, 900, 20))
 LEADER_PX = 20
 """From this far on a line leads from a label to its point."""
 
 
 def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
-    """Write each text as near to its point as there is room: inside the axes, over no other text and over no line.
+    """Write each text as near to its point as there is room: inside the axes, over no text, point and line.
 
     Points and lines are drawn already, and the figure is laid out for good. Where lines are in the way everywhere, they
-    are written over; where there is no room at all, a text is left out.
+    are written over, then other texts' leaders led over; where there is no room at all, a text is left out.
     """
     import numpy as np
     from matplotlib.transforms import Bbox
@@ -35,21 +35,26 @@ def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
     figure.set_layout_engine("none")
     room = axes.get_window_extent().padded(-2)
     taken = [text.get_window_extent().padded(2) for text in axes.texts]
-    drawn = np.concatenate([np.empty((0, 2)), *map(_pixels, axes.lines)])
+    marks, drawn = (
+        np.concatenate(
+            [np.empty((0, 2)), *(_pixels(one) for one in axes.lines if (one.get_linestyle() == "None") == alone)]
+        )
+        for alone in (True, False)
+    )
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "multialignment": "left"}
     for point, words in labels:
         trial = axes.annotate(words, point, (0, 0), **style)
         half, start = trial.get_window_extent().size / 2, axes.transData.transform(point)
         trial.remove()
-        for over_lines, distance, angle in itertools.product((False, True), DISTANCES_PX, ANGLES):
+        for leniency, distance, angle in itertools.product(range(3), DISTANCES_PX, ANGLES):
             move = np.array([math.cos(angle), math.sin(angle)]) * (half + distance)
             box = Bbox([start + move - half, start + move + half])
             nearest = np.clip(start, box.min, box.max)
             leader = np.linspace(start, nearest, 40)
-            within = np.all((room.min <= box.min) & (box.max <= room.max))
-            if not within or any(box.overlaps(one) or one.count_contains(leader) for one in taken):
-                continue
-            if over_lines or not box.padded(4).count_contains(drawn):
+            within = bool(np.all((room.min <= box.min) & (box.max <= room.max)))
+            taken_already = any(box.overlaps(one) or (leniency < 2 and one.count_contains(leader)) for one in taken)
+            taken_already |= bool(box.padded(4).count_contains(marks))
+            if within and not taken_already and (leniency or not box.padded(4).count_contains(drawn)):
                 taken.append(box.padded(2))
                 arrow = None
                 if distance > LEADER_PX:

@@ -108,10 +108,7 @@ def test_no_text_lies_over_another(case: str, memory_bytes: int | None) -> None:
     assert (list(figures), left_out) == (["loss", "time", "memory"], [])
     for name, figure in figures.items():
         shown = "\n".join(check_texts(figure))
-        labels = [found.labels[one.subject] for one in found.results if name != "time" or not one.is_reference]
-        if case not in ("five rows", "long names", "ten rows", "an outlier") and name != "loss":
-            assert all(label in shown for label in labels)
-        assert shown.count("tokens/s\n") + shown.endswith("tokens/s") >= (name == "loss")
+        assert ("tokens/s" in shown) == (name == "loss")
 
 
 @pytest.mark.parametrize("count", [1, 12])
@@ -119,6 +116,7 @@ def test_every_close_point_has_a_label(count: int) -> None:
     figures, _ = plots(measured(close(count)))
     shown = "\n".join(check_texts(figures["loss"]))
     assert all(f"group {1000 + number}" in shown for number in range(count))
+    assert "BnB.4" in shown
 
 
 def test_gemm_and_gemv_at_one_point_share_a_label() -> None:
@@ -133,7 +131,8 @@ def test_one_colour_a_method_in_every_plot() -> None:
 
     figures, _ = plots(measured(gallery()), read_crossover(GALLERY / "crossover" / "crossover.jsonl"))
     points = {
-        name: {to_hex(str(line.get_color())) for axes in figures[name].axes for line in axes.lines} for name in figures
+        name: {to_hex(line.get_color()) for axes in figure.axes for line in axes.lines if line.get_marker() != "None"}
+        for name, figure in figures.items()
     }
     for name in ("loss", "time", "crossover"):
         assert {"#0072b2", "#d55e00", "#009e73"} <= points[name]
@@ -219,7 +218,7 @@ def test_unsure_ratios_are_pale_and_a_failure_is_named(builder: Builder) -> None
     records = builder.rounds({"fp16": 1.0, "awq-gemm": 2.0}) + builder.rounds({"fp16": 1.0, "bnb-8bit": 1.03})
     records.append(builder.failure("bnb-4bit", "oom", "no room"))
     [axes] = plots(measured(records))[0]["time"].axes
-    alphas = {list(line.get_ydata())[0]: line.get_alpha() for line in axes.lines if line.get_marker() == "o"}
+    alphas = {next(iter(line.get_ydata())): line.get_alpha() for line in axes.lines if line.get_marker() == "o"}
     assert sorted(alphas.values()) == [0.35, 1.0]
     assert [text.get_text() for text in axes.texts] == ["x2.00", "oom", "x1.03"]
 
@@ -234,7 +233,7 @@ def test_the_peak_is_told_apart_and_the_cache_reckoned_for_a_context(builder: Bu
     assert shares_of(timing) == {"weights": 500, "KV cache": 300, "activations": 100, "rest": 100}
     assert shares_of(timing, 319 * 2)["KV cache"] == 319 * 2  # 256 + 63 positions ran
     axes = plots(measured([record]), context=638)[0]["memory"]
-    assert "at most that" in "".join(text for text, _ in drawn_texts(axes))
+    assert "It is at most" in "".join(text for text, _ in drawn_texts(axes))
     unknown = replace(timing, memory=replace(memory, kv_cache_bytes=None))
     assert shares_of(unknown) == {"not told apart": 1000}
     assert shares_of(unknown, 638) == {}
