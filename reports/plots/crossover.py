@@ -35,13 +35,15 @@ def crossover_figure(entries: Sequence[CrossoverEntry], table_dtypes: Iterable[s
     _scale(axes, sorted({tokens for series in relative.values() for tokens in series}))
     styles = {entry.contender: entry.style for entry in entries}
     colors = iter(COLORS * len(relative))
+    ends = []
     for number, (name, series) in enumerate(relative.items()):
         look: dict[str, Any] = {"color": INK, "label": name_text(name)}
         if styles[name] != "dense":
             look |= {"color": METHOD_COLORS.get(name) or next(colors), "marker": MARKERS[number % len(MARKERS)]}
-        axes.plot(list(series), list(series.values()), LINES[styles[name]], ms=4, zorder=3, **look)
-    handles = sorted(axes.get_lines(), key=lambda line: -list(line.get_ydata())[-1])  # as the lines end, from above
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        [line] = axes.plot(list(series), list(series.values()), LINES[styles[name]], ms=4, zorder=3, **look)
+        ends.append((list(series.values())[-1], number, line))
+    from_above = [line for _, _, line in sorted(ends, reverse=True)]
+    axes.legend(handles=from_above, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     place(axes, _mark_crossings(axes, entries, relative))
     return figure
 
@@ -51,14 +53,10 @@ def relative_to_dense(entries: Sequence[CrossoverEntry]) -> dict[str, dict[int, 
     timed = series_by_contender(entries)
     dense = next((entry.contender for entry in entries if entry.style == "dense" and entry.contender in timed), None)
     if dense is None:
-        raise UserError(
-            "the crossover has no figures of the dense product to draw the others against: measure it again"
-        )
-    base = {tokens: entry.median_s or math.nan for tokens, entry in timed[dense].items()}
+        raise UserError("the crossover has no figures of the dense product to compare with: measure it again")
+    base = {n: one.median_s or math.nan for n, one in timed[dense].items()}
     return {
-        name: {
-            tokens: (one.median_s or math.nan) / base[tokens] for tokens, one in timed[name].items() if tokens in base
-        }
+        name: {n: (one.median_s or math.nan) / base[n] for n, one in timed[name].items() if n in base}
         for name in sorted(timed, key=lambda name: name != dense)
     }
 
@@ -78,10 +76,8 @@ def _scale(axes: "Axes", counts: Sequence[int]) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.7)
     boundary = math.sqrt(DECODE_BATCHES[-1] * PROMPT_TOKENS[0])
     axes.axvspan(left, max(left, min(boundary, right)), color=SHADE, linewidth=0, zorder=0)
-    for title, low, high in (
-        ("decode: batch", left, min(boundary, right)),
-        ("prefill: prompt", max(boundary, left), right),
-    ):
+    ranges = {"decode: batch": (left, min(boundary, right)), "prefill: prompt": (max(boundary, left), right)}
+    for title, (low, high) in ranges.items():
         if low < high:
             heights = axes.get_xaxis_transform()
             axes.text(math.sqrt(low * high), 1, title, transform=heights, ha="center", va="bottom", color=MUTED)

@@ -9,7 +9,6 @@ from reports.plots.style import MUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
 
 Point = tuple[float, float]
 
@@ -35,26 +34,21 @@ def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
     figure.set_layout_engine("none")
     room = axes.get_window_extent().padded(-2)
     taken = [text.get_window_extent().padded(2) for text in axes.texts]
-    marks, drawn = (
-        np.concatenate(
-            [np.empty((0, 2)), *(_pixels(one) for one in axes.lines if (one.get_linestyle() == "None") == alone)]
-        )
-        for alone in (True, False)
-    )
+    marks, drawn = _pixels(axes, joined=False), _pixels(axes, joined=True)
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "multialignment": "left"}
     for point, words in labels:
         trial = axes.annotate(words, point, (0, 0), **style)
-        half, start = trial.get_window_extent().size / 2, axes.transData.transform(point)
+        half, start = np.array(trial.get_window_extent().size) / 2, axes.transData.transform(point)
         trial.remove()
         for leniency, distance, angle in itertools.product(range(3), DISTANCES_PX, ANGLES):
             move = np.array([math.cos(angle), math.sin(angle)]) * (half + distance)
             box = Bbox([start + move - half, start + move + half])
             nearest = np.clip(start, box.min, box.max)
-            leader = np.linspace(start, nearest, 40)
+            leader, around = np.linspace(start, nearest, 40), box.padded(4)
+            if any(box.overlaps(one) or (leniency < 2 and one.count_contains(leader)) for one in taken):
+                continue
             within = bool(np.all((room.min <= box.min) & (box.max <= room.max)))
-            taken_already = any(box.overlaps(one) or (leniency < 2 and one.count_contains(leader)) for one in taken)
-            taken_already |= bool(box.padded(4).count_contains(marks))
-            if within and not taken_already and (leniency or not box.padded(4).count_contains(drawn)):
+            if within and not around.count_contains(marks) and (leniency or not around.count_contains(drawn)):
                 taken.append(box.padded(2))
                 arrow = None
                 if distance > LEADER_PX:
@@ -65,10 +59,13 @@ def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
                 break
 
 
-def _pixels(line: "Line2D") -> Any:
-    """Where a line is: its points, and where it joins them every three pixels between them."""
+def _pixels(axes: "Axes", *, joined: bool) -> Any:
+    """Where the single points are or, joined, where the lines are, every three pixels."""
     import numpy as np
 
-    pixels = line.get_transform().transform(line.get_xydata())  # type: ignore[arg-type]
-    joins = [] if line.get_linestyle() == "None" else itertools.pairwise(pixels)
-    return np.concatenate([pixels, *(np.linspace(a, b, 2 + int(math.dist(a, b) / 3)) for a, b in joins)])
+    parts: list[Any] = [np.empty((0, 2))]
+    for line in axes.lines:
+        if (line.get_linestyle() != "None") == joined:
+            pixels = line.get_transform().transform(line.get_xydata())
+            parts += [pixels, *(np.linspace(a, b, 2 + int(math.dist(a, b) / 3)) for a, b in itertools.pairwise(pixels))]
+    return np.concatenate(parts)

@@ -40,28 +40,24 @@ def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int
 
     A broken row is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known.
     """
-    losses, meaning = losses_of(measurement.results)
+    known, meaning = losses_of(measurement.results)
     scenario = _peak_scenario(measurement)
     points: list[tuple[Result, Point]] = []
-    for row, loss in zip(measurement.results, losses, strict=True):
+    for row, loss in zip(measurement.results, known, strict=True):
         size = sum(shares_of(row.timing(scenario), context).values()) if memory_bytes else row.weights_bytes
         if size and loss is not None and math.isfinite(loss):
             points.append((row, (size / 1e9, loss)))
-    if all(row.is_reference for row, _ in points):
+    if all(row.is_reference for row, _ in points) or not measurement.scenarios:
         random = all(row.subject.dummy for row in measurement.results)
         raise UserError("random weights have no quality" if random else "no row's loss is known")
     timed = max(measurement.scenarios, key=lambda one: one.decode_steps)
     what = f"peak {_memory_unit(measurement)}" if memory_bytes else "weights"
-    notes = [
-        f"Lower left is better; dashed: no other row is better in both. Tokens/s: {_phase(timed)} in {timed.name}."
-    ]
-    notes += [_peak_note(measurement, context)] if memory_bytes else []
-    height = 5 + 0.12 * len(points)
-    figure = _figure(measurement, f"loss against {what}", height, [row for row, _ in points], *notes)
+    note = f"Lower left is better; dashed: no other row is better in both. Tokens/s: {_phase(timed)} in {timed.name}."
+    notes = [note, _peak_note(measurement, context) if memory_bytes else ""]
+    figure = _figure(measurement, f"loss against {what}", 5 + 0.12 * len(points), [row for row, _ in points], *notes)
     axes = figure.add_subplot(xlabel=f"{what}, GB", ylabel=meaning)
-    sizes, losses = zip(*(point for _, point in points), strict=True)
-    scale(axes, "x", [*sizes, (memory_bytes or 0) / 1e9])
-    scale(axes, "y", losses)
+    scale(axes, "x", [*(size for _, (size, _) in points), (memory_bytes or 0) / 1e9])
+    scale(axes, "y", [loss for _, (_, loss) in points])
     for row, point in points:
         color = method_colors(measurement)[row.subject]
         axes.plot(*point, "o", ms=7, color=color, mfc="none" if row.broken else color, zorder=4)
