@@ -24,9 +24,6 @@ ROLES = {"weights": COLORS[3], "KV cache": COLORS[2], "activations": COLORS[1], 
 ON_BAR = "#111111"
 """Bars are pale, and the words on them dark on every page."""
 
-PALE = 0.35
-"""How much of its colour a ratio keeps whose verdict is "unsure"."""
-
 SAME = 300
 """Points within one part in so many of the axes are one to the eye."""
 
@@ -51,7 +48,7 @@ def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int
         random = all(row.subject.dummy for row in measurement.results)
         raise UserError("random weights have no quality" if random else "no row's loss is known")
     timed = max(measurement.scenarios, key=lambda one: one.decode_steps)
-    what = f"peak {_memory_unit(measurement)}" if memory_bytes else "weights"
+    what = ("peak RAM" if measurement.memory_is_ram else "peak VRAM") if memory_bytes else "weights"
     note = f"Lower left is better; dashed: no other row is better in both. Tokens/s: {_phase(timed)} in {timed.name}."
     notes = [note, _peak_note(measurement, context) if memory_bytes else ""]
     figure = _figure(measurement, f"loss against {what}", 5 + 0.12 * len(points), [row for row, _ in points], *notes)
@@ -140,7 +137,7 @@ def speed_figure(measurement: Measurement) -> "Figure":
             words = ratio_text(ratio.value) if ratio else failed[-1] if failed else UNKNOWN
             axes.text(1.02, height, words, transform=axes.get_yaxis_transform(), va="center")
             if ratio:
-                alpha = PALE if ratio.verdict == "unsure" else 1.0
+                alpha = 0.35 if ratio.verdict == "unsure" else 1.0
                 low, high = ratio.interval or (ratio.value, ratio.value)
                 axes.plot([low, high], [height] * 2, color=color, alpha=alpha, linewidth=2)
                 axes.plot(ratio.value, height, "o", color=color, alpha=alpha, mfc="none" if row.broken else color)
@@ -164,8 +161,9 @@ def memory_figure(measurement: Measurement, memory_bytes: int | None, context: i
     bars = [(row, shares, sum(shares.values())) for row, shares in found if shares]
     if not bars:
         raise UserError(f"no row's peak memory is known{' by what it is for' if context else ''}")
-    title, rows = f"peak {_memory_unit(measurement)} by what it is for", [row for row, _, _ in bars]
-    figure = _figure(measurement, title, 1.9 + 0.32 * len(rows), rows, _peak_note(measurement, context))
+    unit, rows = "RAM" if measurement.memory_is_ram else "VRAM", [row for row, _, _ in bars]
+    note = _peak_note(measurement, context)
+    figure = _figure(measurement, f"peak {unit} by what it is for", 1.9 + 0.32 * len(rows), rows, note)
     right = 1.05 * max(memory_bytes or 0, *(peak for _, _, peak in bars)) / 1e9
     axes = figure.add_subplot(xlabel="GB", xlim=(0, right), ylim=(len(rows) - 0.5, -0.5))
     for height, (_, shares, peak) in enumerate(bars):
@@ -190,7 +188,7 @@ def shares_of(timing: Timing | None, context: int | None = None) -> dict[str, in
     context: tokens of each sequence, the batch as it ran, for which the KV cache is reckoned: in proportion to the
     tokens, from what was held or, where that is more, from layers * key-value heads * head size. So much holds a model
     whose every layer keeps every token; where layers attend to a window it is too much, and a record can tell only
-    where its run was longer than the window. Activations stay those of the run. None without shares to begin with.
+    where its run was longer than the window. Activations stay those of the run.
     """
     memory, peak = (timing.memory, timing.run_peak_bytes) if timing else (None, None)
     if timing is None or memory is None or not peak:
@@ -221,10 +219,6 @@ def _peak_note(measurement: Measurement, context: int | None) -> str:
         if any((one.kv_cache_bytes or 0) < (one.kv_cache_formula_bytes or 0) for one in found):
             said += " It is at most that: not every layer keeps every token."
     return said
-
-
-def _memory_unit(measurement: Measurement) -> str:
-    return "RAM" if measurement.memory_is_ram else "VRAM"
 
 
 def _memory_line(axes: "Axes", memory_bytes: int | None) -> None:

@@ -36,6 +36,7 @@ SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "quantable",
     "svg.fonttype": "none",
     "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,

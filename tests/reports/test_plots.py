@@ -240,6 +240,8 @@ def test_the_peak_is_told_apart_and_the_cache_reckoned_for_a_context(builder: Bu
     assert shares_of(unknown, 638) == {}
     negative = replace(timing, memory=replace(memory, baseline_bytes=400))
     assert shares_of(negative) == {"not told apart": 1000}
+    with pytest.raises(UserError, match="at least 1"):
+        plots(measured([record]), context=0)
 
 
 def test_the_axis_is_logarithmic_where_figures_span_much() -> None:
