@@ -44,11 +44,13 @@ def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
             move = np.array([math.cos(angle), math.sin(angle)]) * (half + distance)
             box = Bbox([start + move - half, start + move + half])
             nearest = np.clip(start, box.min, box.max)
-            leader, around = np.linspace(start, nearest, 40), box.padded(4)
+            leader = np.linspace(start, nearest, 40)
             if any(box.overlaps(one) or (leniency < 2 and one.count_contains(leader)) for one in taken):
                 continue
             within = bool(np.all((room.min <= box.min) & (box.max <= room.max)))
-            if within and not around.count_contains(marks) and (leniency or not around.count_contains(drawn)):
+            if not within or box.padded(6).count_contains(marks):
+                continue
+            if leniency or not box.padded(4).count_contains(drawn):
                 taken.append(box.padded(2))
                 arrow = None
                 if distance > LEADER_PX:
