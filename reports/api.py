@@ -29,7 +29,7 @@ from reports.html import html_page
 from reports.lab import architecture_page, overhead_page, profile_page, race_page, side_by_side_page
 from reports.markdown import markdown, screen
 from reports.pages import page, published_page
-from reports.plots import crossover_plots
+from reports.plots import draw, plots, size_bytes, svg_element
 from reports.published import has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.summary import summary
@@ -165,9 +165,17 @@ class Reading:
         return text
 
     def _html(self) -> str:
-        """One file for a browser: the summary, the plots, every table, the records."""
-        everything = (*page(self.measurements), *self._remarks())
-        return html_page(summary(self.measurements), everything, [], map(line_of, self.found.records))
+        """One file for a browser: the summary, the plots, every table, the records. Without matplotlib no plots."""
+        drawn: list[str] = []
+        notes = self._remarks()
+        try:
+            for number, measurement in enumerate(self.measurements):
+                figures, _ = plots(measurement)
+                drawn += [svg_element(figure, f"{name}-{number}") for name, figure in figures.items()]
+        except UserError as error:
+            notes += (Bullets((f"No plots: {error}.",)),)
+        everything = (*page(self.measurements), *notes)
+        return html_page(summary(self.measurements), everything, drawn, map(line_of, self.found.records))
 
     def _page_of_file(self) -> Page:
         if self.source.name == CROSSOVER_NAME:
@@ -198,8 +206,8 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
 
     Returns the files, what could not be written, and whether every run ended well and no checkpoint is broken.
 
-    table.md and, where a row is one of the published table's, published.md; the crossover's plots; NAME.md for every
-    other record file NAME.jsonl. Raises UserError for a folder without any record file.
+    table.md and, where a row is one of the published table's, published.md; the plots; NAME.md for every other record
+    file NAME.jsonl. Raises UserError for a folder without any record file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -230,9 +238,9 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
         if written and has_published_rows(only(reading.found, Record)):
             with attempt("published.md") as published:
                 write_page(published, versus_page(reading.measurements))
-    if folder / CROSSOVER_NAME in files:
-        with attempt("crossover.png"):
-            written += draw_plots(folder)
+    if {folder / RECORDS_NAME, folder / CROSSOVER_NAME} & set(files):
+        with attempt("plots"):
+            written += draw_plots(folder)[0]
     for file in files:
         if file.name != RECORDS_NAME and not file.name.startswith("records."):
             with attempt(f"{file.stem}.md") as path:
@@ -240,12 +248,25 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
     return written, problems, sound
 
 
-def draw_plots(source: Path | str) -> list[Path]:
-    """Draw the crossover of this folder or file as PNG and SVG beside it. Raises UserError where there is none."""
-    record = _crossover_file(Path(source))
-    if record is None:
-        raise UserError(f"no {CROSSOVER_NAME} in {source}: run `python -m bench.crossover --out {source}` first")
-    return crossover_plots(read_crossover(record), record.parent)
+def draw_plots(
+    source: Path | str, memory: str | None = None, context: int | None = None
+) -> tuple[list[Path], list[str]]:
+    """Draw what this folder or file has records for as PNG and SVG beside it: the files, and what was left out and why.
+
+    memory: what there is ("6GB"), a line in the plots; context: tokens that the KV cache is reckoned for. Raises
+    UserError where nothing can be drawn.
+    """
+    source, crossover = Path(source), _crossover_file(Path(source))
+    folder = source if source.is_dir() else source.parent
+    measured = [] if source == crossover or not (folder / RECORDS_NAME).exists() else Reading(source).measurements
+    if not measured and crossover is None:
+        raise UserError(f"no {RECORDS_NAME} and no {CROSSOVER_NAME} in {source}: run `bench` first")
+    entries = read_crossover(crossover) if crossover else []
+    size = None if memory is None else size_bytes(memory)
+    written, left_out = draw(folder, measured, entries, memory_bytes=size, context=context)
+    if not written:
+        raise UserError("; ".join(left_out))
+    return written, left_out
 
 
 def _crossover_file(source: Path) -> Path | None:

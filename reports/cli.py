@@ -35,7 +35,8 @@ def run(options: argparse.Namespace) -> int:
         text = reading.write("text" if shown and reading.is_screen else options.format, options.out)
         say(f"wrote {options.out}") if options.out else print(text, end="", flush=True)
     if options.plots:
-        say(*(f"wrote {path}" for path in draw_plots(options.source)), to=sys.stderr)
+        drawn, left_out = draw_plots(options.source, options.memory, options.context)
+        say(*(f"wrote {path}" for path in drawn), *left_out, to=sys.stderr)
     return 0 if reading.sound else 1
 
 
@@ -58,5 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--published", dest="view", action="store_const", const="versus", help="the published table and ours"
     )
     parser.add_argument("--all", action="store_true", help="write every page that DIR has records for beside them")
-    parser.add_argument("--plots", action="store_true", help="draw the crossover, PNG and SVG, beside its record")
+    parser.add_argument("--plots", action="store_true", help="draw what DIR has records for, PNG and SVG, beside them")
+    parser.add_argument("--memory", metavar="SIZE", help="what there is, as 6GB or 6GiB: a line in the plots")
+    parser.add_argument("--context", type=int, metavar="N", help="tokens that the plots reckon the KV cache for")
     return parser
