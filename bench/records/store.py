@@ -169,10 +169,12 @@ class _Shared:
 
 
 def holds_records(path: Path) -> bool:
-    """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else."""
+    """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else, a page copies."""
     content = path.read_bytes() if path.is_file() else b"no file"
     marks = ('"kind":', *(f'"{name}":' for name in WITHOUT_KIND))
     lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()]
+    if lines and lines[0] == "<!doctype html>":
+        return False
     return not lines or any('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
 
 

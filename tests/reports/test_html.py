@@ -70,6 +70,12 @@ def test_a_name_is_text_whatever_is_in_it(tmp_path: Path, builder: "Builder") ->
     assert "<img" not in text
 
 
+def test_it_is_written_anew_over_the_one_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        text = report(GALLERY, out=tmp_path / "report.html")
+        assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
+
+
 def opened(page: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """The page in a browser; what it says on its console is on stderr."""
     assert CHROMIUM is not None
