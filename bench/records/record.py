@@ -207,7 +207,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What lm-eval says of one task: its main metric over `samples` questions with `shots` examples before each."""
+    """What lm-eval says of one task: its main metric over `samples` questions with `shots` examples before each.
+
+    dataset: on the hub, where every question of it was asked, and its configuration; None for other questions.
+    """
 
     name: str
     metric: str
@@ -215,6 +218,8 @@ class TaskScore:
     stderr: float | None = None
     samples: int | None = None
     shots: int | None = None
+    dataset: str | None = None
+    configuration: str | None = None
 
 
 @dataclass(frozen=True)
