@@ -187,7 +187,14 @@ def test_scores_of_whole_hub_data_sets_become_evaluation_results(runs: Path) -> 
 
 @pytest.mark.parametrize(
     "content",
-    [f"{BEGIN}\nno end", f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}", "---\n[a, list]\n---\n", "---\na: [\n---\n", "\udcff"],
+    [
+        f"{BEGIN}\nno end",
+        f"{END}\n{BEGIN}",
+        f"{BEGIN}{BEGIN}{END}",
+        "---\n[a, list]\n---\n",
+        "---\na: [\n---\n",
+        "\udcff",
+    ],
 )
 def test_a_readme_that_cannot_be_renewed_is_one_line_and_left_as_it_is(
     runs: Path, content: str, capsys: pytest.CaptureFixture[str]
@@ -214,7 +221,14 @@ def test_the_snippet_of_every_variant_runs(made: Path) -> None:
     for checkpoint in find_checkpoints(made):
         code = re.search(r"```python\n(.*?)```", card(checkpoint.path).text, re.DOTALL)
         assert code
-        command = [sys.executable, "-P", "-W", "ignore", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code[1]}"]
+        command = [
+            sys.executable,
+            "-P",
+            "-W",
+            "ignore",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code[1]}",
+        ]
         ran = subprocess.run(command, cwd=made, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, (checkpoint.path.name, ran.stderr)
         assert ran.stdout.startswith("The capital of France is")

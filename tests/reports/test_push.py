@@ -118,21 +118,28 @@ def folder(tmp_path: Path) -> Path:
 
 
 def push(hub: Hub, folder: Path, *more: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    given = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_good", "HF_HOME": str(folder.parent / "home"), "HF_HUB_OFFLINE": "0"}
+    given = {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_good",
+        "HF_HOME": str(folder.parent / "home"),
+        "HF_HUB_OFFLINE": "0",
+    }
     program = "import sys; from reports.push import main; sys.exit(main())"
     command = [sys.executable, "-c", program, str(folder), REPOSITORY, *more]
     whole = {**os.environ, **given, **environment}
     return subprocess.run(command, cwd=ROOT, env=whole, capture_output=True, text=True, check=False)
 
 
-def test_a_pull_request_holds_the_whole_checkpoint_and_no_private_path(
-    hub: Hub, folder: Path, tmp_path: Path
-) -> None:
+def test_a_pull_request_holds_the_whole_checkpoint_and_no_private_path(hub: Hub, folder: Path, tmp_path: Path) -> None:
     done = push(hub, folder, "--private")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{hub.url}/{REPOSITORY}/discussions/1\n"
     assert hub.calls[0] == "/api/validate-yaml", "bad metadata is found before a repository is made"
-    assert (hub.created["organization"], hub.created["name"], hub.created["visibility"]) == ("us", "Tiny-AWQ", "private")
+    assert (hub.created["organization"], hub.created["name"], hub.created["visibility"]) == (
+        "us",
+        "Tiny-AWQ",
+        "private",
+    )
     names = ["LICENSE", "README.md", "config.json", "model.safetensors", "quantable.json"]
     assert sorted(hub.files) == names
     assert not any(b"secret" in content for content in hub.files.values())
