@@ -25,21 +25,11 @@ from quantize.variant import REFERENCE, variants_named
 
 @dataclass(frozen=True)
 class Answer:
-    """What a checkpoint said.
+    """What a checkpoint said, without special tokens, and its new tokens with them; or the problem it had."""
 
-    text:    without special tokens; None where there is none.
-    tokens:  the new ones.
-    problem: why there is no text.
-    """
-
-    text: str | None = None
+    text: str = ""
     tokens: tuple[int, ...] = ()
     problem: str | None = None
-
-    def same_as(self, other: "Answer") -> int:
-        """How many tokens both begin with."""
-        pairs = zip(self.tokens, other.tokens, strict=False)
-        return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def answers(folders: Sequence[Path], prompt: str, *, new: int = 64, device: str = "auto") -> list[Answer]:
@@ -81,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("directory", type=Path, metavar="DIR", help="where `quantize --out` put the checkpoints")
     p.add_argument("--prompt", required=True, metavar="TEXT")
     p.add_argument("--new", type=int, default=64, metavar="N", help="new tokens at most (default %(default)s)")
-    p.add_argument("--variant", action="append", metavar="NAME[,NAME]", help="only these (default: all that are there)")
+    p.add_argument("--variant", default="all,rtn", metavar="NAME[,NAME]", help="only these of those that are there")
     p.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
     return p
 
@@ -92,20 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    chosen = {one for value in options.variant or ["all", "rtn"] for one in variants_named(value.split(","))}
+    chosen = variants_named(options.variant.split(","))
     found = [one for one in find_checkpoints(options.directory) if one.variant in chosen]
     if not found or not options.prompt.strip() or options.new < 1:
         raise UserError("nothing to ask: give a --prompt, --new of 1 or more, and a --variant that is in the folder")
     said = answers([one.path for one in found], options.prompt, new=options.new, device=options.device)
     pairs = list(zip(found, said, strict=True))
-    references = {one.manifest.base_model: made for one, made in pairs if one.variant == REFERENCE and made.tokens}
+    references = {one.manifest.base_model: made.tokens for one, made in pairs if one.variant == REFERENCE}
     for checkpoint, made in pairs:
-        reference, title = references.get(checkpoint.manifest.base_model), checkpoint.path.name
-        if reference and made.text is not None and made is not reference:
-            title += f" (its first {made.same_as(reference)} of {len(made.tokens)} tokens are those of FP16)"
-        text = f"no answer: {made.problem}" if made.text is None else made.text
+        title, reference = checkpoint.path.name, references.get(checkpoint.manifest.base_model)
+        if reference and made.tokens and checkpoint.variant != REFERENCE:
+            alike = takewhile(lambda pair: pair[0] == pair[1], zip(made.tokens, reference, strict=False))
+            same = sum(1 for _ in alike)
+            title += f" (its first {same} of {len(made.tokens)} tokens are those of FP16)"
+        text = f"no answer: {made.problem}" if made.problem else made.text
         say(title, *(f"  {line}" for line in text.splitlines()), "")
-    return int(any(made.text is None for made in said))
+    return int(any(made.problem for made in said))
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ from quantize.checkpoint import checkpoint_folders, open_checkpoint
 from quantize.errors import UserError
 from quantize.shell import guarded, say
 
-UNFINISHED = (".unfinished", ".partial", ".old")
-"""How the names of `quantize`'s working folders end."""
-
 
 def contents(directory: Path) -> dict[str, Any]:
     """Checkpoints with what their manifests say, or their `problem`; record files; working folders of killed runs.
 
     Raises UserError when the folder does not exist.
     """
+    unfinished = (".unfinished", ".partial", ".old")
     return {
         "checkpoints": [_facts(folder) for folder in checkpoint_folders(directory)],
         "records": sorted(path.name for path in directory.glob("[!.]*.jsonl")),
-        "unfinished": sorted(path.name for path in directory.glob(".*") if path.suffix in UNFINISHED),
+        "unfinished": sorted(path.name for path in directory.glob(".*") if path.suffix in unfinished),
     }
 
 

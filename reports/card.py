@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.records.store import RECORDS_NAME
 from quantize.checkpoint import CARD_NAME, PLOT_NAME, Checkpoint, Manifest, open_checkpoint
 from quantize.errors import UserError
 from quantize.files import sha256_of, write_whole
 from quantize.shell import guarded, say
+from quantize.variant import Variant
 from reports.api import Reading
 from reports.markdown import markdown
 from reports.notes import broken_lines, measured_text, shape_text
@@ -64,16 +64,14 @@ class Card:
     broken: str | None
     advice: tuple[str, ...]
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write the files into the checkpoint's folder; which they are."""
+    def write(self, folder: Path) -> None:
+        """Write the files into the checkpoint's folder."""
         write_whole(folder / CARD_NAME, self.text.encode())
         path = folder / EVALUATIONS_NAME
-        if self.evaluations is None:
-            path.unlink(missing_ok=True)
-            return [folder / CARD_NAME]
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, self.evaluations.encode())
-        return [folder / CARD_NAME, path]
+        path.unlink(missing_ok=True)
+        if self.evaluations is not None:
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, self.evaluations.encode())
 
 
 def card(
@@ -88,50 +86,45 @@ def card(
     Raises UserError for random weights, for a README.md that cannot be read, and what `open_checkpoint` raises.
     """
     checkpoint = open_checkpoint(folder)
-    manifest, variant = checkpoint.manifest, checkpoint.variant
-    if manifest.source.kind == "dummy":
+    source, sha256 = checkpoint.manifest.source, checkpoint.content_sha256
+    if source.kind == "dummy":
         raise UserError(f"{folder} has random weights: make a card of a real model's checkpoint")
-    for given in filter(None, (base_model, namespace and f"{namespace}/{manifest.name}")):
-        if not HUB_ID.fullmatch(given):
-            raise UserError(f"{given!r} is no name on the hub: --base-model is org/name, --namespace is org")
+    if base_model and not HUB_ID.fullmatch(base_model):
+        raise UserError(f"{base_model!r} is no name on the hub: write org/name")
     measured, missing = _measured(checkpoint, records)
     readme = _readme(checkpoint)
     data = readme.data
-    data["base_model"] = base_model or data.get("base_model") or (manifest.source.kind == "hub" and manifest.source.id)
-    data["base_model"] = data["base_model"] or None
-    ours = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if data["base_model"] and variant.w_bit:
-        ours["base_model_relation"] = "quantized"
+    base = base_model or data.get("base_model") or (source.id if source.kind == "hub" else None)
+    _complete(data, checkpoint.variant, base)
+    readme.text = _renewed(readme.text, _block(checkpoint, measured, base, namespace))
+    own = [row for one in measured for row in one.results if row.subject.content_sha256 == sha256]
+    advice = [missing] if missing else []
+    advice += [] if base else ["no base_model, since the source is not of the hub: give --base-model org/name"]
+    advice += [] if data.get("license") else [f"no license: write `license:` into the front matter of {CARD_NAME}"]
+    advice += [] if any(folder.glob("LICENSE*")) else ["no LICENSE: put that of the model into the folder"]
+    return Card(str(readme), _evaluations(own), next((row.broken for row in own if row.broken), None), tuple(advice))
+
+
+def _complete(data: Any, variant: Variant, base_model: Any) -> None:
+    """Put into the metadata what is known; what people chose there stays."""
+    data["base_model"] = base_model
+    relation = "quantized" if base_model and variant.w_bit else None
+    ours = {"base_model_relation": relation, "library_name": "transformers", "pipeline_tag": "text-generation"}
     for key, value in ours.items():
         data[key] = data.get(key, value)
     kinds = ["awq" if variant.is_awq else "bitsandbytes", f"{variant.w_bit}-bit"] if variant.w_bit else []
     data["tags"] = list(dict.fromkeys([*(data.get("tags") or ()), "quantable", *kinds]))
-    readme.text = _renewed(readme.text, _block(checkpoint, measured, data["base_model"], namespace))
-    own = [row for one in measured for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256]
-    advice = {
-        missing: missing is None,
-        "no base_model, since the source is not of the hub: give --base-model org/name": data["base_model"],
-        f"no license came with the source: write `license:` into the front matter of {CARD_NAME}": data.get("license"),
-        "no LICENSE came with the source: put the model's into the folder": any(folder.glob("LICENSE*")),
-    }
-    broken = next((row.broken for row in own if row.broken), None)
-    return Card(
-        str(readme), _evaluations(own), broken, tuple(line for line, there in advice.items() if line and not there)
-    )
 
 
 def _measured(checkpoint: Checkpoint, records: Path | None) -> tuple[list[Measurement], str | None]:
     """What was measured of this very content, each with the rows of its base model; or why there is nothing."""
     source, measured = records or checkpoint.path.resolve().parent, []
-    if records is None and not (source / RECORDS_NAME).is_file():
-        return [], f"no figures: `bench {checkpoint.path.parent}` measures it"
     try:
         for one in Reading(source).measurements:
-            of = {
-                row.subject.baseline for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256
-            }
-            if rows := tuple(row for row in one.results if row.subject.baseline in of):
-                measured.append(replace(one, results=rows))
+            own = [row.subject for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256]
+            if own:
+                rows = (row for row in one.results if row.subject.baseline == own[0].baseline)
+                measured.append(replace(one, results=tuple(rows)))
     except UserError as error:
         return [], f"no figures: {error}"
     return measured, None if measured else "no figures: the records are of other checkpoints, measure this one"
@@ -159,12 +152,12 @@ def _readme(checkpoint: Checkpoint) -> Any:
 
 def _renewed(text: str, block: str) -> str:
     """The text with this block in the place of the one between the markers, or at its end."""
-    if [text.count(mark) for mark in (BEGIN, END)] == [0, 0]:
-        return f"{text.rstrip()}\n\n{BEGIN}\n\n{block}\n\n{END}\n"
+    if BEGIN not in text and END not in text:
+        text = f"{text.rstrip()}\n\n{BEGIN}{END}\n"
     before, _, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not closed or BEGIN in rest or END in before + after:
-        raise UserError(f"{CARD_NAME} holds the marks {BEGIN} and {END} not once each: take the block out")
+        raise UserError(f"{CARD_NAME} does not hold {BEGIN} and {END} once each: take the block out")
     return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
 
 
@@ -183,17 +176,12 @@ def _evaluations(own: Sequence[Result]) -> str | None:
 
 def _block(checkpoint: Checkpoint, measured: Sequence[Measurement], base: Any, namespace: str | None) -> str:
     manifest, variant = checkpoint.manifest, checkpoint.variant
-    shown = [part for one in measured for part in (_figures(one, base, namespace), _plot(checkpoint))]
     load = f"With `pip install 'quantable[models]'`, in the folder where {manifest.name} was downloaded to:"
-    made: Page = (
-        Heading("How it was made"),
-        Bullets(tuple(_facts(manifest))),
-        Heading("How to load it"),
-        Paragraph(load),
-    )
-    readers: Page = (Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}."),)
-    parts = [*shown, made, SNIPPET.format(name=manifest.name), readers]
-    return "\n\n".join(one if isinstance(one, str) else markdown(one).strip() for one in parts if one)
+    made = [Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"), Paragraph(load)]
+    readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
+    shown = [part for one in measured for part in (markdown(_figures(one, base, namespace)), _plot(checkpoint))]
+    parts = [*shown, markdown(tuple(made)), SNIPPET.format(name=manifest.name), markdown((readers,))]
+    return "\n\n".join(part.strip() for part in parts if part)
 
 
 def _plot(checkpoint: Checkpoint) -> str:
@@ -213,18 +201,12 @@ def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page
     table, broken = published_table(measurement), broken_lines(measurement)
     rows = zip(table.rows, measurement.results, strict=True)
     linked = replace(table, rows=tuple((*cells[:-1], download(row)) for cells, row in rows))
-    decoded = [one for one in measurement.scenarios if one.decode_steps][:1]
-    return (
-        *((Bullets(broken),) if broken else ()),
-        linked,
-        Paragraph(f"{measured_text(measurement)} Times are relative to FP16/BF16: x2.00 takes twice as long."),
-        *titled("Loss on held-out text; KLD is in nats a token:", quality_table(measurement)),
-        *(
-            block
-            for one in decoded
-            for block in titled(f"Speed with {shape_text(one)}:", speed_table(measurement, one))
-        ),
-    )
+    line = f"{measured_text(measurement)} Times are relative to FP16/BF16: x2.00 takes twice as long."
+    blocks = [*([Bullets(broken)] if broken else []), linked, Paragraph(line)]
+    blocks += titled("Loss on held-out text; KLD is in nats a token:", quality_table(measurement))
+    for scenario in [one for one in measurement.scenarios if one.decode_steps][:1]:
+        blocks += titled(f"Decode, with {shape_text(scenario)}:", speed_table(measurement, scenario))
+    return tuple(blocks)
 
 
 def _facts(manifest: Manifest) -> Iterator[str]:
@@ -254,9 +236,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="quantable card", description="Make the model card of a checkpoint.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder")
     p.add_argument("--write", action="store_true", help=f"into the folder's {CARD_NAME}, not on the screen")
-    p.add_argument(
-        "--records", type=Path, metavar="FILE", help=f"of `bench` (default: {RECORDS_NAME} beside the folder)"
-    )
+    p.add_argument("--records", type=Path, metavar="FILE", help="of `bench` (default: those beside the folder)")
     p.add_argument("--base-model", metavar="ORG/NAME", help="on the hub (default: the source, where it is of the hub)")
     p.add_argument("--namespace", metavar="ORG", help="where on the hub the checkpoints are: Download becomes a link")
     return p
@@ -271,7 +251,8 @@ def _run(options: argparse.Namespace) -> int:
     how = {name: getattr(options, name) for name in ("records", "base_model", "namespace")}
     made = card(options.checkpoint, **how)
     if options.write:
-        say(*(f"wrote {path}" for path in made.write(options.checkpoint)))
+        made.write(options.checkpoint)
+        say(f"wrote {options.checkpoint / CARD_NAME}")
     else:
         print(made.text, end="")
     say(*made.advice, *([f"it is broken: {made.broken}"] if made.broken else []), to=sys.stderr)

@@ -18,11 +18,6 @@ class Link(str):
 
     url: str
 
-    def __new__(cls, text: str, url: str) -> "Link":
-        made = super().__new__(cls, text)
-        made.url = url
-        return made
-
 
 @dataclass(frozen=True)
 class Column:

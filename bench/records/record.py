@@ -209,7 +209,7 @@ class Quality:
 class TaskScore:
     """What lm-eval says of one task: its main metric over `samples` questions with `shots` examples before each.
 
-    dataset: on the hub, where every question of it was asked, and its configuration; None for other questions.
+    dataset: of the hub, None where it is none or not all of it was asked; configuration: of the data set.
     """
 
     name: str

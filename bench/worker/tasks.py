@@ -121,9 +121,9 @@ def _result(name: str, found: Mapping[str, Any], folder: Path | None) -> TaskSco
     metric, _, kept = main.partition(",")
     stderr = figures.get(f"{metric}_stderr,{kept}")
     asked, config = found["n-samples"].get(name, {}), found["configs"].get(name, {})
-    dataset = str(config.get("dataset_path"))
-    local = not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) or ((folder or Path()) / dataset).exists()
-    whole = not local and asked and asked.get("effective") == asked.get("original")
+    dataset = config.get("dataset_path") or ""
+    of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not ((folder or Path()) / dataset).exists()
+    whole = bool(of_hub and asked) and asked["effective"] == asked["original"]
     return TaskScore(
         name=name,
         metric=metric,

@@ -175,7 +175,7 @@ def test_scores_of_whole_hub_data_sets_become_evaluation_results(runs: Path) -> 
     folder = awq(runs)
     anatomy = TaskScore("mmlu_anatomy", "acc", 0.41, 0.02, 135, 0, "cais/mmlu", "anatomy")
     measure(runs, anatomy, replace(anatomy, name="capitals", dataset=None))
-    assert card(folder).write(folder) == [folder / CARD_NAME, folder / EVALUATIONS_NAME]
+    card(folder).write(folder)
     (entry,) = parse_eval_result_entries(safe_load((folder / EVALUATIONS_NAME).read_text()))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("cais/mmlu", "anatomy", 0.41)
     assert entry.notes == "acc of 135 questions, 0-shot, task mmlu_anatomy of lm-eval"
