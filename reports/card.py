@@ -22,7 +22,7 @@ from reports.markdown import markdown
 from reports.notes import broken_lines, measured_text, shape_text
 from reports.pages import published_table, quality_table, speed_table
 from reports.results import Measurement, Result
-from reports.table import Bullets, Heading, Link, Page, Paragraph, titled
+from reports.table import Block, Bullets, Heading, Link, Page, Paragraph, titled
 
 BEGIN, END = "<!-- quantable: `quantable card --write` renews what follows -->", "<!-- quantable: end -->"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -177,10 +177,15 @@ def _evaluations(own: Sequence[Result]) -> str | None:
 def _block(checkpoint: Checkpoint, measured: Sequence[Measurement], base: Any, namespace: str | None) -> str:
     manifest, variant = checkpoint.manifest, checkpoint.variant
     load = f"With `pip install 'quantable[models]'`, in the folder where {manifest.name} was downloaded to:"
-    made = [Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"), Paragraph(load)]
+    made: Page = (
+        Heading("How it was made"),
+        Bullets(tuple(_facts(manifest))),
+        Heading("How to load it"),
+        Paragraph(load),
+    )
     readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
     shown = [part for one in measured for part in (markdown(_figures(one, base, namespace)), _plot(checkpoint))]
-    parts = [*shown, markdown(tuple(made)), SNIPPET.format(name=manifest.name), markdown((readers,))]
+    parts = [*shown, markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
     return "\n\n".join(part.strip() for part in parts if part)
 
 
@@ -195,14 +200,15 @@ def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page
     def download(row: Result) -> str:
         own = f"{namespace}/{row.subject.folder}" if namespace else row.subject.download or ""
         place = base if row.is_reference and isinstance(base, str) else own
-        shown = row.subject.download or row.subject.name
-        return Link(shown, f"https://huggingface.co/{place}") if HUB_ID.fullmatch(place) else shown
+        link = Link(row.subject.download or row.subject.name)
+        link.url = f"https://huggingface.co/{place}"
+        return link if HUB_ID.fullmatch(place) else str(link)
 
     table, broken = published_table(measurement), broken_lines(measurement)
     rows = zip(table.rows, measurement.results, strict=True)
     linked = replace(table, rows=tuple((*cells[:-1], download(row)) for cells, row in rows))
     line = f"{measured_text(measurement)} Times are relative to FP16/BF16: x2.00 takes twice as long."
-    blocks = [*([Bullets(broken)] if broken else []), linked, Paragraph(line)]
+    blocks: list[Block] = [*([Bullets(broken)] if broken else []), linked, Paragraph(line)]
     blocks += titled("Loss on held-out text; KLD is in nats a token:", quality_table(measurement))
     for scenario in [one for one in measurement.scenarios if one.decode_steps][:1]:
         blocks += titled(f"Decode, with {shape_text(scenario)}:", speed_table(measurement, scenario))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ def make(folder: Path, variant: str = "awq-gemm", kind: str = "hub") -> Path:
     (folder / "model.safetensors").write_bytes(bytes(1000))
     (folder / "README.md").write_text("The source's.")
     source = SourceFacts(kind, "org/Tiny" if kind == "hub" else "/home/me/Tiny", "0123abcd" * 5, "ff" * 32)
-    facts = {"options": {}, "libraries": {}, "seconds": {}, "created": "2025-01-01T00:00:00+00:00"}
+    facts: dict[str, Any] = {"options": {}, "libraries": {}, "seconds": {}, "created": "2025-01-01T00:00:00+00:00"}
     seal(folder, Manifest(folder.name, "Tiny", variant, 64, source, None, weights_bytes=2_000_000, **facts))
     return folder
 
