@@ -39,6 +39,8 @@ READERS = {
 """Which engines read a layout, or else a method's files."""
 
 SNIPPET = """\
+With `pip install 'quantable[models]'`, beside the folder that it was downloaded to:
+
 ```python
 import quantize
 
@@ -176,13 +178,7 @@ def _evaluations(own: Sequence[Result]) -> str | None:
 
 def _block(checkpoint: Checkpoint, measured: Sequence[Measurement], base: Any, namespace: str | None) -> str:
     manifest, variant = checkpoint.manifest, checkpoint.variant
-    load = f"With `pip install 'quantable[models]'`, in the folder where {manifest.name} was downloaded to:"
-    made: Page = (
-        Heading("How it was made"),
-        Bullets(tuple(_facts(manifest))),
-        Heading("How to load it"),
-        Paragraph(load),
-    )
+    made: Page = (Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"))
     readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
     shown = [part for one in measured for part in (markdown(_figures(one, base, namespace)), _plot(checkpoint))]
     parts = [*shown, markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
@@ -223,7 +219,7 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     yield f"From {named}{revision}, weights with SHA-256 {source.weights_sha256}."
     if text is not None:
         label = public_text(text.text)
-        yield f"Calibrated on {label}: {text.blocks} blocks of {text.block_tokens} tokens, SHA-256 {text.sha256}."
+        yield f"Calibration text: {label}, {text.blocks} blocks of {text.block_tokens} tokens, SHA-256 {text.sha256}."
     if manifest.quantized_share is not None:
         chosen = f", codes by rounding {rounding}" if rounding else ""
         group = f", in groups of {manifest.q_group_size}" if manifest.q_group_size else ""
