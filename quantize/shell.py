@@ -14,7 +14,7 @@ from quantize.errors import UserError, printable
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-MODELS = ("torch", "transformers", "safetensors", "accelerate")
+MODELS = ("torch", "transformers", "safetensors", "accelerate", "huggingface_hub")
 """What the extra `models` brings."""
 
 

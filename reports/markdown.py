@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from quantize.errors import printable
-from reports.table import Block, Bullets, Heading, Page, Table
+from reports.table import Block, Bullets, Heading, Link, Page, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,8 @@ def table_markdown(table: Table) -> str:
 
 def _cell(text: str) -> str:
     """One line, with nothing in it that ends the cell."""
-    return _escape(" ".join(text.split())).replace("|", "\\|").replace("`", "\\`")
+    shown = _escape(" ".join(text.split())).replace("|", "\\|").replace("`", "\\`")
+    return f"[{shown}]({text.url})" if isinstance(text, Link) else shown
 
 
 def _escape(text: str) -> str:

@@ -22,7 +22,7 @@ def paragraph(measurement: Measurement) -> str:
     """What was measured, where, when and how, and what the columns mean; from the records alone."""
     timings = [timing for result in measurement.results for timing in result.timings.values()]
     sentences = [
-        f"Measured on {machine_text(measurement)}{dates_text(measurement)}{rounds_text(timings)}.",
+        measured_text(measurement),
         dummy_text(measurement),
         _versions(measurement),
         _dtype(measurement),
@@ -36,6 +36,12 @@ def paragraph(measurement: Measurement) -> str:
         _rounding(measurement),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def measured_text(measurement: Measurement) -> str:
+    """On which machine, when and in how many rounds."""
+    timings = [timing for result in measurement.results for timing in result.timings.values()]
+    return f"Measured on {machine_text(measurement)}{dates_text(measurement)}{rounds_text(timings)}."
 
 
 def warnings(measurement: Measurement) -> tuple[str, ...]:

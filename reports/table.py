@@ -13,6 +13,12 @@ Cell = str | int | float | tuple[float, float] | None
 UNKNOWN = "—"
 
 
+class Link(str):
+    """A cell's text that leads to `url` where a page can show that."""
+
+    url: str
+
+
 @dataclass(frozen=True)
 class Column:
     """A column's title and what its values are: FORMATS has how each kind looks.

@@ -24,6 +24,7 @@ for name in sys.argv[1:]:
 """
 
 LIGHT = (
+    "bench.chat",
     "bench.cli",
     "bench.records",
     "bench.run",
@@ -31,9 +32,11 @@ LIGHT = (
     "bench.worker.request",
     "quantize.checkpoint",
     "quantize.cli",
+    "quantize.ls",
     "quantize.schema",
     "quantize.suite",
     "quantize.variant",
+    "quantize.verify",
     "reports",
 )
 """What imports with nothing installed but what `report` needs; a package means all that is in it."""

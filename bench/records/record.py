@@ -207,7 +207,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What lm-eval says of one task: its main metric over `samples` questions with `shots` examples before each."""
+    """What lm-eval says of one task: its main metric over `samples` questions with `shots` examples before each.
+
+    dataset: of the hub, None where it is none or not all of it was asked; configuration: of the data set.
+    """
 
     name: str
     metric: str
@@ -215,6 +218,8 @@ class TaskScore:
     stderr: float | None = None
     samples: int | None = None
     shots: int | None = None
+    dataset: str | None = None
+    configuration: str | None = None
 
 
 @dataclass(frozen=True)

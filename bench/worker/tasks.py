@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def evaluate(
                 log_samples=False,
                 **SEEDS,
             )
-    return tuple(_result(name, found) for name in tasks)
+    return tuple(_result(name, found, folder) for name in tasks)
 
 
 def task_manager(names: Sequence[str], folder: Path | None) -> Any:
@@ -112,20 +113,26 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         ) from error
 
 
-def _result(name: str, found: Mapping[str, Any]) -> TaskScore:
+def _result(name: str, found: Mapping[str, Any], folder: Path | None) -> TaskScore:
     """The main metric out of keys such as "acc,none" and "acc_stderr,none" (metric, then filter)."""
     figures = found["results"][name]
     keys = [key for key in figures if "," in key and "_stderr," not in key]
     main = next((key for metric in MAIN_METRICS for key in keys if key.startswith(f"{metric},")), keys[0])
     metric, _, kept = main.partition(",")
     stderr = figures.get(f"{metric}_stderr,{kept}")
+    asked, config = found["n-samples"].get(name, {}), found["configs"].get(name, {})
+    dataset = config.get("dataset_path") or ""
+    of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not ((folder or Path()) / dataset).exists()
+    whole = bool(of_hub and asked) and asked["effective"] == asked["original"]
     return TaskScore(
         name=name,
         metric=metric,
         value=float(figures[main]),
         stderr=float(stderr) if isinstance(stderr, float) else None,
-        samples=found["n-samples"].get(name, {}).get("effective"),
+        samples=asked.get("effective"),
         shots=found["n-shot"].get(name),
+        dataset=dataset if whole else None,
+        configuration=config.get("dataset_name") if whole else None,
     )
 
 
