@@ -25,6 +25,7 @@ for name in sys.argv[1:]:
 
 LIGHT = (
     "bench.cli",
+    "bench.compare",
     "bench.records",
     "bench.run",
     "bench.suite",
