@@ -179,7 +179,7 @@ def _changes(
                 if ratio and not ratio.interval:
                     raise UserError(f"too few rounds of {name} to judge {key}: use bench --rounds 3, or leave it out")
                 if ratio and ratio.interval:
-                    bad = ratio.interval[0] > 1 and ratio.value > 1 + more
+                    bad = ratio.value > 1 + more and ratio.interval[0] > 1 + more * (key == "memory")
                 elif key in ("kernel", "share"):
                     bad = was != now if key == "kernel" else now < was * (1 - more)
                 else:

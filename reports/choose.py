@@ -32,7 +32,6 @@ class Candidate:
 
     need_bytes: the peak of a run at the context asked for: weights, keys and values, activations and the rest.
     how:        where that is from, or why it is unknown.
-    load_bytes: the peak while loading, on a GPU; a CPU's has pages of the files in it, which the system can drop.
     loss:       perplexity over that of its base model in half precision, less 1.
     time:       over the reference's.
     problem:    why it is not taken.
@@ -43,7 +42,6 @@ class Candidate:
     w_bit: int
     need_bytes: float | None
     how: str
-    load_bytes: int | None = None
     loss: float | None = None
     time: float | None = None
     problem: str | None = None
@@ -126,16 +124,12 @@ def choose(
 
 
 def _problem(one: Candidate, memory_bytes: int, max_loss: float | None) -> str | None:
-    need = max(one.need_bytes or 0.0, one.load_bytes or 0)
     if one.need_bytes is None:
         return f"what it needs is unknown ({one.how})"
-    if need > memory_bytes:
-        return f"needs {gb(need)} GB, {gb(need - memory_bytes)} too much " + (
-            "(loading)" if need > one.need_bytes else f"({one.how})"
-        )
-    if max_loss is None or (one.loss is not None and one.loss <= max_loss):
-        return None
-    return "its loss is unknown" if one.loss is None else f"perplexity {one.loss:+.1%}"
+    if one.need_bytes > memory_bytes:
+        return f"needs {gb(one.need_bytes)} GB, {gb(one.need_bytes - memory_bytes)} too much ({one.how})"
+    loss = "its loss is unknown" if one.loss is None else f"perplexity {one.loss:+.1%}"
+    return None if max_loss is None or (one.loss is not None and one.loss <= max_loss) else loss
 
 
 def _measured(path: Path, context: int, device: str | None) -> tuple[list[Candidate], Phase, str]:
@@ -149,15 +143,13 @@ def _measured(path: Path, context: int, device: str | None) -> tuple[list[Candid
     phase: Phase = "decode" if "decode" in timed else "prefill"
     rows = []
     for one in chosen.results:
-        base, half = one.subject.base_model, perplexities.get(one.subject.base_model)
+        subject, half = one.subject, perplexities.get(one.subject.base_model)
         near = [timing for timing in one.timings.values() if timing.scenario.batch == 1 and phase in timing.seconds]
         timing = min(near, key=lambda timing: abs(timing.scenario.positions - context), default=None)
         loss = one.quality.perplexity / half - 1 if half and one.quality else None
         time, need = one.ratio_in(timing, phase) if timing else None, need_at(one, context)
         problem = f"broken: {one.broken}" if one.broken else None
-        bits = one.subject.w_bit or 16
-        load = one.load_peak_bytes if chosen.on_gpu else None
-        rows.append(Candidate(one.subject.name, base, bits, *need, load, loss, time, problem))
+        rows.append(Candidate(subject.name, subject.base_model, subject.w_bit or 16, *need, loss, time, problem))
     return rows, phase, f"measured on {', '.join((chosen.device, *chosen.compute_dtypes))}"
 
 
@@ -237,8 +229,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line says; 1 where nothing fits. Raises UserError."""
-    given, most = {"device": arguments.device, "model": arguments.model}, arguments.max_loss
-    loss = None if most is None else parse_share(most)
+    loss = None if arguments.max_loss is None else parse_share(arguments.max_loss)
+    given = {"device": arguments.device, "model": arguments.model}
     found = choose(arguments.source, parse_bytes(arguments.memory), arguments.context, max_loss=loss, **given)
     say(*([json.dumps(to_data(found))] if arguments.json else found.lines()))
     return 0 if found.fit else 1
