@@ -65,10 +65,8 @@ class Choice:
     def lines(self) -> list[str]:
         """One line for each variant, and the rule."""
         at = f"GB of {gb(self.memory_bytes)} GB at {self.context:,} tokens"
-        least = min(
-            ((one.need_bytes, one.name) for one in self.others if one.need_bytes), default=(0, "none is known to")
-        )
-        lines = [] if self.fit else [f"nothing to take: the least is needed by {least[1]}, {gb(least[0])} {at}"]
+        need, name = min(((one.need_bytes, one.name) for one in self.others if one.need_bytes), default=(0, "none"))
+        lines = [] if self.fit else [f"nothing to take: the least is needed by {name}, {gb(need)} {at}"]
         for one in self.fit:
             need = one.need_bytes or 0.0
             loss = "unknown" if one.loss is None else f"{one.loss:+.1%}"
@@ -103,24 +101,25 @@ def choose(
     judged = [replace(one, problem=one.problem or _problem(one, memory_bytes, max_loss)) for one in own]
     fit = [one for one in judged if one.problem is None]
     least = min((one.loss for one in fit if one.loss is not None), default=math.nan)
-    limit, rule = (
-        least + NEAR,
-        f"the fastest in {phase} of those that fit, within {NEAR:.0%} perplexity of the least loss",
-    )
+    limit, best = least + NEAR, f"within {NEAR:.0%} perplexity of the least loss the fastest in {phase}"
     if max_loss is not None:
-        limit, rule = (
-            max_loss,
-            f"the fastest in {phase} of those that fit and lose at most {max_loss:.2%} of perplexity",
-        )
+        limit, best = max_loss, f"with at most {max_loss:.3g} more perplexity the fastest in {phase}"
     elif all(one.loss is None for one in own):
-        rule = "the most bits a weight of those that fit, as the loss is unknown"
+        best = "the most bits a weight, as the loss is unknown"
 
     def place(one: Candidate) -> tuple[bool, float, int]:
         loss = math.inf if one.loss is None else one.loss
         return not loss <= limit, (one.time or math.inf) if loss <= limit else loss, -one.w_bit
 
     others = tuple(one for one in judged if one.problem)
-    return Choice(memory_bytes, context, f"{rule}; {basis}", phase, tuple(sorted(fit, key=place)), others)
+    return Choice(
+        memory_bytes,
+        context,
+        f"the rule: of those that fit, {best}; {basis}",
+        phase,
+        tuple(sorted(fit, key=place)),
+        others,
+    )
 
 
 def _problem(one: Candidate, memory_bytes: int, max_loss: float | None) -> str | None:
@@ -202,8 +201,9 @@ def _estimated(source: str, context: int) -> tuple[list[Candidate], Phase, str]:
             if positions and context > positions:
                 raise UserError(f"{base_model} has {positions:,} positions: choose a smaller --context")
             cache = kv_cache_formula_bytes(text, Scenario("context", context, 1), torch.float16)
-            widths = 6 * text.hidden_size + 3 * (getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
-            need = None if cache is None else weights_bytes + cache + 2 * context * widths + 4 * text.vocab_size
+            hidden, inner = (getattr(text, f"{one}_size", None) or 0 for one in ("hidden", "intermediate"))
+            widths = 6 * hidden + 3 * (inner or 4 * hidden)
+            need = cache and weights_bytes + cache + 2 * context * widths + 4 * text.vocab_size
             found.append(Candidate(name, base_model, variant.w_bit or 16, need, "estimated"))
     basis = "estimated, nothing was measured, and what Python and its libraries hold comes on top: run `bench`"
     return found, "decode", basis
@@ -211,10 +211,8 @@ def _estimated(source: str, context: int) -> tuple[list[Candidate], Phase, str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    rule = (
-        f"of those that fit, the fastest in decoding that loses at most --max-loss, or {NEAR:.0%} more than the least"
-    )
-    about, code = f"The best variant for a memory: {rule}.".replace("%", "%%"), "Exit code 1: nothing fits."
+    rule = "of those that fit, the fastest in decoding that loses at most --max-loss, or 1% more than the least"
+    about, code = f"The best variant for a memory: {rule}.", "Exit code 1: nothing to take."
     cli = argparse.ArgumentParser(prog="quantable choose", description=about, epilog=code)
     add = cli.add_argument
     add("source", metavar="DIR", help="what `bench` measured; or checkpoints, or a model, to estimate")
