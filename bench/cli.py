@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.records.comparison import comparison_lines
+from bench.compare import compare_files
 from bench.records.scenario import SCENARIOS, Scenario, scenario_named
 from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
-from bench.records.store import RECORDS_NAME, read_file, read_records
+from bench.records.store import RECORDS_NAME, read_file
 from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, BenchOptions, Outcome, bench
 from bench.suite.suite import suite_named
 from bench.suite.suite_run import run_suite
@@ -158,7 +158,7 @@ NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError."""
     if arguments.compare:
-        say(*comparison_lines(*map(read_records, arguments.compare)))
+        say(*compare_files(*arguments.compare).lines())
         return 0
     outcome, then = measure_folder(arguments) if arguments.suite is None else measure_suite(arguments)
     say(*outcome_lines(outcome), *then)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENS
 HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)
 """What is downloaded from a hub repository: never pickles, and nothing from its subfolders."""
 HUB_WAIT_S = 10.0
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 HUB_PROBLEMS = {
     "GatedRepoError": "is gated: accept its terms on its hub page, then run `hf auth login`",
@@ -107,7 +108,7 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
         folder, kind, known_as = Path(source), "folder", _folder_name(Path(source).resolve())
     elif source and Path(source).exists():
         raise UserError(f"{source} is a file: give the folder of a model")
-    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+    elif HUB_ID.fullmatch(source):
         folder, revision = _download(source, revision)
         kind, known_as = "hub", source.split("/")[1]
     else:
@@ -121,6 +122,17 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     stamps = {file: _stamp(file) for file in weights.files}
     facts = SourceFacts(kind, source, revision, hash_of_hashes({file.name: sha256_of(file) for file in stamps}))
     return Source(facts, base_name(known_as if name is None else name), folder, stamps)
+
+
+def config_source(source: str) -> tuple[Path, str]:
+    """A folder with the config.json of what `open_source` takes, and the name; of the hub nothing more comes."""
+    if Path(source).is_dir():
+        _check_config(Path(source))
+        return Path(source), _folder_name(Path(source).resolve())
+    if HUB_ID.fullmatch(source) and not source.startswith(DUMMY_PREFIX):
+        return _download(source, None, ("config.json",))[0], source.split("/")[1]
+    opened = open_source(source)
+    return opened.folder, opened.base_model
 
 
 def _folder_name(folder: Path) -> str:
@@ -172,12 +184,12 @@ def _check_tokenizer(folder: Path) -> None:
 # The hub
 
 
-def _download(repo: str, revision: str | None) -> tuple[Path, str | None]:
+def _download(repo: str, revision: str | None, files: Sequence[str] = HUB_FILES) -> tuple[Path, str | None]:
     """Download a hub model, or find it in the hub's cache; its folder and the commit it is of."""
     with quiet_libraries():
         from huggingface_hub import constants, snapshot_download
 
-        patterns = {"allow_patterns": list(HUB_FILES), "ignore_patterns": ["*/*"]}
+        patterns = {"allow_patterns": list(files), "ignore_patterns": ["*/*"]}
         try:
             reached = _hub_answers(repo, revision)
             path = Path(snapshot_download(repo, revision=revision, local_files_only=not reached, **patterns))

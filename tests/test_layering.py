@@ -26,6 +26,7 @@ for name in sys.argv[1:]:
 LIGHT = (
     "bench.chat",
     "bench.cli",
+    "bench.compare",
     "bench.records",
     "bench.run",
     "bench.suite",

@@ -1,4 +1,4 @@
-"""One checkpoint's time over another's: the only comparison (stopping, `--compare`, report). Imports no torch."""
+"""One checkpoint's time over another's: paired by round (stopping, report). Imports no torch."""
 
 import functools
 import math
@@ -6,10 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from bench.records.environment import differences
-from bench.records.ratio import Ratio, independent_ratio_of, ratio_of
+from bench.records.ratio import Ratio, ratio_of
 from bench.records.record import PHASES, Phase, Record, latency_records
-from quantize.errors import UserError
 
 Setting = tuple[str, str | None]
 """Device and compute dtype: records of different settings are never paired."""
@@ -88,59 +86,6 @@ def widest_interval(records: Sequence[Record]) -> float | None:
             low, high = comparison.ratios["total"].interval or (1.0, math.inf)
             widths.append(math.sqrt(high / low) - 1)
     return max(widths, default=None)
-
-
-def comparison_lines(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
-    """One line for each checkpoint, scenario and phase of two record files: the second's seconds over the first's.
-
-    The two were measured apart, so that no run of one has a neighbour in the other: they are independent series.
-    Raises UserError, naming the field, when they were not measured alike, and when they have no run in common.
-    """
-    check_comparable(before, after)
-    series: list[dict[Any, list[Record]]] = [
-        grouped(unique(latency_records(records)), lambda one: (one.subject.name, one.scenario, _setting(one)))
-        for records in (before, after)
-    ]
-    first, second = series
-    lines = []
-    for key in first.keys() & second.keys():
-        name, scenario, (device, dtype) = key
-        for phase in PHASES:
-            theirs, ours = ([spent for one in runs[key] if (spent := one.seconds(phase))] for runs in (first, second))
-            if ours and theirs:
-                ratio = independent_ratio_of(ours, theirs)
-                interval = "" if ratio.interval is None else f" ({ratio.interval[0]:.2f} to {ratio.interval[1]:.2f})"
-                where = f"{name}, {scenario.name}, {phase}, {device}, {dtype}"
-                lines.append(f"{where}: x{ratio.value:.2f}{interval}, {ratio.verdict}")
-    if not lines:
-        raise UserError("the two files have no checkpoint and scenario in common: nothing to compare")
-    return [
-        *sorted(lines),
-        "The second file's time over the first's. They were measured apart, so they are compared as independent "
-        "series, and what the machine did in between is in the ratio.",
-    ]
-
-
-def check_comparable(before: Sequence[Record], after: Sequence[Record]) -> None:
-    """Raises UserError, naming the field, for two series that were not measured alike."""
-    good = [[record for record in unique(records) if record.status == "ok"] for records in (before, after)]
-    first, second = ({record.device: record for record in reversed(records)} for records in good)
-    for device in first.keys() & second.keys():
-        if found := differences(first[device].environment, second[device].environment):
-            raise UserError(f"the two files were not measured alike ({found[0]}): compare runs of one machine")
-    theirs = grouped(good[0], lambda one: (one.kind, one.subject.name, one.scenario))
-    for record in good[1]:
-        same = theirs.get((record.kind, record.subject.name, record.scenario), [])
-        if not same:
-            continue
-        alike = [one for one in same if _setting(one) == _setting(record)]
-        for field in ("prompt_sha256",) if alike else ("device", "compute_dtype"):
-            old, new = getattr((alike or same)[0], field), getattr(record, field)
-            if None not in (old, new) and old != new:
-                raise UserError(
-                    f"{record.subject.name} was not measured alike in the two files ({field}: {old} against {new}): "
-                    "measure again"
-                )
 
 
 def unique(records: Iterable[Record]) -> list[Record]:

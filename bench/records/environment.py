@@ -55,10 +55,15 @@ class Environment:
     copy_bytes_per_s: float | None = None
 
 
+def differing(one: Environment, other: Environment) -> dict[str, tuple[object, object]]:
+    """What decides and is not the same in two fingerprints: field or library -> both values."""
+    pairs: dict[str, tuple[object, object]] = {name: (getattr(one, name), getattr(other, name)) for name in DECIDING}
+    pairs |= {name: (one.libraries.get(name), other.libraries.get(name)) for name in LIBRARIES}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def differences(one: Environment, other: Environment) -> list[str]:
     """Where two fingerprints differ in what decides, as "field: one against other"; empty if nowhere."""
     if one is other:
         return []
-    pairs = {name: (getattr(one, name), getattr(other, name)) for name in DECIDING}
-    pairs |= {name: (one.libraries.get(name), other.libraries.get(name)) for name in LIBRARIES}
-    return [f"{name}: {mine} against {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
+    return [f"{name}: {mine} against {theirs}" for name, (mine, theirs) in differing(one, other).items()]
