@@ -6,14 +6,15 @@ Importing the package imports no torch, and nothing of the run; the function doe
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.run.run import bench
+    from bench.run.options import BenchOptions
+    from bench.run.run import Outcome, bench
 
-__all__ = ["bench"]
+__all__ = ["BenchOptions", "Outcome", "bench"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "bench":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bench.run.run import bench
+    from bench.run import run
 
-    return bench
+    return getattr(run, name)

@@ -1,13 +1,13 @@
 """Versions of installed libraries. Imports none of them."""
 
-import importlib.metadata
-
 MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
 """Libraries that decide what a checkpoint holds."""
 
 
 def version_of(distribution: str) -> str | None:
     """The installed version, None when it is not installed."""
+    import importlib.metadata  # slow, and no --help needs it
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -242,7 +242,7 @@ def test_a_bug_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("bench.cli.bench", broken)
+    monkeypatch.setattr("bench.run.run.bench", broken)
     with pytest.raises(ZeroDivisionError):
         main([str(folder)])
 
