@@ -154,11 +154,11 @@ def outcome_lines(outcome: "Outcome") -> list[str]:
 
 def facts_of(outcome: "Outcome") -> dict[str, Any]:
     """What `--json` prints: of a run that failed, its row and kind of work and why."""
-    failed = [{name: getattr(one, name) for name in ("kind", "status", "reason")} for one in outcome.failed]
+    facts = ("kind", "status", "reason")
     return {
         **{"records": str(outcome.path), "measured": outcome.measured, "total": len(outcome.records)},
         **{"rounds": outcome.rounds, "stopped": outcome.stopped, "usable": outcome.usable, "broken": outcome.broken},
-        "failed": [{"name": one.subject.name, **facts} for one, facts in zip(outcome.failed, failed, strict=True)],
+        "failed": [{"name": run.subject.name} | {one: getattr(run, one) for one in facts} for run in outcome.failed],
     }
 
 

@@ -7,45 +7,29 @@
 Importing this imports no torch; what needs it does, when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from quantize import versions
+from quantize.errors import UserError
+from quantize.lazy import lazily
+from quantize.variant import VARIANTS
 
 if TYPE_CHECKING:
     from bench.run.options import BenchOptions
-    from bench.run.run import Outcome, bench
+    from bench.run.run import bench
     from quantize.building.build import quantize
-    from quantize.building.job import BuildOptions, BuiltCheckpoint
-    from quantize.checkpoint import Checkpoint, find_checkpoints, open_checkpoint, verify
-    from quantize.errors import UserError
-    from quantize.loader import LoadedModel, load
-    from quantize.variant import VARIANTS, Variant
+    from quantize.building.job import BuildOptions
+    from quantize.checkpoint import open_checkpoint, verify
+    from quantize.loader import load
     from reports.api import report
 
-HOMES = {
-    "bench.run.options": ("BenchOptions",),
-    "bench.run.run": ("Outcome", "bench"),
-    "quantize.building.build": ("quantize",),
-    "quantize.building.job": ("BuildOptions", "BuiltCheckpoint"),
-    "quantize.checkpoint": ("Checkpoint", "find_checkpoints", "open_checkpoint", "verify"),
-    "quantize.errors": ("UserError",),
-    "quantize.loader": ("LoadedModel", "load"),
-    "quantize.variant": ("VARIANTS", "Variant"),
-    "reports.api": ("report",),
-}
-"""Module -> what of it is public."""
-
 __all__ = [
-    "VARIANTS", "BenchOptions", "BuildOptions", "BuiltCheckpoint", "Checkpoint", "LoadedModel", "Outcome", "UserError",
-    "Variant", "bench", "find_checkpoints", "load", "open_checkpoint", "quantize", "report", "verify",
+    "VARIANTS", "BenchOptions", "BuildOptions", "UserError", "bench", "load", "open_checkpoint", "quantize", "report",
+    "verify",
 ]  # fmt: skip
+__version__ = versions.VERSION
 
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from quantize.versions import version_of
-
-        return version_of("quantable")
-    for module, names in HOMES.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+BENCH = {"bench.run.options": ("BenchOptions",), "bench.run.run": ("bench",)}
+BUILDING = {"quantize.building.build": ("quantize",), "quantize.building.job": ("BuildOptions",)}
+CHECKPOINTS = {"quantize.checkpoint": ("open_checkpoint", "verify"), "quantize.loader": ("load",)}
+__getattr__ = lazily(__name__, {**BENCH, **BUILDING, **CHECKPOINTS, "reports.api": ("report",)})

@@ -27,16 +27,13 @@ COMMANDS = {
 ALONE = ("quantize", "bench", "report")
 """Those that are commands of their own, too."""
 
-SHELLS = ("bash", "zsh")
-
 
 def parser(*, whole: bool = False) -> Parser:
     """The command line of `quantable`; whole: with the options of every command, which imports them all."""
     words = "Quantize a causal language model, measure what each variant costs, and show it."
     cli = Parser(prog="quantable", description=words, epilog="`quantable COMMAND --help` lists a command's options")
-    cli.add_argument(
-        "--print-completion", choices=SHELLS, help='for a shell: eval "$(quantable --print-completion bash)"'
-    )
+    words = 'for a shell: eval "$(quantable --print-completion bash)"'
+    cli.add_argument("--print-completion", choices=("bash", "zsh"), help=words)
     commands = cli.add_subparsers(metavar="COMMAND", title="commands")
     for name, (module, text) in COMMANDS.items():
         options = [import_module(module).parser()] if whole else []
@@ -57,20 +54,11 @@ def completion(shell: str) -> str:
     return "\n".join(shtab.complete(program, shell) for program in programs)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Do what is asked of `quantable` itself."""
-    arguments = parser().parse_args(argv)
-    if arguments.print_completion:
-        print(completion(arguments.print_completion))
-    else:
-        parser().print_help()
-    return 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that is named first; return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         code: int = import_module(COMMANDS[argv[0]][0]).main(argv[1:])
         return code
-    return guarded("quantable", lambda: run(argv))
+    shell = parser().parse_args(argv).print_completion
+    return guarded("quantable", lambda: print(completion(shell) if shell else parser().format_help()))

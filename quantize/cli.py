@@ -95,13 +95,11 @@ def run(arguments: argparse.Namespace) -> None:
 def facts_of(built: "BuiltCheckpoint") -> dict[str, Any]:
     """What `--json` prints of a checkpoint."""
     checkpoint, manifest = built.checkpoint, built.checkpoint.manifest
-    return {
-        **{"path": str(checkpoint.path), "name": manifest.name, "variant": manifest.variant, "kept": built.kept},
-        **{"content_sha256": checkpoint.content_sha256, "source_sha256": manifest.source.weights_sha256},
-        **{"files_sha256": {name: file.sha256 for name, file in manifest.files.items()}},
-        **{"weights_bytes": manifest.weights_bytes, "bytes": sum(file.bytes for file in manifest.files.values())},
-        "seconds": sum(manifest.seconds.values()),
-    }
+    hashes = {"content_sha256": checkpoint.content_sha256, "source_sha256": manifest.source.weights_sha256}
+    sizes = {"weights_bytes": manifest.weights_bytes, "bytes": sum(one.bytes for one in manifest.files.values())}
+    facts = {"path": str(checkpoint.path), "variant": manifest.variant, "kept": built.kept, **hashes, **sizes}
+    files = {name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in manifest.files.items()}
+    return {**facts, "seconds": sum(manifest.seconds.values()), "files": files}
 
 
 def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:

@@ -70,9 +70,9 @@ def with_choices(options: T, inner: str, choices: Mapping[str, Any]) -> T:
     Raises UserError for a name that neither has, saying which there are.
     """
     within = choices.get(inner, getattr(options, inner))
-    known = dict.fromkeys([*vars(options), *vars(within)])
-    if unknown := next((name for name in choices if name not in known), None):
-        raise UserError(f"there is no option {unknown!r}; there are: {', '.join(known)}")
+    for name in choices:
+        if name not in (known := vars(options) | vars(within)):
+            raise UserError(f"there is no option {name!r}; there are: {', '.join(known)}")
     own = {name: value for name, value in choices.items() if name in vars(options)}
     theirs = {name: value for name, value in choices.items() if name not in own}
     return dataclasses.replace(options, **own | {inner: dataclasses.replace(within, **theirs)})  # type: ignore[type-var]

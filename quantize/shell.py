@@ -41,10 +41,9 @@ class Parser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
-        from quantize.versions import maker_versions, version_of
+        from quantize.versions import VERSION, maker_versions
 
-        found = {"quantable": version_of("quantable") or "(not installed)"} | maker_versions()
-        say(*(f"{name} {version}" for name, version in found.items()))
+        say(f"quantable {VERSION}", *(f"{name} {version}" for name, version in maker_versions().items()))
         parser.exit()
 
 

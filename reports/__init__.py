@@ -1,16 +1,12 @@
-"""Turn records into tables. Imports no torch, and nothing at all before `report` is first used."""
+"""Turn records into tables: `reports.report(...)`. Imports no torch, and nothing before it is first used."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from quantize.lazy import lazily
 
 if TYPE_CHECKING:
     from reports.api import report
 
 __all__ = ["report"]
 
-
-def __getattr__(name: str) -> Any:
-    if name != "report":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from reports.api import report
-
-    return report
+__getattr__ = lazily(__name__, {"reports.api": __all__})

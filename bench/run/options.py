@@ -55,30 +55,20 @@ class BenchOptions:
             raise UserError("--timeout must be above 0 seconds")
         if self.threads is not None and self.threads < 1:
             raise UserError("--threads must be at least 1")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UserError(f"unknown dtype {self.dtype!r}; there are: {', '.join(DTYPES)}")
-        if self.device not in DEVICES:
-            raise UserError(f"unknown device {self.device!r}; there are: {', '.join(DEVICES)}")
+        for name, value, known in (("dtype", self.dtype or DTYPES[0], DTYPES), ("device", self.device, DEVICES)):
+            if value not in known:
+                raise UserError(f"unknown {name} {value!r}; there are: {', '.join(known)}")
         check_kernel(self.kernel)
 
 
-class BenchChoices(TypedDict, total=False):
-    """Keyword arguments of `bench`: the fields of BenchOptions, and of its RoundsRule. rounds: the least, or a rule."""
-
-    scenarios: tuple[Scenario, ...] | None
-    rounds: int | RoundsRule
-    most: int
-    noise: float
-    max_time_s: float
-    rule: PassRule
-    device: str
-    dtype: str | None
-    kernel: str | None
-    timeout_s: float
-    threads: int | None
-    quality: bool
-    quality_data: str | None
-    tasks: tuple[str, ...]
-    task_folder: Path | None
-    task_limit: int | None
-    fresh: bool
+BenchChoices = TypedDict(  # noqa: UP013
+    "BenchChoices",
+    {
+        "scenarios": tuple[Scenario, ...] | None, "rounds": int | RoundsRule, "most": int, "noise": float,
+        "max_time_s": float, "rule": PassRule, "device": str, "dtype": str | None, "kernel": str | None,
+        "timeout_s": float, "threads": int | None, "quality": bool, "quality_data": str | None,
+        "tasks": tuple[str, ...], "task_folder": Path | None, "task_limit": int | None, "fresh": bool,
+    },
+    total=False,
+)  # fmt: skip
+"""Keyword arguments of `bench`: the fields of BenchOptions, and of its RoundsRule. rounds: the least, or a rule."""

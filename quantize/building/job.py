@@ -57,23 +57,16 @@ class BuildOptions:
     spill: bool = False
 
 
-class BuildChoices(TypedDict, total=False):
-    """Keyword arguments of `quantize`: the fields of BuildOptions, and those of its BnbOptions."""
-
-    group_size: int | None
-    calibration: str
-    blocks: int
-    block_tokens: int
-    rounding: Rounding
-    bnb: BnbOptions
-    quant_type: QuantType
-    double_quant: bool
-    blocksize: int
-    revision: str | None
-    device: str
-    force: bool
-    name: str | None
-    spill: bool
+BuildChoices = TypedDict(  # noqa: UP013
+    "BuildChoices",
+    {
+        "group_size": int | None, "calibration": str, "blocks": int, "block_tokens": int, "rounding": Rounding,
+        "bnb": BnbOptions, "quant_type": QuantType, "double_quant": bool, "blocksize": int, "revision": str | None,
+        "device": str, "force": bool, "name": str | None, "spill": bool,
+    },
+    total=False,
+)  # fmt: skip
+"""Keyword arguments of `quantize`: the fields of BuildOptions, and those of its BnbOptions."""
 
 
 @dataclass(frozen=True)
