@@ -19,7 +19,6 @@ from bench.records.scenario import Mode, Scenario
 from bench.records.store import append
 from bench.worker.clock import Clock, clock_for, seconds_of_each
 from bench.worker.machine import fingerprint
-from quantize.dummy import DUMMY_PREFIX
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 from quantize.shell import Parser, guarded
@@ -80,8 +79,8 @@ def profiles(loaded: Any, scenario: Scenario) -> dict[str, tuple[float, tuple[Op
 def parser() -> Parser:
     """The command line."""
     cli = Parser(prog="quantable profile", description=__doc__)
-    cli.add_argument("source", help=f"a checkpoint folder that `quantize` made, or {DUMMY_PREFIX}SHAPE")
-    cli.add_argument("--variant", choices=list(VARIANTS), help=f"of a {DUMMY_PREFIX}SHAPE")
+    cli.add_argument("source", help="a checkpoint folder that `quantize` made, or dummy:SHAPE")
+    cli.add_argument("--variant", choices=list(VARIANTS), help="of a dummy:SHAPE")
     cli.add_argument("--kernel", help="of AWQ weights, as `bench` takes it")
     cli.add_argument("--prompt", type=int, default=256, help="prompt tokens (default %(default)s)")
     cli.add_argument("--mode", choices=get_args(Mode), default="eager", help="how to decode (default %(default)s)")
@@ -91,6 +90,8 @@ def parser() -> Parser:
 
 
 def _loaded(arguments: argparse.Namespace) -> Any:
+    from quantize.dummy import DUMMY_PREFIX
+
     how = {"device": arguments.device, "kernel": arguments.kernel}
     if not arguments.source.startswith(DUMMY_PREFIX):
         from quantize.loader import load

@@ -66,7 +66,7 @@ def schema(what: str) -> dict[str, Any]:
 
 def classes_in(kinds: Iterable[Any]) -> list[type]:
     """The dataclasses among these types and in their fields, each once, in the order in which a reader meets them."""
-    found: list[type] = []
+    found: list[Any] = []
     for kind in kinds:
         own = [kind] if dataclasses.is_dataclass(kind) else []
         found += [*own, *classes_in(get_type_hints(kind).values() if own else get_args(kind))]
@@ -81,7 +81,7 @@ def docs_of(cls: type) -> tuple[str, dict[str, str]]:
     hints, text = get_type_hints(cls), " ".join((cls.__doc__ or "").split())
     name = "|".join(hints)
     about, *found = re.split(rf"\b((?:{name})(?:, (?:{name}))*): +", text)
-    docs = {}
+    docs: dict[str, str] = {}
     for names, words in zip(found[::2], found[1::2], strict=True):
         docs |= dict.fromkeys(names.split(", "), words.strip(" ;."))
     for field, hint in hints.items():
