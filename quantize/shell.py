@@ -33,7 +33,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *positional: Any, **named: Any) -> None:
         super().__init__(*positional, **named)
         if self.add_help:
-            self.add_argument("--version", action=_Version, nargs=0, help="say which, and of which libraries")
+            words = "this version, and those of the libraries"
+            self.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help=words)
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"error: {printable(message)}: `{self.prog} --help` lists what there is\n")
