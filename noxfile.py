@@ -122,4 +122,4 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """mypy, strict, over source, noxfile and tests."""
     install(session, "models", "embedded", "plots", "dev")
-    session.run("mypy", "--explicit-package-bases", "quantize", "bench", "reports", "tests", "noxfile.py")
+    session.run("mypy", "--explicit-package-bases", "quantable", "quantize", "bench", "reports", "tests", "noxfile.py")

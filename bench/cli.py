@@ -1,30 +1,30 @@
 """The command `bench`: parse, call, print."""
 
 import argparse
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.compare import compare_files
 from bench.records.scenario import SCENARIOS, Scenario, scenario_named
 from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
-from bench.records.store import RECORDS_NAME, read_file
-from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES, DTYPES, BenchOptions, Outcome, bench
-from bench.suite.suite import suite_named
-from bench.suite.suite_run import run_suite
+from bench.run.options import DEVICES, DTYPES, BenchOptions
 from quantize.errors import UserError
 from quantize.progress import progress_bar
-from quantize.shell import guarded, say
+from quantize.shell import Parser, called, guarded, say
+
+if TYPE_CHECKING:
+    from bench.run.run import Outcome
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     known = ", ".join(SCENARIOS)
-    cli = argparse.ArgumentParser(
-        prog="bench",
+    cli = Parser(
+        prog=called("bench"),
         description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference, or a "
         "whole table with --suite.",
     )
@@ -64,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what AWQ layers run on: auto (the default), native (what the layout is named after) or a kernel's name",
     )
-    add("--records", metavar="FILE", type=Path, help=f"where the records go (default: DIR/{RECORDS_NAME})")
-    add("--timeout", **seconds, default=DEFAULT_TIMEOUT_S, help="seconds for one process (default %(default)g)")
+    add("--records", metavar="FILE", type=Path, help="where the records go (default: DIR/records.jsonl)")
+    add("--timeout", **seconds, default=BenchOptions.timeout_s, help="seconds for one process (default %(default)g)")
     add("--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)")
     add("--no-quality", action="store_true", help="no perplexity, no divergence")
     add(
@@ -90,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
         help="compare two record files of the same checkpoints, and measure nothing",
     )
     add("--fresh", action="store_true", help="set an existing records file aside and measure everything")
+    add("--quiet", action="store_true", help="no progress and no remarks: only what came of it, and errors")
+    add("--json", action="store_true", help="what came of it as one JSON object")
     suite = cli.add_argument_group("a whole table")
     suite.add_argument("--suite", metavar="NAME", help="biomistral, or a .toml file: its rows in place of DIR")
     suite.add_argument("--out", metavar="DIR", type=Path, help="where all of it goes (default: runs/NAME)")
@@ -130,8 +132,10 @@ def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
     return wanted or list(SCENARIOS.values())
 
 
-def outcome_lines(outcome: Outcome) -> list[str]:
+def outcome_lines(outcome: "Outcome") -> list[str]:
     """What is broken, what failed and why, how many rounds there were, and where the records are."""
+    from bench.records.store import read_file
+
     broken = [f"{name} is broken: {why}" for name, why in outcome.broken.items()]
     reasons = Counter(f"{record.subject.name}: {record.status}: {record.reason}" for record in outcome.failed)
     lines = [f"{reason}" + (f" ({count} runs)" if count > 1 else "") for reason, count in reasons.items()]
@@ -148,6 +152,16 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     ]
 
 
+def facts_of(outcome: "Outcome") -> dict[str, Any]:
+    """What `--json` prints: of a run that failed, its row and kind of work and why."""
+    facts = ("kind", "status", "reason")
+    return {
+        **{"records": str(outcome.path), "measured": outcome.measured, "total": len(outcome.records)},
+        **{"rounds": outcome.rounds, "stopped": outcome.stopped, "usable": outcome.usable, "broken": outcome.broken},
+        "failed": [{"name": run.subject.name} | {one: getattr(run, one) for one in facts} for run in outcome.failed],
+    }
+
+
 SUITE_ONLY = ("out", "dummy", "shape", "crossover_time")
 """Options that mean something with --suite alone."""
 
@@ -158,16 +172,22 @@ NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError."""
     if arguments.compare:
+        from bench.compare import compare_files
+
         say(*compare_files(*arguments.compare).lines())
         return 0
     outcome, then = measure_folder(arguments) if arguments.suite is None else measure_suite(arguments)
-    say(*outcome_lines(outcome), *then)
+    if arguments.json:
+        print(json.dumps(facts_of(outcome)))
+    else:
+        say(*outcome_lines(outcome))
+        say(*then, quiet=arguments.quiet)
     if not outcome.usable:
         say("the reference has no figures, so that nothing can be compared: see its reason above", to=sys.stderr)
     return 1 if outcome.failed or outcome.broken or not outcome.usable else 0
 
 
-def measure_folder(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
+def measure_folder(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     """Measure the checkpoints of a folder: what came of it, and how to make the table."""
     for name in SUITE_ONLY:
         given = getattr(arguments, name)
@@ -177,13 +197,19 @@ def measure_folder(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
     if directory is None:
         raise UserError("name the folder of the checkpoints: bench DIR")
     options = options_from(arguments, tuple(scenarios_from(arguments)), RoundsRule(), PassRule())
-    with progress_bar() as progress:
+    from bench.records.store import RECORDS_NAME
+    from bench.run.run import bench
+
+    with progress_bar(quiet=arguments.quiet) as progress:
         outcome = bench(directory, options, records=arguments.records, progress=progress)
     return outcome, [f"the table: report {directory if outcome.path == directory / RECORDS_NAME else outcome.path}"]
 
 
-def measure_suite(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
+def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     """Measure a whole table: what came of it, why there is no crossover if there is none, how to make the tables."""
+    from bench.suite.suite import suite_named
+    from bench.suite.suite_run import run_suite
+
     suite = suite_named(arguments.suite)
     for name in NOT_WITH_SUITE:
         if getattr(arguments, name) is not None:
@@ -191,7 +217,7 @@ def measure_suite(arguments: argparse.Namespace) -> tuple[Outcome, list[str]]:
             raise UserError(f"{shown} does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem
     options = options_from(arguments, None, suite.rounds, suite.rule)
-    with progress_bar() as progress:
+    with progress_bar(quiet=arguments.quiet) as progress:
         outcome, problem = run_suite(
             suite,
             out,
@@ -228,4 +254,4 @@ def options_from(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 where a run failed or a checkpoint is broken, else as `guarded`."""
-    return guarded("bench", lambda: run(parser().parse_args(argv)))
+    return guarded(called("bench"), lambda: run(parser().parse_args(argv)))

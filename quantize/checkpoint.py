@@ -60,7 +60,7 @@ class CalibrationFacts:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Size in bytes and SHA-256 of one file of the checkpoint."""
+    """One file of the checkpoint. bytes: its size; sha256: of its contents."""
 
     bytes: Count
     sha256: str

@@ -64,6 +64,20 @@ def to_data(made: Any) -> Any:
     return [to_data(value) for value in made] if isinstance(made, list | tuple) else made
 
 
+def with_choices(options: T, inner: str, choices: Mapping[str, Any]) -> T:
+    """These options with some fields replaced; fields of the options that they hold as `inner` go by their own names.
+
+    Raises UserError for a name that neither has, saying which there are.
+    """
+    within = choices.get(inner, getattr(options, inner))
+    for name in choices:
+        if name not in (known := vars(options) | vars(within)):
+            raise UserError(f"there is no option {name!r}; there are: {', '.join(known)}")
+    own = {name: value for name, value in choices.items() if name in vars(options)}
+    theirs = {name: value for name, value in choices.items() if name not in own}
+    return dataclasses.replace(options, **own | {inner: dataclasses.replace(within, **theirs)})  # type: ignore[type-var]
+
+
 @functools.cache
 def _fields_of(cls: type) -> tuple[frozenset[str], tuple[str, ...]]:
     """The fields of a dataclass, and those that may hold dataclasses; none for another type."""

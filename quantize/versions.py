@@ -1,6 +1,7 @@
 """Versions of installed libraries. Imports none of them."""
 
-import importlib.metadata
+VERSION = "0.1.0"
+"""This program's."""
 
 MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
 """Libraries that decide what a checkpoint holds."""
@@ -8,6 +9,8 @@ MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "to
 
 def version_of(distribution: str) -> str | None:
     """The installed version, None when it is not installed."""
+    import importlib.metadata  # slow, and no --help needs it
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from bench.records.store import RECORDS_NAME
 from quantize.errors import UserError
-from quantize.shell import guarded, say
+from quantize.shell import Parser, called, guarded, say
 from reports.api import FORMATS, Reading, draw_plots, write_all
 from reports.markdown import print_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code is as `guarded` says; 1 for a run that failed or a broken checkpoint."""
-    return guarded("report", lambda: run(_parser().parse_args(arguments)))
+    return guarded(called("report"), lambda: run(parser().parse_args(arguments)))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,10 +40,9 @@ def run(options: argparse.Namespace) -> int:
     return 0 if reading.sound else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="report", description="Turn what `bench` measured into the quantization table."
-    )
+def parser() -> Parser:
+    """The command line of `report`."""
+    parser = Parser(prog=called("report"), description="Turn what `bench` measured into the quantization table.")
     parser.add_argument("source", type=Path, metavar="DIR", help=f"a folder that was measured, or its {RECORDS_NAME}")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the screen")
     parser.add_argument(

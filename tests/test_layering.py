@@ -38,6 +38,7 @@ LIGHT = (
     "quantize.suite",
     "quantize.variant",
     "quantize.verify",
+    "quantable",
     "reports",
 )
 """What imports with nothing installed but what `report` needs; a package means all that is in it."""
@@ -70,7 +71,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source in a folder of its own, to plant violations in."""
     folder = tmp_path_factory.mktemp("source")
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for package in ("quantize", "bench", "reports"):
+    for package in ("quantable", "quantize", "bench", "reports"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 

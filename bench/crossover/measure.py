@@ -1,10 +1,5 @@
-"""At how many tokens at once do two ways to run a decoder layer's linear layers cross over?
+"""Each way to run a decoder layer's linear layers, timed by the tokens that go through at once."""
 
-`python -m bench.crossover --shape mistral-7b --device cuda --out DIR` writes DIR/crossover.jsonl. Tokens at once are
-the batch in decode (1 to 32) and the prompt in prefill (64 to 2048).
-"""
-
-import argparse
 import math
 import re
 import time
@@ -16,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.crossover.contenders import CannotRun, Contender, Setting, contenders
-from bench.records.crossover import COUNTS, CROSSOVER_NAME, MIN_TURNS, CrossoverEntry, Mode, crossings
+from bench.records.crossover import COUNTS, CROSSOVER_NAME, MIN_TURNS, CrossoverEntry, Mode
 from bench.records.store import write
 from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint
@@ -25,9 +20,8 @@ from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import torch_device, weights_bytes
 from quantize.model.architecture import group_size_for
-from quantize.progress import Progress, progress_bar, silent
+from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
-from quantize.shell import guarded
 from quantize.source import cache_folder
 
 BUDGET_S = 60.0
@@ -327,35 +321,3 @@ def timed(work: Callable[[], None], passes: int, clock: Clock) -> float:
     for _ in range(passes):
         work()
     return clock.intervals_s([start, clock.mark()])[0] / passes
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    cli = argparse.ArgumentParser(prog="crossover", description=__doc__)
-    cli.add_argument(
-        "--shape", default="mistral-7b", help="mistral-7b, llama-2-7b or a config.json (default %(default)s)"
-    )
-    cli.add_argument("--device", choices=("cpu", "cuda"), required=True, help="where to run")
-    cli.add_argument("--dtype", help="compute dtype; default float32 on a CPU, float16 on CUDA")
-    cli.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {CROSSOVER_NAME}")
-    cli.add_argument("--budget", type=float, default=BUDGET_S, metavar="S", help="seconds it may take (default 60)")
-    return cli
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Measure, and say in a few lines what crosses over with the dense product."""
-    with progress_bar() as progress:
-        entries = measure_crossover(
-            arguments.shape, arguments.device, arguments.dtype, arguments.out, arguments.budget, progress
-        )
-    dense = {entry.contender for entry in entries if entry.style == "dense"}
-    for crossing in crossings(entries):
-        if crossing.tokens is not None and dense & set(crossing.pair):
-            print(f"{crossing.faster_below} up to {crossing.tokens:.3g} tokens, then {crossing.faster_above}")
-    path = arguments.out / CROSSOVER_NAME
-    print(f"{path}: `report {path} --plots` makes tables and plots of it")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the measurement; return its exit code."""
-    return guarded("crossover", lambda: run(parser().parse_args(argv)))

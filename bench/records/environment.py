@@ -14,7 +14,7 @@ DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda")
 
 @dataclass(frozen=True)
 class SourceState:
-    """This program's version, the commit of its source where that is a git tree of its own, whether files differ."""
+    """quantable: the version; commit: of its source, where that is a git tree; dirty: whether files differ from it."""
 
     quantable: str | None = None
     commit: str | None = None
@@ -29,9 +29,9 @@ class Environment:
     cpu_cores:        logical cores that the process may run on.
     torch_threads:    threads of torch's products.
     ram_bytes:        memory of the machine.
-    gpu:              the card's name, where the figures are of a GPU; so its memory, its driver's version, and the
-                      version of CUDA that torch is built for.
-    os:               name, version and architecture of the system.
+    gpu:              the card's name, where the figures are of a GPU; gpu_memory_bytes, gpu_driver: its memory and its
+                      driver's version; cuda: the version that torch is built for.
+    os:               name, version and architecture of the system; python: its version; source: of this program.
     libraries:        version of each library that may touch a number, None for one that is not installed.
     matmul_probe_s:   seconds of one matrix product on the CPU, by dtype.
     cpu_dtype:        the compute dtype that suits this CPU.

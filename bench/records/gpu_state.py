@@ -32,7 +32,8 @@ class GpuState:
 
 @dataclass(frozen=True)
 class GpuExtremes:
-    """The extremes over several looks: how many there were, the reasons of all, and the most other processes."""
+    """Of several looks. looks: how many; throttle_reasons: of all; lowest_sm_clock_mhz, highest_sm_clock_mhz,
+    highest_temperature_c, other_processes: the extremes."""
 
     looks: int = 0
     lowest_sm_clock_mhz: int | None = None

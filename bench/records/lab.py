@@ -34,7 +34,7 @@ class RaceRecord:
     texts:      what it was judged on, by kind of text, as `perplexity` and `divergence` are.
     seconds:    of quantizing and packing, the loading of libraries not counted.
     peak_bytes: highest resident set size of its process.
-    divergence: the mean KL(reference || contender) in nats a token.
+    perplexity: as of Quality; divergence: the mean KL(reference || contender) in nats a token; model: the source.
     """
 
     when: str
@@ -82,7 +82,7 @@ class OverheadRecord:
 class SideBySideRecord:
     """One process of us or of optimum-benchmark (bench.lab.optimum_benchmark).
 
-    wall_s:      of the whole process, start and imports included.
+    round:       counted from 0; wall_s: of the whole process, start and imports included.
     model:       the checkpoint's folder; content_sha256: of its files.
     prompt, new: tokens; seed: of the prompt.
     iterations:  passes that the other tool times at least; duration_s: seconds that it goes on for at least.
@@ -128,7 +128,7 @@ class SideBySideRecord:
 
 @dataclass(frozen=True)
 class Operation:
-    """What ran under one name, a pass: kernels on a GPU, torch's operations on a CPU."""
+    """Kernels on a GPU, torch's operations on a CPU. name: all of this name; calls, seconds: of a pass."""
 
     name: str
     calls: float

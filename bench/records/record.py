@@ -95,7 +95,7 @@ def name_on(name: str, kernel: str | None) -> str:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernel that really ran the quantized linear layers in each phase, e.g. "torch int4 (cpu)"."""
+    """What really ran the quantized linear layers. prefill, decode: the kernel, e.g. "torch int4 (cpu)"."""
 
     prefill: str
     decode: str
@@ -172,7 +172,7 @@ class Memory:
 class Divergence:
     """How far the next-token distributions are from the reference's, in nats: KL(reference || model).
 
-    Mean, median and p99 are over the predicted tokens; flips: the share of those whose likeliest choice is another.
+    mean, median, p99: of that over the predicted tokens; flips: the share of those whose likeliest choice is another.
     """
 
     mean: float
@@ -207,8 +207,9 @@ class Quality:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What lm-eval says of one task: its main metric over `samples` questions with `shots` examples before each.
+    """What lm-eval says of one task.
 
+    name, metric: the task and its main metric; value, stderr: of that; samples: questions; shots: examples before each.
     dataset: of the hub, None where it is none or not all of it was asked; configuration: of the data set.
     """
 

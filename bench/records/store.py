@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from filelock import FileLock
 
 from bench.records.crossover import CrossoverEntry
 from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
@@ -64,6 +63,8 @@ def append(path: Path, *records: AnyRecord) -> None:
     A torn last line, left by a crash in the middle of a write, is ended first: it must not swallow the next. A lock
     file beside `path` keeps two writers apart. Raises UserError where `path` cannot be written.
     """
+    from filelock import FileLock  # slow, and no --help needs it
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")), path.open("ab+") as file:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -18,7 +18,7 @@ from quantize.model.architecture import Architecture
 from quantize.model.pretrained import empty_model
 from quantize.model.skeleton import Skeleton
 from quantize.progress import Progress
-from quantize.rounding.options import BnbOptions, Rounding
+from quantize.rounding.options import BnbOptions, QuantType, Rounding
 from quantize.source import Source
 from quantize.variant import GROUP_SIZES, Variant
 from quantize.versions import MAKERS, maker_versions
@@ -55,6 +55,18 @@ class BuildOptions:
     force: bool = False
     name: str | None = None
     spill: bool = False
+
+
+BuildChoices = TypedDict(  # noqa: UP013
+    "BuildChoices",
+    {
+        "group_size": int | None, "calibration": str, "blocks": int, "block_tokens": int, "rounding": Rounding,
+        "bnb": BnbOptions, "quant_type": QuantType, "double_quant": bool, "blocksize": int, "revision": str | None,
+        "device": str, "force": bool, "name": str | None, "spill": bool,
+    },
+    total=False,
+)  # fmt: skip
+"""Keyword arguments of `quantize`: the fields of BuildOptions, and those of its BnbOptions."""
 
 
 @dataclass(frozen=True)

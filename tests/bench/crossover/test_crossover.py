@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.crossover import measure as measure_module
+from bench.crossover.__main__ import main
 from bench.crossover.contenders import BNB_8BIT, Built, CannotRun, Contender, Setting, contenders, dense, int4
 from bench.crossover.measure import (
     MAX_COPIES,
@@ -22,7 +23,6 @@ from bench.crossover.measure import (
     build_layer,
     copies_wanted,
     layer_shapes,
-    main,
     measure_crossover,
     passes_and_turns,
     random_inputs,

@@ -19,9 +19,10 @@ from bench.records.store import RECORDS_NAME, read_records
 from bench.run import run as module
 from bench.run.checks import compute_dtypes, set_aside
 from bench.run.executor import Executor
+from bench.run.options import BenchOptions
 from bench.run.plan import target_of
 from bench.run.probe import Machine
-from bench.run.run import BenchOptions, Instruments, Outcome, bench, targets_in
+from bench.run.run import Instruments, Outcome, bench, targets_in
 from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 from quantize.errors import UserError
@@ -172,7 +173,8 @@ from bench.records.environment import Environment
 from bench.records.stopping import RoundsRule
 from bench.run.executor import WorkerExecutor
 from bench.run.probe import Machine
-from bench.run.run import BenchOptions, Instruments, measure, targets_in
+from bench.run.options import BenchOptions
+from bench.run.run import Instruments, measure, targets_in
 from quantize.schema import from_json
 
 def executor_for(settings, path):
