@@ -14,7 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from bench.run.executor import run_module
-from bench.run.run import DEFAULT_TIMEOUT_S, DEVICES
+from bench.run.options import DEVICES, BenchOptions
 from bench.worker.worker import die_with, failure
 from quantize.checkpoint import find_checkpoints
 from quantize.errors import UserError
@@ -39,7 +39,7 @@ def answers(folders: Sequence[Path], prompt: str, *, new: int = 64, device: str 
         with tempfile.TemporaryDirectory(prefix="quantable-") as scratch:
             path = Path(scratch) / "answer.json"
             given = (str(folder), str(path), prompt, str(new), device, str(os.getpid()))
-            ended = run_module("bench.chat", *given, timeout_s=DEFAULT_TIMEOUT_S)
+            ended = run_module("bench.chat", *given, timeout_s=BenchOptions.timeout_s)
             made = from_json(Answer, path.read_bytes(), "an answer") if path.is_file() else None
         found.append(made or Answer(problem=": ".join(ended.verdict())))
     return found

@@ -170,7 +170,7 @@ class _Shared:
 
 
 def holds_records(path: Path) -> bool:
-    """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else, a page copies."""
+    """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else."""
     content = path.read_bytes() if path.is_file() else b"no file"
     marks = ('"kind":', *(f'"{name}":' for name in WITHOUT_KIND))
     lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()]

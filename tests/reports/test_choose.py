@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_at_a_measured_context_the_need_is_the_measured_peak_of_the_embedded_mod
 
 
 def test_the_order_is_the_rule() -> None:
-    def names(**given: float) -> list[str]:
+    def names(**given: Any) -> list[str]:
         return [one.name.removeprefix("SmolLM2-135M-Instruct-") for one in choose(GALLERY, 6 * GB, 1024, **given).fit]
 
     assert names()[:3] == ["FP16", "BnB.8", "BnB.4"]
@@ -86,7 +86,8 @@ def test_between_and_beyond_what_was_measured(
 ) -> None:
     folder = write([measured(builder, *one) for one in peaks.items()])
     (one,) = choose(folder, GB, context).fit
-    assert (one.need_bytes, one.how) == (pytest.approx(need), how)
+    assert one.need_bytes == pytest.approx(need)
+    assert one.how == how
 
 
 def test_the_gpu_is_chosen_where_both_were_measured(new_builder: "type[Builder]", write: "Write") -> None:
@@ -115,7 +116,12 @@ def test_without_records_it_is_an_estimate_that_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path))
-    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     shape |= {"model_type": "llama", "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 4096}
     (tmp_path / "config.json").write_text(json.dumps({**shape, "architectures": ["LlamaForCausalLM"]}))
     source = f"dummy:{tmp_path / 'config.json'}"

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from bench.records.crossover import CrossoverEntry
@@ -144,7 +145,7 @@ def test_the_pareto_line_passes_over_what_is_bettered_and_what_is_broken() -> No
     figures, _ = plots(measured(gallery("broken-by-autoawq")))
     [point] = [line for line in figures["loss"].axes[0].lines if line.get_markerfacecolor() == "none"]
     dashed = [line for line in figures["loss"].axes[0].lines if line.get_marker() == "None"]
-    assert point.get_ydata()[0] > 9  # type: ignore[index]
+    assert float(np.asarray(point.get_ydata())[0]) > 9
     assert [len(list(line.get_xdata())) for line in dashed] == [1]
 
 
@@ -219,7 +220,11 @@ def test_unsure_ratios_are_pale_and_a_failure_is_named(builder: Builder) -> None
     records = builder.rounds({"fp16": 1.0, "awq-gemm": 2.0}) + builder.rounds({"fp16": 1.0, "bnb-8bit": 1.03})
     records.append(builder.failure("bnb-4bit", "oom", "no room"))
     [axes] = plots(measured(records))[0]["time"].axes
-    alphas = {next(iter(line.get_ydata())): line.get_alpha() for line in axes.lines if line.get_marker() == "o"}
+    alphas = {
+        float(np.asarray(line.get_ydata())[0]): line.get_alpha() or 1.0
+        for line in axes.lines
+        if line.get_marker() == "o"
+    }
     assert sorted(alphas.values()) == [0.35, 1.0]
     assert [text.get_text() for text in axes.texts] == ["x2.00", "oom", "x1.03"]
 
