@@ -92,7 +92,7 @@ def architectures(session: nox.Session) -> None:
     install(session, "models")
     session.install("--no-deps", *GPTQMODEL, success_codes=[0, 1])
     records = "reports/gallery/architectures.jsonl"
-    command = ["python", "-m", "bench.lab.architectures", "--bench", "--foreign", "python", "--out", records]
+    command = ["python", "-m", "tests.architectures.trial", "--bench", "--foreign", "python", "--out", records]
     session.run(*command, *session.posargs)
     session.run("report", records, "--out", "docs/architectures.md")
 

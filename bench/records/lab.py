@@ -190,7 +190,7 @@ class VariantOutcome:
 
 @dataclass(frozen=True)
 class ArchitectureRecord:
-    """One architecture, tried on a small random model (bench.lab.architectures).
+    """One architecture, tried on a small random model (tests.architectures.trial).
 
     architecture: transformers' model type; model_class: of the model.
     linears:      linear layers in its decoder layers, experts' too; ungrouped: those that no scales reach.

@@ -146,7 +146,7 @@ def test_the_pareto_line_passes_over_what_is_bettered_and_what_is_broken() -> No
     [point] = [line for line in figures["loss"].axes[0].lines if line.get_markerfacecolor() == "none"]
     dashed = [line for line in figures["loss"].axes[0].lines if line.get_marker() == "None"]
     assert float(np.asarray(point.get_ydata())[0]) > 9
-    assert [len(list(line.get_xdata())) for line in dashed] == [1]
+    assert [np.asarray(line.get_xdata()).size for line in dashed] == [1]
 
 
 def test_names_are_text_and_nothing_else() -> None:

@@ -1,6 +1,6 @@
 """Every architecture that transformers has, on a small random model: quantized, loaded, compared, timed.
 
-python -m bench.lab.architectures --out architectures.jsonl [NAME ...]
+python -m tests.architectures.trial --out architectures.jsonl [NAME ...]
 """
 
 import argparse
@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench.cli
-from bench.lab.tiny_models import NOT_BUILT, WRAPPERS, architectures, tiny_model
 from bench.records.lab import ArchitectureRecord, VariantOutcome
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, append, read_only
@@ -47,6 +46,7 @@ from quantize.rounding.options import AwqOptions
 from quantize.shell import guarded
 from quantize.variant import REFERENCE, VARIANTS
 from quantize.weights import open_weights
+from tests.architectures.tiny_models import NOT_BUILT, WRAPPERS, architectures, tiny_model
 
 BLOCKS, BLOCK_TOKENS = 16, 64
 CPU = torch.device("cpu")
@@ -226,7 +226,7 @@ def experts_kept(chosen: list[Tensor]) -> Iterator[None]:
 
 
 def elsewhere(checkpoint: Path, python: str, exact: Tensor) -> dict[str, Any]:
-    """What another engine makes of it (bench.lab.foreign): the fields of a VariantOutcome."""
+    """What another engine makes of it (tests.architectures.foreign): the fields of a VariantOutcome."""
     tokens, out = checkpoint.parent / "tokens.safetensors", checkpoint.parent / "logits.safetensors"
     save_file({"tokens": some_tokens()}, tokens)
     command = [python, str(Path(__file__).with_name("foreign.py")), str(checkpoint), str(tokens), str(out)]
