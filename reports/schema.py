@@ -40,7 +40,9 @@ COLUMNS = {
     | {f"{phase}_kernel": f"{phase}: what ran the linear layers" for phase in ("prefill", "decode")}
     | {"scenario": "its name", "prompt_lengths": "tokens of each prompt of a pass, spaces between"}
     | {"status": "ok, or how the runs in this scenario failed", "reason": "why they failed"}
-    | {"memory_source": "what the peaks mean: RSS or CUDA allocator"},
+    | {"memory_source": "what the peaks mean: RSS or CUDA allocator"}
+    | {"machine": "the GPU, or else the processor", "date": "of the first run, ISO 8601"}
+    | {"commit": "of the quantable that measured", "versions": "of Python and of the libraries, spaces between"},
     "integer": {"unsteady_rounds": "rounds whose warm-up never became steady", "samples": "how many were timed"}
     | {"weights_bytes": "of the loaded model"},
 }
