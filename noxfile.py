@@ -33,8 +33,8 @@ def table(session: nox.Session) -> None:
     install(session, "models", "embedded")
     session.run("quantize", EMBEDDED, "--variant", "all", "--out", "runs", "--device", "cpu")
     session.run("bench", "runs", "--device", "cpu", *session.posargs, success_codes=[0, 1])
-    session.run("report", "runs", success_codes=[0, 1])
-    session.run("report", "runs", "--out", "runs/table.md")
+    session.run("report", "runs", "--table", "published", success_codes=[0, 1])
+    session.run("report", "runs", "--full", "--out", "runs/table.md", success_codes=[0, 1])
 
 
 @nox.session

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,8 +169,11 @@ NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
 """What the suite says itself, or --out."""
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError."""
+def run(arguments: argparse.Namespace, closing: Callable[[Path], str] | None = None) -> int:
+    """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError.
+
+    closing: what is said of the folder or records file at the end.
+    """
     if arguments.compare:
         from bench.compare import compare_files
 
@@ -181,6 +184,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts_of(outcome)))
     else:
         say(*outcome_lines(outcome))
+        if closing and outcome.usable:
+            say("", *closing(outcome.path).splitlines(), "")
         say(*then, quiet=arguments.quiet)
     if not outcome.usable:
         say("the reference has no figures, so that nothing can be compared: see its reason above", to=sys.stderr)
@@ -252,6 +257,6 @@ def options_from(
     return BenchOptions(scenarios, rounds, rule, quality=quality, timeout_s=timeout_s, **given)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, closing: Callable[[Path], str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 where a run failed or a checkpoint is broken, else as `guarded`."""
-    return guarded(called("bench"), lambda: run(parser().parse_args(argv)))
+    return guarded(called("bench"), lambda: run(parser().parse_args(argv), closing))
