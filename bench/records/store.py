@@ -1,12 +1,16 @@
 """Record files: one JSON line a record, of every kind; appended under a lock, checked when read. Imports no torch."""
 
+import codecs
+import contextlib
+import dataclasses
+import gc
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from filelock import FileLock
@@ -16,7 +20,7 @@ from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord,
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
-from quantize.schema import from_data, parse_json
+from quantize.schema import from_data, from_json, holds_dataclass, parse_json
 
 RECORDS_NAME = "records.jsonl"
 
@@ -114,24 +118,20 @@ def read_file(path: Path) -> RecordFile:
     """
     if not path.is_file():
         raise UserError(f"no record file {path}: run `bench` first")
-    found, torn, seen, shared = [], [], set[bytes](), _Shared()
+    found, torn, seen, reader = list[AnyRecord](), [], set[bytes](), _Reader()
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, without_collector():
             for number, line in enumerate(file, start=1):
-                where = f"{path}, line {number}"
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-                if not text or digest in seen:  # the same run, of two files made one
+                content = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
+                digest = hashlib.blake2b(content, digest_size=16).digest()
+                if not content or digest in seen:  # the same run, of two files made one
                     continue
                 seen.add(digest)
-                try:
-                    data = shared.parsed(text, where)
-                except UserError:
-                    if not _is_torn(text):
-                        raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
+                record = reader.measurement(content) or _record_of(content.decode(), f"{path}, line {number}")
+                if record is None:
                     torn.append(number)
                 else:
-                    found.append(shared.kept(record_from(data, where)))
+                    found.append(record)
     except UnicodeDecodeError:
         raise UserError(f"{path} is no record file: name the folder that `bench` measured") from None
     except OSError as error:
@@ -139,33 +139,65 @@ def read_file(path: Path) -> RecordFile:
     return RecordFile(path, tuple(found), tuple(torn))
 
 
-class _Shared:
-    """Parts that the records of a file have in common, checked once and held once: time and memory stay small."""
+def _record_of(line: str, where: str) -> AnyRecord | None:
+    """What `record_from` makes of a line, None for one that a crash cut off. Raises UserError for what is no record."""
+    try:
+        data = parse_json(line, where)
+    except UserError:
+        if _is_torn(line):
+            return None
+        raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
+    return record_from(data, where)
 
-    FIELDS = ("subject", "environment", "scenario", "plan", "kernels", "memory", "quantization")
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Without looking for cycles: records hold none, and where there are 50,000 it takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Reader:
+    """Makes measurements of lines in one step each; what lines have in common is made once and held once."""
+
+    COMMON = ("subject", "environment", "scenario", "plan", "kernels", "memory", "quantization")
 
     def __init__(self) -> None:
-        self._known: dict[tuple[bytes, str, bytes], object] = {}
-        self._new: list[tuple[bytes, str, bytes]] = []
+        kinds = get_type_hints(Record, include_extras=True)
+        self._parts = {name: kind for name, kind in kinds.items() if name in self.COMMON or holds_dataclass(kind)}
+        self._known: dict[str, dict[bytes, object]] = {name: {} for name in self._parts}
+        fields: list[Any] = []
+        for one in dataclasses.fields(Record):
+            kind = msgspec.Raw if one.name in self._parts else kinds[one.name]
+            fields.append((one.name, kind) if one.default is dataclasses.MISSING else (one.name, kind, one.default))
+        version = Annotated[int, msgspec.Meta(ge=1, le=Record.schema_version)]
+        fields[-1] = ("schema_version", version)
+        line = msgspec.defstruct("Line", fields, kw_only=True, forbid_unknown_fields=True)
+        self._decoder = msgspec.json.Decoder(line)
 
-    def parsed(self, line: str, where: str) -> Any:
-        """What a line holds, its known parts as they were made before. Raises UserError as `parse_json` does."""
-        decode = msgspec.json.decode
+    def measurement(self, line: bytes) -> Record | None:
+        """The Record in this line; None for any other line, of which `record_from` says what it is."""
         try:
-            raw = decode(line, type=dict[str, msgspec.Raw])
-            kind = bytes(raw.get("kind", b""))
-            keys = {name: (kind, name, bytes(raw[name])) for name in self.FIELDS if name in raw}
-            old = {name: self._known[key] for name, key in keys.items() if key in self._known}
-            self._new = [key for name, key in keys.items() if name not in old]
-            return {name: old[name] if name in old else decode(value) for name, value in raw.items()}
-        except (msgspec.DecodeError, RecursionError):
-            return parse_json(line, where)
+            fields = msgspec.structs.asdict(self._decoder.decode(line))
+            for name, known in self._known.items():
+                if (raw := fields[name]) is not None:
+                    content = bytes(raw)
+                    fields[name] = None if content == b"null" else known.get(content) or self._made(name, content)
+            fields["schema_version"] = Record.schema_version
+            return Record(**fields)
+        except (msgspec.DecodeError, UserError, ValueError, RecursionError):
+            return None
 
-    def kept(self, record: AnyRecord) -> AnyRecord:
-        """This record, made of what was last parsed."""
-        for key in self._new:
-            self._known[key] = getattr(record, key[1])
-        return record
+    def _made(self, name: str, content: bytes) -> object:
+        made = from_json(self._parts[name], content, name)
+        if name in self.COMMON:
+            self._known[name][content] = made
+        return made
 
 
 def holds_records(path: Path) -> bool:
