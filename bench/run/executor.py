@@ -41,8 +41,8 @@ class WorkerExecutor:
             request.write(request_path)
             ended = run_process(
                 [*self.command, str(request_path), str(result_path)],
-                timeout_s=self.settings.timeout_s,
-                environment=worker_environment(self.settings.threads),
+                timeout_s=self.settings.options.timeout_s,
+                environment=worker_environment(self.settings.options.threads),
             )
             records = read_records(result_path) if result_path.is_file() else []
         wall_s = time.perf_counter() - start

@@ -9,9 +9,10 @@ from bench.records.crossover import CROSSOVER_NAME
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, read_crossover
 from bench.run.executor import append_log, run_module
-from bench.run.run import BenchOptions, Outcome, measure
+from bench.run.run import Outcome, measure
 from bench.suite.prompts import TokensOf
 from bench.suite.suite import Suite, checkpoint_targets, dummy_targets
+from bench.worker.request import BenchOptions
 from quantize.errors import UserError
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries

@@ -9,9 +9,13 @@ from bench.records.environment import Environment
 from bench.records.record import Kind, Record, Status, Subject
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule, RoundsRule, Rules
+from quantize.errors import UserError
 from quantize.schema import from_json
+from quantize.variant import check_kernel
 
 BUILTIN_LABEL = "builtin evaluation"
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16", "float16")
 
 Work = tuple[Kind, Scenario | None]
 """What leads to one record."""
@@ -35,11 +39,52 @@ class QualityRequest:
 
 
 @dataclass(frozen=True)
-class TaskRequest:
-    """How to run tasks of lm-eval. folder: holds task files of the user's; limit: questions of each task."""
+class BenchOptions:
+    """What to measure, and how; every default is what the table is made with.
 
-    folder: str | None = None
-    limit: int | None = None
+    scenarios:    None for `published` and `chat`.
+    rounds:       how many processes for each checkpoint, each measuring all scenarios.
+    rule:         when one of them has enough.
+    device:       "cpu", "cuda", or "auto": the GPU where there is one.
+    dtype:        compute dtype of all runs. None: on a GPU the reference's half dtype, on a CPU float32, or bfloat16
+                  where that is clearly faster.
+    kernel:       of the AWQ layers: "native" or a kernel's name, None or "auto" for what is fastest. A row measured on
+                  a kernel of the user's choice stands beside the same row without.
+    timeout_s:    for one process.
+    threads:      CPU threads of each process, None for torch's choice.
+    quality:      measure perplexity and divergence too.
+    quality_data: on this text (a file, or hub:NAME) in place of the built-in one.
+    tasks:        names of lm-eval tasks or of our groups.
+    task_folder:  task files of the user's.
+    task_limit:   questions of each.
+    fresh:        set an existing records file aside and measure everything.
+    """
+
+    scenarios: tuple[Scenario, ...] | None = None
+    rounds: RoundsRule = field(default_factory=RoundsRule)
+    rule: PassRule = field(default_factory=PassRule)
+    device: str = "auto"
+    dtype: str | None = None
+    kernel: str | None = None
+    timeout_s: float = 3600.0
+    threads: int | None = None
+    quality: bool = True
+    quality_data: str | None = None
+    tasks: tuple[str, ...] = ()
+    task_folder: str | None = None
+    task_limit: int | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise UserError("--timeout must be above 0 seconds")
+        if self.threads is not None and self.threads < 1:
+            raise UserError("--threads must be at least 1")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"unknown dtype {self.dtype!r}; there are: {', '.join(DTYPES)}")
+        if self.device not in DEVICES:
+            raise UserError(f"unknown device {self.device!r}; there are: {', '.join(DEVICES)}")
+        check_kernel(self.kernel)
 
 
 @dataclass(frozen=True)
@@ -103,22 +148,14 @@ class Settings:
     device:             "cpu" or "cuda".
     compute_dtypes:     by baseline.
     environment:        the fingerprint, for every record.
-    timeout_s:          for one process.
-    threads:            CPU threads of each process, None for torch's choice.
-    rounds:             how many rounds, for every record.
-    rule:               of every latency measurement.
     reference_logprobs: by base model, the file that holds what its reference expects.
     """
 
     device: str
     compute_dtypes: dict[str, str]
     environment: Environment
-    timeout_s: float
-    threads: int | None = None
-    rounds: RoundsRule | None = None
-    rule: PassRule = field(default_factory=PassRule)
+    options: BenchOptions = field(default_factory=BenchOptions)
     quality: QualityRequest = field(default_factory=QualityRequest)
-    tasks: TaskRequest = field(default_factory=TaskRequest)
     reference_logprobs: dict[str, str] = field(default_factory=dict)
 
 
@@ -162,7 +199,7 @@ class Request:
             round=self.run.round if kind == "latency" else None,
             position=self.run.position,
             compute_dtype=self.compute_dtype,
-            plan=Rules(self.settings.rounds, self.settings.rule),
+            plan=Rules(self.settings.options.rounds, self.settings.options.rule),
             quantized_share=self.run.target.quantized_share,
             **figures,
         )

@@ -65,8 +65,8 @@ def _load(request: Request) -> Bench:
 
     from quantize.loading.device_map import decode_bytes, weights_bytes
 
-    if request.settings.threads is not None:
-        torch.set_num_threads(request.settings.threads)
+    if request.settings.options.threads is not None:
+        torch.set_num_threads(request.settings.options.threads)
     device_type = torch.device(request.settings.device).type
     view = memory_view(device_type)
     view.reset_peak()
@@ -141,24 +141,22 @@ def _figures(
     request: Request, bench: Bench, asked: Work, between: Callable[[], None]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one work gives by Record's fields, and the bytes of its cache by Memory's. between: before each pass."""
-    (kind, scenario), settings, loaded = asked, request.settings, bench.loaded
+    (kind, scenario), options, loaded = asked, request.settings.options, bench.loaded
     if scenario is not None:
         import torch
 
         from bench.worker.latency import measure_latency
 
         dtype = getattr(torch, request.compute_dtype)
-        found = measure_latency(
-            loaded.model, scenario, bench.clock, settings.rule, compute_dtype=dtype, between=between
-        )
+        found = measure_latency(loaded.model, scenario, bench.clock, options.rule, compute_dtype=dtype, between=between)
         cache = {"kv_cache_bytes": found.kv_cache_bytes, "kv_cache_formula_bytes": found.kv_cache_formula_bytes}
         return {"latency": found.latency, "prompt_sha256": found.prompt_sha256}, cache
     if kind == "quality":
         return {"quality": _quality(request, loaded)}, {}
     from bench.worker.tasks import evaluate
 
-    folder = None if settings.tasks.folder is None else Path(settings.tasks.folder)
-    scores = evaluate(loaded.model, loaded.tokenizer, request.run.tasks, folder=folder, limit=settings.tasks.limit)
+    folder = Path(options.task_folder) if options.task_folder else None
+    scores = evaluate(loaded.model, loaded.tokenizer, request.run.tasks, folder=folder, limit=options.task_limit)
     return {"tasks": scores}, {}
 
 

@@ -110,14 +110,14 @@ def test_all_runs_share_device_dtype_threads_and_timeout(
     measure(rounds=1, threads=3, timeout_s=7.0)
     settings = executor.settings
     assert settings is not None
-    assert (settings.device, settings.compute_dtypes, settings.timeout_s, settings.threads) == (
+    assert (settings.device, settings.compute_dtypes, settings.options.timeout_s, settings.options.threads) == (
         "cpu",
         {"Tiny": "float32"},
         7.0,
         3,
     )
     assert settings.environment == machine.environment
-    assert (settings.rounds, settings.rule) == (RoundsRule(least=1, most=1), PassRule())
+    assert (settings.options.rounds, settings.options.rule) == (RoundsRule(least=1, most=1), PassRule())
     measure(rounds=1, dtype="bfloat16")
     assert executor.settings is not None
     assert executor.settings.compute_dtypes == {"Tiny": "bfloat16"}
