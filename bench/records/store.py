@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 from filelock import FileLock
@@ -29,19 +29,6 @@ AnyRecord = (
 )
 R = TypeVar("R", bound=AnyRecord)
 
-TYPES: dict[str, type[AnyRecord]] = {
-    "latency": Record,
-    "quality": Record,
-    "tasks": Record,
-    "crossover": CrossoverEntry,
-    "race": RaceRecord,
-    "overhead": OverheadRecord,
-    "side by side": SideBySideRecord,
-    "profile": ProfileRecord,
-    "architecture": ArchitectureRecord,
-}
-"""By the `kind` of a line."""
-
 NAMES: dict[type[Any], str] = {
     Record: "measurements (`bench DIR`)",
     CrossoverEntry: "a crossover (`python -m bench.crossover`)",
@@ -51,6 +38,9 @@ NAMES: dict[type[Any], str] = {
     ProfileRecord: "a profile (`python -m bench.profile`)",
     ArchitectureRecord: "architectures (`nox -s architectures`)",
 }
+
+TYPES: dict[str, type[AnyRecord]] = {kind: one for one in NAMES for kind in get_args(get_type_hints(one)["kind"])}
+"""By the `kind` of a line."""
 
 WITHOUT_KIND = {
     "blocks_sha256": "race",

@@ -132,6 +132,5 @@ def worker_environment(threads: int | None) -> dict[str, str]:
 
 
 def append_log(log: Path, title: str, ended: ProcessResult) -> None:
-    """Keep what a process said."""
     with log.open("a", encoding="utf-8") as file:
         file.write(f"--- {title}\n{ended.output}\n")

@@ -137,7 +137,6 @@ class PlannedRun:
 
     @property
     def subject(self) -> Subject:
-        """The target as its records name it."""
         return self.target.subject
 
 
@@ -176,7 +175,6 @@ class Request:
 
     @property
     def compute_dtype(self) -> str:
-        """What the activations are."""
         return self.settings.compute_dtypes[self.run.subject.baseline]
 
     @property
@@ -205,7 +203,6 @@ class Request:
         )
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @staticmethod

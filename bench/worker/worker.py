@@ -63,6 +63,7 @@ def work(request: Request, emit: Callable[[Record], None]) -> None:
 def _load(request: Request) -> Bench:
     import torch
 
+    from quantize.loader import load, load_dummy
     from quantize.loading.device_map import decode_bytes, weights_bytes
 
     if request.settings.options.threads is not None:
@@ -70,7 +71,12 @@ def _load(request: Request) -> Bench:
     device_type = torch.device(request.settings.device).type
     view = memory_view(device_type)
     view.reset_peak()
-    loaded = _loaded(request, getattr(torch, request.compute_dtype))
+    target, dtype = request.run.target, getattr(torch, request.compute_dtype)
+    how: dict[str, Any] = {"device": device_type, "compute_dtype": dtype, "kernel": target.subject.kernel}
+    if target.checkpoint is not None:
+        loaded = load(target.checkpoint, **how)
+    else:
+        loaded = load_dummy(target.dummy or "", target.subject.variant, group_size=target.subject.q_group_size, **how)
     load_peak_bytes = view.peak_bytes()
     view.reset_peak()
     spread = loaded.placement is not None  # weights that wait in RAM are not in the model between two passes
@@ -84,18 +90,6 @@ def _load(request: Request) -> Bench:
     )
     nvml = open_nvml(cuda_uuid()) if device_type == "cuda" else None
     return Bench(loaded, clock_for(device_type), view, nvml, memory)
-
-
-def _loaded(request: Request, dtype: Any) -> Any:
-    """The model that the request names: a checkpoint, or random weights drawn here."""
-    from quantize.loader import load, load_dummy
-
-    target = request.run.target
-    how: dict[str, Any] = {"device": request.settings.device, "compute_dtype": dtype, "kernel": target.subject.kernel}
-    if target.dummy is not None:
-        return load_dummy(target.dummy, target.subject.variant, group_size=target.subject.q_group_size, **how)
-    assert target.checkpoint is not None
-    return load(target.checkpoint, **how)
 
 
 def _measured(request: Request, bench: Bench, asked: Work) -> Record:
@@ -189,13 +183,10 @@ def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
 
     On a CPU torch has no error type for a failed allocation, so that its words decide.
     """
-    text = without_folder(
-        next((line.strip() for line in str(error).splitlines() if line.strip()), "no message"), checkpoint
-    )
-    if isinstance(error, UserError):
-        return "unsupported", text[:REASON_CHARACTERS]
-    if isinstance(error, FloatingPointError):
-        return "broken", text[:REASON_CHARACTERS]
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    text = without_folder(first, checkpoint)
+    if isinstance(error, UserError | FloatingPointError):
+        return "unsupported" if isinstance(error, UserError) else "broken", text[:REASON_CHARACTERS]
     traceback.print_exception(error)
     no_memory = (
         isinstance(error, MemoryError)
