@@ -330,7 +330,7 @@ def _timing(scenario: Scenario, runs: Sequence[Record], reference: Sequence[Reco
     """From ok latency records of this scenario."""
     seconds: dict[Phase, float] = {}
     for phase in PHASES:
-        rounds = [value for run in runs if (value := run.seconds(phase)) is not None]
+        rounds = [value for run in runs if (value := run.times[phase]) is not None]
         if rounds:
             seconds[phase] = statistics.median(rounds)
     latencies = [run.latency for run in runs if run.latency]

@@ -56,7 +56,7 @@ def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Compariso
         return None
     ratios: dict[Phase, Ratio] = {}
     for phase in PHASES:
-        seconds = [(one.seconds(phase), other.seconds(phase)) for (_, one), (_, other) in pairs]
+        seconds = [(one.times[phase], other.times[phase]) for (_, one), (_, other) in pairs]
         both = [(ours, theirs) for ours, theirs in seconds if ours is not None and theirs is not None]
         if both:
             ratios[phase] = ratio_of(*zip(*both, strict=True))

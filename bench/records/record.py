@@ -291,11 +291,11 @@ class Record:
         median over all decode steps of all repetitions, that is seconds a token (of each prompt in the batch).
         Raises UserError for a time that is not above 0.
         """
-        return self._seconds[phase]
+        return self.times[phase]
 
     @cached_property
-    def _seconds(self) -> dict[Phase, float | None]:
-        """By phase."""
+    def times(self) -> dict[Phase, float | None]:
+        """`seconds` by phase."""
         latency = self.latency
         if latency is None:
             return dict.fromkeys(PHASES)

@@ -3,14 +3,17 @@
 import codecs
 import contextlib
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
+import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from filelock import FileLock
@@ -158,17 +161,12 @@ class _Reader:
     COMMON = ("subject", "environment", "scenario", "plan", "kernels", "memory", "quantization")
 
     def __init__(self) -> None:
-        kinds = get_type_hints(Record, include_extras=True)
-        self._parts = {name: kind for name, kind in kinds.items() if name in self.COMMON or holds_dataclass(kind)}
-        self._known: dict[str, dict[bytes, object]] = {name: {} for name in self._parts}
-        fields: list[Any] = []
-        for one in dataclasses.fields(Record):
-            kind = msgspec.Raw if one.name in self._parts else kinds[one.name]
-            fields.append((one.name, kind) if one.default is dataclasses.MISSING else (one.name, kind, one.default))
+        self._kinds = get_type_hints(Record, include_extras=True)
+        self._known: dict[str, dict[bytes, object]] = {name: {} for name in self.COMMON}
         version = Annotated[int, msgspec.Meta(ge=1, le=Record.schema_version)]
-        fields[-1] = ("schema_version", version)
-        line = msgspec.defstruct("Line", fields, kw_only=True, forbid_unknown_fields=True)
-        self._decoder = msgspec.json.Decoder(line)
+        self._decoder = msgspec.json.Decoder(
+            _strict(Record, dict.fromkeys(self.COMMON, msgspec.Raw) | {"schema_version": version})
+        )
 
     def measurement(self, line: bytes) -> Record | None:
         """The Record in this line; None for any other line, of which `record_from` says what it is."""
@@ -177,17 +175,28 @@ class _Reader:
             for name, known in self._known.items():
                 if (raw := fields[name]) is not None:
                     content = bytes(raw)
-                    fields[name] = None if content == b"null" else known.get(content) or self._made(name, content)
+                    if content not in known:
+                        known[content] = from_json(self._kinds[name], content, name)
+                    fields[name] = known[content]
             fields["schema_version"] = Record.schema_version
-            return Record(**fields)
+            return msgspec.convert(fields, Record, from_attributes=True)
         except (msgspec.DecodeError, UserError, ValueError, RecursionError):
             return None
 
-    def _made(self, name: str, content: bytes) -> object:
-        made = from_json(self._parts[name], content, name)
-        if name in self.COMMON:
-            self._known[name][content] = made
-        return made
+
+def _strict(kind: Any, instead: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """What takes the JSON of this type and refuses a field that it does not have. instead: types of some fields."""
+    if not holds_dataclass(kind):
+        return kind
+    if not dataclasses.is_dataclass(kind):
+        parts, origin = tuple(map(_strict, get_args(kind))), get_origin(kind)
+        return origin[parts] if origin is tuple else functools.reduce(operator.or_, parts)
+    kinds = {**get_type_hints(kind, include_extras=True), **instead}
+    fields: list[Any] = []
+    for one in dataclasses.fields(kind):
+        required = one.default is dataclasses.MISSING or one.name == "schema_version"
+        fields.append((one.name, _strict(kinds[one.name]), msgspec.NODEFAULT if required else one.default))
+    return msgspec.defstruct("Part", fields, kw_only=True, forbid_unknown_fields=True)
 
 
 def holds_records(path: Path) -> bool:
