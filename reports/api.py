@@ -14,6 +14,7 @@ from bench.records.store import RECORDS_NAME, AnyRecord, RecordFile, holds_recor
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
+from quantize.process_memory import without_collector
 from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
 from reports.lab import architecture_page, overhead_page, profile_page, race_page, side_by_side_page
@@ -107,6 +108,7 @@ class Reading:
             return blocks
         return (*page(self.measurements), *self._remarks(), *blocks)
 
+    @without_collector()
     def write(self, format: Format = "md", out: Path | str | None = None) -> str:
         """The text, as `report` says."""
         if format not in FORMATS:

@@ -25,8 +25,8 @@ from bench.records.record import (
     latency_records,
 )
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.records.store import without_collector
 from quantize.errors import UserError
+from quantize.process_memory import without_collector
 from quantize.variant import REFERENCE, VARIANTS
 from reports.compatibility import check_alike, check_compute_dtypes, check_subjects, refuse_scenarios
 

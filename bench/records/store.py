@@ -1,15 +1,13 @@
 """Record files: one JSON line a record, of every kind; appended under a lock, checked when read. Imports no torch."""
 
 import codecs
-import contextlib
 import dataclasses
 import functools
-import gc
 import hashlib
 import json
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +21,7 @@ from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord,
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
+from quantize.process_memory import without_collector
 from quantize.schema import from_data, from_json, holds_dataclass, parse_json
 
 RECORDS_NAME = "records.jsonl"
@@ -141,18 +140,6 @@ def _record_of(line: str, where: str) -> AnyRecord | None:
             return None
         raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
     return record_from(data, where)
-
-
-@contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """Without looking for cycles: records hold none, and where there are 50,000 it takes a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Reader:
