@@ -15,8 +15,8 @@ from quantize.lazy import lazily
 from quantize.variant import VARIANTS
 
 if TYPE_CHECKING:
-    from bench.run.options import BenchOptions
     from bench.run.run import bench
+    from bench.worker.options import BenchOptions
     from quantize.building.build import quantize
     from quantize.building.job import BuildOptions
     from quantize.checkpoint import open_checkpoint, verify
@@ -29,7 +29,7 @@ __all__ = [
 ]  # fmt: skip
 __version__ = versions.VERSION
 
-BENCH = {"bench.run.options": ("BenchOptions",), "bench.run.run": ("bench",)}
+BENCH = {"bench.worker.options": ("BenchOptions",), "bench.run.run": ("bench",)}
 BUILDING = {"quantize.building.build": ("quantize",), "quantize.building.job": ("BuildOptions",)}
 CHECKPOINTS = {"quantize.checkpoint": ("open_checkpoint", "verify"), "quantize.loader": ("load",)}
 __getattr__ = lazily(__name__, {**BENCH, **BUILDING, **CHECKPOINTS, "reports.api": ("report",)})

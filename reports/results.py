@@ -26,6 +26,7 @@ from bench.records.record import (
 )
 from bench.records.scenario import SCENARIOS, Scenario
 from quantize.errors import UserError
+from quantize.process_memory import without_collector
 from quantize.variant import REFERENCE, VARIANTS
 from reports.compatibility import check_alike, check_compute_dtypes, check_subjects, refuse_scenarios
 
@@ -230,6 +231,7 @@ def _label(result: Result, *, with_model: bool) -> str:
     return " ".join(word for word in words if word is not None) + group + kernel
 
 
+@without_collector()
 def measurements(records: Sequence[Record]) -> list[Measurement]:
     """What these records hold: one Measurement a device, in the order first measured.
 
@@ -269,7 +271,7 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     if len(headlines) > 1:
         refuse_scenarios(headlines[0], headlines[1])
     good = [record for record in records if record.status == "ok"]
-    starts = sorted(moment for record in good if (moment := record.started))
+    starts = [moment for record in good if (moment := record.started)]
     of_subject = grouped(records, lambda record: record.subject)
     references = references_of(records)
     baselines = {name: n for n, name in enumerate(dict.fromkeys(one.baseline for one in of_subject))}
@@ -292,8 +294,8 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         results=tuple(
             _result(one, references.get(one.baseline), of_subject, reasons) for one in sorted(of_subject, key=place)
         ),
-        first_start=starts[0] if starts else None,
-        last_start=starts[-1] if starts else None,
+        first_start=min(starts, default=None),
+        last_start=max(starts, default=None),
     )
 
 
@@ -302,12 +304,11 @@ def _result(
 ) -> Result:
     own = of_subject[subject]
     others = of_subject[reference] if reference is not None and reference != subject else []
-    good, reference_good = latency_records(own), latency_records(others)
+    good, reference_good = (grouped(latency_records(some), lambda one: one.scenario) for some in (own, others))
     quality = latest_quality(own)
     reference_quality = latest_quality(record for record in others if record.subject.base_model == subject.base_model)
     memory = [record.memory for record in own if record.status == "ok" and record.memory]
     load_peaks = [figures.load_peak_bytes for figures in memory if figures.load_peak_bytes is not None]
-    scenarios = dict.fromkeys(record.scenario for record in good if record.scenario)
     return Result(
         subject=subject,
         is_reference=reference == subject,
@@ -316,7 +317,7 @@ def _result(
         load_peak_bytes=max(load_peaks, default=None),
         quality=quality,
         perplexity_ratio=quality.perplexity / reference_quality.perplexity if quality and reference_quality else None,
-        timings={scenario: _timing(scenario, good, reference_good) for scenario in scenarios},
+        timings={one: _timing(one, runs, reference_good.get(one, [])) for one, runs in good.items() if one},
         tasks=next((record.tasks for record in reversed(own) if record.status == "ok" and record.tasks), ()),
         failures=failures(own),
         placements=tuple(dict.fromkeys(record.placement for record in own if record.placement)),
@@ -325,12 +326,11 @@ def _result(
     )
 
 
-def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Record]) -> Timing:
-    """From ok latency records; those of other scenarios are passed over."""
-    runs = [record for record in own if record.scenario == scenario]
+def _timing(scenario: Scenario, runs: Sequence[Record], reference: Sequence[Record]) -> Timing:
+    """From ok latency records of this scenario."""
     seconds: dict[Phase, float] = {}
     for phase in PHASES:
-        rounds = [value for run in runs if (value := run.seconds(phase)) is not None]
+        rounds = [value for run in runs if (value := run.times[phase]) is not None]
         if rounds:
             seconds[phase] = statistics.median(rounds)
     latencies = [run.latency for run in runs if run.latency]
@@ -342,7 +342,7 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
         scenario=scenario,
         rounds=len(runs),
         seconds=seconds,
-        comparison=compare(runs, [record for record in reference if record.scenario == scenario]),
+        comparison=compare(runs, reference),
         prefill_kernels=_each_once(run.kernels.prefill for run in runs if run.kernels),
         decode_kernels=_each_once(run.kernels.decode for run in runs if run.kernels),
         decode_modes=_each_once(one.decode_mode for one in latencies if one.decode_mode),
@@ -377,6 +377,8 @@ def outliers(latencies: Iterable[Latency]) -> tuple[int, int]:
 
 def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
     """Failed runs that no later run of the same work made good, those of one work and reason together."""
+    if all(one.status == "ok" for one in records):
+        return ()
     last_good = {(one.kind, one.scenario, one.round): n for n, one in enumerate(records) if one.status == "ok"}
     bad = [
         one

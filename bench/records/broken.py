@@ -79,9 +79,10 @@ def broken_subjects(records: Sequence[Record]) -> dict[Subject, str]:
 def references_of(records: Sequence[Record]) -> dict[str, Subject]:
     """What the rows of each baseline are compared with: of several half-precision checkpoints the first that ran."""
     references: dict[str, Subject] = {}
-    for record in (*latency_records(records), *records):
-        if record.subject.may_be_reference:
-            references.setdefault(record.subject.baseline, record.subject)
+    ran = dict.fromkeys(record.subject for record in latency_records(records))
+    for subject in (*ran, *dict.fromkeys(record.subject for record in records)):
+        if subject.may_be_reference:
+            references.setdefault(subject.baseline, subject)
     return references
 
 

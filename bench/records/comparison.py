@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,6 +12,9 @@ from bench.records.record import PHASES, Phase, Record, latency_records
 
 Setting = tuple[str, str | None]
 """Device and compute dtype: records of different settings are never paired."""
+
+_Run = tuple[tuple[float, int, int], Record]
+"""A record behind its place in time: seconds since 1970 (-infinity where that is not known), round, position."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -42,24 +46,25 @@ def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Compariso
     """Compare the ok latency records of one checkpoint in one scenario with the reference's, paired by round.
 
     Each run of the checkpoint is paired with the reference's run of the same round, device and compute dtype, and where
-    that was measured more than once with the one that started closest in time. None when no round has both.
+    that was measured more than once with the one that started closest in time. None when no round has both. No record
+    is there twice (`unique`).
     """
     pairs = _paired(variant, reference)
     if not pairs:
         return None
     ratios: dict[Phase, Ratio] = {}
     for phase in PHASES:
-        seconds = [(one.seconds(phase), other.seconds(phase)) for one, other in pairs]
+        seconds = [(one.times[phase], other.times[phase]) for (_, one), (_, other) in pairs]
         both = [(ours, theirs) for ours, theirs in seconds if ours is not None and theirs is not None]
         if both:
             ratios[phase] = ratio_of(*zip(*both, strict=True))
-    apart_s = max(_apart_s(one, other) for one, other in pairs)
+    apart = [_apart_s(one, other) for one, other in pairs]
     return Comparison(
-        reference=pairs[0][1].subject.name,
+        reference=pairs[0][1][1].subject.name,
         ratios=ratios,
         rounds=len(pairs),
-        first=sum(_order(other) <= _order(one) for one, other in pairs),
-        apart_s=apart_s if math.isfinite(apart_s) else None,
+        first=sum(theirs <= ours for (ours, _), (theirs, _) in pairs),
+        apart_s=max(apart) if all(map(math.isfinite, apart)) else None,
     )
 
 
@@ -92,39 +97,38 @@ def unique(records: Iterable[Record]) -> list[Record]:
     """Every record once: one that stands twice in a file is one measurement."""
     found: dict[Hashable, Record] = {}
     for one in records:
-        moment = (one.started_at, one.wall_s, one.position, one.status)
-        found[(one.kind, one.subject, one.scenario, one.round, _setting(one), *moment)] = one
+        when = (one.started_at, one.wall_s, one.position, one.round)
+        found[(*when, one.kind, one.status, one.device, one.compute_dtype, one.subject, one.scenario)] = one
     return list(found.values())
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """The items that share a key, in the order first met."""
-    groups: dict[K, list[T]] = {}
+    groups: defaultdict[K, list[T]] = defaultdict(list)
     for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
+        groups[key(item)].append(item)
+    return dict(groups)
 
 
 def _setting(record: Record) -> Setting:
     return record.device, record.compute_dtype
 
 
-def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
+def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[_Run, _Run]]:
     """Pairs of one round each, in the order in which they ran."""
-    by_round = grouped(unique(reference), lambda one: (one.round, _setting(one)))
+    by_round = grouped(map(_run, reference), lambda one: (one[1].round, *_setting(one[1])))
     pairs = []
-    for record in unique(variant):
-        if found := by_round.get((record.round, _setting(record))):
-            pairs.append((record, min(found, key=functools.partial(_apart_s, record))))
-    return sorted(pairs, key=lambda pair: _order(pair[0]))
+    for run in map(_run, variant):
+        if found := by_round.get((run[1].round, *_setting(run[1]))):
+            pairs.append((run, found[0] if len(found) == 1 else min(found, key=functools.partial(_apart_s, run))))
+    return sorted(pairs, key=lambda pair: pair[0][0])
 
 
-def _apart_s(one: Record, other: Record) -> float:
-    """Seconds between the starts of two runs, infinite where a record does not say."""
-    start, other_start = one.started, other.started
-    return abs((start - other_start).total_seconds()) if start and other_start else math.inf
+def _run(record: Record) -> _Run:
+    began = record.started
+    return (began.timestamp() if began else -math.inf, record.round or 0, record.position or 0), record
 
 
-def _order(record: Record) -> tuple[float, int, int]:
-    moment = record.started
-    return (0.0 if moment is None else moment.timestamp(), record.round or 0, record.position or 0)
+def _apart_s(one: _Run, other: _Run) -> float:
+    """Seconds between the starts of two runs, not finite where a record does not say."""
+    return abs(one[0][0] - other[0][0])

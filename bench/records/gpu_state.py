@@ -1,7 +1,9 @@
 """What NVML shows of a GPU before, between and after the passes of a run; unknown is None. Imports no torch."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,18 @@ class GpuExtremes:
 
 def extremes_of(looks: Sequence[GpuState]) -> GpuExtremes:
     """What these looks saw, those left out that could not tell."""
-    clocks = [look.sm_clock_mhz for look in looks if look.sm_clock_mhz is not None]
-    told = [look.throttle_reasons for look in looks if look.throttle_reasons is not None]
+
+    def told(name: str) -> list[Any]:
+        return [value for look in looks if (value := getattr(look, name)) is not None]
+
+    clocks, reasons = told("sm_clock_mhz"), told("throttle_reasons")
     return GpuExtremes(
-        looks=len(looks),
+        len(looks),
         lowest_sm_clock_mhz=min(clocks, default=None),
         highest_sm_clock_mhz=max(clocks, default=None),
-        highest_temperature_c=max((one.temperature_c for one in looks if one.temperature_c is not None), default=None),
-        throttle_reasons=tuple(dict.fromkeys(reason for reasons in told for reason in reasons)) if told else None,
-        other_processes=max((one.other_processes for one in looks if one.other_processes is not None), default=None),
+        highest_temperature_c=max(told("temperature_c"), default=None),
+        throttle_reasons=tuple(dict.fromkeys(itertools.chain.from_iterable(reasons))) if reasons else None,
+        other_processes=max(told("other_processes"), default=None),
     )
 
 
@@ -74,11 +79,13 @@ class GpuStates:
     @property
     def throttle_reasons(self) -> tuple[str, ...]:
         """Every reason that held the clocks down, each once."""
-        looks = (self.before, self.between, self.after)
-        return tuple(dict.fromkeys(reason for look in looks if look for reason in look.throttle_reasons or ()))
+        return tuple(dict.fromkeys(reason for look in self._looks for reason in look.throttle_reasons or ()))
 
     @property
     def other_processes(self) -> int:
         """The most other programs that were seen on the GPU."""
-        looks = (self.before, self.between, self.after)
-        return max((look.other_processes or 0 for look in looks if look), default=0)
+        return max((look.other_processes or 0 for look in self._looks), default=0)
+
+    @property
+    def _looks(self) -> list[GpuState | GpuExtremes]:
+        return [look for look in (self.before, self.between, self.after) if look]

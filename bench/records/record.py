@@ -72,7 +72,10 @@ class Subject:
     dummy_hidden_size: int | None = None
     source_sha256: str | None = field(default=None, compare=False)
 
-    @property
+    def __hash__(self) -> int:
+        return hash((self.name, self.content_sha256))  # of the 16 fields that make two equal: records are grouped by it
+
+    @cached_property
     def baseline(self) -> str:
         """The base model whose reference this subject is compared with: rows of one baseline share one reference."""
         return self.family or self.base_model
@@ -82,7 +85,7 @@ class Subject:
         """Its checkpoint's: the name without the kernel that the user chose."""
         return self.name.removesuffix(name_on("", self.kernel))
 
-    @property
+    @cached_property
     def may_be_reference(self) -> bool:
         """Whether its rows can be compared with it: half precision, of the base model that the baseline names."""
         return self.variant == REFERENCE.name and self.base_model == self.baseline
@@ -278,7 +281,7 @@ class Record:
         if self.kind == "latency" and self.scenario is None:
             raise ValueError("a latency record has a scenario")
 
-    @cached_property
+    @property
     def started(self) -> datetime | None:
         """When the run started; a time without a zone counts as UTC, an unreadable one is None."""
         try:
@@ -294,27 +297,27 @@ class Record:
         median over all decode steps of all repetitions, that is seconds a token (of each prompt in the batch).
         Raises UserError for a time that is not above 0.
         """
-        seconds = self._seconds[phase]
-        if seconds is None or (math.isfinite(seconds) and seconds > 0):
-            return seconds
-        raise UserError(
-            f"a record of {self.subject.name} holds a {phase} time of {seconds} s, no measurement: "
-            "remove that line and measure again"
-        )
+        return self.times[phase]
 
     @cached_property
-    def _seconds(self) -> dict[Phase, float | None]:
-        return {phase: self._median(phase) for phase in PHASES}
-
-    def _median(self, phase: Phase) -> float | None:
-        if self.latency is None:
-            return None
-        samples: Sequence[float] = self.latency.prefill_s
-        if phase == "decode":
-            samples = list(itertools.chain.from_iterable(self.latency.decode_s))
-        elif phase == "total" and self.latency.decode_s:
-            samples = [a + math.fsum(b) for a, b in zip(samples, self.latency.decode_s, strict=False)]
-        return statistics.median(samples) if samples else None
+    def times(self) -> dict[Phase, float | None]:
+        """`seconds` by phase."""
+        latency = self.latency
+        if latency is None:
+            return dict.fromkeys(PHASES)
+        steps = list(itertools.chain.from_iterable(latency.decode_s))
+        prefill, total = latency.prefill_s, latency.prefill_s
+        if steps:
+            total = tuple(a + math.fsum(b) for a, b in zip(prefill, latency.decode_s, strict=False))
+        samples: dict[Phase, Sequence[float]] = {"prefill": prefill, "decode": steps, "total": total}
+        found = {phase: statistics.median(some) if some else None for phase, some in samples.items()}
+        for phase, seconds in found.items():
+            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+                raise UserError(
+                    f"a record of {self.subject.name} holds a {phase} time of {seconds} s, no measurement: "
+                    "remove that line and measure again"
+                )
+        return found
 
 
 def latency_records(records: Iterable[Record]) -> list[Record]:

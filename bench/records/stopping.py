@@ -120,9 +120,8 @@ def warm_up(one_pass: Callable[[], float], rule: PassRule) -> tuple[tuple[float,
 
 def standard_error(seconds: Sequence[float]) -> float:
     """Standard error of the mean over the mean; infinite for fewer than two values."""
-    if len(seconds) < 2:
-        return math.inf
-    return statistics.stdev(seconds) / math.sqrt(len(seconds)) / statistics.fmean(seconds)
+    few = len(seconds) < 2
+    return math.inf if few else statistics.stdev(seconds) / math.sqrt(len(seconds)) / statistics.fmean(seconds)
 
 
 def stop_reason(seconds: Sequence[float], rule: PassRule) -> PassesStopReason | None:

@@ -30,7 +30,7 @@ def quality_request(data: str | None) -> QualityRequest:
     return QualityRequest(data=data if name == data else str(Path(data).resolve()), label=f"{name}, sha256 {digest}")
 
 
-def expand_tasks(names: tuple[str, ...], folder: Path | None) -> tuple[str, ...]:
+def expand_tasks(names: tuple[str, ...], folder: str | None) -> tuple[str, ...]:
     """The tasks asked for, groups taken apart. Raises UserError for one that lm-eval lacks, before anything runs."""
     if not names:
         return ()
@@ -38,7 +38,7 @@ def expand_tasks(names: tuple[str, ...], folder: Path | None) -> tuple[str, ...]
 
     expanded = expand(names)
     with quiet_libraries():
-        task_manager(expanded, folder)
+        task_manager(expanded, Path(folder) if folder else None)
     return expanded
 
 

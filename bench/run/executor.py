@@ -41,8 +41,8 @@ class WorkerExecutor:
             request.write(request_path)
             ended = run_process(
                 [*self.command, str(request_path), str(result_path)],
-                timeout_s=self.settings.timeout_s,
-                environment=worker_environment(self.settings.threads),
+                timeout_s=self.settings.options.timeout_s,
+                environment=worker_environment(self.settings.options.threads),
             )
             records = read_records(result_path) if result_path.is_file() else []
         wall_s = time.perf_counter() - start
@@ -132,6 +132,5 @@ def worker_environment(threads: int | None) -> dict[str, str]:
 
 
 def append_log(log: Path, title: str, ended: ProcessResult) -> None:
-    """Keep what a process said."""
     with log.open("a", encoding="utf-8") as file:
         file.write(f"--- {title}\n{ended.output}\n")

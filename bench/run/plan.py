@@ -34,14 +34,8 @@ def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str 
         config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = {}
-    has_text = manifest.source.kind != "dummy"
-    return Target(
-        subject,
-        str(checkpoint.path.resolve()),
-        half_dtype=half_dtype(config),
-        has_text=has_text,
-        quantized_share=manifest.quantized_share,
-    )
+    found: dict[str, Any] = {"has_text": manifest.source.kind != "dummy", "quantized_share": manifest.quantized_share}
+    return Target(subject, str(checkpoint.path.resolve()), half_dtype=half_dtype(config), **found)
 
 
 def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any) -> Subject:
@@ -85,17 +79,9 @@ def plan(
         for number in rounds:
             for target in group if number % 2 == 0 else reversed(group):
                 judged = number == 0 and target.has_text
-                runs.append(
-                    PlannedRun(
-                        target,
-                        len(runs),
-                        tuple(scenarios),
-                        number,
-                        quality=judged and quality,
-                        tasks=tuple(tasks) if judged else (),
-                        is_reference=target is group[0] and target.subject.may_be_reference,
-                    )
-                )
+                asked: dict[str, Any] = {"quality": judged and quality, "tasks": tuple(tasks) if judged else ()}
+                is_reference = target is group[0] and target.subject.may_be_reference
+                runs.append(PlannedRun(target, len(runs), tuple(scenarios), number, is_reference=is_reference, **asked))
     return runs
 
 
@@ -110,7 +96,7 @@ def missing(
     A record covers the same folder name with the same contents, scenario, round, device and compute dtype. A
     run that failed before is tried again. compute_dtypes: by baseline.
     """
-    done: dict[RunKey, Record] = {key_of(record): record for record in records if record.status == "ok"}
+    done = {key_of(record): record for record in records if record.status == "ok"}
     left = []
     for run in runs:
         dtype = compute_dtypes[run.subject.baseline]
@@ -154,6 +140,5 @@ def key_of(record: Record) -> RunKey:
 
 
 def _key(run: PlannedRun, work: Work, device: str, dtype: str) -> RunKey:
-    subject, (kind, scenario) = run.subject, work
-    number = run.round if kind == "latency" else None
-    return (kind, subject.name, subject.content_sha256, scenario, number, device, dtype)
+    number = run.round if work[0] == "latency" else None
+    return (work[0], run.subject.name, run.subject.content_sha256, work[1], number, device, dtype)

@@ -15,10 +15,10 @@ from bench.records.stopping import RoundsStopReason
 from bench.records.store import RECORDS_NAME, append
 from bench.run import checks
 from bench.run.executor import Executor, WorkerExecutor
-from bench.run.options import BenchChoices, BenchOptions
 from bench.run.plan import RunKey, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.run.probe import Machine, probe
-from bench.worker.request import PlannedRun, QualityRequest, Settings, Target, TaskRequest
+from bench.worker.options import BenchChoices, BenchOptions
+from bench.worker.request import PlannedRun, QualityRequest, Settings, Target
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.files import only_writer
 from quantize.progress import Progress, silent
@@ -42,7 +42,6 @@ class Outcome:
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """The records without figures."""
         return tuple(record for record in self.records if record.status != "ok")
 
     @property
@@ -116,68 +115,39 @@ def measure(
     instruments: Instruments | None = None,
 ) -> Outcome:
     """Measure these targets, each baseline's reference among them, into the records file `path`: see `bench`."""
+    instruments = instruments or Instruments()
     busy = f"another `bench` is measuring into {path}: wait for it, since each would measure the other's load"
     with only_writer(path.with_name(f".{path.name}.bench.lock"), busy):
-        return _measure(targets, path, options, progress, instruments or Instruments())
-
-
-def _measure(
-    targets: Sequence[Target], path: Path, options: BenchOptions, progress: Progress, instruments: Instruments
-) -> Outcome:
-    began = instruments.now()
-    tasks = checks.expand_tasks(options.tasks, options.task_folder)
-    old = checks.records_to_continue(path, fresh=options.fresh)
-    scenarios = options.scenarios or tuple(SCENARIOS.values())
-    quality = checks.quality_request(options.quality_data)
-    progress("looking at the models", 0, 0)
-    instruments.check_models(targets, scenarios, quality if options.quality else None)
-    settings = settings_for(targets, path, old, options, quality, progress, instruments)
-    if options.fresh:
-        checks.set_aside(path)
-    executor = instruments.executor_for(settings, path)
-    series = _Series(path, list(old), settings, executor, progress)
-    done, round_s = 0, 0.0
-    while True:
-        elapsed_s = instruments.now() - began
-        stopped = options.rounds.stop_reason(done, lambda: widest_interval(series.latest()), elapsed_s, round_s)
-        if stopped is not None:
-            break
-        numbers = range(options.rounds.least) if done == 0 else [done]
-        round_began = instruments.now()
-        series.carry_out(plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks))
-        done = max(numbers) + 1
-        round_s = (instruments.now() - round_began) / len(numbers)
-    shutil.rmtree(checks.reference_logprobs_folder(path), ignore_errors=True)
-    return Outcome(path, series.latest(), series.measured, done, stopped)
-
-
-def settings_for(
-    targets: Sequence[Target],
-    path: Path,
-    old: Sequence[Record],
-    options: BenchOptions,
-    quality: QualityRequest,
-    progress: Progress,
-    instruments: Instruments,
-) -> Settings:
-    """What all runs share, once everything that must hold does. Raises UserError where it does not."""
-    progress("looking at the machine", 0, 0)
-    machine = instruments.probe_machine(options.device, options.threads)
-    checks.check_continues(path, old, machine, targets, quality if options.quality else None)
-    dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
-    folder = None if options.task_folder is None else str(options.task_folder.resolve())
-    return Settings(
-        machine.device,
-        dtypes,
-        machine.environment,
-        options.timeout_s,
-        options.threads,
-        options.rounds,
-        options.rule,
-        quality,
-        TaskRequest(folder, options.task_limit),
-        checks.reference_logprobs_paths(path, targets, dtypes, quality.label) if options.quality else {},
-    )
+        began = instruments.now()
+        tasks = checks.expand_tasks(options.tasks, options.task_folder)
+        old = checks.records_to_continue(path, fresh=options.fresh)
+        scenarios = options.scenarios or tuple(SCENARIOS.values())
+        quality = checks.quality_request(options.quality_data)
+        judged = quality if options.quality else None
+        progress("looking at the models", 0, 0)
+        instruments.check_models(targets, scenarios, judged)
+        progress("looking at the machine", 0, 0)
+        machine = instruments.probe_machine(options.device, options.threads)
+        checks.check_continues(path, old, machine, targets, judged)
+        dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
+        expected = checks.reference_logprobs_paths(path, targets, dtypes, quality.label) if judged else {}
+        settings = Settings(machine.device, dtypes, machine.environment, options, quality, expected)
+        if options.fresh:
+            checks.set_aside(path)
+        series = _Series(path, list(old), settings, instruments.executor_for(settings, path), progress)
+        done, round_s = 0, 0.0
+        while True:
+            elapsed_s = instruments.now() - began
+            stopped = options.rounds.stop_reason(done, lambda: widest_interval(series.latest()), elapsed_s, round_s)
+            if stopped is not None:
+                break
+            numbers = range(options.rounds.least) if done == 0 else [done]
+            round_began = instruments.now()
+            series.carry_out(plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks))
+            done = max(numbers) + 1
+            round_s = (instruments.now() - round_began) / len(numbers)
+        shutil.rmtree(checks.reference_logprobs_folder(path), ignore_errors=True)
+        return Outcome(path, series.latest(), series.measured, done, stopped)
 
 
 @dataclass

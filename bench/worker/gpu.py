@@ -25,12 +25,10 @@ class Nvml:
         self._handle = handle
 
     def driver(self) -> str | None:
-        """The driver's version."""
         version = self._ask(lambda: self._pynvml.nvmlSystemGetDriverVersion())
         return version.decode(errors="replace") if isinstance(version, bytes) else version
 
     def state(self) -> GpuState:
-        """One look at the GPU now."""
         n, handle = self._pynvml, self._handle
         process_bytes, others = self._processes()
         return GpuState(

@@ -34,12 +34,10 @@ class Pass:
 
     @property
     def prefill_s(self) -> float:
-        """Of all prompts."""
         return math.fsum(self.prefill_by_length_s)
 
     @property
     def seconds(self) -> float:
-        """Of the whole pass."""
         return self.prefill_s + sum(self.decode_s)
 
 
@@ -77,20 +75,15 @@ def pass_over(
     """All prompts one after the other, as one pass: their prefills summed up, their decode steps in one series."""
     parts = [timed_pass(new_decoder(), prompt, decode_steps, clock) for prompt in prompts]
     held = [part.kv_cache_bytes for part in parts if part.kv_cache_bytes is not None]
-    return Pass(
-        prefill_by_length_s=tuple(part.prefill_s for part in parts),
-        decode_s=tuple(step for part in parts for step in part.decode_s),
-        kv_cache_bytes=max(held, default=None),
-    )
+    steps_s = tuple(step for part in parts for step in part.decode_s)
+    return Pass(tuple(part.prefill_s for part in parts), steps_s, max(held, default=None))
 
 
 def check_positions(model: Any, scenario: Scenario) -> None:
     """Raises UserError when the model has fewer positions than the scenario needs."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and scenario.positions > positions:
-        raise UserError(
-            f"needs {scenario.positions} positions, the model has {positions}: use a smaller --prompt or --new"
-        )
+    there = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if there is not None and scenario.positions > there:
+        raise UserError(f"needs {scenario.positions} positions, the model has {there}: use a smaller --prompt or --new")
 
 
 def measure_latency(

@@ -49,7 +49,6 @@ def fingerprint(device_type: str) -> Environment:
 
 
 def cpu_model_name() -> str | None:
-    """The processor's own name for itself."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -58,7 +57,6 @@ def cpu_model_name() -> str | None:
 
 
 def usable_cores() -> int | None:
-    """Logical cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

@@ -30,7 +30,6 @@ class RssView:
             self._older_peak_bytes = status_bytes("VmHWM", self._proc) or 0
 
     def current_bytes(self) -> int | None:
-        """Held now."""
         return resident_bytes(self._proc)
 
     def peak_bytes(self) -> int | None:

@@ -53,9 +53,8 @@ class _Likelihood:
     def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
         loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"its output is not finite (NaN or infinity) near token {self._tokens} of the text"
-            )
+            where = f"near token {self._tokens} of the text"
+            raise FloatingPointError(f"its output is not finite (NaN or infinity) {where}")
         self._total += loss
         self._tokens += len(following)
         self._vocabulary = log_probabilities.shape[-1]
@@ -66,15 +65,8 @@ class _Likelihood:
             perplexity = math.exp(mean_loss)
         except OverflowError:
             raise FloatingPointError(f"its perplexity is too large for a number (mean loss {mean_loss:.0f})") from None
-        return Quality(
-            perplexity,
-            self._tokens,
-            self._text,
-            blocks_sha256(self._blocks),
-            divergence,
-            noise_floor,
-            vocabulary=self._vocabulary,
-        )
+        facts = (perplexity, self._tokens, self._text, blocks_sha256(self._blocks))
+        return Quality(*facts, divergence, noise_floor, vocabulary=self._vocabulary)
 
 
 def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expected: Path | None = None) -> Quality:
@@ -177,7 +169,6 @@ class _DivergenceSamples:
         self._flips = 0
 
     def add(self, reference: torch.Tensor, own: torch.Tensor) -> None:
-        """Log-probabilities float32 [rows, vocabulary] of both."""
         self._parts.append(_divergence(reference, own).cpu())
         choice = own.argmax(dim=-1, keepdim=True)
         # A choice as likely as the reference's best is no flip: half precision makes ties.
@@ -187,12 +178,8 @@ class _DivergenceSamples:
         samples = torch.cat(self._parts)
         if not bool(samples.isfinite().all()):
             raise FloatingPointError("its divergence from the reference is not finite (NaN or infinity)")
-        return Divergence(
-            mean=float(samples.mean()),
-            median=float(samples.quantile(0.5)),
-            p99=float(samples.quantile(0.99)),
-            flips=self._flips / len(samples),
-        )
+        median, p99 = (float(samples.quantile(share)) for share in (0.5, 0.99))
+        return Divergence(float(samples.mean()), median, p99, flips=self._flips / len(samples))
 
 
 @torch.no_grad()
@@ -202,8 +189,7 @@ def divergences(reference: Any, model: Any, blocks: torch.Tensor) -> torch.Tenso
     The two models are walked side by side, so that no logits of the whole text are kept.
     """
     parts = []
-    pairs = zip(predictions(reference, blocks), predictions(model, blocks), strict=True)
-    for (expected, _), (logits, _) in pairs:
+    for (expected, _), (logits, _) in zip(predictions(reference, blocks), predictions(model, blocks), strict=True):
         exact, other = (torch.log_softmax(one.double(), dim=-1) for one in (expected, logits))
         parts.append(_divergence(exact, other))
     return torch.cat(parts)

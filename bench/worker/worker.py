@@ -63,14 +63,20 @@ def work(request: Request, emit: Callable[[Record], None]) -> None:
 def _load(request: Request) -> Bench:
     import torch
 
+    from quantize.loader import load, load_dummy
     from quantize.loading.device_map import decode_bytes, weights_bytes
 
-    if request.settings.threads is not None:
-        torch.set_num_threads(request.settings.threads)
+    if request.settings.options.threads is not None:
+        torch.set_num_threads(request.settings.options.threads)
     device_type = torch.device(request.settings.device).type
     view = memory_view(device_type)
     view.reset_peak()
-    loaded = _loaded(request, getattr(torch, request.compute_dtype))
+    target, dtype = request.run.target, getattr(torch, request.compute_dtype)
+    how: dict[str, Any] = {"device": device_type, "compute_dtype": dtype, "kernel": target.subject.kernel}
+    if target.checkpoint is not None:
+        loaded = load(target.checkpoint, **how)
+    else:
+        loaded = load_dummy(target.dummy or "", target.subject.variant, group_size=target.subject.q_group_size, **how)
     load_peak_bytes = view.peak_bytes()
     view.reset_peak()
     spread = loaded.placement is not None  # weights that wait in RAM are not in the model between two passes
@@ -84,18 +90,6 @@ def _load(request: Request) -> Bench:
     )
     nvml = open_nvml(cuda_uuid()) if device_type == "cuda" else None
     return Bench(loaded, clock_for(device_type), view, nvml, memory)
-
-
-def _loaded(request: Request, dtype: Any) -> Any:
-    """The model that the request names: a checkpoint, or random weights drawn here."""
-    from quantize.loader import load, load_dummy
-
-    target = request.run.target
-    how: dict[str, Any] = {"device": request.settings.device, "compute_dtype": dtype, "kernel": target.subject.kernel}
-    if target.dummy is not None:
-        return load_dummy(target.dummy, target.subject.variant, group_size=target.subject.q_group_size, **how)
-    assert target.checkpoint is not None
-    return load(target.checkpoint, **how)
 
 
 def _measured(request: Request, bench: Bench, asked: Work) -> Record:
@@ -141,24 +135,22 @@ def _figures(
     request: Request, bench: Bench, asked: Work, between: Callable[[], None]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one work gives by Record's fields, and the bytes of its cache by Memory's. between: before each pass."""
-    (kind, scenario), settings, loaded = asked, request.settings, bench.loaded
+    (kind, scenario), options, loaded = asked, request.settings.options, bench.loaded
     if scenario is not None:
         import torch
 
         from bench.worker.latency import measure_latency
 
         dtype = getattr(torch, request.compute_dtype)
-        found = measure_latency(
-            loaded.model, scenario, bench.clock, settings.rule, compute_dtype=dtype, between=between
-        )
+        found = measure_latency(loaded.model, scenario, bench.clock, options.rule, compute_dtype=dtype, between=between)
         cache = {"kv_cache_bytes": found.kv_cache_bytes, "kv_cache_formula_bytes": found.kv_cache_formula_bytes}
         return {"latency": found.latency, "prompt_sha256": found.prompt_sha256}, cache
     if kind == "quality":
         return {"quality": _quality(request, loaded)}, {}
     from bench.worker.tasks import evaluate
 
-    folder = None if settings.tasks.folder is None else Path(settings.tasks.folder)
-    scores = evaluate(loaded.model, loaded.tokenizer, request.run.tasks, folder=folder, limit=settings.tasks.limit)
+    folder = Path(options.task_folder) if options.task_folder else None
+    scores = evaluate(loaded.model, loaded.tokenizer, request.run.tasks, folder=folder, limit=options.task_limit)
     return {"tasks": scores}, {}
 
 
@@ -191,13 +183,10 @@ def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
 
     On a CPU torch has no error type for a failed allocation, so that its words decide.
     """
-    text = without_folder(
-        next((line.strip() for line in str(error).splitlines() if line.strip()), "no message"), checkpoint
-    )
-    if isinstance(error, UserError):
-        return "unsupported", text[:REASON_CHARACTERS]
-    if isinstance(error, FloatingPointError):
-        return "broken", text[:REASON_CHARACTERS]
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    text = without_folder(first, checkpoint)
+    if isinstance(error, UserError | FloatingPointError):
+        return "unsupported" if isinstance(error, UserError) else "broken", text[:REASON_CHARACTERS]
     traceback.print_exception(error)
     no_memory = (
         isinstance(error, MemoryError)

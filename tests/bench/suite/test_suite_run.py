@@ -15,11 +15,11 @@ from bench.records.record import Record
 from bench.records.stopping import RoundsRule
 from bench.records.store import read_records
 from bench.run.executor import ProcessResult
-from bench.run.options import BenchOptions
 from bench.run.probe import Machine
 from bench.run.run import Instruments
 from bench.suite.suite import suite_named
 from bench.suite.suite_run import run_suite
+from bench.worker.options import BenchOptions
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.api import write_all
