@@ -55,11 +55,8 @@ def tokens_text(tokens: float) -> str:
 def seconds_table(entries: Sequence[CrossoverEntry]) -> Table:
     """One row a contender, one column a number of tokens: the median of its turns; `error` where it was wrong."""
     ran = [entry for entry in entries if entry.tokens is not None]
-    cells = {
-        (one.contender, one.tokens): one.median_s if one.seconds else "error"
-        for one in ran
-        if one.seconds or one.kernel
-    }
+    tried = [entry for entry in ran if entry.seconds or entry.kernel]
+    cells = {(entry.contender, entry.tokens): entry.median_s if entry.seconds else "error" for entry in tried}
     counts = sorted({entry.tokens or 0 for entry in ran})
     return Table.of(
         [

@@ -30,6 +30,7 @@ from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
 from quantize.source import cache_folder
 
+DTYPES = ("float32", "bfloat16", "float16")
 TURNS = 9
 TURN_S = 0.01
 """A contender's turn is as many passes as fit in this time, at least one."""
@@ -59,10 +60,8 @@ class Workload:
     def of(shape: str, linears: tuple[Linear, ...], setting: Setting, counts: Sequence[int]) -> "Workload":
         """The layer of the model of this name, with up to so many tokens at once."""
         device, when = setting.device.type, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        how = (setting.group_size, device, dtype_name(setting.dtype))
-        entry = CrossoverEntry(
-            shape, linears, *how, "", "dense", None, when, fingerprint(device), reason="not measured"
-        )
+        what = (shape, linears, setting.group_size, device, dtype_name(setting.dtype))
+        entry = CrossoverEntry(*what, "", "dense", None, when, fingerprint(device), reason="not measured")
         drawn, x = torch.Generator(setting.device).manual_seed(len(linears)), {}
         for width in sorted({inner for _, _, inner in linears}):
             numbers = torch.randn((1, max(counts), width), generator=drawn, device=setting.device)
@@ -295,11 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = cli.add_argument
     add("--shape", default="mistral-7b", help="mistral-7b, llama-2-7b or a config.json (default %(default)s)")
     add("--device", choices=("cpu", "cuda"), required=True, help="where to run")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="compute dtype; default float32 on a CPU, float16 on CUDA",
-    )
+    add("--dtype", choices=DTYPES, help="compute dtype; default float32 on a CPU, float16 on CUDA")
     add("--out", type=Path, required=True, metavar="DIR", help=f"folder for {CROSSOVER_NAME}")
     add("--budget", dest="budget_s", type=float, default=60.0, metavar="S", help="seconds it may take (default 60)")
     return guarded("crossover", lambda: run(cli.parse_args(argv)))
