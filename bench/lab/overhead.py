@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.records.lab import OverheadRecord
 from bench.records.ratio import ratio_of
 from bench.records.scenario import Scenario
 from bench.records.store import append
-from bench.worker.clock import clock_for
+from bench.worker.clock import clock_for, seconds_of_each
 from bench.worker.latency import prompts_of, timed_pass
 from bench.worker.machine import fingerprint
 from quantize.decoding.eager import EagerDecoder
@@ -26,31 +27,19 @@ from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    cli = argparse.ArgumentParser(prog="overhead", description=__doc__)
-    cli.add_argument("checkpoint", type=Path, help="a checkpoint folder that `quantize` made")
-    cli.add_argument("--out", type=Path, required=True, help="a record file to append to")
-    cli.add_argument("--prompt", type=int, default=128, help="prompt tokens (default %(default)s)")
-    cli.add_argument("--new", type=int, default=65, help="new tokens (default %(default)s)")
-    cli.add_argument("--rounds", type=int, default=15, help="turns of each (default %(default)s)")
-    cli.add_argument("--dtype", default="float32", help="compute dtype (default %(default)s)")
-    cli.add_argument("--device", default="cpu", help="where to run (default %(default)s)")
-    return cli
-
-
 def race(arguments: argparse.Namespace) -> None:
     """Take turns, the order reversed every round; append the samples, and say how it went in one line."""
-    scenario = Scenario("overhead", arguments.prompt, arguments.new)
+    scenario, device = Scenario("overhead", arguments.prompt, arguments.new), arguments.device
     seconds: dict[str, list[float]] = {name: [] for name in TURNS}
     with quiet_libraries():
         dtype = getattr(torch, arguments.dtype)
-        model = load(arguments.checkpoint, device=arguments.device, compute_dtype=dtype).model
+        model = load(arguments.checkpoint, device=device, compute_dtype=dtype).model
+        [prompt] = prompts_of(scenario, model.config.get_text_config().vocab_size, model.device)
         for work in TURNS.values():
-            work(model, scenario)
+            work(model, prompt, scenario)
         for number in range(arguments.rounds):
             for name in TURNS if number % 2 == 0 else reversed(TURNS):
-                seconds[name].append(TURNS[name](model, scenario))
+                seconds[name].append(TURNS[name](model, prompt, scenario))
     ratio = ratio_of(seconds["ours"], seconds["generate"])
     record = OverheadRecord(
         when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -60,35 +49,30 @@ def race(arguments: argparse.Namespace) -> None:
         decode_s_a_token={name: tuple(values) for name, values in seconds.items()},
         ratio=ratio.value,
         interval=ratio.interval,
-        environment=fingerprint(arguments.device),
+        environment=fingerprint(device),
     )
     append(arguments.out, record)
     low, high = ratio.interval or (ratio.value, ratio.value)
     print(f"decode, ours over generate: x{ratio.value:.3f} ({low:.3f} to {high:.3f}), {len(ratio.rounds)} rounds")
 
 
-def ours(model: Any, scenario: Scenario) -> float:
+def ours(model: Any, prompt: Tensor, scenario: Scenario) -> float:
     """Median seconds of a decode step as the worker times them."""
-    [prompt] = prompts_of(scenario, model.config.get_text_config().vocab_size, model.device)
     clock = clock_for(model.device.type)
     return statistics.median(timed_pass(EagerDecoder(model), prompt, scenario.decode_steps, clock).decode_s)
 
 
-def generate(model: Any, scenario: Scenario) -> float:
+def generate(model: Any, prompt: Tensor, scenario: Scenario) -> float:
     """Seconds a token of a bare greedy `generate`: a long run less one of a single token, over the tokens between."""
-    [prompt] = prompts_of(scenario, model.config.get_text_config().vocab_size, model.device)
-    settle = clock_for(model.device.type).settle
 
-    def seconds(new: int) -> float:
-        settle()
-        start = time.perf_counter()
-        with torch.no_grad():
-            mask = torch.ones_like(prompt)
-            model.generate(prompt, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
-        settle()
-        return time.perf_counter() - start
+    def run(new: int) -> None:
+        mask = torch.ones_like(prompt)
+        model.generate(prompt, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
 
-    return (seconds(scenario.new_tokens) - seconds(1)) / scenario.decode_steps
+    with torch.no_grad():
+        works = [lambda: run(scenario.new_tokens), lambda: run(1)]
+        long_s, short_s = seconds_of_each(works, clock_for(model.device.type))
+    return (long_s - short_s) / scenario.decode_steps
 
 
 TURNS = {"ours": ours, "generate": generate}
@@ -96,7 +80,16 @@ TURNS = {"ours": ours, "generate": generate}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the race; return its exit code."""
-    return guarded("overhead", lambda: race(parser().parse_args(argv)))
+    cli = argparse.ArgumentParser(prog="overhead", description=__doc__)
+    add = cli.add_argument
+    add("checkpoint", type=Path, help="a checkpoint folder that `quantize` made")
+    add("--out", type=Path, required=True, help="a record file to append to")
+    add("--prompt", type=int, default=128, help="prompt tokens (default %(default)s)")
+    add("--new", type=int, default=65, help="new tokens (default %(default)s)")
+    add("--rounds", type=int, default=15, help="turns of each (default %(default)s)")
+    add("--dtype", default="float32", help="compute dtype (default %(default)s)")
+    add("--device", default="cpu", help="where to run (default %(default)s)")
+    return guarded("overhead", lambda: race(cli.parse_args(argv)))
 
 
 if __name__ == "__main__":
