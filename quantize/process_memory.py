@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,6 +54,18 @@ def prefer_huge_pages() -> None:
     once, before it allocates its first tensor: later calls change nothing.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """No search for reference cycles inside the block, which makes many objects that stay: it would walk them all."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _MallocInfo(ctypes.Structure):

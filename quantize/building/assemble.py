@@ -30,7 +30,7 @@ NOT_COPIED = ("config.json", MANIFEST_NAME)
 def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float], **facts: Any) -> Manifest:
     """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest.
 
-    facts: what the manifest says besides (quantized_share, layers, estimate, measured).
+    facts: what the manifest says besides (layers, estimate, measured).
     """
     source, weights_bytes = job.source, join_parts(folder)
     source.check_unchanged()
@@ -50,15 +50,10 @@ def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float],
         seconds={phase: round(spent, 3) for phase, spent in seconds.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,
+        quantized_share=recipe.quantized_share,
         **facts,
     )
     return seal(folder, manifest)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's config.json."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -72,7 +67,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write_config(job: Job, target: Path, recipe: Recipe) -> None:
-    config = read_config(job.source.folder)
+    config = read_json(job.source.folder / "config.json")
     for key in ("_name_or_path", "_model_name_or_path", "torch_dtype", "auto_map"):
         config.pop(key, None)
     for part, read in ((config, job.empty.config), (config.get("text_config"), job.empty.config.get_text_config())):

@@ -1,8 +1,9 @@
 """A decoder layer at work: what its linear layers see of the calibration text, and what it hands on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,12 +44,16 @@ def is_spilled(batch: Tensor) -> bool:
 
 @torch.no_grad()
 def observe_layer(
-    architecture: Architecture, index: int, hidden: list[Tensor], calls: Sequence[LayerCall]
+    architecture: Architecture,
+    index: int,
+    hidden: list[Tensor],
+    calls: Sequence[LayerCall],
+    stored: Mapping[str, str] = MappingProxyType({}),
 ) -> LayerInputs:
     """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
 
     hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; calls: what the model calls
-    the layer with besides, for each batch. Raises UserError when an output is not finite.
+    the layer with besides, for each batch; stored: as LayerInputs'. Raises UserError when an output is not finite.
     """
     layer, linears, prefix = architecture.layers[index], architecture.linears(index), architecture.prefix(index)
     owners: dict[str, str] = {}
@@ -91,4 +96,4 @@ def observe_layer(
     sums = (*(batch.sum() for batch in hidden), *(one.gram.diagonal().sum() for one in stats.values()))
     if not all(bool(torch.isfinite(one)) for one in sums):  # NaN and Inf stay in a sum
         raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
-    return LayerInputs(layer, prefix, linears, owners, stats, tuple(blocks.values()))
+    return LayerInputs(layer, prefix, linears, owners, stats, tuple(blocks.values()), stored)

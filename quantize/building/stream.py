@@ -6,17 +6,15 @@ tells what the quantization costs, without ever holding the whole model in memor
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.building.inputs import run_layer, spilled
-from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
+from quantize.building.inputs import observe_layer, run_layer, spilled
+from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer, timed
 from quantize.errors import UserError
 from quantize.model.architecture import Architecture
 from quantize.model.groups import WRAPPED_TYPES, Prober, tensors_in
@@ -91,7 +89,6 @@ class LayerStream:
         self.kinds: dict[int, str] = {}
         self.probed = torch.empty(0)
         self._device = device
-        self._layers_prefix = f"{architecture.layers_name}."
         self._outputs = 0
 
     def quantized(
@@ -118,7 +115,7 @@ class LayerStream:
 
         A layer's weights are freed when the next one is asked for.
         """
-        self._fill_outer()
+        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
         self._outputs = layer_outputs(self.model, self.architecture, blocks[:1].to(self._device))
         batches = batches_of(blocks)
         beside = [held_out.blocks, held_out.blocks] if held_out else []  # the source's and the quantized model's
@@ -142,24 +139,16 @@ class LayerStream:
             self.skeleton.fill(layer, prefix, self._device)
             self.skeleton.forget_stacks()
             *of_batches, of_probe = [each[index] for each in calls]
-            started = time.perf_counter()
-            groups = self._groups(index, self.probed, of_probe) if options and options.search else ()
-            probing = time.perf_counter() - started
+            seconds: dict[str, float] = {}
+            with timed(seconds, "probe"):
+                groups = self._groups(index, self.probed, of_probe) if options and options.search else ()
             self.probed = next(run_layer(layer, [self.probed], [of_probe]))
             of_held_out = of_batches[len(batches) :]
             if held_out is not None:  # through the layer as the source has it
                 held_out.states[0] = next(run_layer(layer, held_out.states[:1], of_held_out[:1]))
-            result = quantize_layer(
-                self.architecture,
-                index,
-                hidden,
-                of_batches[: len(batches)],
-                options,
-                groups,
-                before,
-                self.skeleton.stored,
-            )
-            result.seconds["probe"] = probing
+            with timed(seconds, "forward"):
+                seen = observe_layer(self.architecture, index, hidden, of_batches[: len(batches)], self.skeleton.stored)
+            result = quantize_layer(index, seen, options, groups, before or {}, seconds)
             if held_out is not None:  # through the scaled layer with its quantized weights
                 for name, linear in self.architecture.linears(index).items():
                     linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
@@ -193,7 +182,7 @@ class LayerStream:
         hidden, calls = [], []
         of_size: dict[int, list[LayerCall]] = {}
         for batch in batches:
-            recorded = self._record(batch)
+            recorded = layer_calls(self.model, self.architecture, batch.to(self._device), outputs=self._outputs)
             own = [kwargs for _, kwargs in recorded]
             like = of_size.setdefault(len(batch), own)
             calls.append(
@@ -205,7 +194,7 @@ class LayerStream:
     @torch.no_grad()
     def judge(self, held_out: HeldOut) -> HeldOutResult:
         """Compare what source and quantized model predict, after the last layer."""
-        self._fill_outer()
+        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
         head = self.model.get_output_embeddings()
         names = {module: name for name, module in self.model.named_modules()}
         self.skeleton.fill(head, f"{names[head]}.", self._device, recurse=False)
@@ -232,33 +221,11 @@ class LayerStream:
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor outside the decoder layers, one after the other, by its name in the files."""
-        files, known = self.skeleton.files, set(self.model.state_dict()) | self.skeleton.parts.keys()
-        known |= {part.parameter for part in self.skeleton.parts.values()}
-        for file_name, home in files.homes.items():
-            if not home.startswith(self._layers_prefix) or home not in known:
+        for file_name, home in self.skeleton.files.homes.items():
+            if not home.startswith(f"{self.architecture.layers_name}.") or home not in self.skeleton.known:
                 tensor = self.skeleton.weights.get(file_name)
                 check_finite(file_name, tensor)
                 yield file_name, tensor
-
-    def layer_tensors(self, index: int) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of a decoder layer as the files have them; those that the model has converted, by its names."""
-        prefix, files = self.architecture.prefix(index), self.skeleton.files
-        linears = self.architecture.linears(index)
-        for home, name in files.plain.items():
-            if home.startswith(prefix):
-                yield name, self.skeleton.weights.get(name)
-        for home, conversion in files.conversions.items():
-            if home.startswith(prefix):
-                if home.removeprefix(prefix).removesuffix(".weight") in linears:
-                    yield from self.skeleton.converted(conversion).items()
-                else:
-                    yield from ((name, self.skeleton.weights.get(name)) for name, _ in conversion.sources)
-
-    def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-        return layer_calls(self.model, self.architecture, blocks.to(self._device), outputs=self._outputs)
-
-    def _fill_outer(self) -> None:
-        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantize.checkpoint import Checkpoint
 from quantize.dummy import DummyWeights, dummy_weights, random_int4
@@ -19,7 +19,7 @@ from quantize.model.apart import take_apart
 from quantize.model.layer_calls import runnable
 from quantize.model.pretrained import config_of, empty_model
 from quantize.model.scales import ScaledActivation
-from quantize.model.skeleton import Skeleton, linear_names
+from quantize.model.skeleton import Skeleton
 from quantize.rounding.options import AwqOptions
 from quantize.variant import Variant
 from quantize.weights import open_weights
@@ -73,7 +73,8 @@ def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: 
     beside = {f"{name}.{part}" for name in packed for part in PACKED}
     held = [name for name in weights.names() if name not in beside]
     skeleton = Skeleton.of(model, weights, [*held, *(f"{name}.weight" for name in packed)])
-    files = {name: skeleton.stored[f"{name}.weight"].removesuffix(".weight") for name in linear_names(model)}
+    linears = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    files = {name: skeleton.stored[f"{name}.weight"].removesuffix(".weight") for name in linears}
     quantized = [name for name, file_name in files.items() if file_name in packed]
     if len(quantized) < len(packed):
         lost = sorted(packed - {files[name] for name in quantized})[0]

@@ -51,6 +51,7 @@ class Recipe:
     group_size:   of groups of codes.
     calibration:  the text that was looked at.
     settings:     a dataclass of the choices that decide the bytes; the method works with this one object.
+    quantized_share: of the decoder's matrices, None where nothing is quantized.
     """
 
     variant: Variant
@@ -59,6 +60,7 @@ class Recipe:
     group_size: int | None = None
     calibration: CalibrationFacts | None = None
     settings: Any = None
+    quantized_share: float | None = None
 
     @property
     def options(self) -> dict[str, Any]:

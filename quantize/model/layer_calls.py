@@ -116,9 +116,10 @@ def structure(layer: nn.Module) -> str:
 
 @torch.no_grad()
 def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
-    """The decoder layers, without the linear layers that are not called but read, or never used: they cannot be packed.
+    """The decoder layers, without the linear layers that cannot be packed.
 
-    Runs the first layer of each kind on a few tokens; memory holds the embeddings and that layer. Raises UserError as
+    Those are read and not called, or never used, or files name their weights otherwise than `.weight`. Runs the first
+    layer of each kind on a few tokens; memory holds the embeddings and that layer. Raises UserError as
     `architecture_of` does, and for layers that cannot be run by themselves.
     """
     model, architecture = skeleton.model, architecture_of(skeleton.model)
@@ -149,9 +150,11 @@ def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
             if name not in called and not isinstance(layer.get_submodule(name.rpartition(".")[0]), Expert)
         }
     skeleton.empty_outer(architecture.layers_name)
-    uncalled = {
+    kept = {
         architecture.prefix(index) + name
         for index, layer in enumerate(architecture.layers)
-        for name in kinds[structure(layer)]
+        for name in architecture.linears(index)
+        if name in kinds[structure(layer)]
+        or not skeleton.stored[f"{architecture.prefix(index)}{name}.weight"].endswith(".weight")
     }
-    return replace(architecture, kept=architecture.kept | uncalled)
+    return replace(architecture, kept=architecture.kept | kept)
