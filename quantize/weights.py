@@ -1,6 +1,7 @@
 """The weights of a model's folder: safetensors files, and what may lie beside them."""
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -199,11 +200,16 @@ def _open_file(path: Path) -> Any:
         raise UserError(f"cannot read {path} ({error}): fix its permissions, or download it again") from None
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32).item()):
+        return True  # NaN and Inf stay in a sum, which is one quick pass
+    return bool(torch.isfinite(tensor).all())
+
+
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise UserError, naming the tensor, when it holds NaN or infinity."""
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-        return  # NaN and Inf stay in a sum, which is one quick pass
-    if not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         what = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
         raise UserError(

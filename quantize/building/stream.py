@@ -222,7 +222,7 @@ class LayerStream:
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor outside the decoder layers, one after the other, by its name in the files."""
         for file_name, home in self.skeleton.files.homes.items():
-            if not home.startswith(f"{self.architecture.layers_name}.") or home not in self.skeleton.known:
+            if not home.startswith(f"{self.architecture.layers_name}.") or home not in self.skeleton.files.known:
                 tensor = self.skeleton.weights.get(file_name)
                 check_finite(file_name, tensor)
                 yield file_name, tensor

@@ -128,12 +128,11 @@ class HalfHead(nn.Module):
 
 def keep_half_embeddings(model: Any, dtype: torch.dtype) -> None:
     """On a CPU that computes in float32, embeddings and head stay as stored, in half the bytes."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if isinstance(head, nn.Linear) and head.weight.dtype != dtype:
-        names = {module: name for name, module in model.named_modules()}
-        model.set_submodule(names[head], HalfHead(head))
-    if embedding.weight.dtype != dtype:
-        if type(embedding) is nn.Embedding:
-            embedding.register_forward_hook(lambda module, ids, rows: rows.to(dtype))
-        else:  # it scales its rows or more, and would round them
-            embedding.to(dtype)
+    head = model.get_output_embeddings()
+    for name, module in list(model.named_modules()):
+        if module is head and isinstance(head, nn.Linear) and head.weight.dtype != dtype:
+            model.set_submodule(name, HalfHead(head))
+        elif type(module) is nn.Embedding and module.weight.dtype != dtype:
+            module.register_forward_hook(lambda module, ids, rows: rows.to(dtype))
+        elif isinstance(module, nn.Embedding):  # it scales its rows or more, and would round them
+            module.to(dtype)

@@ -18,7 +18,7 @@ from quantize.rounding.gram import InputStats
 from quantize.rounding.options import AwqOptions, BnbOptions, Rounding
 from quantize.schema import to_data
 from quantize.variant import Variant
-from quantize.weights import check_finite
+from quantize.weights import check_finite, is_finite
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,8 @@ class Method:
 
 def half(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A floating-point tensor in half precision, others as they are. Raises UserError when a value does not fit."""
-    if not tensor.is_floating_point():
-        return tensor
-    converted = tensor.to(dtype)
-    if not bool(torch.isfinite(converted.sum(dtype=torch.float32))) and not bool(torch.isfinite(converted).all()):
+    converted = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if not is_finite(converted):
         check_finite(name, tensor)
         raise UserError(
             f"weight {name} holds {float(tensor.abs().max()):.3g}, more than {dtype_name(dtype)} can: give a model "

@@ -47,7 +47,7 @@ def check_fit(folder: Path, model: Any, weights: TensorReader, files: FileNames)
             kind = dtype_name(weights.dtype(name))
             raise UserError(f"{folder}: weight {name} is of type {kind}: give the model in half precision")
     held, ties = {name: tuple(weights.shape(name)) for name in names}, model.all_tied_weights_keys
-    whole = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    whole = {name: tuple(tensor.shape) for name, tensor in files.known.items()}
     asked = {name: shape for name, shape in whole.items() if name in held or name not in ties}
     if held == asked and all(name == home for name, home in files.homes.items()):
         return  # every name and shape as transformers saves them

@@ -71,15 +71,17 @@ class FileNames:
     homes:       file name -> the parameter or buffer that transformers would load it into, the first of several.
     plain:       parameter -> the file name that holds it as it is.
     conversions: of the others, by their first parameter.
+    known:       the model's tensors, as transformers has it and as it was taken apart; their shapes count.
     """
 
     homes: dict[str, str]
     plain: dict[str, str]
     conversions: dict[str, Conversion]
+    known: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, model: Any, file_names: Iterable[str], known: Mapping[str, Tensor] | None = None) -> "FileNames":
-        """model: its weights may be on the meta device; known: its tensors, where it was changed since it was built."""
+        """model: its weights may be on the meta device; known: where it was changed since it was built."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
@@ -89,7 +91,7 @@ class FileNames:
         by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
         known, prefix = model.state_dict() if known is None else known, model.base_model_prefix
         asked = SimpleNamespace(config=model.config, get_parameter=known.__getitem__)
-        names = cls({}, {}, {})
+        names = cls({}, {}, {}, known)
         for name in sorted(file_names, key=dot_natural_key):
             home, pattern = rename_source_key(name, renamings, converters, prefix, known)
             if home not in known and name in known:

@@ -22,7 +22,6 @@ class Skeleton:
     files:   which tensors of the files make which parameter, by the names of the model as transformers has it.
     parts:   where the parameters come from that transformers keeps in another form.
     stored:  parameter -> its name in files: of the tensor that holds it, else the one that a checkpoint gives it.
-    known:   every tensor as transformers has it, and as the model taken apart has it; its shape counts.
     """
 
     model: Any
@@ -30,7 +29,6 @@ class Skeleton:
     files: FileNames
     parts: dict[str, Part]
     stored: dict[str, str]
-    known: dict[str, Tensor]
     _own_file: frozenset[str]
     _made_in: dict[str, str]
     _made: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -72,7 +70,7 @@ class Skeleton:
             if all(source in held for source, _ in conversion.sources)
             for name in conversion.parameters(weights)
         }
-        return cls(model, weights, files, parts, stored, known, own_file, made_in)
+        return cls(model, weights, files, parts, stored, own_file, made_in)
 
     def __contains__(self, name: str) -> bool:
         """Whether the files hold a parameter or buffer of the model taken apart."""
