@@ -209,14 +209,20 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     partial, old = _working_folders(target)
     clear(target)
     try:
-        _make(partial)
+        try:  # an empty folder but for a manifest that says nothing yet, which tells whose it is
+            partial.mkdir(parents=True)
+            (partial / MANIFEST_NAME).touch()
+        except OSError as error:
+            if disk_is_full(error):
+                raise
+            raise UserError(f"cannot write {partial} ({error.strerror}): choose another --out") from None
         yield partial
         _replace(partial, target, old)
     except Exception as error:
         if disk_is_full(error):
+            kept = "nothing half-written was kept"
             raise UserError(
-                f"the disk is full while writing {target}: free some space or choose another --out; "
-                "nothing half-written was kept"
+                f"the disk is full while writing {target}: free some space or choose another --out; {kept}"
             ) from None
         raise
     finally:
@@ -233,17 +239,6 @@ def clear(target: Path) -> None:
 def _working_folders(target: Path) -> tuple[Path, Path]:
     """Where a checkpoint is made, and where the one that it replaces waits."""
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
-
-
-def _make(partial: Path) -> None:
-    """An empty folder but for a manifest that says nothing yet, which tells whose it is."""
-    try:
-        partial.mkdir(parents=True)
-        (partial / MANIFEST_NAME).touch()
-    except OSError as error:
-        if disk_is_full(error):
-            raise
-        raise UserError(f"cannot write {partial} ({error.strerror}): choose another --out") from None
 
 
 def _replace(partial: Path, target: Path, old: Path) -> None:

@@ -18,16 +18,9 @@ SINGLE_NAME = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
 }
 
 
@@ -151,8 +144,16 @@ def open_weights(folder: Path) -> Weights:
 
 
 def _entries_in(path: Path) -> dict[str, _Entry]:
-    with _open_file(path):  # which checks the header, and that it says how long the file is
-        pass
+    try:
+        with safe_open(path, framework="pt"):  # which checks the header, and that it says how long the file is
+            pass
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            if file.read(23) == b"version https://git-lfs":
+                raise UserError(f"{path} is a git-lfs pointer, no weights: run `git lfs pull` there") from None
+        raise UserError(f"{path} is damaged or cut short ({error}): download it again") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error}): fix its permissions, or download it again") from None
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -186,18 +187,6 @@ def _why_no_weights(folder: Path) -> str:
             "to safetensors (transformers: save_pretrained)"
         )
     return f"{folder} has no weights as safetensors ({SINGLE_NAME}): download the model again, or convert it"
-
-
-def _open_file(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        with path.open("rb") as file:
-            if file.read(23) == b"version https://git-lfs":
-                raise UserError(f"{path} is a git-lfs pointer, no weights: run `git lfs pull` there") from None
-        raise UserError(f"{path} is damaged or cut short ({error}): download it again") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error}): fix its permissions, or download it again") from None
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

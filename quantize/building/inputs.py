@@ -1,6 +1,7 @@
 """A decoder layer at work: what its linear layers see of the calibration text, and what it hands on."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -72,22 +73,15 @@ def observe_layer(
 
     blocks = {name: RoutedTokens(name, module) for name, module in layer.named_modules() if experts_of(module)}
     inside = {f"{name}.{key}" for name in blocks for key, _ in layer.get_submodule(name).named_modules()}
-    handles = [
-        linear.register_forward_pre_hook(partial(observe, name))
-        for name, linear in linears.items()
-        if name not in inside
-    ]
-    handles += [
-        layer.get_submodule(name).register_forward_pre_hook(block.record, with_kwargs=True)
-        for name, block in blocks.items()
-    ]
-    for position, output in enumerate(run_layer(layer, hidden, calls)):
-        if is_spilled(hidden[position]):
-            hidden[position].copy_(output)
-        else:
-            hidden[position] = output
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for name, linear in linears.items():
+            if name not in inside:
+                hooks.enter_context(linear.register_forward_pre_hook(partial(observe, name)))
+        for name, block in blocks.items():
+            module = layer.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(block.record, with_kwargs=True))
+        for position, output in enumerate(run_layer(layer, hidden, calls)):
+            hidden[position] = hidden[position].copy_(output) if is_spilled(hidden[position]) else output
     stats = {name: accumulator.finish() for name, accumulator in accumulators.items()}
     for name, linear in linears.items():  # one that the model never calls
         if name not in inside and name not in owners:

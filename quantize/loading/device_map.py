@@ -73,6 +73,24 @@ class Placement:
             dispatch_model(model, self.as_map(), main_device=self.main, force_hooks=True)
 
 
+@dataclass(frozen=True)
+class Running:
+    """How a model is to run.
+
+    variant:    the row of the table.
+    place:      where its modules go.
+    dtype:      compute dtype.
+    kernel:     as quantize.load takes it.
+    group_size: of groups of codes, None for none, or for the largest that fits.
+    """
+
+    variant: Variant
+    place: Placement
+    dtype: torch.dtype
+    kernel: str | None = None
+    group_size: int | None = None
+
+
 def placement_for(
     model: Any, variant: Variant, device: torch.device, dtype: torch.dtype, *, free: Memory | None = None
 ) -> Placement:

@@ -11,7 +11,7 @@ from quantize.int4.weight import Int4Weight
 from quantize.kernels import Kernel
 from quantize.kernels.base import check_layer
 from quantize.kernels.choice import LayerShape, choose_kernel
-from quantize.loading.device_map import Placement
+from quantize.loading.device_map import Placement, Running
 from quantize.loading.merged import layers_by_input, replace_merged, stacked
 from quantize.model.names import put
 from quantize.model.skeleton import Skeleton
@@ -26,53 +26,41 @@ MERGED_ON = ("cuda",)
 
 
 def place_int4_layers(
-    model: nn.Module,
-    names: Sequence[str],
-    read: Callable[[str], Int4Weight],
-    skeleton: Skeleton,
-    *,
-    version: str,
-    kernel: str | None,
-    place: Placement,
-    dtype: torch.dtype,
+    skeleton: Skeleton, names: Sequence[str], read: Callable[[str], Int4Weight], how: Running
 ) -> Kernel:
     """Put 4-bit layers in the place of these linear layers, those with one input merged, and fill in the rest.
 
-    Returns the kernel that they run on. read: a layer's name -> its weight; skeleton: everything else, biases as well;
-    version: the layout; kernel: as `load` takes it. One layer of each shape is compared with its dequantized weights:
-    raises KernelFault for a kernel that gives wrong results, and UserError when a tensor is missing.
+    Returns the kernel that they run on. read: a layer's name -> its weight; skeleton: the model, and everything else,
+    biases as well. One layer of each shape is compared with its dequantized weights: raises KernelFault for a kernel
+    that gives wrong results, and UserError when a tensor is missing.
     """
-    device = place.main
+    model, place, device, dtype = skeleton.model, how.place, how.place.main, how.dtype
 
     def read_stacked(several: Sequence[str]) -> tuple[Int4Weight, Tensor | None]:
         biases = (skeleton.read(f"{name}.bias") if f"{name}.bias" in skeleton else None for name in several)
         return stacked([(read(name), bias) for name, bias in zip(several, biases, strict=True)])
 
-    sizes: dict[str, tuple[int, int]] = {}
-    for name in names:
-        linear = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise UserError(f"{name} is no linear layer of this architecture: make the checkpoint again")
-        sizes[name] = linear.out_features, linear.in_features
-    merge = device.type in MERGED_ON and kernel != NATIVE_KERNEL  # the layouts' names stand for layers run one by one
+    linears = {name: model.get_submodule(name) for name in names}
+    merge = device.type in MERGED_ON and how.kernel != NATIVE_KERNEL  # a layout's name stands for layers one by one
     together = layers_by_input(model, names, place) if merge else [(name,) for name in names]
     by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
     for several in together:
-        by_shape.setdefault((sum(sizes[name][0] for name in several), sizes[several[0]][1]), []).append(several)
+        rows = sum(linears[name].out_features for name in several)
+        by_shape.setdefault((rows, linears[several[0]].in_features), []).append(several)
     shapes = [LayerShape(read_stacked(found[0])[0], len(found)) for found in by_shape.values()]
-    chosen = choose_kernel(kernel, shapes, version, device, dtype, cache=cache_folder() / "kernels.json")
+    cache = cache_folder() / "kernels.json"
+    chosen = choose_kernel(how.kernel, shapes, str(how.variant.version), device, dtype, cache=cache)
     for shape in shapes:
         check_layer(chosen, chosen.prepare(shape.weight, None, device, dtype), shape.weight, device, dtype)
     del shapes
     for several in together:
-        weight, bias = read_stacked(several)
-        made = chosen.prepare(weight, bias, place.of(several[0]), dtype)
-        replace_merged(model, {name: sizes[name][0] for name in several}, made)
-    fill_rest(skeleton, names, place, dtype)
+        made = chosen.prepare(*read_stacked(several), place.of(several[0]), dtype)
+        replace_merged(model, {name: linears[name].out_features for name in several}, made)
+    fill_rest(skeleton, names, how)
     return chosen
 
 
-def fill_rest(skeleton: Skeleton, quantized: Sequence[str], place: Placement, dtype: torch.dtype) -> None:
+def fill_rest(skeleton: Skeleton, quantized: Sequence[str], how: Running) -> None:
     """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision.
 
     quantized: the linear layers that are placed already. Raises UserError when a tensor is missing.
@@ -83,15 +71,15 @@ def fill_rest(skeleton: Skeleton, quantized: Sequence[str], place: Placement, dt
         if name.startswith(done) or name not in skeleton or name in model.all_tied_weights_keys:
             continue
         parent, _, leaf = name.rpartition(".")
-        module, tensor, device = modules[parent], skeleton.read(name), place.of(name)
+        module, tensor, device = modules[parent], skeleton.read(name), how.place.of(name)
         half = isinstance(module, nn.Embedding) or module is head
-        own = module._buffers[leaf].dtype if leaf in module._buffers else dtype
+        own = module._buffers[leaf].dtype if leaf in module._buffers else how.dtype
         own = own if tensor.is_floating_point() else tensor.dtype
         put(model, name, tensor.to(device) if half else tensor.to(device, own))
     skeleton.forget_stacks()
     model.tie_weights()
-    keep_half_embeddings(model, dtype)
-    place_buffers(model, place)
+    keep_half_embeddings(model, how.dtype)
+    place_buffers(model, how.place)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise UserError(f"the checkpoint lacks {missing[0]}: make it again with `quantize --force`")

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.checkpoint import CalibrationFacts, Checkpoint
+from quantize.checkpoint import CalibrationFacts
 from quantize.dummy import DummyWeights
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import dtype_name
-from quantize.loading.device_map import Placement
+from quantize.loading.device_map import Running
 from quantize.methods.routed import RoutedTokens
 from quantize.rounding.gram import InputStats
 from quantize.rounding.options import AwqOptions, BnbOptions, Rounding
@@ -112,24 +113,6 @@ class LayerInputs:
         }
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """What random weights are drawn for.
-
-    variant:    the row of the table.
-    place:      where the model's modules go.
-    dtype:      compute dtype.
-    kernel:     as quantize.load takes it.
-    group_size: of groups of codes, None for the largest that fits.
-    """
-
-    variant: Variant
-    place: Placement
-    dtype: torch.dtype
-    kernel: str | None
-    group_size: int | None
-
-
 Tensors = dict[str, Tensor]
 Kernels = tuple[str, str]
 """What runs the quantized layers, for a long prompt and for one token."""
@@ -141,8 +124,8 @@ class Method:
 
     name:              the table's column "Method", by which a Variant refers to it.
     recipe:            (variant, choices) -> how one checkpoint is made.
-    load:              (checkpoint, place, compute dtype, kernel) -> the model, and what runs its quantized layers.
-    draw:              (empty model, random weights, drawing) -> what runs them, once the weights are in the model.
+    load:              (folder of the checkpoint, how it runs) -> the model, and what runs its quantized layers.
+    draw:              (empty model, random weights, how it runs) -> what runs them, the weights now in the model.
     quantize_layer:    (name, weight [out, in], recipe) -> the tensors of one linear layer, made without calibration;
                        None where nothing is quantized, or never so.
     needs_calibration: rounding -> whether the codes are chosen on calibration text.
@@ -154,8 +137,8 @@ class Method:
 
     name: str
     recipe: Callable[[Variant, Choices], Recipe]
-    load: Callable[[Checkpoint, Placement, torch.dtype, str | None], tuple[Any, Kernels]]
-    draw: Callable[[Any, DummyWeights, Drawing], Kernels]
+    load: Callable[[Path, Running], tuple[Any, Kernels]]
+    draw: Callable[[Any, DummyWeights, Running], Kernels]
     quantize_layer: Callable[[str, Tensor, Recipe], Tensors] | None = None
     needs_calibration: Callable[[Rounding], bool] = lambda rounding: False
     from_inputs: Callable[[LayerInputs, Recipe], Tensors] | None = None

@@ -7,16 +7,16 @@ what was quantized.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantize.checkpoint import Checkpoint
 from quantize.dummy import DummyWeights, fill
 from quantize.kernels.base import dtype_name
-from quantize.loading.device_map import Placement
-from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors, half
+from quantize.loading.device_map import Running
+from quantize.methods.base import Choices, Kernels, LayerInputs, Method, Recipe, Tensors, half
 from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
 from quantize.quiet import quiet_libraries
@@ -183,11 +183,10 @@ def _from_inputs(seen: LayerInputs, recipe: Recipe) -> Tensors:
     return tensors
 
 
-def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, Kernels]:
-    model = model_of(checkpoint.path, dtype=dtype, device_map=place.as_map())
-    _set_compute_dtype(model, dtype)
-    quantization = config_of(checkpoint.path).quantization_config
-    return model, _kernels(checkpoint.variant, quantization["bnb_4bit_quant_type"], dtype)
+def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
+    model = model_of(folder, dtype=how.dtype, device_map=how.place.as_map())
+    _set_compute_dtype(model, how.dtype)
+    return model, _kernels(config_of(folder).quantization_config["bnb_4bit_quant_type"], how)
 
 
 def _set_compute_dtype(model: Any, dtype: torch.dtype) -> None:
@@ -204,20 +203,19 @@ def _set_compute_dtype(model: Any, dtype: torch.dtype) -> None:
     model.tie_weights()
 
 
-def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
+def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     names = linear_layers(model)
     for name in names:
-        linear, device = model.get_submodule(name), drawing.place.of(name)
-        tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), drawing.variant, BnbOptions())
-        layer = bnb_linear(name, tensors, (linear.out_features, linear.in_features), device, drawing.dtype)
+        linear, device = model.get_submodule(name), how.place.of(name)
+        tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), how.variant, BnbOptions())
+        layer = bnb_linear(name, tensors, (linear.out_features, linear.in_features), device, how.dtype)
         model.set_submodule(name, layer)
-    fill(model, weights, names, drawing.place, drawing.dtype)
-    return _kernels(drawing.variant, BnbOptions().quant_type, drawing.dtype)
+    fill(model, weights, names, how)
+    return _kernels(BnbOptions().quant_type, how)
 
 
-def _kernels(variant: Variant, quant_type: str, dtype: torch.dtype) -> Kernels:
-    name = f"bitsandbytes {'int8' if variant.w_bit == 8 else quant_type} ({dtype_name(dtype)})"
-    return name, name
+def _kernels(quant_type: str, how: Running) -> Kernels:
+    return (f"bitsandbytes {'int8' if how.variant.w_bit == 8 else quant_type} ({dtype_name(how.dtype)})",) * 2
 
 
 BNB_4BIT = Method(
