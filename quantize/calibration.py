@@ -50,7 +50,6 @@ def builtin_texts(split: Split) -> list[str]:
 
 
 def builtin_text(split: Split) -> str:
-    """All of one split of the built-in text as one string."""
     return PARAGRAPH.join(builtin_texts(split))
 
 

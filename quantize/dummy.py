@@ -74,11 +74,9 @@ class DummyWeights:
     device: torch.device
 
     def names(self) -> list[str]:
-        """Every tensor's name."""
         return list(self.shapes)
 
     def get(self, name: str) -> torch.Tensor:
-        """Draw one tensor on the device. Raises KeyError for an unknown name."""
         shape = self.shapes[name]
         if len(shape) < 2:
             fill = 0.0 if name.endswith("bias") else 1.0
@@ -87,11 +85,9 @@ class DummyWeights:
         return drawn.mul_(WEIGHT_STD).half()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without drawing it."""
         return self.shapes[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        """float16 for all."""
         return torch.float16
 
 

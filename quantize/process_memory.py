@@ -24,7 +24,6 @@ def status_bytes(field: str, proc: Path = PROC) -> int | None:
 
 
 def resident_bytes(proc: Path = PROC) -> int:
-    """Resident set size of this process."""
     held = status_bytes("VmRSS", proc)
     if held is not None:
         return held

@@ -7,7 +7,6 @@ MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "to
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version, None when it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -15,5 +14,4 @@ def version_of(distribution: str) -> str | None:
 
 
 def maker_versions() -> dict[str, str]:
-    """The versions of those of MAKERS that are installed."""
     return {name: version for name in MAKERS if (version := version_of(name)) is not None}

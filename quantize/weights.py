@@ -90,7 +90,6 @@ class Weights:
     _entries: Mapping[str, _Entry]
 
     def names(self) -> list[str]:
-        """Every tensor's name."""
         return list(self._entries)
 
     def get(self, name: str) -> torch.Tensor:
@@ -105,7 +104,6 @@ class Weights:
         return torch.frombuffer(data, dtype=dtype).view(entry.shape) if data else torch.empty(entry.shape, dtype=dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
@@ -190,7 +188,6 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite."""
     if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32).item()):
         return True  # NaN and Inf stay in a sum, which is one quick pass
     return bool(torch.isfinite(tensor).all())

@@ -39,7 +39,6 @@ def spilled(batch: Tensor, path: Path) -> Tensor:
 
 
 def is_spilled(batch: Tensor) -> bool:
-    """Whether `spilled` made it."""
     return batch.untyped_storage().filename is not None
 
 

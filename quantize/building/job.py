@@ -129,7 +129,6 @@ class Job:
 
     @property
     def is_dummy(self) -> bool:
-        """Whether the weights are random."""
         return self.source.facts.kind == "dummy"
 
     @cached_property
@@ -152,7 +151,6 @@ class Job:
         return made
 
     def target(self, recipe: Recipe) -> Path:
-        """The folder of this recipe's checkpoint."""
         return self.out / f"{self.source.base_model}-{recipe.variant.folder_suffix(recipe.group_size)}"
 
     def in_groups(self, layers: Layers) -> Layers:
@@ -203,7 +201,6 @@ class Job:
 
 
 def method_of(variant: Variant) -> Method:
-    """The method that a variant names."""
     return METHODS[variant.method]
 
 

@@ -5,7 +5,6 @@ tells what the quantization costs, without ever holding the whole model in memor
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +45,7 @@ class HeldOutResult:
 
     def check(self) -> None:
         """Raise UserError when the quantized model has lost what the source knows."""
-        ratio = self.perplexity / self.perplexity_source
-        if not math.isfinite(ratio) or ratio > JUMP:
+        if not self.perplexity / self.perplexity_source <= JUMP:  # or is not finite
             raise UserError(
                 f"the quantized model is broken: perplexity {self.perplexity:.4g} on held-out text, the source has "
                 f"{self.perplexity_source:.4g}; use more --blocks or other --calibration text, or a bnb variant"
@@ -183,11 +181,9 @@ class LayerStream:
         of_size: dict[int, list[LayerCall]] = {}
         for batch in batches:
             recorded = layer_calls(self.model, self.architecture, batch.to(self._device), outputs=self._outputs)
-            own = [kwargs for _, kwargs in recorded]
-            like = of_size.setdefault(len(batch), own)
-            calls.append(
-                [{key: shared(one[key], other.get(key)) for key in one} for one, other in zip(own, like, strict=True)]
-            )
+            like = of_size.setdefault(len(batch), [call for _, call in recorded])
+            pairs = zip((call for _, call in recorded), like, strict=True)
+            calls.append([{key: shared(value, other.get(key)) for key, value in own.items()} for own, other in pairs])
             hidden.append(recorded[0][0])
         return hidden, calls
 

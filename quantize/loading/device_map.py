@@ -163,10 +163,8 @@ def decode_bytes(model: Any) -> int | None:
     if not hasattr(model, "get_input_embeddings"):
         return None
     embedding = model.get_input_embeddings()
-    passed_over = set() if embedding is None else set(embedding.modules())
-    read = [module for module in model.modules() if module not in passed_over]
-    own = (tensor for module in read for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
-    return _storage_bytes(own)
+    read = set(model.modules()) - set(embedding.modules() if embedding is not None else ())
+    return _storage_bytes(one for own in read for one in (*own.parameters(recurse=False), *own.buffers(recurse=False)))
 
 
 def _storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -87,10 +87,7 @@ def stacked(parts: Sequence[tuple[Int4Weight, Tensor | None]]) -> tuple[Int4Weig
     given = next((bias for bias in biases if bias is not None), None)
     if given is None:
         return whole, None
-    filled = [
-        given.new_zeros(w.codes.shape[0]) if bias is None else bias for w, bias in zip(weights, biases, strict=True)
-    ]
-    return whole, torch.cat(filled)
+    return whole, torch.cat([given.new_zeros(len(w.codes)) if bias is None else bias for w, bias in parts])
 
 
 def replace_merged(model: nn.Module, sizes: Mapping[str, int], made: Int4Linear) -> None:

@@ -101,7 +101,6 @@ class LayerInputs:
         return self.stored.get(full, full).removesuffix(".weight")
 
     def sharing(self, owner: str) -> list[str]:
-        """The linears with this owner's input, in order."""
         return [name for name in self.linears if self.owners.get(name) == owner]
 
     def others(self) -> dict[str, Tensor]:

@@ -92,12 +92,8 @@ def _quantize_4bit(weight: Tensor, options: BnbOptions) -> tuple[Tensor, Any]:
     """bitsandbytes' own: the packed codes, two a byte, and its QuantState."""
     from bitsandbytes import functional
 
-    packed, state = functional.quantize_4bit(
-        weight.contiguous(),
-        blocksize=options.blocksize,
-        compress_statistics=options.double_quant,
-        quant_type=options.quant_type,
-    )
+    how = {"compress_statistics": options.double_quant, "quant_type": options.quant_type}
+    packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=options.blocksize, **how)
     return packed, state
 
 
@@ -142,15 +138,14 @@ def bnb_linear(
     """
     from bitsandbytes import nn as bnb_nn
 
-    (out_features, in_features), codes = shape, tensors[f"{name}.weight"]
     layer: Any
+    codes = tensors[f"{name}.weight"]
+    sizes = {"input_features": shape[1], "output_features": shape[0], "bias": False, "device": "meta"}
     if (scales := tensors.get(f"{name}.SCB")) is not None:
-        layer = bnb_nn.Linear8bitLt(
-            in_features, out_features, bias=False, has_fp16_weights=False, threshold=INT8_THRESHOLD, device="meta"
-        )
+        layer = bnb_nn.Linear8bitLt(**sizes, has_fp16_weights=False, threshold=INT8_THRESHOLD)
         layer.weight = bnb_nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
     else:
-        layer = bnb_nn.Linear4bit(in_features, out_features, bias=False, compute_dtype=compute_dtype, device="meta")
+        layer = bnb_nn.Linear4bit(**sizes, compute_dtype=compute_dtype)
         beside = f"{name}.weight."
         stats = {key.removeprefix(beside): value for key, value in tensors.items() if key.startswith(beside)}
         layer.weight = bnb_nn.Params4bit.from_prequantized(codes, stats, device=device, module=layer)

@@ -34,7 +34,6 @@ class Architecture:
     kept: frozenset[str] = frozenset()
 
     def prefix(self, index: int) -> str:
-        """What the names in layer `index` begin with."""
         return f"{self.layers_name}.{index}."
 
     def linears(self, index: int) -> dict[str, nn.Linear]:
@@ -47,7 +46,6 @@ class Architecture:
         }
 
     def shapes(self) -> list[Shape]:
-        """Every linear layer that gets quantized."""
         return [
             (self.prefix(index) + name, module.out_features, module.in_features)
             for index in range(len(self.layers))

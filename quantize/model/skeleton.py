@@ -112,7 +112,6 @@ class Skeleton:
         return source
 
     def forget_stacks(self) -> None:
-        """Free the stacks that parts were cut out of."""
         self._stacks.clear()
 
     def fill(self, module: nn.Module, prefix: str, device: torch.device, *, recurse: bool = True) -> None:
