@@ -36,8 +36,13 @@ def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float],
     source.check_unchanged()
     _write_config(job, folder, recipe)
     for path in regular_files(source.folder, BESIDE_WEIGHTS):
-        if path.name not in NOT_COPIED and not path.name.endswith(".index.json"):
-            _copy(path, folder / path.name)
+        if path.name in NOT_COPIED or path.name.endswith(".index.json"):
+            continue
+        if path.suffix == ".json" and b'"auto_map"' in path.read_bytes():  # it names code that does not come along
+            data = {key: value for key, value in read_json(path).items() if key != "auto_map"}
+            (folder / path.name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        else:
+            shutil.copyfile(path, folder / path.name)
     manifest = Manifest(
         name=job.target(recipe).name,
         base_model=source.base_model,
@@ -54,16 +59,6 @@ def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float],
         **facts,
     )
     return seal(folder, manifest)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file; a setting loses its `auto_map`, which names code that does not come along."""
-    if source.suffix == ".json" and b'"auto_map"' in source.read_bytes():
-        data = read_json(source)
-        data.pop("auto_map", None)
-        target.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    else:
-        shutil.copyfile(source, target)
 
 
 def _write_config(job: Job, target: Path, recipe: Recipe) -> None:
@@ -90,15 +85,14 @@ def write_part(folder: Path, part: int, tensors: Mapping[str, Tensor]) -> Path:
 def join_parts(folder: Path) -> int:
     """Join the parts into model.safetensors, or several files and their index; return the tensors' bytes."""
     shards: list[list[Path]] = [[]]
-    size = 0
+    weight_map: dict[str, str] = {}
+    size = total = 0
     for part in sorted(folder.glob(PART_GLOB)):
         if shards[-1] and size + part.stat().st_size > MAX_SHARD_BYTES:
             shards.append([])
             size = 0
         shards[-1].append(part)
         size += part.stat().st_size
-    weight_map: dict[str, str] = {}
-    total = 0
     for number, members in enumerate(shards, start=1):
         several = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         file_name = f"model{several}.safetensors"

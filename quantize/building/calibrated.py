@@ -62,7 +62,8 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     missing = {name: recipe for name, recipe in recipes.items() if name not in built}
     working_folder = job.out / f".{job.source.base_model}.unfinished"
     if missing:
-        search, architecture = _shared_search(missing), layers.architecture
+        _shared_search(missing)
+        architecture = layers.architecture
         expected = estimate(
             skeleton.model, architecture, missing.values(), tokens=blocks.numel(), out=job.out, device=job.device
         )
@@ -72,7 +73,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
         expected.check()
         journal = _journal(job, working_folder, facts, missing, len(architecture.layers))
         stream = LayerStream(skeleton, architecture, job.device, journal.state.groups)
-        _run(job, stream, blocks, missing, search, journal, expected)
+        _run(job, stream, blocks, missing, journal, expected)
         for name, recipe in missing.items():
             built[name] = BuiltCheckpoint(open_checkpoint(job.target(recipe)), kept=False)
     elif not dry_run:
@@ -119,18 +120,10 @@ def _journal(job: Job, folder: Path, text: CalibrationFacts, recipes: Recipes, l
     return journal
 
 
-def _run(
-    job: Job,
-    stream: LayerStream,
-    blocks: Tensor,
-    recipes: Recipes,
-    search: AwqOptions | None,
-    journal: Journal,
-    expected: Estimate,
-) -> None:
+def _run(job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, journal: Journal, said: Estimate) -> None:
     """Go through the layers from where an unfinished run left off, and turn the parts into checkpoints."""
     try:
-        seconds, held_out = _layers(job, stream, blocks, recipes, search, journal)
+        seconds, held_out = _layers(job, stream, blocks, recipes, journal)
         for name, recipe in recipes.items():
             measured = {"peak_bytes": peak_bytes(job.device), "seconds": round(sum(seconds.values()), 3)}
             if recipe.search and held_out:
@@ -138,9 +131,12 @@ def _run(
             facts = [linear for layer in journal.state.layers for linear in layer] if recipe.search else []
             with writing(job.target(recipe), force=job.options.force) as folder:
                 for part in journal.parts(name).glob(PART_GLOB):
-                    _link(part, folder / part.name)
-                said = {"layers": tuple(to_data(facts)), "estimate": to_data(expected), "measured": measured}
-                finish(folder, job, recipe, seconds, **said)
+                    try:  # the journal keeps its own until the checkpoint is finished
+                        os.link(part, folder / part.name)
+                    except OSError:  # a file system without hard links
+                        shutil.copyfile(part, folder / part.name)
+                layers, expected = tuple(to_data(facts)), to_data(said)
+                finish(folder, job, recipe, seconds, layers=layers, estimate=expected, measured=measured)
     except BaseException as error:
         if disk_is_full(error):
             raise UserError(
@@ -154,14 +150,13 @@ def _run(
 
 
 def _layers(
-    job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, search: AwqOptions | None, journal: Journal
+    job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, journal: Journal
 ) -> tuple[dict[str, float], HeldOutResult | None]:
     """Seconds a phase, and what the search costs in quality on text that no calibration sees."""
     total, count = len(stream.architecture.layers), len(batches_of(blocks))
     folders = {name: journal.parts(name) for name in recipes}
     job.progress("layers", journal.finished_layers, total)
-    kept = journal.hidden()
-    held_out = None
+    kept, search, held_out = journal.hidden(), _shared_search(recipes), None
     if search and not job.is_dummy:
         texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)  # which no calibration sees
         judged_on = token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=blocks.shape[1])
@@ -216,11 +211,3 @@ def _packed(job: Job, stream: LayerStream, result: LayerResult, recipe: Recipe) 
     weights = {skeleton.stored[f"{name}.weight"].removesuffix(".weight"): w for name, w in result.weights.items()}
     others = dict(skeleton.to_store(name, tensor) for name, tensor in result.others.items())
     return method.pack(weights, recipe) | {name: half(name, tensor, recipe.dtype) for name, tensor in others.items()}
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under a second name: the journal keeps its own until the checkpoint is finished."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)

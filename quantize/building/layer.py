@@ -146,17 +146,9 @@ class _Work:
 
     def facts(self) -> tuple[LinearFacts, ...]:
         """Of every linear that was rounded, in the order of the layer."""
-        return tuple(
-            LinearFacts(
-                self._seen.prefix + name,
-                self.errors[name],
-                self.plain_errors[name],
-                self._exponents.get(name),
-                self._tokens.get(name),
-            )
-            for name in self._seen.linears
-            if name in self.errors
-        )
+        prefix, kept = self._seen.prefix, (self.errors, self.plain_errors, self._exponents, self._tokens)
+        rounded = [name for name in self._seen.linears if name in self.errors]
+        return tuple(LinearFacts(prefix + name, *(of.get(name) for of in kept)) for name in rounded)  # type: ignore
 
     def scale(self, groups: Sequence[ScaleGroup]) -> None:
         """Search and apply the scales of one group after the other, those inside experts aside.
@@ -165,7 +157,7 @@ class _Work:
         """
         seen = self._seen
         for group in groups:
-            if self._inside_expert(group):
+            if any(group.source.startswith(f"{block.name}.") for block in seen.blocks):
                 continue
             trim_memory(above=FREED_SHARE)
             owners = dict.fromkeys(seen.owners[one.name] for one in group.consumers if one.name in seen.owners)
@@ -206,14 +198,14 @@ class _Work:
         home = f"{block.name}.{number}."
         names = [name for name in self._seen.linears if name.startswith(home)]
         inner = f"{home}down_proj"
-        outer = [name for name in names if name != inner]
+        outer, inners = [name for name in names if name != inner], [name for name in names if name == inner]
         stats, inner_stats = block.expert_stats(number)
         self._tokens |= dict.fromkeys(names, block.tokens()[number])
-        for own, found in ((outer, stats), ([inner] if inner in names else [], inner_stats)):
+        for own, found in ((outer, stats), (inners, inner_stats)):
             self._outputs |= {name: self._output_square(name, found) for name in own}
             self._note_plain([name for name in own if name not in self.plain_errors], found)
         for group in groups:
-            if group.source.startswith(home) and inner in names:
+            if group.source.startswith(home) and inners:
                 channels = _as_tensor(group.consumers[0].channels, inner_stats.abs_mean)
                 reader = Reader(self._seen.linears[inner].weight.data, inner_stats, channels)
                 choice = self._search([reader], group, [[inner]])
@@ -222,8 +214,7 @@ class _Work:
                     if group.source in self._outputs:
                         self._outputs[group.source] = self._output_square(group.source, stats)
         self.round(outer, stats)
-        if inner in names:
-            self.round([inner], inner_stats)
+        self.round(inners, inner_stats)
 
     def round(self, names: Sequence[str], stats: InputStats) -> None:
         """Round the weights of linears that share one input, all their rows at once."""
@@ -231,10 +222,8 @@ class _Work:
             return
         linears, options = self._seen.linears, self._options
         rows = torch.cat([linears[name].weight.data for name in names])
-        clip = None
-        if options.clip:
-            clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
-        gram = stats.shrunk()
+        clips = [_clip(name, linears[name].weight.data, stats, options.group_size) for name in names if options.clip]
+        clip, gram = torch.cat(clips) if clips else None, stats.shrunk()
         if options.rounding == "gptq":
             quantized = round_with_feedback(rows, gram, options.group_size, clip)
         else:
@@ -281,9 +270,6 @@ class _Work:
                 readers.append(Reader(weight, stats, _as_tensor(consumer.channels, weight), share))
                 names.append([consumer.name])
         return readers
-
-    def _inside_expert(self, group: ScaleGroup) -> bool:
-        return any(group.source.startswith(f"{block.name}.") for block in self._seen.blocks)
 
     def _note_plain(self, names: Sequence[str], stats: InputStats) -> None:
         """The relative errors of rounding these linears to nearest."""

@@ -153,14 +153,10 @@ def bnb_linear(
     return layer
 
 
-def _recipe_4bit(variant: Variant, choices: Choices) -> Recipe:
-    settings = replace(choices.bnb, rounding=choices.rounding)
-    quantization = bnb_quantization_config(variant, settings, choices.kept)
+def _recipe(variant: Variant, choices: Choices) -> Recipe:
+    settings = replace(choices.bnb, rounding=choices.rounding) if variant.w_bit == 4 else None
+    quantization = bnb_quantization_config(variant, choices.bnb, choices.kept)
     return Recipe(variant, choices.half_dtype, quantization, None, choices.calibration, settings)
-
-
-def _recipe_8bit(variant: Variant, choices: Choices) -> Recipe:
-    return Recipe(variant, choices.half_dtype, bnb_quantization_config(variant, choices.bnb, choices.kept))
 
 
 def _quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> Tensors:
@@ -215,11 +211,11 @@ def _kernels(quant_type: str, how: Running) -> Kernels:
 
 BNB_4BIT = Method(
     "BnB.4",
-    _recipe_4bit,
+    _recipe,
     _load,
     _draw,
     quantize_layer=_quantize_layer,
     needs_calibration=lambda rounding: rounding == "gptq",
     from_inputs=_from_inputs,
 )
-BNB_8BIT = Method("BnB.8", _recipe_8bit, _load, _draw, quantize_layer=_quantize_layer)
+BNB_8BIT = Method("BnB.8", _recipe, _load, _draw, quantize_layer=_quantize_layer)
