@@ -14,7 +14,7 @@ from quantize.building.estimate import Estimate, estimate, peak_bytes
 from quantize.building.job import BuiltCheckpoint, Job, Layers, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult, timed
-from quantize.building.stream import HeldOut, HeldOutResult, LayerStream, batches_of
+from quantize.building.stream import HeldOutResult, LayerStream
 from quantize.calibration import blocks_sha256, builtin_texts, check_blocks, text_from, token_blocks
 from quantize.checkpoint import CalibrationFacts, open_checkpoint, writing
 from quantize.dummy import dummy_blocks
@@ -153,20 +153,18 @@ def _layers(
     job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, journal: Journal
 ) -> tuple[dict[str, float], HeldOutResult | None]:
     """Seconds a phase, and what the search costs in quality on text that no calibration sees."""
-    total, count = len(stream.architecture.layers), len(batches_of(blocks))
+    total = len(stream.architecture.layers)
     folders = {name: journal.parts(name) for name in recipes}
     job.progress("layers", journal.finished_layers, total)
-    kept, search, held_out = journal.hidden(), _shared_search(recipes), None
+    search, held_out = _shared_search(recipes), None
     if search and not job.is_dummy:
         texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)  # which no calibration sees
-        judged_on = token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=blocks.shape[1])
-        held_out = HeldOut(judged_on, kept[count:-1])
+        held_out = token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=blocks.shape[1])
     layers = stream.quantized(
         blocks,
         search,
         start=journal.finished_layers,
-        hidden=kept[:count],
-        probed=kept[-1] if kept else None,
+        states=journal.hidden(),
         before={
             name: partial(make, recipe=recipe)  # type: ignore[call-arg]
             for name, recipe in recipes.items()
@@ -176,13 +174,12 @@ def _layers(
         spill=journal.folder / "activations" if job.options.spill else None,
     )
     seconds = {"pack": 0.0}
-    for result, hidden in layers:
+    for result, states in layers:
         with timed(seconds, "pack"):
             parts = [
                 write_part(path, result.index + 1, _packed(job, stream, result, recipes[name]))
                 for name, path in folders.items()
             ]
-            states = [*hidden, *(held_out.states if held_out else []), stream.probed]
             journal.layer_done(result, states, parts, stream.groups)
         job.progress("layers", result.index + 1, total)
     with timed(seconds, "pack"):
@@ -190,7 +187,7 @@ def _layers(
         for name, folder in folders.items():
             write_part(folder, 0, {key: half(key, tensor, recipes[name].dtype) for key, tensor in outer.items()})
         del outer
-    found = stream.judge(held_out) if held_out else None
+    found = None if held_out is None else stream.judge(held_out)
     if found:
         found.check()
     return journal.state.seconds | seconds, found

@@ -52,25 +52,14 @@ class HeldOutResult:
             )
 
 
-@dataclass
-class HeldOut:
-    """Held-out text on its way through the layers.
-
-    blocks: token ids, int64 [n, t], t as in the calibration.
-    states: between two layers, of the source and of the quantized model; empty before the first layer.
-    """
-
-    blocks: Tensor
-    states: list[Tensor]
-
-
 class LayerStream:
     """Goes through the decoder layers of a model whose weights are in files, quantizing each.
 
     model:        the transformers model, its weights on the meta device but for the layer at work.
     architecture: where its layers are, and which of their linear layers get quantized.
     groups:       where scales may move, for each kind of layer that was tried; kinds: of each layer that was seen.
-    probed:       the input of the layer after the one yielded last, for the block that layers are tried with.
+    states:       the inputs of the layer after the one yielded last: of the calibration's batches, of the held-out text in
+                  the source and in the quantized model, and of the first block; [batch, tokens, hidden] each.
     """
 
     def __init__(
@@ -85,7 +74,7 @@ class LayerStream:
         self.architecture = architecture
         self.groups = dict(groups or {})
         self.kinds: dict[int, str] = {}
-        self.probed = torch.empty(0)
+        self.states: list[Tensor] = []
         self._device = device
         self._outputs = 0
 
@@ -95,40 +84,36 @@ class LayerStream:
         options: AwqOptions | None,
         *,
         start: int = 0,
-        hidden: Sequence[Tensor] = (),
-        probed: Tensor | None = None,
+        states: Sequence[Tensor] = (),
         before: Mapping[str, FromInputs] | None = None,
-        held_out: HeldOut | None = None,
+        held_out: Tensor | None = None,
         spill: Path | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
-        """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
+        """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it: `self.states`.
 
         blocks:   calibration token ids, int64 [blocks, block_tokens].
-        hidden:   the inputs of layer `start` as an earlier run yielded them, [batch, block_tokens, hidden] each; none,
-                  and they are computed.
-        probed:   the input of layer `start` for the first block alone, as `self.probed` was then.
+        states:   the inputs of layer `start` as an earlier run yielded them; none, and they are computed.
         before:   by variant, called with each layer before its scales move.
-        held_out: text to run along, once `options` quantize something.
-        spill:    a folder for files that hold the inputs in place of memory.
+        held_out: token ids of text to run along, int64 [n, block_tokens], once `options` quantize something.
+        spill:    a folder for files that hold the batches' inputs in place of memory.
 
-        A layer's weights are freed when the next one is asked for.
+        A layer's weights, and its inputs, are freed when the next one is asked for.
         """
         self.skeleton.fill_outer(self.architecture.layers_name, self._device)
         self._outputs = layer_outputs(self.model, self.architecture, blocks[:1].to(self._device))
-        batches = batches_of(blocks)
-        beside = [held_out.blocks, held_out.blocks] if held_out else []  # the source's and the quantized model's
-        first, calls = self._record_all([*batches, *beside, blocks[:1]])
-        inputs = hidden or first[: len(batches)]
+        batches, judged = batches_of(blocks), [] if held_out is None else [held_out, held_out]
+        count = len(batches)
+        first, calls = self._record_all([*batches, *judged, blocks[:1]])
+        *hidden, probed = states or first
+        judged, hidden = [state.to(self._device) for state in hidden[count:]], hidden[:count]
         if spill is None:
-            hidden = [batch.to(self._device) for batch in inputs]
+            hidden = [batch.to(self._device) for batch in hidden]
         else:
             spill.mkdir(parents=True, exist_ok=True)
-            hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
-        if held_out is not None:
-            states = held_out.states or first[len(batches) :][:2]
-            held_out.states = [state.to(self._device) for state in states]
-        self.probed = (first[-1] if probed is None else probed).to(self._device)
-        del inputs, first
+            hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(hidden)]
+        probed = probed.to(self._device)
+        self.states = [*hidden, *judged, probed]
+        del states, first
         for module in self.model.modules():  # their outputs are there; buffers that no file holds stay
             if isinstance(module, nn.Embedding):
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
@@ -136,22 +121,22 @@ class LayerStream:
             layer, prefix = self.architecture.layers[index], self.architecture.prefix(index)
             self.skeleton.fill(layer, prefix, self._device)
             self.skeleton.forget_stacks()
+            self.states.clear()
             *of_batches, of_probe = [each[index] for each in calls]
             seconds: dict[str, float] = {}
             with timed(seconds, "probe"):
-                groups = self._groups(index, self.probed, of_probe) if options and options.search else ()
-            self.probed = next(run_layer(layer, [self.probed], [of_probe]))
-            of_held_out = of_batches[len(batches) :]
-            if held_out is not None:  # through the layer as the source has it
-                held_out.states[0] = next(run_layer(layer, held_out.states[:1], of_held_out[:1]))
+                groups = self._groups(index, probed, of_probe) if options and options.search else ()
+            (probed,) = run_layer(layer, [probed], [of_probe])
+            judged[:1] = run_layer(layer, judged[:1], of_batches[count:][:1])  # as the source has the layer
             with timed(seconds, "forward"):
-                seen = observe_layer(self.architecture, index, hidden, of_batches[: len(batches)], self.skeleton.stored)
+                seen = observe_layer(self.architecture, index, hidden, of_batches[:count], self.skeleton.stored)
             result = quantize_layer(index, seen, options, groups, before or {}, seconds)
-            if held_out is not None:  # through the scaled layer with its quantized weights
+            if judged:  # through the scaled layer with its quantized weights
                 for name, linear in self.architecture.linears(index).items():
                     linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
-                held_out.states[1] = next(run_layer(layer, held_out.states[1:], of_held_out[1:]))
-            yield result, hidden
+                judged[1:] = run_layer(layer, judged[1:], of_batches[count:][1:])
+            self.states += [*hidden, *judged, probed]
+            yield result, self.states
             empty(layer)
             trim_memory()
 
@@ -188,8 +173,8 @@ class LayerStream:
         return hidden, calls
 
     @torch.no_grad()
-    def judge(self, held_out: HeldOut) -> HeldOutResult:
-        """Compare what source and quantized model predict, after the last layer."""
+    def judge(self, held_out: Tensor) -> HeldOutResult:
+        """Compare what source and quantized model predict of held-out token ids, after the last layer."""
         self.skeleton.fill_outer(self.architecture.layers_name, self._device)
         head = self.model.get_output_embeddings()
         names = {module: name for name, module in self.model.named_modules()}
@@ -203,11 +188,10 @@ class LayerStream:
             return torch.log_softmax(logits.float(), dim=-1)
 
         losses, divergence, tokens = [0.0, 0.0], 0.0, 0
-        blocks, first = held_out.blocks.to(self._device), held_out.states[0]
-        dim = first.dim() - 3  # some stack several streams before the batch
-        apart = [torch.split(state, 1, dim=dim) for state in held_out.states]
-        for ids, *states in zip(blocks, *apart, strict=True):
-            exact, other = (log_probabilities(ids, last) for last in states)
+        states = self.states[-3:-1]
+        apart = [torch.split(state, 1, dim=state.dim() - 3) for state in states]  # some stack streams before the batch
+        for ids, *ends in zip(held_out.to(self._device), *apart, strict=True):
+            exact, other = (log_probabilities(ids, last) for last in ends)
             for row, predicted in enumerate((exact, other)):
                 losses[row] -= float(predicted.gather(1, ids[1:, None]).double().sum())
             divergence += float((exact.exp() * (exact - other)).sum().double())
