@@ -58,8 +58,7 @@ def load(
                    "auto", the default: the fastest by a short probe, whose outcome is kept in the cache folder.
 
     Raises UserError for a folder that is no checkpoint, for CUDA where there is none, and for a kernel that cannot run
-    here; KernelFault for one that gives wrong results; MemoryError for weights too big for all devices together
-    (quantize.loading.device_map).
+    here; KernelFault for one that gives wrong results; MemoryError for weights too big for all devices together.
     """
     checkpoint = open_checkpoint(Path(path))
     target, dtype = _setting(device, compute_dtype)
@@ -85,8 +84,7 @@ def load_dummy(
     """A model ready to run whose memory and speed are those of a real checkpoint of this variant and shape.
 
     spec:       a name of quantize.dummy.SHAPES or the path of a config.json.
-    variant:    a name of VARIANTS; the weights are drawn at random, 4-bit codes evenly from all 16, so that no search
-                runs.
+    variant:    a name of VARIANTS; the weights are drawn at random, 4-bit codes evenly from all 16: no search runs.
     group_size: AWQ's, None for the largest that fits.
 
     device, compute_dtype and kernel are as `load` takes them. Raises UserError for an unknown spec or variant, and what

@@ -122,9 +122,8 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
 def _folder_name(folder: Path) -> str:
     """The folder's own name; of a snapshot in the hub's cache its repository's, not its commit."""
     repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.split("--")[-1]
-    return folder.name
+    is_snapshot = folder.parent.name == "snapshots" and repository.startswith("models--")
+    return repository.split("--")[-1] if is_snapshot else folder.name
 
 
 def _check_folder(folder: Path) -> Weights:

@@ -175,23 +175,17 @@ def _from_inputs(seen: LayerInputs, recipe: Recipe) -> Tensors:
 
 
 def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
-    model = model_of(folder, dtype=how.dtype, device_map=how.place.as_map())
-    _set_compute_dtype(model, how.dtype)
-    return model, _kernels(config_of(folder).quantization_config["bnb_4bit_quant_type"], how)
-
-
-def _set_compute_dtype(model: Any, dtype: torch.dtype) -> None:
-    """Compute in `dtype`: transformers leaves a quantized checkpoint's other tensors in the dtype of the file."""
     from bitsandbytes.nn import Linear4bit
 
-    for parameter in model.parameters():
+    model = model_of(folder, dtype=how.dtype, device_map=how.place.as_map())
+    for parameter in model.parameters():  # transformers leaves a quantized checkpoint's others in the dtype of the file
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(how.dtype)
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            module.compute_dtype = dtype
-            module.compute_type_is_set = True
+            module.compute_dtype, module.compute_type_is_set = how.dtype, True
     model.tie_weights()
+    return model, _kernels(config_of(folder).quantization_config["bnb_4bit_quant_type"], how)
 
 
 def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
