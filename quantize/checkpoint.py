@@ -242,14 +242,27 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     partial, old = _working_folders(target)
     clear(target)
     try:
-        _make(partial)
+        try:  # an empty folder but for a manifest that says nothing yet, which tells whose it is
+            partial.mkdir(parents=True)
+            (partial / MANIFEST_NAME).touch()
+        except OSError as error:
+            if disk_is_full(error):
+                raise
+            raise UserError(f"cannot write {partial} ({error.strerror}): choose another --out") from None
         yield partial
-        _replace(partial, target, old)
+        try:  # the old one is kept until the new one stands
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
+        finally:
+            if old.exists() and not target.exists():
+                old.rename(target)
+        remove_working_folder(old, MANIFEST_NAME)
     except Exception as error:
         if disk_is_full(error):
+            kept = "nothing half-written was kept"
             raise UserError(
-                f"the disk is full while writing {target}: free some space or choose another --out; "
-                "nothing half-written was kept"
+                f"the disk is full while writing {target}: free some space or choose another --out; {kept}"
             ) from None
         raise
     finally:
@@ -266,29 +279,6 @@ def clear(target: Path) -> None:
 def _working_folders(target: Path) -> tuple[Path, Path]:
     """Where a checkpoint is made, and where the one that it replaces waits."""
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
-
-
-def _make(partial: Path) -> None:
-    """An empty folder but for a manifest that says nothing yet, which tells whose it is."""
-    try:
-        partial.mkdir(parents=True)
-        (partial / MANIFEST_NAME).touch()
-    except OSError as error:
-        if disk_is_full(error):
-            raise
-        raise UserError(f"cannot write {partial} ({error.strerror}): choose another --out") from None
-
-
-def _replace(partial: Path, target: Path, old: Path) -> None:
-    """Put `partial` in the place of `target`, the old one kept until the new one stands."""
-    try:
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-    remove_working_folder(old, MANIFEST_NAME)
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

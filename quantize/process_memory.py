@@ -24,7 +24,6 @@ def status_bytes(field: str, proc: Path = PROC) -> int | None:
 
 
 def resident_bytes(proc: Path = PROC) -> int:
-    """Resident set size of this process."""
     held = status_bytes("VmRSS", proc)
     if held is not None:
         return held
@@ -54,6 +53,18 @@ def prefer_huge_pages() -> None:
     once, before it allocates its first tensor: later calls change nothing.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """No search for reference cycles inside the block, which makes many objects that stay: it would walk them all."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _MallocInfo(ctypes.Structure):

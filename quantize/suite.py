@@ -47,12 +47,10 @@ class SuiteRow:
 
     @property
     def quantization(self) -> Variant:
-        """The variant that `variant` names."""
         return VARIANTS[self.variant]
 
     @property
     def checkpoint_name(self) -> str:
-        """The checkpoint's folder, as `quantize` names it."""
         return f"{self.base_model}-{self.quantization.folder_suffix(self.group_size)}"
 
 

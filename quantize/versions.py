@@ -8,7 +8,6 @@ MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "to
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version, None when it is not installed."""
     import importlib.metadata  # slow, and no --help needs it
 
     try:
@@ -18,5 +17,4 @@ def version_of(distribution: str) -> str | None:
 
 
 def maker_versions() -> dict[str, str]:
-    """The versions of those of MAKERS that are installed."""
     return {name: version for name in MAKERS if (version := version_of(name)) is not None}

@@ -14,6 +14,7 @@ from quantize.files import only_writer
 from quantize.loading.device_map import torch_device
 from quantize.model.fit import fitting_model
 from quantize.model.pretrained import empty_model, tokenizer_of
+from quantize.process_memory import collector_paused
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
 from quantize.schema import with_choices
@@ -52,16 +53,16 @@ def quantize(
         raise UserError(f"{out} is a file: choose another --out")
     device = torch_device(options.device)
     with quiet_libraries(), tensor_core_products(device):
-        opened = open_source(source, revision=options.revision, name=options.name)
-        drawn = opened.facts.kind == "dummy"
-        weights: TensorReader
-        if drawn:
-            model = empty_model(opened.folder)
-            weights = dummy_weights(model, device)
-        else:
-            weights = open_weights(opened.folder)
-            model = fitting_model(opened.folder, weights, say)
-            tokenizer_of(opened.folder)
+        with collector_paused():  # above all, it imports
+            opened = open_source(source, revision=options.revision, name=options.name)
+            weights: TensorReader
+            if opened.facts.kind == "dummy":
+                model = empty_model(opened.folder)
+                weights = dummy_weights(model, device)
+            else:
+                weights = open_weights(opened.folder)
+                model = fitting_model(opened.folder, weights, say)
+                tokenizer_of(opened.folder)
         job = Job(opened, weights, model, out, options, device, progress, say, len(chosen) > 1)
         calibrated = [one for one in chosen if method_of(one).needs_calibration(options.rounding)]
         if dry_run:

@@ -57,7 +57,6 @@ class Estimate:
     free_disk_bytes: int
 
     def line(self) -> str:
-        """One line for the screen."""
         memory = f"{self.peak_bytes / 1e9:.1f} GB of memory ({self.free_memory_bytes / 1e9:.1f} free)"
         disk = f"{self.disk_bytes / 1e9:.1f} GB of disk ({self.free_disk_bytes / 1e9:.1f} free)"
         span = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
@@ -80,12 +79,10 @@ def estimate(
     """What it takes to make these calibrated variants of a model (weights on the meta device) from `tokens` tokens."""
     already_bytes = resident_bytes() if device.type == "cpu" else 0
     normalized = _normalized_config(model.config.get_text_config(decoder=True))
-    hidden = int(normalized.hidden_size)
-    layers = len(architecture.layers)
+    hidden, layers = int(normalized.hidden_size), len(architecture.layers)
     by_layer = [architecture.linears(index) for index in range(layers)]
     weights = [sum(one.weight.numel() for one in own.values()) for own in by_layer]
     largest = max(range(layers), key=weights.__getitem__)
-    layer_weights = weights[largest]
     linears = {name: (m.out_features, m.in_features) for name, m in by_layer[largest].items()}
     together: dict[tuple[str, int], list[str]] = {}  # layers of one module and width mostly share an input
     for name, (_, columns) in linears.items():
@@ -97,20 +94,20 @@ def estimate(
     parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
     embedding = model.get_input_embeddings().weight.numel()
 
-    activations = tokens * hidden
-    held = set(inputs) if experts else inputs  # one expert's at a time
+    activations, held = tokens * hidden, set(inputs) if experts else inputs  # one expert's at a time
     grams = sum(width * width for width in held) + 3 * widest * widest
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    in_layers = activations * (2 if experts else 1) + layer_weights + grams + max(batch, SEARCH_COPIES * largest_group)
-    before_layers = embedding + activations
-    peak = FLOAT_BYTES * max(in_layers, before_layers, 2 * embedding) + already_bytes
+    in_layers = (
+        activations * (2 if experts else 1) + weights[largest] + grams + max(batch, SEARCH_COPIES * largest_group)
+    )
+    peak = FLOAT_BYTES * max(in_layers, embedding + activations, 2 * embedding) + already_bytes
 
     quantized = sum(weights)
     bytes_of = [checkpoint_bytes(parameters, quantized, one.variant, one.group_size) for one in recipes]
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
-    operations = sum(weights) / layer_weights * layer_operations(list(linears.values()), inputs, tokens)
+    operations = sum(weights) / weights[largest] * layer_operations(list(linears.values()), inputs, tokens)
     return Estimate(
         parameters=parameters,
         layers=layers,

@@ -44,7 +44,6 @@ def pack_gemm(weight: Int4Weight) -> dict[str, Tensor]:
 
 
 def unpack_gemm(tensors: dict[str, Tensor], in_features: int, group_size: int) -> Int4Weight:
-    """Undo pack_gemm."""
     codes = unpack_words(tensors["qweight"], GEMM_ORDER).t().contiguous()
     zeros = unpack_words(tensors["qzeros"], GEMM_ORDER).t().contiguous()
     return Int4Weight(codes, tensors["scales"].t().contiguous(), zeros)

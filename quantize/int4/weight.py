@@ -40,7 +40,6 @@ class Int4Weight:
         return self.codes.shape[1] // self.scales.shape[1]
 
     def to(self, device: torch.device) -> "Int4Weight":
-        """The same weight on this device."""
         return Int4Weight(self.codes.to(device), self.scales.to(device), self.zeros.to(device))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -65,7 +65,6 @@ class Kernel:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`float32` for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -18,7 +18,7 @@ from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS, NATIVE, Kernel
 from quantize.kernels.base import Int4Linear, KernelFault, check_layer
 from quantize.schema import from_data, parse_json, to_data
-from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL
+from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL, check_kernel
 from quantize.versions import version_of
 
 PROBED_TOKENS = (1, 512)
@@ -72,17 +72,13 @@ def choose_kernel(
     if wanted in (None, AUTO_KERNEL):
         names = [name for name in KERNELS if _unsupported_reason(KERNELS[name], shapes, device, dtype) is None]
         return KERNELS[_fastest(names, shapes, device, dtype, cache)]
-    meant = NATIVE[version] if wanted == NATIVE_KERNEL else (str(wanted),)
-    reasons = []
-    for name in meant:
-        if name not in KERNELS:
-            known = ", ".join((AUTO_KERNEL, NATIVE_KERNEL, *KERNELS))
-            raise UserError(f"unknown kernel {wanted!r}; there are: {known}")
-        reason = _unsupported_reason(KERNELS[name], shapes, device, dtype)
-        if reason is None:
+    check_kernel(wanted)
+    reasons = {}
+    for name in NATIVE[version] if wanted == NATIVE_KERNEL else (str(wanted),):
+        reasons[name] = _unsupported_reason(KERNELS[name], shapes, device, dtype)
+        if reasons[name] is None:
             return KERNELS[name]
-        reasons.append(f"{name}: {reason}")
-    words = "; ".join(reasons)
+    words = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise UserError(f"the kernel asked for cannot run this checkpoint on {device} ({words}): use --kernel auto")
 
 
@@ -96,7 +92,6 @@ def _unsupported_reason(
 def _fastest(
     names: Sequence[str], shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, cache: Path | None
 ) -> str:
-    """The name of the fastest of these kernels, from the cache or from a probe."""
     if len(names) == 1:
         return names[0]
     key = cache_key(names, shapes, device, dtype)

@@ -75,9 +75,8 @@ def _class_of(name: str) -> Any:
 
 
 def _arguments(weight: Int4Weight) -> dict[str, Any]:
-    out_features, in_features = weight.codes.shape
-    sizes = {"bits": 4, "group_size": weight.group_size, "in_features": in_features, "out_features": out_features}
-    return {**sizes, "desc_act": False, "sym": False}
+    sizes = dict(zip(("out_features", "in_features"), weight.codes.shape, strict=True))
+    return {"bits": 4, "group_size": weight.group_size, **sizes, "desc_act": False, "sym": False}
 
 
 def _unsupported_reason(name: str, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:

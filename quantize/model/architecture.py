@@ -34,7 +34,6 @@ class Architecture:
     kept: frozenset[str] = frozenset()
 
     def prefix(self, index: int) -> str:
-        """What the names in layer `index` begin with."""
         return f"{self.layers_name}.{index}."
 
     def linears(self, index: int) -> dict[str, nn.Linear]:
@@ -47,7 +46,6 @@ class Architecture:
         }
 
     def shapes(self) -> list[Shape]:
-        """Every linear layer that gets quantized."""
         return [
             (self.prefix(index) + name, module.out_features, module.in_features)
             for index in range(len(self.layers))
@@ -59,9 +57,8 @@ class Architecture:
 
         Raises UserError when `wanted` does not fit, or when no size does.
         """
-        shapes = self.shapes()
-        size = group_size_for(shapes, wanted)
-        unfit = {name for name, rows, columns in shapes if rows % PACKED_ROWS or columns % size}
+        size = group_size_for(self.shapes(), wanted)
+        unfit = {name for name, rows, columns in self.shapes() if rows % PACKED_ROWS or columns % size}
         return replace(self, kept=self.kept | unfit), size
 
 
@@ -104,17 +101,14 @@ def _routers(layers: nn.ModuleList) -> list[str]:
     """Linear layers that choose experts, or say how much one shared expert counts."""
     experts = {name: len(experts_of(module)) for name, module in layers.named_modules()}
     blocks = {name.rpartition(".")[0]: count for name, count in experts.items() if count}
-    found = []
-    for name, module in layers.named_modules():
-        if type(module) is not nn.Linear:
-            continue
+
+    def routes(name: str, out_features: int) -> bool:
         own = [count for block, count in blocks.items() if name.startswith(f"{block}." if block else "")]
-        leaves = name.split(".")
-        chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in leaves)
-        routes = any("router" in leaf for leaf in leaves)
-        if module.out_features == 1 or routes or (chooses and module.out_features in own):
-            found.append(name)
-    return found
+        chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in name.split("."))
+        return out_features == 1 or "router" in name or (chooses and out_features in own)
+
+    linears = {name: module for name, module in layers.named_modules() if type(module) is nn.Linear}
+    return [name for name, module in linears.items() if routes(name, module.out_features)]
 
 
 def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
@@ -123,17 +117,17 @@ def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
     A size fits when it divides the input features of every layer, few small ones aside. Raises UserError when it does
     not, or when no size does, or where no layer's output features are a multiple of eight.
     """
-    packed = [shape for shape in shapes if shape[1] % PACKED_ROWS == 0]
-    weights = sum(rows * columns for _, rows, columns in shapes)
 
     def lost(layers: Sequence[Shape]) -> bool:
-        return sum(rows * columns for _, rows, columns in layers) > NEGLIGIBLE_SHARE * weights
+        held, all_held = (sum(rows * columns for _, rows, columns in own) for own in (layers, shapes))
+        return held > NEGLIGIBLE_SHARE * all_held
 
-    if lost([shape for shape in shapes if shape[1] % PACKED_ROWS]):
-        name, out_features, _ = next(shape for shape in shapes if shape[1] % PACKED_ROWS)
+    unpacked = [shape for shape in shapes if shape[1] % PACKED_ROWS]
+    if lost(unpacked):
+        name, out_features, _ = unpacked[0]
         raise UserError(f"{name} has {out_features} output features, no multiple of 8: AWQ cannot pack it")
     sizes = ", ".join(map(str, GROUP_SIZES))
-    unfit = {size: [shape for shape in packed if shape[2] % size] for size in GROUP_SIZES}
+    unfit = {size: [one for one in shapes if one[1] % PACKED_ROWS == 0 and one[2] % size] for size in GROUP_SIZES}
     fitting = [size for size in GROUP_SIZES if not lost(unfit[size])]
     if wanted is None:
         if not fitting:

@@ -42,9 +42,7 @@ def replace_layers(architecture: Architecture, answer: Answer, *, outputs: int) 
             del layer.forward
 
 
-MOST_OUTPUTS = 3
-
-SOME_TOKENS = 16
+MOST_OUTPUTS, SOME_TOKENS = 3, 16
 
 
 class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
@@ -116,9 +114,10 @@ def structure(layer: nn.Module) -> str:
 
 @torch.no_grad()
 def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
-    """The decoder layers, without the linear layers that are not called but read, or never used: they cannot be packed.
+    """The decoder layers, without the linear layers that cannot be packed.
 
-    Runs the first layer of each kind on a few tokens; memory holds the embeddings and that layer. Raises UserError as
+    Those are read and not called, or never used, or files name their weights otherwise than `.weight`. Runs the first
+    layer of each kind on a few tokens; memory holds the embeddings and that layer. Raises UserError as
     `architecture_of` does, and for layers that cannot be run by themselves.
     """
     model, architecture = skeleton.model, architecture_of(skeleton.model)
@@ -132,26 +131,23 @@ def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
             continue
         skeleton.fill(layer, architecture.prefix(index), device)
         called: set[str] = set()
-        handles = [
-            module.register_forward_pre_hook(lambda module, args, own=(called, name): own[0].add(own[1]))
-            for name, module in layer.named_modules()
-            if type(module) is nn.Linear
-        ]
-        with one_layer(layer):
+        with contextlib.ExitStack() as hooks, one_layer(layer):
+            for name in architecture.linears(index):
+                note = partial(lambda own, name, module, args: own.add(name), called, name)
+                hooks.enter_context(layer.get_submodule(name).register_forward_pre_hook(note))
             layer(calls[0][0].clone(), **call)
-        for handle in handles:
-            handle.remove()
         empty(layer)
         skeleton.forget_stacks()
+        uncalled = architecture.linears(index).keys() - called
         kinds[kind] = {
-            name
-            for name in architecture.linears(index)
-            if name not in called and not isinstance(layer.get_submodule(name.rpartition(".")[0]), Expert)
+            name for name in uncalled if not isinstance(layer.get_submodule(name.rpartition(".")[0]), Expert)
         }
     skeleton.empty_outer(architecture.layers_name)
-    uncalled = {
+    kept = {
         architecture.prefix(index) + name
         for index, layer in enumerate(architecture.layers)
-        for name in kinds[structure(layer)]
+        for name in architecture.linears(index)
+        if name in kinds[structure(layer)]
+        or not skeleton.stored[f"{architecture.prefix(index)}{name}.weight"].endswith(".weight")
     }
-    return replace(architecture, kept=architecture.kept | uncalled)
+    return replace(architecture, kept=architecture.kept | kept)

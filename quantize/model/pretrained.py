@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from quantize.errors import UserError
+from quantize.process_memory import collector_paused
 
 MOST_LAYERS = 10_000
 """More are a damaged config, which would take for ever to build."""
@@ -86,6 +87,7 @@ def _first(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
+@collector_paused()
 def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.float32) -> Any:
     """The transformers model of a folder's config.json, or of this config, its weights on the meta device.
 

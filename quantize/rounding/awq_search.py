@@ -27,26 +27,22 @@ class Reader:
 
     weight:   float32 [out, in].
     stats:    of their input.
-    channels: int64 [in], the channel that each input feature comes from, negative for none; None, each its own.
+    channels: int64 [in], the channel that each input feature comes from, negative for none.
     share:    of the tokens that they see.
     """
 
     weight: Tensor
     stats: InputStats
-    channels: Tensor | None = None
+    channels: Tensor
     share: float = 1.0
 
     def spread(self, scales: Tensor) -> Tensor:
         """Scales a channel -> a scale an input feature, 1 where it comes from none; [in]."""
-        if self.channels is None:
-            return scales
         known = self.channels >= 0
         return torch.where(known, scales[self.channels.clamp(min=0)], scales.new_ones(()))
 
     def gather(self, values: Tensor, count: int) -> Tensor:
         """A value an input feature -> their mean a channel, 0 for a channel that none comes from; [count]."""
-        if self.channels is None:
-            return values
         known = self.channels >= 0
         total, number = values.new_zeros(count), values.new_zeros(count)
         total.index_add_(0, self.channels[known], values[known])
@@ -86,20 +82,18 @@ def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
     return scales
 
 
-def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor | None = None) -> ScaleChoice:
+def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> ScaleChoice:
     """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4), summed over the readers.
 
-    free: bool [channels], those that may be scaled; all by default. The grid is walked in ever finer steps around the
+    free: bool [channels], those that may be scaled. The grid is walked in ever finer steps around the
     best (COARSE_STEPS). No scaling is one of the candidates, so the choice is never worse than it.
     """
-    count = len(readers[0].stats.abs_mean) if free is None else len(free)
-    rows = sum(len(one.weight) for one in readers)
+    count, rows = len(free), sum(len(one.weight) for one in readers)
     abs_mean = readers[0].stats.abs_mean.new_zeros(count)
     magnitude = abs_mean.clone()
     for one in readers:
         abs_mean += one.gather(one.stats.abs_mean, count) * one.share
         magnitude += one.gather(relative_magnitude(one.weight, group_size), count) * (len(one.weight) / rows)
-    free = torch.ones_like(abs_mean, dtype=torch.bool) if free is None else free
 
     def scales_of(step: int) -> Tensor:
         scales = torch.ones_like(abs_mean)

@@ -37,7 +37,6 @@ from quantize.errors import UserError
 from quantize.loader import load
 from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.layer_calls import runnable
-from quantize.model.names import put
 from quantize.model.pretrained import empty_model, model_of
 from quantize.model.scales import ScaleGroup, apply_scales
 from quantize.model.skeleton import Skeleton
@@ -259,9 +258,7 @@ def scales_moved(source: Path, expected: Tensor) -> Moved:
         pass
     skeleton = Skeleton.of(empty_model(source), open_weights(source))
     model = skeleton.model
-    for name in skeleton.stored:
-        if name in skeleton and name not in model.all_tied_weights_keys:
-            put(model, name, skeleton.read(name).float())
+    skeleton.fill(model, "", CPU)
     model.tie_weights()
     before = logits(model)
     assert relative(before, expected) < 1e-4, "taken apart, the model gives something else"

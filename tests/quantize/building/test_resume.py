@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import quantize
-from quantize.building.inputs import is_spilled
 from quantize.building.job import BuildOptions
+from quantize.building.stream import is_spilled
 from quantize.checkpoint import find_checkpoints, verify
 from tests.dying import every_death
 
@@ -82,7 +82,7 @@ def test_activations_in_files_give_the_same_files(
         seen.append(is_spilled(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr("quantize.building.inputs.is_spilled", note)
+    monkeypatch.setattr("quantize.building.stream.is_spilled", note)
     quantize.quantize(str(tiny_llama), VARIANTS, tmp_path / "files", options=replace(OPTIONS, spill=True))
     assert seen
     assert all(seen)
