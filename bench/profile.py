@@ -91,16 +91,13 @@ def parser() -> Parser:
 
 def _loaded(arguments: argparse.Namespace) -> Any:
     from quantize.dummy import DUMMY_PREFIX
+    from quantize.loader import load, load_dummy
 
     how = {"device": arguments.device, "kernel": arguments.kernel}
     if not arguments.source.startswith(DUMMY_PREFIX):
-        from quantize.loader import load
-
         if arguments.variant is not None:
             raise UserError(f"a checkpoint is of one variant: give --variant for a {DUMMY_PREFIX}SHAPE alone")
         return load(arguments.source, **how)
-    from quantize.loader import load_dummy
-
     if arguments.variant is None:
         raise UserError(f"{arguments.source} needs a --variant: {', '.join(VARIANTS)}")
     return load_dummy(arguments.source.removeprefix(DUMMY_PREFIX), arguments.variant, **how)

@@ -28,12 +28,9 @@ TURNS = 9
 TURN_S = 0.01
 """A contender's turn is as many passes as fit in this time, at least one."""
 
-CACHE_MULTIPLE = 2
+CACHE_MULTIPLE, MAX_COPIES = 2, 64
 """On a GPU the passes go through copies of the layer that hold so many times the L2 cache together: in a model, a
-layer's weights have left the cache by the time the next token asks for them."""
-
-MAX_COPIES = 64
-"""A layer so small that this is not enough stays in the cache."""
+layer's weights have left the cache by the time the next token asks for them. At most so many copies."""
 
 
 @dataclass(frozen=True)
@@ -242,22 +239,17 @@ def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], None], Mode]:
             module(x)
 
     if layer.work.setting.device.type == "cuda" and layer.contender.replayable:
+        from quantize.decoding.static import warm_up
+
         try:
-            return captured(work), "CUDA graph"
+            warm_up(work)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                work()
+            return graph.replay, "CUDA graph"
         except RuntimeError:  # a kernel that cannot be captured is timed as it is; one that fails will fail again
             torch.cuda.synchronize()
     return work, "eager"
-
-
-def captured(work: Callable[[], None]) -> Callable[[], None]:
-    """The work as a CUDA graph."""
-    from quantize.decoding.static import warm_up
-
-    warm_up(work)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
 
 
 def timed(work: Callable[[], None], passes: int, clock: Clock) -> float:

@@ -10,12 +10,9 @@ from typing import Any
 class GpuState:
     """One look at a GPU.
 
-    process_bytes:    memory of this process, the CUDA context included.
-    device_bytes:     memory in use on the whole device, by anyone.
-    sm_clock_mhz:     current clock of the multiprocessors.
-    memory_clock_mhz: current clock of the memory.
-    power_limit_w:    the enforced limit.
-    temperature_c:    of the GPU die.
+    process_bytes:    memory of this process, the CUDA context included; device_bytes: what anyone uses of the device.
+    sm_clock_mhz:     current clock of the multiprocessors; memory_clock_mhz: current clock of the memory.
+    power_limit_w:    the enforced limit; temperature_c: of the GPU die.
     throttle_reasons: names of what holds the clocks down right now, empty when nothing does.
     other_processes:  compute processes on the device beside this one.
     energy_j:         the driver's cumulative counter; only a difference of two looks means anything.
