@@ -112,11 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     source = arguments.source if arguments.variant else Path(arguments.source).resolve().name
     kernels, environment = Kernels(loaded.prefill_kernel, loaded.decode_kernel), fingerprint(arguments.device)
-    records = [
-        ProfileRecord(when, source, arguments.variant, scenario, kernels, environment, phase, wall_s, operations)
-        for phase, (wall_s, operations) in found.items()
-    ]
-    append(arguments.out, *records)
+    what = when, source, arguments.variant, scenario, kernels, environment
+    append(arguments.out, *(ProfileRecord(*what, phase, *figures) for phase, figures in found.items()))
     print(f"the operations: report {arguments.out}")
 
 

@@ -20,17 +20,13 @@ def check_subjects(records: Iterable[Record]) -> None:
         if own.source_sha256 is not None:
             other = sources.setdefault(own.base_model, own)
             if other.source_sha256 != own.source_sha256:
-                raise UserError(
-                    f"{other.name} and {own.name} were made from two models that are both called {own.base_model}: "
-                    "keep their records apart, or make one again with `quantize --name`"
-                )
+                said = f"{other.name} and {own.name} were made from two models that are both called {own.base_model}"
+                raise UserError(f"{said}: keep their records apart, or make one again with `quantize --name`")
         first = known.setdefault(own.name, own)
         if first.content_sha256 != own.content_sha256:
-            hashes = f"{first.content_sha256[:12]} against {own.content_sha256[:12]}"
-            raise UserError(
-                f"the records of {first.name} come from two different checkpoints (content_sha256 {hashes}): "
-                "measure again with `bench --fresh`"
-            )
+            hashes = f"content_sha256 {first.content_sha256[:12]} against {own.content_sha256[:12]}"
+            said = f"the records of {first.name} come from two different checkpoints ({hashes})"
+            raise UserError(f"{said}: measure again with `bench --fresh`")
         if first != own:
             field, ours, theirs = _first_difference(first, own)
             raise UserError(f"the records of {first.name} disagree on {field} ({ours} against {theirs}): {ADVICE}")

@@ -208,7 +208,8 @@ def architecture_page(records: Sequence[lab.ArchitectureRecord]) -> Page:
 
 
 def _architecture_row(one: lab.ArchitectureRecord) -> Row:
-    awq = one.variants.get("awq-gemm", lab.VariantOutcome(reason=one.reason))
+    none = lab.VariantOutcome()
+    awq = one.variants.get("awq-gemm", none)
     row: list[tuple[Column, Cell]] = [
         (Column("Architecture"), one.architecture),
         (Column("Class"), one.model_class or None),
@@ -218,15 +219,9 @@ def _architecture_row(one: lab.ArchitectureRecord) -> Row:
         (Column("Moved", "error"), one.moved_error),
         (Column("Kernel", "error"), awq.kernel_error),
     ]
-    for name in VARIANTS:
-        outcome = one.variants.get(name)
-        row.append((Column(f"Error {name}", "error"), outcome.error if outcome else None))
-    row += [
-        (Column("Elsewhere", "error"), awq.engine_error),
-        (Column("Engine"), awq.engine),
-        (Column("Why not"), one.reason),
-    ]
-    return row
+    row += [(Column(f"Error {name}", "error"), one.variants.get(name, none).error) for name in VARIANTS]
+    row.append((Column("Elsewhere", "error"), awq.engine_error))
+    return [*row, (Column("Engine"), awq.engine), (Column("Why not"), one.reason)]
 
 
 def _machine(environment: Environment) -> str:

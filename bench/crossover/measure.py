@@ -192,10 +192,8 @@ def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock, until_s: flo
             break
         for turn, own in racing if number % 2 == 0 else reversed(racing):
             own.append(turn())
-    return [
-        replace(entry, seconds=tuple(own), reason=None) if own else entry
-        for (entry, _), own in zip(ready, seconds, strict=True)
-    ]
+    found = zip(ready, seconds, strict=True)
+    return [replace(entry, seconds=tuple(own), reason=None) if own else entry for (entry, _), own in found]
 
 
 def get_ready(layer: Layer, tokens: int, clock: Clock) -> tuple[CrossoverEntry, Callable[[], float] | None]:
@@ -239,17 +237,22 @@ def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], None], Mode]:
             module(x)
 
     if layer.work.setting.device.type == "cuda" and layer.contender.replayable:
-        from quantize.decoding.static import warm_up
-
         try:
-            warm_up(work)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                work()
-            return graph.replay, "CUDA graph"
+            return captured(work), "CUDA graph"
         except RuntimeError:  # a kernel that cannot be captured is timed as it is; one that fails will fail again
             torch.cuda.synchronize()
     return work, "eager"
+
+
+def captured(work: Callable[[], None]) -> Callable[[], None]:
+    """The work as a CUDA graph."""
+    from quantize.decoding.static import warm_up
+
+    warm_up(work)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def timed(work: Callable[[], None], passes: int, clock: Clock) -> float:

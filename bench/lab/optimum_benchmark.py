@@ -190,8 +190,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--prompt", metavar="N", type=int, default=256, help="prompt tokens (default %(default)s)")
     add("--new", metavar="M", type=int, default=16, help="new tokens (default %(default)s)")
     add("--iterations", type=int, default=3, help="passes it times at least (default %(default)s)")
-    at_least = "seconds it times at least (default: its own, %(default)s)"
-    add("--duration", metavar="S", dest="duration_s", type=int, default=10, help=at_least)
+    add(
+        "--duration",
+        metavar="S",
+        dest="duration_s",
+        type=int,
+        default=10,
+        help="seconds at least (default: its own, 10)",
+    )
     add("--rounds", type=int, default=3, help="processes of each contender (default %(default)s)")
     return guarded("side_by_side", lambda: side_by_side(cli.parse_args(argv)))
 

@@ -76,15 +76,11 @@ def autoawq(source: str, blocks: Tensor, group_size: int, *, repaired: bool) -> 
     how = {"torch_dtype": torch.float32, "trust_remote_code": False, "safetensors": True}
     model = AutoAWQForCausalLM.from_pretrained(source, **how)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    config = {"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "GEMM"}
+    how = {"quant_config": config, "quantizer_cls": Repaired if repaired else AwqQuantizer}
+    how |= {"max_calib_samples": blocks.shape[0], "max_calib_seq_len": blocks.shape[1]}
     started = time.perf_counter()
-    model.quantize(
-        tokenizer,
-        quant_config={"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "GEMM"},
-        calib_data=blocks.tolist(),
-        max_calib_samples=blocks.shape[0],
-        max_calib_seq_len=blocks.shape[1],
-        quantizer_cls=Repaired if repaired else AwqQuantizer,
-    )
+    model.quantize(tokenizer, calib_data=blocks.tolist(), **how)
     seconds = time.perf_counter() - started
     embeddings = model.model.get_input_embeddings().weight.data_ptr()  # the output head may be the same
     state = model.model.state_dict()

@@ -49,14 +49,10 @@ def extremes_of(looks: Sequence[GpuState]) -> GpuExtremes:
         return [value for look in looks if (value := getattr(look, name)) is not None]
 
     clocks, reasons = told("sm_clock_mhz"), told("throttle_reasons")
-    return GpuExtremes(
-        len(looks),
-        lowest_sm_clock_mhz=min(clocks, default=None),
-        highest_sm_clock_mhz=max(clocks, default=None),
-        highest_temperature_c=max(told("temperature_c"), default=None),
-        throttle_reasons=tuple(dict.fromkeys(itertools.chain.from_iterable(reasons))) if reasons else None,
-        other_processes=max(told("other_processes"), default=None),
-    )
+    lowest, highest = min(clocks, default=None), max(clocks, default=None)
+    hottest, others = (max(told(name), default=None) for name in ("temperature_c", "other_processes"))
+    held_down = tuple(dict.fromkeys(itertools.chain.from_iterable(reasons))) if reasons else None
+    return GpuExtremes(len(looks), lowest, highest, hottest, held_down, others)
 
 
 @dataclass(frozen=True)

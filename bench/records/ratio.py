@@ -66,8 +66,9 @@ def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
         raise ValueError(f"series of {len(variant_s)} and {len(reference_s)} rounds are not paired")
     if not all(0 < value < math.inf for value in (*variant_s, *reference_s)):
         raise ValueError("seconds must be above 0")
-    rounds = tuple(v / r for v, r in zip(variant_s, reference_s, strict=True))
-    log_estimate = _log_estimate(variant_s, reference_s)
+    series = list(zip(variant_s, reference_s, strict=True))
+    rounds, neighbours = tuple(v / r for v, r in series), itertools.pairwise(series if series[1:] else series * 2)
+    log_estimate = fmean(math.log((v1 + v2) / (r1 + r2)) for (v1, r1), (v2, r2) in neighbours)
     interval = None
     if len(rounds) >= INTERVAL_MIN_ROUNDS:
         low, high = _bootstrap(tuple(math.log(ratio) for ratio in rounds))
@@ -87,13 +88,6 @@ def verdict_of(interval: tuple[float, float] | None) -> Verdict:
     if high < 1 / upper:
         return "faster"
     return "same within noise" if 1 / upper <= low and high <= upper else "unsure"
-
-
-def _log_estimate(variant_s: Sequence[float], reference_s: Sequence[float]) -> float:
-    if len(variant_s) == 1:
-        return math.log(variant_s[0] / reference_s[0])
-    rounds = itertools.pairwise(zip(variant_s, reference_s, strict=True))
-    return fmean(math.log((v1 + v2) / (r1 + r2)) for (v1, r1), (v2, r2) in rounds)
 
 
 @functools.lru_cache(maxsize=64)  # without decoding, prompt and total are the same series

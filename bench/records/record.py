@@ -227,9 +227,9 @@ class Record:
     started_at:    ISO 8601, UTC; wall_s: of the whole run.
     reason:        in one line why there are no figures, None where there are.
     scenario, round: of a latency run; position: its place among the runs that were planned together.
-    kernels:       what ran the quantized layers.
+
     latency, memory, quality, tasks: the figures; prompt_sha256: of the prompt's token ids.
-    plan:          the rules that it was measured under.
+    kernels:       what ran the quantized layers; plan: the rules that it was measured under.
     quantization:  what the loaded model says of its quantization (bitsandbytes' threshold and type among it).
     placement:     how a model too big for one GPU was spread, None for one on one device.
     quantized_share: of the decoder's matrices, None in half precision, for random weights and in older records.
@@ -295,10 +295,8 @@ class Record:
         found = {phase: statistics.median(some) if some else None for phase, some in samples.items()}
         for phase, seconds in found.items():
             if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-                raise UserError(
-                    f"a record of {self.subject.name} holds a {phase} time of {seconds} s, no measurement: "
-                    "remove that line and measure again"
-                )
+                said = f"a record of {self.subject.name} holds a {phase} time of {seconds} s, no measurement"
+                raise UserError(f"{said}: remove that line and measure again")
         return found
 
 

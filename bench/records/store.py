@@ -45,12 +45,9 @@ TYPES: dict[str, type[AnyRecord]] = {kind: one for one in NAMES for kind in get_
 """By the `kind` of a line."""
 
 WITHOUT_KIND = {
-    "blocks_sha256": "race",
-    "decode_s_a_token": "overhead",
-    "iterations": "side by side",
-    "operations": "profile",
+    "blocks_sha256": "race", "decode_s_a_token": "overhead", "iterations": "side by side", "operations": "profile",
     "style": "crossover",
-}
+}  # fmt: skip
 """Lines of schema 1 of these kinds do not say their kind: the field that tells it."""
 
 
@@ -235,10 +232,8 @@ def record_from(data: object, where: str) -> AnyRecord:
         raise UserError(f"{where} is no record (kind {kind!r}): not a file that `bench` wrote?")
     version, newest = held.get("schema_version"), TYPES[kind].schema_version
     if type(version) is not int or not 1 <= version <= newest:
-        raise UserError(
-            f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}: "
-            "use the quantable that wrote it, or measure again"
-        )
+        said = f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}"
+        raise UserError(f"{said}: use the quantable that wrote it, or measure again")
     # A later schema has more fields, unknown in older records; the first of a profile held a sum of the others.
     fields = {**held, "kind": kind, "schema_version": newest}
     if kind == "profile" and version == 1:

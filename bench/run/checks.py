@@ -74,15 +74,11 @@ def check_references(targets: Sequence[Target], sources: Sequence[str], folder: 
     for target, source in zip(targets, sources, strict=True):
         reference = references.get(target.subject.baseline)
         if reference is None:
-            raise UserError(
-                f"{folder} holds no reference of {target.subject.baseline}: make it with "
-                f"`quantize {source} --variant {REFERENCE.name} --out {folder}`"
-            )
+            command = f"quantize {source} --variant {REFERENCE.name} --out {folder}"
+            raise UserError(f"{folder} holds no reference of {target.subject.baseline}: make it with `{command}`")
         if target.subject.source_sha256 != reference.source_sha256:
-            raise UserError(
-                f"{target.subject.name} was made from other weights than its reference {reference.name}: give one of "
-                "the two models another name with `quantize --name`, or keep them in two folders"
-            )
+            said = f"{target.subject.name} was made from other weights than its reference {reference.name}"
+            raise UserError(f"{said}: give one model another name with `quantize --name`, or keep them in two folders")
 
 
 def check_continues(

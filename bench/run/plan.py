@@ -33,16 +33,9 @@ def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str 
 
 def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any) -> Subject:
     """A subject of this variant, `fields` being Subject's; on a kernel of the user's choice it is a row of its own."""
-    return Subject(
-        name=name_on(name, kernel),
-        variant=variant.name,
-        method=variant.method,
-        w_bit=variant.w_bit,
-        version=variant.version,
-        download=None,
-        kernel=None if kernel == AUTO_KERNEL else kernel,
-        **fields,
-    )
+    fields |= {"variant": variant.name, "method": variant.method, "w_bit": variant.w_bit, "version": variant.version}
+    chosen = None if kernel == AUTO_KERNEL else kernel
+    return Subject(name=name_on(name, kernel), kernel=chosen, download=None, **fields)
 
 
 def half_dtype(config: Mapping[str, Any]) -> str:
@@ -113,12 +106,8 @@ def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept
     """
     judged = [run for run in left if run.quality]
     needed = {run.subject.base_model for run in judged} - {run.subject.base_model for run in judged if run.is_reference}
-    again = [
-        replace(run, scenarios=(), tasks=(), round=None)
-        for run in runs
-        if run.is_reference and run.quality and run.subject.base_model in needed - set(kept)
-    ]
-    return [*again, *left]
+    judges = [run for run in runs if run.is_reference and run.quality and run.subject.base_model in needed - set(kept)]
+    return [*(replace(run, scenarios=(), tasks=(), round=None) for run in judges), *left]
 
 
 def planned_keys(runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Mapping[str, str]) -> set[RunKey]:

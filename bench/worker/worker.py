@@ -47,7 +47,7 @@ class Bench:
 
 def work(request: Request, emit: Callable[[Record], None]) -> None:
     """Load the model, emit a record a work, failures included; a failure to load is one of everything asked for."""
-    started_at, start = _now(), time.perf_counter()
+    started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     try:
         bench = _load(request)
     except Exception as error:
@@ -89,12 +89,10 @@ def _load(request: Request) -> Bench:
 
 def _measured(request: Request, bench: Bench, asked: Work) -> Record:
     """The record of one scenario, of quality, or of tasks."""
-    started_at, start = _now(), time.perf_counter()
-    fields: dict[str, Any] = {
-        "kernels": Kernels(bench.loaded.prefill_kernel, bench.loaded.decode_kernel),
-        "quantization": quantization_of(bench.loaded.model),
-        "placement": bench.loaded.placement,
-    }
+    started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    loaded = bench.loaded
+    fields: dict[str, Any] = {"quantization": quantization_of(loaded.model), "placement": loaded.placement}
+    fields["kernels"] = Kernels(loaded.prefill_kernel, loaded.decode_kernel)
     looks: list[GpuState] = []
 
     def look() -> None:
@@ -176,12 +174,8 @@ def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
     if isinstance(error, UserError | FloatingPointError):
         return "unsupported" if isinstance(error, UserError) else "broken", text[:REASON_CHARACTERS]
     traceback.print_exception(error)
-    no_memory = (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error).lower() for words in NO_MEMORY_WORDS)
-    )
+    said = f"{type(error).__name__}: {error}".lower()
+    no_memory = getattr(error, "errno", None) == errno.ENOMEM or any(words in said for words in NO_MEMORY_WORDS)
     return ("oom" if no_memory else "error"), f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]
 
 
@@ -196,10 +190,6 @@ def die_with(parent_pid: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent_pid:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def main(arguments: list[str] | None = None) -> int:
