@@ -16,25 +16,20 @@ def check_subjects(records: Iterable[Record]) -> None:
     """Raises UserError, naming the field, when one name stands for two checkpoints, or for two base models."""
     known: dict[str, Subject] = {}
     sources: dict[str, Subject] = {}
-    for record in records:
-        if record.subject.source_sha256 is not None:
-            other = sources.setdefault(record.subject.base_model, record.subject)
-            if other.source_sha256 != record.subject.source_sha256:
-                raise UserError(
-                    f"{other.name} and {record.subject.name} were made from two models that are both called "
-                    f"{record.subject.base_model}: keep their records apart, or make one again with `quantize --name`"
-                )
-        first = known.setdefault(record.subject.name, record.subject)
-        if first == record.subject:
-            continue
-        if first.content_sha256 != record.subject.content_sha256:
-            raise UserError(
-                f"the records of {first.name} come from two different checkpoints (content_sha256 "
-                f"{first.content_sha256[:12]} against {record.subject.content_sha256[:12]}): "
-                "measure again with `bench --fresh`"
-            )
-        field, ours, theirs = _first_difference(first, record.subject)
-        raise UserError(f"the records of {first.name} disagree on {field} ({ours} against {theirs}): {ADVICE}")
+    for own in (record.subject for record in records):
+        if own.source_sha256 is not None:
+            other = sources.setdefault(own.base_model, own)
+            if other.source_sha256 != own.source_sha256:
+                said = f"{other.name} and {own.name} were made from two models that are both called {own.base_model}"
+                raise UserError(f"{said}: keep their records apart, or make one again with `quantize --name`")
+        first = known.setdefault(own.name, own)
+        if first.content_sha256 != own.content_sha256:
+            hashes = f"content_sha256 {first.content_sha256[:12]} against {own.content_sha256[:12]}"
+            said = f"the records of {first.name} come from two different checkpoints ({hashes})"
+            raise UserError(f"{said}: measure again with `bench --fresh`")
+        if first != own:
+            field, ours, theirs = _first_difference(first, own)
+            raise UserError(f"the records of {first.name} disagree on {field} ({ours} against {theirs}): {ADVICE}")
 
 
 def check_alike(records: Sequence[Record]) -> None:

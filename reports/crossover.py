@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from bench.records.comparison import grouped
-from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, Crossing, CrossoverEntry, crossings
+from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, CrossoverEntry, crossings
 from reports.table import Bullets, Column, Page, Paragraph, Table, titled
-
-NEITHER = "neither clearly"
 
 
 def crossover_page(entries: Sequence[CrossoverEntry]) -> Page:
@@ -34,17 +32,13 @@ def crossover_table(entries: Sequence[CrossoverEntry]) -> Table:
     return Table.of(
         [
             (Column("Pair"), " / ".join(one.pair)),
-            (Column("Cross over at", "count"), _where(one)),
-            (Column("Faster with fewer tokens"), one.faster_below or NEITHER),
-            (Column("Faster with more"), one.faster_above or NEITHER),
+            (Column("Cross over at", "count"), tokens_text(one.tokens) if one.tokens else one.faster_below and "never"),
+            (Column("Faster with fewer tokens"), one.faster_below or "neither clearly"),
+            (Column("Faster with more"), one.faster_above or "neither clearly"),
         ]
         for one in crossings(entries)
         if one.tokens is not None or dense & set(one.pair)
     )
-
-
-def _where(crossing: Crossing) -> str | None:
-    return tokens_text(crossing.tokens) if crossing.tokens else "never" if crossing.faster_below else None
 
 
 def tokens_text(tokens: float) -> str:

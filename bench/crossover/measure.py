@@ -28,12 +28,9 @@ TURNS = 9
 TURN_S = 0.01
 """A contender's turn is as many passes as fit in this time, at least one."""
 
-CACHE_MULTIPLE = 2
+CACHE_MULTIPLE, MAX_COPIES = 2, 64
 """On a GPU the passes go through copies of the layer that hold so many times the L2 cache together: in a model, a
-layer's weights have left the cache by the time the next token asks for them."""
-
-MAX_COPIES = 64
-"""A layer so small that this is not enough stays in the cache."""
+layer's weights have left the cache by the time the next token asks for them. At most so many copies."""
 
 
 @dataclass(frozen=True)
@@ -195,10 +192,8 @@ def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock, until_s: flo
             break
         for turn, own in racing if number % 2 == 0 else reversed(racing):
             own.append(turn())
-    return [
-        replace(entry, seconds=tuple(own), reason=None) if own else entry
-        for (entry, _), own in zip(ready, seconds, strict=True)
-    ]
+    found = zip(ready, seconds, strict=True)
+    return [replace(entry, seconds=tuple(own), reason=None) if own else entry for (entry, _), own in found]
 
 
 def get_ready(layer: Layer, tokens: int, clock: Clock) -> tuple[CrossoverEntry, Callable[[], float] | None]:

@@ -30,8 +30,7 @@ from quantize.variant import REFERENCE
 
 RESULTS_NAME = "side_by_side.jsonl"
 PROGRAM = Path(__file__).with_name("theirs.py")
-TIMEOUT_S = 1800.0
-"""For one process."""
+TIMEOUT_S = 1800.0  # of one process
 
 OURS, THEIRS, ASLEEP = "quantable", "optimum-benchmark", "optimum-benchmark, wait asleep"
 CONTENDERS = (OURS, THEIRS, ASLEEP)
@@ -128,6 +127,7 @@ def side_by_side(arguments: argparse.Namespace) -> None:
     path = arguments.out / RESULTS_NAME
     old = read_only(path, SideBySideRecord) if path.exists() else []
     first = max((one.round + 1 for one in old), default=0)  # rounds of two calls are never taken for one
+    known = {**shape, "model": checkpoint.path.name, "content_sha256": checkpoint.content_sha256}
     without = {OURS, THEIRS}
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         copy = readable_copy(checkpoint, Path(folder) / checkpoint.path.name)
@@ -137,16 +137,9 @@ def side_by_side(arguments: argparse.Namespace) -> None:
                     outcome = run_bench(checkpoint, arguments.prompt, arguments.new)
                 else:
                     outcome = run_theirs(python, {"model": str(copy), **shape, "asleep": contender == ASLEEP})
-                record = SideBySideRecord(
-                    when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    contender=contender,
-                    round=number,
-                    model=checkpoint.path.name,
-                    content_sha256=checkpoint.content_sha256,
-                    environment=ours if contender == OURS else theirs,
-                    **shape,
-                    **outcome,
-                )
+                when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                facts = {**known, **outcome, "environment": ours if contender == OURS else theirs}
+                record = SideBySideRecord(when, contender, number, **facts)
                 append(path, record)
                 without -= set() if record.reason else {contender}
                 how = record.reason or f"{record.wall_s:.1f} s"
@@ -197,8 +190,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--prompt", metavar="N", type=int, default=256, help="prompt tokens (default %(default)s)")
     add("--new", metavar="M", type=int, default=16, help="new tokens (default %(default)s)")
     add("--iterations", type=int, default=3, help="passes it times at least (default %(default)s)")
-    at_least = "seconds it times at least (default: its own, %(default)s)"
-    add("--duration", metavar="S", dest="duration_s", type=int, default=10, help=at_least)
+    add(
+        "--duration",
+        metavar="S",
+        dest="duration_s",
+        type=int,
+        default=10,
+        help="seconds at least (default: its own, 10)",
+    )
     add("--rounds", type=int, default=3, help="processes of each contender (default %(default)s)")
     return guarded("side_by_side", lambda: side_by_side(cli.parse_args(argv)))
 

@@ -41,17 +41,9 @@ def race(arguments: argparse.Namespace) -> None:
             for name in TURNS if number % 2 == 0 else reversed(TURNS):
                 seconds[name].append(TURNS[name](model, prompt, scenario))
     ratio = ratio_of(seconds["ours"], seconds["generate"])
-    record = OverheadRecord(
-        when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        checkpoint=arguments.checkpoint.resolve().name,
-        scenario=scenario,
-        compute_dtype=arguments.dtype,
-        decode_s_a_token={name: tuple(values) for name, values in seconds.items()},
-        ratio=ratio.value,
-        interval=ratio.interval,
-        environment=fingerprint(device),
-    )
-    append(arguments.out, record)
+    when, folder = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), arguments.checkpoint.resolve().name
+    raced = scenario, arguments.dtype, {name: tuple(values) for name, values in seconds.items()}
+    append(arguments.out, OverheadRecord(when, folder, *raced, ratio.value, ratio.interval, fingerprint(device)))
     low, high = ratio.interval or (ratio.value, ratio.value)
     print(f"decode, ours over generate: x{ratio.value:.3f} ({low:.3f} to {high:.3f}), {len(ratio.rounds)} rounds")
 

@@ -33,8 +33,6 @@ from quantize.shell import guarded
 from quantize.source import open_source
 
 RACE_NAME = "race.jsonl"
-EVALUATION_BLOCKS = {"blocks": 8, "block_tokens": 512}
-"""Of each text that the contenders are judged on."""
 
 
 def race(arguments: argparse.Namespace) -> None:
@@ -50,16 +48,10 @@ def race(arguments: argparse.Namespace) -> None:
     size = {"blocks": arguments.blocks, "block_tokens": arguments.block_tokens}
     blocks = token_blocks(builtin_texts("calibration"), tokenizer, **size)
     judged = {"calibration": builtin_texts("evaluation"), "other": licence_texts()}
-    texts = {kind: token_blocks(text, tokenizer, **EVALUATION_BLOCKS) for kind, text in judged.items()}
-    blank = RaceRecord(
-        when="",
-        contender="",
-        model=folder.name,
-        blocks=(blocks.shape[0], blocks.shape[1]),
-        blocks_sha256=blocks_sha256(blocks),
-        texts={kind: TextFacts((text.shape[0], text.shape[1]), blocks_sha256(text)) for kind, text in texts.items()},
-        environment=fingerprint("cpu"),
-    )
+    texts = {kind: token_blocks(text, tokenizer, blocks=8, block_tokens=512) for kind, text in judged.items()}
+    facts = {kind: TextFacts((text.shape[0], text.shape[1]), blocks_sha256(text)) for kind, text in texts.items()}
+    shape = blocks.shape[0], blocks.shape[1]
+    blank = RaceRecord("", "", folder.name, shape, blocks_sha256(blocks), facts, fingerprint("cpu"))
     out.mkdir(parents=True, exist_ok=True)
     save_file({"blocks": blocks}, out / "blocks.safetensors")
     for name in turns(names, OURS):
@@ -69,9 +61,8 @@ def race(arguments: argparse.Namespace) -> None:
         ended = run_module("bench.lab.quantizers", *task, timeout_s=arguments.timeout)
         log.write_text(ended.output)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        if ended.exit_code:
-            figures: dict[str, Any] = {"reason": ended.verdict()[1]}
-        else:
+        figures: dict[str, Any] = {"reason": ended.verdict()[1]}
+        if not ended.exit_code:
             with quiet_libraries():
                 figures = figures_of(layers, folder, group_size, reference, texts)
         record = replace(blank, when=when, contender=name, **figures)

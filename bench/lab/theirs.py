@@ -27,20 +27,15 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
     if request["asleep"]:
         poll = Connection.poll
         Connection.poll = lambda self, timeout=0.2: poll(self, timeout)  # type: ignore[method-assign]
+    model = {"model": request["model"], "seed": request["seed"], "device": "cpu", "torch_dtype": "float32"}
+    work = {"latency": True, "memory": False, "iterations": request["iterations"], "duration": request["duration_s"]}
+    work["input_shapes"] = {"batch_size": 1, "sequence_length": request["prompt"]}
+    work["generate_kwargs"] = {"max_new_tokens": request["new"], "min_new_tokens": request["new"]}
     config = theirs.BenchmarkConfig(
         name="side_by_side",
         launcher=theirs.ProcessConfig(),
-        backend=theirs.PyTorchConfig(
-            model=request["model"], device="cpu", torch_dtype="float32", task="text-generation", seed=request["seed"]
-        ),
-        scenario=theirs.InferenceConfig(
-            latency=True,
-            memory=False,
-            iterations=request["iterations"],
-            duration=request["duration_s"],
-            input_shapes={"batch_size": 1, "sequence_length": request["prompt"]},
-            generate_kwargs={"max_new_tokens": request["new"], "min_new_tokens": request["new"]},
-        ),
+        backend=theirs.PyTorchConfig(task="text-generation", **model),
+        scenario=theirs.InferenceConfig(**work),
     )
     before_s = time.process_time()
     report = theirs.Benchmark.launch(config).to_dict()
@@ -56,11 +51,8 @@ def facts() -> dict[str, Any]:
     import torch
 
     installed = {one.metadata["Name"].replace("_", "-"): one.version for one in importlib.metadata.distributions()}
-    return {
-        "python": platform.python_version(),
-        "torch_threads": torch.get_num_threads(),
-        "libraries": {name: installed[name] for name in LIBRARIES if name in installed},
-    }
+    found = {name: installed[name] for name in LIBRARIES if name in installed}
+    return {"python": platform.python_version(), "torch_threads": torch.get_num_threads(), "libraries": found}
 
 
 if __name__ == "__main__":

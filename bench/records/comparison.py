@@ -5,16 +5,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bench.records.ratio import Ratio, ratio_of
 from bench.records.record import PHASES, Phase, Record, latency_records
-
-Setting = tuple[str, str | None]
-"""Device and compute dtype: records of different settings are never paired."""
-
-_Run = tuple[tuple[float, int, int], Record]
-"""A record behind its place in time: seconds since 1970 (-infinity where that is not known), round, position."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -24,8 +18,7 @@ T = TypeVar("T")
 class Comparison:
     """One checkpoint against its reference in one scenario, on one device and in one compute dtype.
 
-    ratios:  for each phase that both have.
-    rounds:  how many rounds both finished; the ratios are over these.
+    ratios:  for each phase that both have; rounds: how many rounds both finished, of which the ratios are.
     first:   in how many of them the reference ran before the checkpoint.
     apart_s: the longest time between the starts of two paired runs, None where the records do not say.
     """
@@ -54,18 +47,14 @@ def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Compariso
         return None
     ratios: dict[Phase, Ratio] = {}
     for phase in PHASES:
-        seconds = [(one.times[phase], other.times[phase]) for (_, one), (_, other) in pairs]
+        seconds = [(one.times[phase], other.times[phase]) for one, other in pairs]
         both = [(ours, theirs) for ours, theirs in seconds if ours is not None and theirs is not None]
         if both:
             ratios[phase] = ratio_of(*zip(*both, strict=True))
-    apart = [_apart_s(one, other) for one, other in pairs]
-    return Comparison(
-        reference=pairs[0][1][1].subject.name,
-        ratios=ratios,
-        rounds=len(pairs),
-        first=sum(theirs <= ours for (ours, _), (theirs, _) in pairs),
-        apart_s=max(apart) if all(map(math.isfinite, apart)) else None,
-    )
+    first = sum(_place(theirs) <= _place(ours) for ours, theirs in pairs)
+    apart = [_apart_s(ours, theirs) for ours, theirs in pairs]
+    apart_s = max(apart) if all(map(math.isfinite, apart)) else None
+    return Comparison(pairs[0][1].subject.name, ratios, len(pairs), first, apart_s)
 
 
 def widest_interval(records: Sequence[Record]) -> float | None:
@@ -73,23 +62,15 @@ def widest_interval(records: Sequence[Record]) -> float | None:
 
     Infinite where one has too few rounds for an interval; None where there is no ratio at all.
     """
-    good = unique(latency_records(records))
-    references: dict[tuple[str, Setting], str] = {}
-    for record in good:
-        if record.subject.may_be_reference:
-            references.setdefault((record.subject.baseline, _setting(record)), record.subject.name)
-    series: dict[Any, list[Record]] = grouped(
-        good, lambda one: (one.subject.baseline, one.scenario, _setting(one), one.subject.name)
-    )
-    widths = []
-    for (baseline, scenario, setting, name), runs in series.items():
-        reference_name = references.get((baseline, setting))
-        if name == reference_name:
-            continue
-        comparison = compare(runs, series.get((baseline, scenario, setting, reference_name), []))
-        if comparison is not None and "total" in comparison.ratios:
-            low, high = comparison.ratios["total"].interval or (1.0, math.inf)
-            widths.append(math.sqrt(high / low) - 1)
+    good, widths = unique(latency_records(records)), []
+    for group in grouped(good, lambda one: (one.subject.baseline, one.device, one.compute_dtype)).values():
+        reference = next((one.subject.name for one in group if one.subject.may_be_reference), "")
+        series = grouped(group, lambda one: (one.subject.name, one.scenario))
+        for (name, scenario), runs in series.items():
+            comparison = None if name == reference else compare(runs, series.get((reference, scenario), []))
+            if comparison is not None and "total" in comparison.ratios:
+                low, high = comparison.ratios["total"].interval or (1.0, math.inf)
+                widths.append(math.sqrt(high / low) - 1)
     return max(widths, default=None)
 
 
@@ -110,25 +91,22 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     return dict(groups)
 
 
-def _setting(record: Record) -> Setting:
-    return record.device, record.compute_dtype
-
-
-def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[_Run, _Run]]:
-    """Pairs of one round each, in the order in which they ran."""
-    by_round = grouped(map(_run, reference), lambda one: (one[1].round, *_setting(one[1])))
+def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Pairs of one round each, in the order in which they ran; of different devices or compute dtypes none."""
+    by_round = grouped(reference, lambda one: (one.round, one.device, one.compute_dtype))
     pairs = []
-    for run in map(_run, variant):
-        if found := by_round.get((run[1].round, *_setting(run[1]))):
-            pairs.append((run, found[0] if len(found) == 1 else min(found, key=functools.partial(_apart_s, run))))
-    return sorted(pairs, key=lambda pair: pair[0][0])
+    for run in variant:
+        if found := by_round.get((run.round, run.device, run.compute_dtype)):
+            pairs.append((run, min(found, key=functools.partial(_apart_s, run))))
+    return sorted(pairs, key=lambda pair: _place(pair[0]))
 
 
-def _run(record: Record) -> _Run:
+def _place(record: Record) -> tuple[float, int, int]:
+    """When it ran: seconds since 1970 (-infinity where that is not known), round, position."""
     began = record.started
-    return (began.timestamp() if began else -math.inf, record.round or 0, record.position or 0), record
+    return began.timestamp() if began else -math.inf, record.round or 0, record.position or 0
 
 
-def _apart_s(one: _Run, other: _Run) -> float:
+def _apart_s(one: Record, other: Record) -> float:
     """Seconds between the starts of two runs, not finite where a record does not say."""
-    return abs(one[0][0] - other[0][0])
+    return abs(_place(one)[0] - _place(other)[0])

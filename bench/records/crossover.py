@@ -13,36 +13,28 @@ from quantize.schema import Seconds
 SCHEMA_VERSION = 2
 CROSSOVER_NAME = "crossover.jsonl"
 
-DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
-"""Tokens at once in decode: one for each sequence of the batch."""
-
-PROMPT_TOKENS = (64, 128, 256, 512, 1024, 2048)
-"""Tokens at once in prefill: the prompt's, batch 1."""
-
+DECODE_BATCHES, PROMPT_TOKENS = (1, 2, 4, 8, 16, 32), (64, 128, 256, 512, 1024, 2048)
 COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)
+"""Tokens at once: in decode one for each sequence of the batch, in prefill the prompt's, batch 1."""
 
 SAME_WITHIN = 0.03
 """Medians this close are no order."""
 
-MIN_TURNS = 3
-"""Fewer turns tell no order."""
-
-AGREEING_TURNS = 0.75
-"""Share of the turns that must agree on who is faster: neighbours in time, they saw the same machine."""
+MIN_TURNS, AGREEING_TURNS = 3, 0.75
+"""Fewer turns tell no order; of more this share must agree on who is faster: turns side by side saw one machine."""
 
 Style = Literal["dense", "GEMM", "GEMV", "bitsandbytes"]
 Mode = Literal["eager", "CUDA graph"]
 Linear = tuple[str, int, int]
-"""Name, out features, in features."""
 
 
 @dataclass(frozen=True)
 class CrossoverEntry:
     """One way to run the linear layers of a decoder layer (a contender), with so many tokens at once.
 
-    shape, linears: the model's name and its layer's. group_size: of the 4-bit weights in AWQ's format. tokens: at once;
-    None where the contender cannot run at all. kernel: what ran for that many tokens. mode: whether the host asked for
-    every kernel or a CUDA graph replayed them.
+    shape, linears: the model's name and its layer's (name, out features, in features). group_size: of the 4-bit weights
+    in AWQ's format. tokens: at once; None where the contender cannot run at all. kernel: what ran for that many tokens.
+    mode: whether the host asked for every kernel or a CUDA graph replayed them.
     seconds: of one pass through all of the linear layers, one value a turn; turn k of all contenders ran close
     together, the order reversed from one turn to the next.
     relative_error: largest |found - exact| / |exact| of a token's outputs, `error_bound` what was allowed.

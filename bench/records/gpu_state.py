@@ -10,12 +10,9 @@ from typing import Any
 class GpuState:
     """One look at a GPU.
 
-    process_bytes:    memory of this process, the CUDA context included.
-    device_bytes:     memory in use on the whole device, by anyone.
-    sm_clock_mhz:     current clock of the multiprocessors.
-    memory_clock_mhz: current clock of the memory.
-    power_limit_w:    the enforced limit.
-    temperature_c:    of the GPU die.
+    process_bytes:    memory of this process, the CUDA context included; device_bytes: what anyone uses of the device.
+    sm_clock_mhz:     current clock of the multiprocessors; memory_clock_mhz: current clock of the memory.
+    power_limit_w:    the enforced limit; temperature_c: of the GPU die.
     throttle_reasons: names of what holds the clocks down right now, empty when nothing does.
     other_processes:  compute processes on the device beside this one.
     energy_j:         the driver's cumulative counter; only a difference of two looks means anything.
@@ -52,14 +49,10 @@ def extremes_of(looks: Sequence[GpuState]) -> GpuExtremes:
         return [value for look in looks if (value := getattr(look, name)) is not None]
 
     clocks, reasons = told("sm_clock_mhz"), told("throttle_reasons")
-    return GpuExtremes(
-        len(looks),
-        lowest_sm_clock_mhz=min(clocks, default=None),
-        highest_sm_clock_mhz=max(clocks, default=None),
-        highest_temperature_c=max(told("temperature_c"), default=None),
-        throttle_reasons=tuple(dict.fromkeys(itertools.chain.from_iterable(reasons))) if reasons else None,
-        other_processes=max(told("other_processes"), default=None),
-    )
+    lowest, highest = min(clocks, default=None), max(clocks, default=None)
+    hottest, others = (max(told(name), default=None) for name in ("temperature_c", "other_processes"))
+    held_down = tuple(dict.fromkeys(itertools.chain.from_iterable(reasons))) if reasons else None
+    return GpuExtremes(len(looks), lowest, highest, hottest, held_down, others)
 
 
 @dataclass(frozen=True)

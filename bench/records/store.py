@@ -1,6 +1,7 @@
 """Record files: one JSON line a record, of every kind; appended under a lock, checked when read. Imports no torch."""
 
 import codecs
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -44,12 +45,9 @@ TYPES: dict[str, type[AnyRecord]] = {kind: one for one in NAMES for kind in get_
 """By the `kind` of a line."""
 
 WITHOUT_KIND = {
-    "blocks_sha256": "race",
-    "decode_s_a_token": "overhead",
-    "iterations": "side by side",
-    "operations": "profile",
+    "blocks_sha256": "race", "decode_s_a_token": "overhead", "iterations": "side by side", "operations": "profile",
     "style": "crossover",
-}
+}  # fmt: skip
 """Lines of schema 1 of these kinds do not say their kind: the field that tells it."""
 
 
@@ -77,10 +75,8 @@ def append(path: Path, *records: AnyRecord) -> None:
 
 def write(path: Path, records: Iterable[AnyRecord]) -> None:
     """Write these records alone; a crash leaves the older ones. Raises UserError where `path` cannot be written."""
-    try:
+    with contextlib.suppress(OSError):  # what cannot be made cannot be written to either
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
     write_whole(path, "".join(f"{line_of(record)}\n" for record in records).encode())
 
 
@@ -191,10 +187,9 @@ def holds_records(path: Path) -> bool:
     """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else."""
     content = path.read_bytes() if path.is_file() else b"no file"
     marks = ('"kind":', *(f'"{name}":' for name in WITHOUT_KIND))
-    lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()]
-    if lines and lines[0] == "<!doctype html>":
-        return False
-    return not lines or any('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
+    lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()] or [""]
+    ours = ('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
+    return lines == [""] or (lines[0] != "<!doctype html>" and any(ours))
 
 
 def only(found: RecordFile, wanted: type[R]) -> list[R]:
@@ -231,19 +226,16 @@ def read_crossover(path: Path) -> list[CrossoverEntry]:
 
 def record_from(data: object, where: str) -> AnyRecord:
     """A record of any kind, from what its JSON line holds, brought up to date. Raises UserError for what is none."""
-    if not isinstance(data, dict):
-        raise UserError(f"{where} is no record: not a file that `bench` wrote?")
-    kind = data.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in data), None)
+    held: dict[str, Any] = data if isinstance(data, dict) else {}
+    kind = held.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in held), None)
     if not isinstance(kind, str) or kind not in TYPES:
         raise UserError(f"{where} is no record (kind {kind!r}): not a file that `bench` wrote?")
-    version, newest = data.get("schema_version"), TYPES[kind].schema_version
+    version, newest = held.get("schema_version"), TYPES[kind].schema_version
     if type(version) is not int or not 1 <= version <= newest:
-        raise UserError(
-            f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}: "
-            "use the quantable that wrote it, or measure again"
-        )
+        said = f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}"
+        raise UserError(f"{said}: use the quantable that wrote it, or measure again")
     # A later schema has more fields, unknown in older records; the first of a profile held a sum of the others.
-    fields = {**data, "kind": kind, "schema_version": newest}
+    fields = {**held, "kind": kind, "schema_version": newest}
     if kind == "profile" and version == 1:
         fields.pop("busy_s", None)
     return from_data(TYPES[kind], fields, where)

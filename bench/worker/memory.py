@@ -16,8 +16,7 @@ class RssView:
     source = "RSS"
 
     def __init__(self, proc: Path = PROC) -> None:
-        self._proc = proc
-        self._older_peak_bytes = 0
+        self._proc, self._older_peak_bytes = proc, 0
 
     def reset_peak(self) -> None:
         """Give back what is held without need and start a new peak from what is left."""
@@ -68,7 +67,6 @@ class CudaAllocatorView:
 
 
 MemoryView = RssView | CudaAllocatorView
-"""One way of looking at memory."""
 
 
 def memory_view(device_type: str) -> MemoryView:

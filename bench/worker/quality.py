@@ -14,15 +14,14 @@ from bench.worker.request import BUILTIN_LABEL
 from quantize.calibration import blocks_sha256, builtin_text, text_from, token_blocks
 from quantize.errors import UserError
 
-LOGIT_ROWS = 64
-"""Positions whose logits are turned into float32 at a time."""
+LOGIT_ROWS = 64  # turned into float32 at a time
 
 
 def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: str | None = None) -> torch.Tensor:
     """Blocks of held-out text: int64 [blocks, block_tokens].
 
-    data: a text as `quantize.calibration.text_from` reads it; None for the built-in evaluation text, which no
-    calibration sees. Raises UserError for a text that cannot be read or is too short.
+    data: a text as `quantize.calibration.text_from` reads it; None for the built-in one, which no calibration sees.
+    Raises UserError for a text that cannot be read or is too short.
     """
     texts = [builtin_text("evaluation")] if data is None else text_from(data)
     return token_blocks(texts, tokenizer, blocks=blocks, block_tokens=block_tokens)
@@ -53,8 +52,9 @@ class _Likelihood:
     def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
         loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
         if not math.isfinite(loss):
-            where = f"near token {self._tokens} of the text"
-            raise FloatingPointError(f"its output is not finite (NaN or infinity) {where}")
+            raise FloatingPointError(
+                f"its output is not finite (NaN or infinity) near token {self._tokens} of the text"
+            )
         self._total += loss
         self._tokens += len(following)
         self._vocabulary = log_probabilities.shape[-1]
@@ -103,16 +103,14 @@ def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str
     write_logprobs(keep, log_probabilities(), blocks.shape[0] * (blocks.shape[1] - 1))
     again = _DivergenceSamples()
     before = getattr(model.config, "_attn_implementation", None)
-    switch = before not in (None, "eager")
+    switch = model.set_attn_implementation if before not in (None, "eager") else lambda name: None
+    switch("eager")
     try:
-        if switch:
-            model.set_attn_implementation("eager")
         expected = logprobs_reader(keep)
         for logits, _ in predictions(model, blocks, at_once=2):
             again.add(expected(len(logits)).to(logits.device), torch.log_softmax(logits, dim=-1))
     finally:
-        if switch:
-            model.set_attn_implementation(before)
+        switch(before)
     return likelihood.quality(noise_floor=again.summary())
 
 

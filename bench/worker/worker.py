@@ -28,9 +28,9 @@ from quantize.quiet import quiet_libraries
 
 REASON_CHARACTERS = 300
 NO_MEMORY_WORDS = (
-    *("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory"),
-    *("std::bad_alloc", "memoryerror"),
-)
+    "can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory", "std::bad_alloc",
+    "memoryerror",
+)  # fmt: skip
 """What an error, or a process that dies without a record, says in lower case where memory ran out."""
 
 
@@ -47,7 +47,7 @@ class Bench:
 
 def work(request: Request, emit: Callable[[Record], None]) -> None:
     """Load the model, emit a record a work, failures included; a failure to load is one of everything asked for."""
-    started_at, start = _now(), time.perf_counter()
+    started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     try:
         bench = _load(request)
     except Exception as error:
@@ -80,26 +80,19 @@ def _load(request: Request) -> Bench:
     load_peak_bytes = view.peak_bytes()
     view.reset_peak()
     spread = loaded.placement is not None  # weights that wait in RAM are not in the model between two passes
-    memory = Memory(
-        weights_bytes=loaded.weights_bytes if spread else weights_bytes(loaded.model),
-        source=view.source,
-        baseline_bytes=view.current_bytes(),
-        load_peak_bytes=load_peak_bytes,
-        run_peak_bytes=None,
-        decode_bytes=None if spread else decode_bytes(loaded.model),
-    )
+    held_bytes = loaded.weights_bytes if spread else weights_bytes(loaded.model)
+    read_bytes = None if spread else decode_bytes(loaded.model)
+    memory = Memory(held_bytes, view.source, view.current_bytes(), load_peak_bytes, None, decode_bytes=read_bytes)
     nvml = open_nvml(cuda_uuid()) if device_type == "cuda" else None
     return Bench(loaded, clock_for(device_type), view, nvml, memory)
 
 
 def _measured(request: Request, bench: Bench, asked: Work) -> Record:
     """The record of one scenario, of quality, or of tasks."""
-    started_at, start = _now(), time.perf_counter()
-    fields: dict[str, Any] = {
-        "kernels": Kernels(bench.loaded.prefill_kernel, bench.loaded.decode_kernel),
-        "quantization": quantization_of(bench.loaded.model),
-        "placement": bench.loaded.placement,
-    }
+    started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    loaded = bench.loaded
+    fields: dict[str, Any] = {"quantization": quantization_of(loaded.model), "placement": loaded.placement}
+    fields["kernels"] = Kernels(loaded.prefill_kernel, loaded.decode_kernel)
     looks: list[GpuState] = []
 
     def look() -> None:
@@ -110,21 +103,14 @@ def _measured(request: Request, bench: Bench, asked: Work) -> Record:
     bench.view.reset_peak()
     status: Status = "ok"
     try:
-        figures, cache = _figures(request, bench, asked, look)
-        run_peak_bytes = bench.view.peak_bytes()
+        figures, held = _figures(request, bench, asked, look)
+        held |= {"run_peak_bytes": bench.view.peak_bytes(), "reserved_peak_bytes": bench.view.reserved_peak_bytes()}
         look()
-        fields |= figures
-        fields["memory"] = replace(
-            bench.memory,
-            run_peak_bytes=run_peak_bytes,
-            nvml_process_bytes=looks[-1].process_bytes if looks else None,
-            nvml_device_bytes=looks[-1].device_bytes if looks else None,
-            reserved_peak_bytes=bench.view.reserved_peak_bytes(),
-            **cache,
-        )
         if looks:
             before, *between, after = looks
+            held |= {"nvml_process_bytes": after.process_bytes, "nvml_device_bytes": after.device_bytes}
             fields["device_state"] = GpuStates(before, extremes_of(between), after)
+        fields |= figures | {"memory": replace(bench.memory, **held)}
     except Exception as error:
         status, fields["reason"] = failure(error, request.run.target.checkpoint)
     wall_s = time.perf_counter() - start
@@ -188,12 +174,8 @@ def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
     if isinstance(error, UserError | FloatingPointError):
         return "unsupported" if isinstance(error, UserError) else "broken", text[:REASON_CHARACTERS]
     traceback.print_exception(error)
-    no_memory = (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error).lower() for words in NO_MEMORY_WORDS)
-    )
+    said = f"{type(error).__name__}: {error}".lower()
+    no_memory = getattr(error, "errno", None) == errno.ENOMEM or any(words in said for words in NO_MEMORY_WORDS)
     return ("oom" if no_memory else "error"), f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]
 
 
@@ -205,14 +187,9 @@ def without_folder(text: str, checkpoint: str | None) -> str:
 def die_with(parent_pid: int) -> None:
     """Have the kernel end this process when its parent ends: an orphan would disturb the next measurement."""
     if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent_pid:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def main(arguments: list[str] | None = None) -> int:

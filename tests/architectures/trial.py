@@ -306,7 +306,7 @@ def with_ratios(out: Path, outcomes: dict[str, VariantOutcome]) -> dict[str, Var
     seconds: dict[str, list[float]] = {}
     for record in read_only(out / RECORDS_NAME, Record):
         if record.latency is not None:
-            seconds.setdefault(record.subject.variant, []).append(record.seconds("total") or math.inf)
+            seconds.setdefault(record.subject.variant, []).append(record.times["total"] or math.inf)
     median = {variant: statistics.median(values) for variant, values in seconds.items()}
     reference = median.get(REFERENCE.name)
     return {
