@@ -95,7 +95,7 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         **{f"kl_{name}": value for name, value in _fields(divergence, "mean", "median", "p99").items()},
         **_fields(divergence, "flips"),
         **_fields(timing and timing.memory, *MEMORY_FIELDS),
-        **_steadiness(timing),
+        **_fields(timing, "energy_j", "unsteady_rounds", "outliers", "samples"),
         **_origin(measurement),
     }
 
@@ -145,11 +145,6 @@ def _decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
     }
 
 
-def _steadiness(timing: Timing | None) -> dict[str, Any]:
-    unsteady = {"unsteady_rounds": timing.unsteady if timing else None}
-    return {**_fields(timing, "energy_j"), **unsteady, **_fields(timing, "outliers", "samples")}
-
-
 def _iso(moment: datetime | None) -> str | None:
     return moment.isoformat() if moment else None
 
@@ -172,15 +167,13 @@ def _row(measurement: Measurement, result: Result) -> dict[str, Any]:
 
 
 def _timing(measurement: Measurement, timing: Timing) -> dict[str, Any]:
+    own = {name: value for name, value in vars(timing).items() if name not in ("comparison", "memory")}
     return {
-        **to_data(_fields(timing, "scenario", "rounds", "seconds", "prefill_by_length_s")),
+        **to_data(own),
         **_speeds(timing),
         **_decode(measurement, timing),
         "run_peak_bytes": timing.run_peak_bytes,
         "memory": _fields(timing.memory, *MEMORY_FIELDS),
-        **_steadiness(timing),
-        "throttled": list(timing.throttled),
-        "other_processes": timing.other_processes,
         "kernels": timing.kernels or None,
         **_fields(timing.comparison, "reference", "apart_s"),
         "ratios": to_data(timing.comparison.ratios) if timing.comparison else {},

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC
 
 from bench.records.scenario import Scenario
-from reports.results import HEADLINE, Measurement, Result, Timing
+from reports.compatibility import HEADLINE
+from reports.results import Measurement, Result, Timing
 from reports.table import gigabytes_text
 
 OUTLIER_SHARE = 0.05
@@ -91,8 +92,8 @@ def _doubts(timing: Timing) -> dict[str, object]:
     hours = ((comparison and comparison.apart_s) or 0.0) / 3600
     apart = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
     return {
-        f"the warm-up never became steady in {timing.unsteady} of {timing.rounds} rounds: close other programs and "
-        "measure again.": timing.unsteady,
+        f"the warm-up never became steady in {timing.unsteady_rounds} of {timing.rounds} rounds: close other programs "
+        "and measure again.": timing.unsteady_rounds,
         f"{timing.outliers} of {timing.samples} samples lie far from the rest (none is dropped): something else ran; "
         "close it and measure again, or raise --rounds.": timing.outliers > OUTLIER_SHARE * timing.samples,
         f"the GPU's clocks were held down ({', '.join(timing.throttled)}): let it cool, or lower the load, and measure "

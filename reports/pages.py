@@ -11,23 +11,15 @@ from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, b
 
 METHOD = "What the columns mean and how each figure comes about: docs/method.md."
 
-MEMORY_COLUMNS = {
-    Column(f"{title} GB", "gigabytes", optional=True): f"{field}_bytes"
-    for title, field in (
-        ("Weights", "weights"), ("KV cache", "kv_cache"), ("Activations", "activations"), ("Rest", "rest"),
-        ("Run peak", "run_peak"), ("Load peak", "load_peak"), ("Reserved", "reserved_peak"),
-        ("Process (NVML)", "nvml_process"), ("Device (NVML)", "nvml_device"),
-    )
-}  # fmt: skip
-"""The memory table's columns, and the fields of Memory behind them."""
-
-DIVERGENCE_COLUMNS = {
-    Column("KLD mean", "nats", missing="", optional=True): "mean",
-    Column("median", "nats", missing="", optional=True): "median",
-    Column("99%", "nats", missing="", optional=True): "p99",
-    Column("Flips", "share", missing="", optional=True): "flips",
+MEMORY = {
+    **{"weights": "Weights", "kv_cache": "KV cache", "activations": "Activations", "rest": "Rest"},
+    **{"run_peak": "Run peak", "load_peak": "Load peak", "reserved_peak": "Reserved"},
+    **{"nvml_process": "Process (NVML)", "nvml_device": "Device (NVML)"},
 }
-"""The quality table's, and the fields of Divergence behind them."""
+"""Fields of Memory, without their unit, and the titles of their columns."""
+
+DIVERGENCE = (("KLD mean", "mean"), ("median", "median"), ("99%", "p99"))
+"""Titles of columns in nats, and the fields of Divergence behind them."""
 
 
 def page(found: Sequence[Measurement]) -> Page:
@@ -144,7 +136,8 @@ def quality_table(measurement: Measurement) -> Table:
     for result in measurement.results:
         quality, label = result.quality, measurement.labels[result.subject]
         ratio = 1.0 if result.is_reference and quality else result.perplexity_ratio
-        rows.append(_quality_row(label, quality.perplexity if quality else None, ratio, quality and quality.divergence))
+        perplexity, divergence = (quality.perplexity, quality.divergence) if quality else (None, None)
+        rows.append(_quality_row(label, perplexity, ratio, divergence))
         if quality and quality.noise_floor:
             floors.append(_quality_row(f"{label} against itself", None, None, quality.noise_floor))
     return Table.of(rows + floors)
@@ -155,19 +148,21 @@ def _quality_row(label: str, perplexity: float | None, ratio: float | None, dive
         (Column("Row"), label),
         (Column("Perplexity", "perplexity"), perplexity),
         (Column("to reference", "ratio"), ratio),
-        *((column, getattr(divergence, field, None)) for column, field in DIVERGENCE_COLUMNS.items()),
+        *((Column(title, "nats", "", optional=True), getattr(divergence, field, None)) for title, field in DIVERGENCE),
+        (Column("Flips", "share", "", optional=True), divergence.flips if divergence else None),
     ]
 
 
 def memory_table(measurement: Measurement, scenario: Scenario) -> Table:
     """What the bytes of one scenario's peak are for; the process's and the device's view where NVML told."""
+    columns = {f"{field}_bytes": Column(f"{title} GB", "gigabytes", optional=True) for field, title in MEMORY.items()}
     return Table.of(
         [
             (Column("Row"), measurement.labels[result.subject]),
-            *((column, getattr(timing.memory, field)) for column, field in MEMORY_COLUMNS.items()),
+            *((column, getattr(timing.memory, field)) for field, column in columns.items()),
         ]
         for result, timing in _timed(measurement, scenario)
-        if timing.memory is not None
+        if timing.memory
     )
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from bench.records.record import Record, Subject
 from quantize.variant import NATIVE_KERNEL, REFERENCE
+from reports.compatibility import HEADLINE
 from reports.notes import dummy_text, machine_text, shape_text
-from reports.results import HEADLINE, REFERENCE_METHOD, Measurement, Result
+from reports.results import REFERENCE_METHOD, Measurement, Result
 from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, titled
 
 

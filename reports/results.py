@@ -14,13 +14,10 @@ from bench.records.comparison import Comparison, compare, grouped, unique
 from bench.records.environment import Environment
 from bench.records.ratio import Ratio
 from bench.records.record import PHASES, Memory, Phase, Quality, Record, Status, Subject, TaskScore, latency_records
-from bench.records.scenario import SCENARIOS, Scenario
+from bench.records.scenario import Scenario
 from quantize.errors import UserError
 from quantize.variant import REFERENCE, VARIANTS
-from reports.compatibility import check_alike, check_compute_dtypes, check_subjects, refuse_scenarios
-
-HEADLINE = SCENARIOS["published"].name
-"""The scenario behind the column Time."""
+from reports.compatibility import HEADLINE, check_alike, check_compute_dtypes, check_subjects
 
 REFERENCE_METHOD = "FP16/BF16"
 
@@ -51,7 +48,7 @@ class Timing:
     kernels:         what ran the linear layers in each of PARTS; empty where nothing told.
     decode_mode:     how the decode steps ran: eager, CUDA graph, or static cache (the same without a graph).
     memory:          of the run with the highest peak.
-    unsteady:        in how many rounds the warm-up never became steady.
+    unsteady_rounds: in how many rounds the warm-up never became steady.
     outliers:        samples far from the median of their run, of so many samples.
     energy_j:        median over rounds, None where nothing told.
     throttled:       what held the GPU's clocks down.
@@ -66,7 +63,7 @@ class Timing:
     kernels: dict[Phase, str] = field(default_factory=dict)
     decode_mode: str | None = None
     memory: Memory | None = None
-    unsteady: int = 0
+    unsteady_rounds: int = 0
     outliers: int = 0
     samples: int = 0
     energy_j: float | None = None
@@ -273,9 +270,6 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Reco
 def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     check_alike(records)
     scenarios = tuple(dict.fromkeys(record.scenario for record in records if record.scenario))
-    headlines = [scenario for scenario in scenarios if scenario.name == HEADLINE]
-    if len(headlines) > 1:
-        refuse_scenarios(headlines[0], headlines[1])
     good = [record for record in records if record.status == "ok"]
     starts = sorted(moment for record in good if (moment := record.started))
     of_subject = grouped(records, lambda record: record.subject)
@@ -356,7 +350,7 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
         kernels={part: " / ".join(_each_once(getattr(one, part) for one in kernels)) for part in PARTS if kernels},
         decode_mode=" / ".join(_each_once(one.decode_mode for one in latencies if one.decode_mode)) or None,
         memory=max((run.memory for run in runs if run.memory), key=lambda one: one.run_peak_bytes or 0, default=None),
-        unsteady=sum(one.steady is False for one in latencies),
+        unsteady_rounds=sum(one.steady is False for one in latencies),
         outliers=sum(map(outliers, samples)),
         samples=sum(map(len, samples)),
         energy_j=statistics.median(energies) if energies else None,

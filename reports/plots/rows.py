@@ -26,9 +26,6 @@ ON_BAR = "#111111"
 SAME = 300
 """Points within one part in so many of the axes are one to the eye."""
 
-PANELS = 3
-"""Side by side."""
-
 
 def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> "Figure":
     """Loss over GB of weights or, with `memory_bytes`, over GB of the peak; a name and tokens/s at each point.
@@ -108,12 +105,13 @@ def speed_figure(measurement: Measurement) -> "Figure":
     shown = [one for one in kinds if any(timing.ratio(one[0]) for row in rows if (timing := row.timing(one[1])))]
     if not shown:
         raise UserError("no row has a time to compare with the reference's")
-    lines = math.ceil(len(shown) / PANELS)
     note = f"Right is slower. Bars: {CONFIDENCE:.0%} intervals over rounds. Pale: unsure, more rounds would tell."
-    figure = _figure(measurement, "time against FP16", 1.2 + lines * (0.7 + 0.3 * len(rows)), measurement.results, note)
-    grid = figure.subplots(lines, min(PANELS, len(shown)), sharex=True, sharey=True, squeeze=False)
+    figure = _figure(
+        measurement, "time against FP16", 1 + len(shown) * (0.4 + 0.3 * len(rows)), measurement.results, note
+    )
+    panels = figure.subplots(len(shown), sharex=True, sharey=True, squeeze=False)[:, 0]
     drawn = [0.5, 2.0]
-    for axes, (phase, scenario) in zip(grid.flat, shown, strict=False):
+    for axes, (phase, scenario) in zip(panels, shown, strict=True):
         axes.set_title(name_text(f"{phase} in {scenario.name}"), loc="left")
         axes.axvline(1.0, color=INK, linewidth=1)
         for height, row in enumerate(rows):
@@ -128,9 +126,7 @@ def speed_figure(measurement: Measurement) -> "Figure":
                 axes.plot([low, high], [height] * 2, color=color, alpha=alpha, linewidth=2)
                 axes.plot(ratio.value, height, "o", color=color, alpha=alpha, mfc="none" if row.broken else color)
                 drawn += [low, high]
-    for axes in grid.flat[len(shown) :]:
-        axes.remove()
-    first = grid[0, 0]
+    first = panels[0]
     first.set_yticks(range(len(rows)), [name_text(measurement.labels[row.subject]) for row in rows])
     first.set_xscale("log", base=2)
     first.set(xlim=(0.9 * min(drawn), 1.1 * max(drawn)), ylim=(len(rows) - 0.5, -0.5))
