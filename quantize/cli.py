@@ -2,12 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
-from quantize.progress import progress_bar
+from quantize.progress import Progress, progress_bar
 from quantize.shell import guarded
 from quantize.suite import QuantizeCall, calls_of, suite_rows
 from quantize.variant import GROUP_SIZES, VARIANTS
@@ -54,44 +54,48 @@ NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
-    calls = calls_from(arguments)
+    for call in calls_from(arguments):
+        with progress_bar(f"quantize: reading {call.source}") as progress:
+            make(call, arguments, say, progress)
+
+
+def make(call: QuantizeCall, arguments: argparse.Namespace, say: Callable[[str], None], progress: Progress) -> None:
+    """Make the checkpoints of one call, and say how large they are."""
     from quantize.building.build import NotAllMade, quantize
     from quantize.building.job import BuildOptions
     from quantize.rounding.options import BnbOptions
 
     options = BuildOptions(
+        group_size=call.group_size,
         calibration=arguments.calibration,
         blocks=arguments.blocks,
         block_tokens=arguments.block_tokens,
         rounding=arguments.rounding,
         bnb=BnbOptions(arguments.bnb_type, arguments.double_quant),
+        revision=call.revision,
         device=arguments.device,
         force=arguments.force,
-        spill=arguments.spill,
         name=arguments.name,
+        spill=arguments.spill,
     )
-    for call in calls:
-        chosen, dry_run = replace(options, group_size=call.group_size, revision=call.revision), arguments.dry_run
-        failed: NotAllMade | None = None
-        try:
-            with progress_bar() as show:
-                built = quantize(
-                    call.source, call.variants, arguments.out, options=chosen, progress=show, say=say, dry_run=dry_run
-                )
-        except NotAllMade as error:
-            built, failed = error.made, error
-        for item in built:
-            manifest = item.checkpoint.manifest
-            if call.base_model not in (None, manifest.base_model):
-                raise UserError(
-                    f"{call.source} makes checkpoints of {manifest.base_model}, the suite calls it {call.base_model}: "
-                    f"write base_model = {manifest.base_model!r} there"
-                )
-            if not item.kept:
-                seconds = sum(manifest.seconds.values())
-                say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
-        if failed:
-            raise failed
+    failed: NotAllMade | None = None
+    asked: dict[str, Any] = {"options": options, "progress": progress, "say": say, "dry_run": arguments.dry_run}
+    try:
+        built = quantize(call.source, call.variants, arguments.out, **asked)
+    except NotAllMade as error:
+        built, failed = error.made, error
+    for item in built:
+        manifest = item.checkpoint.manifest
+        if call.base_model not in (None, manifest.base_model):
+            raise UserError(
+                f"{call.source} makes checkpoints of {manifest.base_model}, the suite calls it {call.base_model}: "
+                f"write base_model = {manifest.base_model!r} there"
+            )
+        if not item.kept:
+            seconds = sum(manifest.seconds.values())
+            say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
+    if failed:
+        raise failed
 
 
 def calls_from(arguments: argparse.Namespace) -> list[QuantizeCall]:

@@ -25,7 +25,7 @@ from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import torch_device, weights_bytes
 from quantize.model.architecture import group_size_for
-from quantize.progress import Progress, progress_bar, silent
+from quantize.progress import Progress, progress_bar
 from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
 from quantize.source import cache_folder
@@ -79,7 +79,7 @@ def measure_crossover(
     dtype: str | None = None,
     out: Path = Path("runs"),
     budget_s: float = BUDGET_S,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     *,
     counts: Sequence[int] = COUNTS,
     racing: Sequence[Contender] | None = None,
@@ -109,24 +109,26 @@ def measure_crossover(
         blank, inputs = blank_entry(name, linears, setting), random_inputs(linears, counts, setting)
         chosen = contenders(compute_dtype) if racing is None else list(racing)
         layers, entries = [], []
-        steps = len(chosen) + len(counts)
-        for step, contender in enumerate(chosen):
-            progress("crossover", step, steps)
+        progress = progress or Progress()
+        progress.plan([("build", "", 1.0)] * len(chosen) + [("time", "", 1.0)] * len(counts))
+        for contender in chosen:
+            progress.begin(f"crossover: {contender.name}")
             built = build_layer(contender, setting, inputs, blank)
             if isinstance(built, Layer):
                 layers.append(built)
             else:
                 entries.append(built)
+            progress.advance()
         clock = clock_for(target.type)
         for step, tokens in enumerate(counts):
-            progress("crossover", len(chosen) + step, steps)
+            progress.begin(f"crossover: {tokens} tokens")
             left_s = deadline - time.monotonic()
             if step > 0 and left_s <= 0:
                 reason = f"not reached within the time budget of {budget_s:g} s"
                 entries += [replace(layer.entry, tokens=tokens, reason=reason) for layer in layers]
                 continue
             entries += time_layers(layers, tokens, clock, left_s / (len(counts) - step))
-        progress("crossover", steps, steps)
+            progress.advance()
     write(out / CROSSOVER_NAME, entries)
     return entries
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantize.building.assemble import PART_GLOB, finish, read_config, write_part
-from quantize.building.estimate import Estimate, estimate, peak_bytes
+from quantize.building.estimate import Estimate, estimate, peak_bytes, steps_left, stored_bytes
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult
@@ -73,7 +73,9 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
             skeleton.model, architecture, missing.values(), tokens=blocks.numel(), out=job.out, device=job.device
         )
         if dry_run:
-            job.say(expected.line())
+            job.say(replace(expected, disk_bytes=expected.disk_bytes + sum(job.disk.values())).line())
+            quantized = sum(rows * columns for _, rows, columns in architecture.shapes())
+            job.disk.update({name: stored_bytes(expected.parameters, quantized, one) for name, one in missing.items()})
             return built
         expected.check()
         journal = _journal(job, working_folder, blocks, missing, len(architecture.layers))
@@ -158,6 +160,7 @@ def _run(
             if recipe.search and held_out:
                 measured |= to_data(held_out)
             facts = [linear for layer in journal.state.layers for linear in layer] if recipe.search else []
+            job.progress.begin(f"{name}, joining its files")
             with writing(job.target(recipe), force=job.options.force) as folder:
                 for part in journal.parts(name).glob(PART_GLOB):
                     _link(part, folder / part.name)
@@ -171,6 +174,8 @@ def _run(
                     estimate=to_data(expected),
                     measured=measured,
                 )
+            shutil.rmtree(journal.parts(name))  # else all variants are on the disk twice
+            job.progress.advance()
     except BaseException as error:
         if disk_is_full(error):
             raise UserError(
@@ -189,7 +194,10 @@ def _layers(
     """Seconds a phase, and what the search costs in quality on text that no calibration sees."""
     total, count = len(stream.architecture.layers), len(batches_of(blocks))
     folders = {name: journal.parts(name) for name in recipes}
-    job.progress("layers", journal.finished_layers, total)
+    in_layers = [sum(one.weight.numel() for one in stream.architecture.linears(n).values()) for n in range(total)]
+    variants = [recipe.variant for recipe in recipes.values()]
+    job.progress.plan(steps_left(job, (), variants, in_layers[journal.finished_layers :]))
+    job.progress.begin(f"layer {journal.finished_layers + 1} of {total} of {', '.join(recipes)}")
     packing, kept = 0.0, journal.hidden()
     held_out = None
     if search and not job.is_dummy:
@@ -219,7 +227,9 @@ def _layers(
         states = [*hidden, *(held_out.states if held_out else []), stream.probed]
         journal.layer_done(result, states, parts, stream.groups)
         packing += time.perf_counter() - started
-        job.progress("layers", result.index + 1, total)
+        job.progress.advance()
+        if result.index + 1 < total:
+            job.progress.begin(f"layer {result.index + 2} of {total} of {', '.join(recipes)}")
     started = time.perf_counter()
     outer = dict(stream.other_tensors())
     for name, folder in folders.items():

@@ -11,14 +11,17 @@ from typing import Any
 import psutil
 import torch
 
+from quantize.building.job import Job
 from quantize.building.layer import BATCH_TOKENS
 from quantize.errors import UserError
 from quantize.methods.base import Recipe
 from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
 from quantize.process_memory import peak_resident_bytes, resident_bytes
+from quantize.progress import Step, span
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gram import column_blocks
+from quantize.variant import Variant
 
 FLOAT_BYTES = 4
 SEARCH_POINTS = 11
@@ -57,9 +60,8 @@ class Estimate:
         """One line for the screen."""
         memory = f"{self.peak_bytes / 1e9:.1f} GB of memory ({self.free_memory_bytes / 1e9:.1f} free)"
         disk = f"{self.disk_bytes / 1e9:.1f} GB of disk ({self.free_disk_bytes / 1e9:.1f} free)"
-        span = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
         weights = f"{self.parameters / 1e9:.2f} billion weights in {self.layers} layers"
-        return f"{weights}: about {memory}, {disk}, {span}"
+        return f"{weights}: about {memory}, {disk}, {span(self.seconds)}"
 
     def check(self) -> None:
         """Raise UserError when memory or disk will not do."""
@@ -102,10 +104,7 @@ def estimate(
     before_layers = embedding + activations
     peak = FLOAT_BYTES * max(in_layers, before_layers, 2 * embedding) + already_bytes
 
-    quantized, bytes_of = sum(weights), []
-    for recipe in recipes:  # the quantized weights at their bits, the rest in half precision
-        bits = (recipe.variant.w_bit or 16) + (20 / recipe.group_size if recipe.group_size else 0.5)
-        bytes_of.append(int(quantized * bits / 8 + (parameters - quantized) * 2))
+    bytes_of = [stored_bytes(parameters, sum(weights), recipe) for recipe in recipes]
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
@@ -120,6 +119,24 @@ def estimate(
         free_memory_bytes=free_memory(device, already_bytes),
         free_disk_bytes=shutil.disk_usage(existing).free,
     )
+
+
+def stored_bytes(parameters: int, quantized: int, recipe: Recipe) -> int:
+    """Of a checkpoint: the quantized weights at their bits, the rest in half precision."""
+    bits = (recipe.variant.w_bit or 16) + (20 / recipe.group_size if recipe.group_size else 0.5)
+    return int(quantized * bits / 8 + (parameters - quantized) * 2)
+
+
+def steps_left(
+    job: Job, plain: Sequence[Variant], calibrated: Sequence[Variant], layers: Sequence[int] | None = None
+) -> list[Step]:
+    """What is left of a call, in weights copied. layers: weights of each that is left, None for unknown."""
+    count, hidden = job.empty.num_parameters(), job.empty.config.get_text_config(decoder=True).hidden_size
+    tokens = job.options.blocks * job.options.block_tokens
+    cost = (3 * tokens + SEARCH_POINTS * (hidden + ELEMENTWISE_FLOPS)) / ELEMENTWISE_FLOPS
+    in_layers = [("layer", "", cost * weights) for weights in layers or [count]] if calibrated else []
+    joined = [("copy", one.name, count * (one.w_bit or 16) / 16) for one in calibrated]
+    return [*(("copy", one.name, 2.0 * count) for one in plain), *in_layers, *joined]
 
 
 def _normalized_config(config: Any) -> Any:

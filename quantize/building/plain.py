@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantize.building.assemble import finish, write_part
+from quantize.building.estimate import stored_bytes
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
@@ -25,34 +26,40 @@ Pieces = Iterator[tuple[str, Tensor, bool]]
 """(name in files, tensor, whether it is the weight of a linear layer to quantize)."""
 
 
-def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
-    """Make one checkpoint, a tensor at a time; or the finished one that is there."""
-    method = method_of(variant)
-    choices = job.choices()
+def build_plain(job: Job, variant: Variant, *, dry_run: bool = False) -> dict[str, BuiltCheckpoint]:
+    """The checkpoint of one variant by its name: made a tensor at a time, or there already. With dry_run, its size."""
+    method, model = method_of(variant), job.empty
+    choices, names = job.choices(), list[str]()
     share, count = None, len(job.weights.names())
     if method.in_groups:
         skeleton = job.skeleton()
         architecture, group_size = job.in_groups(runnable(skeleton, job.device))
-        names = [name for name, _, _ in architecture.shapes()]
-        share = quantized_share(skeleton.model, names, variant.name)
+        model, names = skeleton.model, [name for name, _, _ in architecture.shapes()]
+        share = quantized_share(model, names, variant.name)
         choices = replace(choices, group_size=group_size, kept=kept_names(skeleton, set(names)))
         pieces, count = _apart(skeleton, set(names)), len(skeleton.stored)
     elif method.quantize_layer:
         names = linear_layers(job.empty)
-        share = quantized_share(job.empty, names, variant.name)
-        choices = replace(choices, kept=kept_by_bnb(job.empty, names))
+        share = quantized_share(model, names, variant.name)
+        choices = replace(choices, kept=kept_by_bnb(model, names))
         pieces = _as_filed(job, set(names))
     else:
         pieces = ((name, job.weights.get(name), False) for name in job.weights.names())
     recipe = method.recipe(variant, choices)
     if built := job.kept(recipe):
-        return built
+        return {variant.name: built}
+    if dry_run:
+        quantized = sum(one.numel() for name in names for one in model.get_submodule(name).parameters())
+        job.disk[variant.name] = stored_bytes(job.empty.num_parameters(), quantized, recipe)
+        return {}
     started = time.perf_counter()
     target = job.target(recipe)
     with writing(target, force=job.options.force) as folder:
         _write_parts(job, recipe, pieces, count, folder)
+        job.progress.begin(f"{variant.name}, joining its files")
         manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started}, quantized_share=share)
-    return BuiltCheckpoint(Checkpoint(target, manifest), kept=False)
+    job.progress.advance()
+    return {variant.name: BuiltCheckpoint(Checkpoint(target, manifest), kept=False)}
 
 
 def kept_by_bnb(model: Any, names: Sequence[str]) -> tuple[str, ...]:
@@ -98,11 +105,10 @@ def _apart(skeleton: Skeleton, quantized: Collection[str]) -> Pieces:
 
 def _write_parts(job: Job, recipe: Recipe, pieces: Pieces, count: int, folder: Path) -> None:
     quantize_layer = method_of(recipe.variant).quantize_layer
-    variant = recipe.variant.name
     part: Tensors = {}
     parts = size = 0
-    for done, (name, tensor, quantized) in enumerate(pieces):
-        job.progress(variant, done, count)
+    for number, (name, tensor, quantized) in enumerate(pieces, start=1):
+        job.progress.begin(f"{recipe.variant.name}, tensor {number} of {count}")
         check_finite(name, tensor)
         if quantize_layer and quantized:
             made = quantize_layer(name.removesuffix(".weight"), tensor.to(job.device), recipe)
@@ -113,5 +119,5 @@ def _write_parts(job: Job, recipe: Recipe, pieces: Pieces, count: int, folder: P
             part, parts, size = {}, parts + 1, 0
         part |= made
         size += sum(one.nbytes for one in made.values())
+        job.progress.advance(tensor.numel())
     write_part(folder, parts, part)
-    job.progress(variant, count, count)
