@@ -65,19 +65,10 @@ def make(call: QuantizeCall, arguments: argparse.Namespace, say: Callable[[str],
     from quantize.building.job import BuildOptions
     from quantize.rounding.options import BnbOptions
 
-    options = BuildOptions(
-        group_size=call.group_size,
-        calibration=arguments.calibration,
-        blocks=arguments.blocks,
-        block_tokens=arguments.block_tokens,
-        rounding=arguments.rounding,
-        bnb=BnbOptions(arguments.bnb_type, arguments.double_quant),
-        revision=call.revision,
-        device=arguments.device,
-        force=arguments.force,
-        name=arguments.name,
-        spill=arguments.spill,
-    )
+    same = ("calibration", "blocks", "block_tokens", "rounding", "device", "force", "name", "spill")
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in same}
+    bnb = BnbOptions(arguments.bnb_type, arguments.double_quant)
+    options = BuildOptions(call.group_size, revision=call.revision, bnb=bnb, **given)
     failed: NotAllMade | None = None
     asked: dict[str, Any] = {"options": options, "progress": progress, "say": say, "dry_run": arguments.dry_run}
     try:

@@ -44,7 +44,7 @@ class Progress:
         self.grows_until_s = -1.0
         self._left: list[Step] = []
         self._together = 1
-        self._spent: dict[tuple[str, ...], tuple[float, float]] = {}  # cost and seconds by _keys
+        self._spent: dict[tuple[str, ...], tuple[float, float]] = {}  # cost, seconds
         self._began = self._mark = clock()
 
     def plan(self, steps: Iterable[Step]) -> None:
@@ -63,7 +63,7 @@ class Progress:
             (kind, name, whole), *rest = self._left
             done = whole if cost is None else cost
             spent = self.clock() - self._mark if seconds is None else seconds
-            for key in _keys(kind, name):
+            for key in ((kind, name), (kind,), ()):
                 before = self._spent.get(key, (0.0, 0.0))
                 self._spent[key] = before[0] + done, before[1] + max(0.0, spent)
             self._left = rest if cost is None else [(kind, name, max(0.0, whole - done)), *rest]
@@ -81,7 +81,7 @@ class Progress:
         return self._spent[()][1] + under_way, sum(expected) - under_way
 
     def _expected_s(self, kind: str, name: str, cost: float) -> float:
-        pairs = (self._spent.get(key, (0.0, 0.0)) for key in _keys(kind, name))
+        pairs = (self._spent.get(key, (0.0, 0.0)) for key in ((kind, name), (kind,), ()))
         return next((cost * seconds / of for of, seconds in pairs if of), 0.0)
 
     @property
@@ -90,19 +90,18 @@ class Progress:
         spent, left = self.seconds() or (0.0, 1.0)
         return spent / (spent + left) if left else 1.0
 
+    @property
+    def so_far(self) -> str:
+        """The time since the beginning."""
+        return f"after {span(self.clock() - self._began)}"
+
     def line(self) -> str:
         """Share, time so far and time left, as far as they are known, and what is being done."""
-        now, seconds = self.clock(), self.seconds()
-        so_far = f"after {span(now - self._began)}"
+        seconds = self.seconds()
         if seconds is None or not self._left:
-            return f"{so_far}: {self.doing}"
-        least = "at least " if now + seconds[1] < self.grows_until_s else ""
-        return f"{self.share:.0%} {so_far}, {least}{span(seconds[1])} left: {self.doing}"
-
-
-def _keys(kind: str, name: str) -> tuple[tuple[str, ...], ...]:
-    """Whose times tell of a step's: the same on the same, the same on others, all."""
-    return (kind, name), (kind,), ()
+            return f"{self.so_far}: {self.doing}"
+        least = "at least " if self.clock() + seconds[1] < self.grows_until_s else ""
+        return f"{self.share:.0%} {self.so_far}, {least}{span(seconds[1])} left: {self.doing}"
 
 
 @contextmanager
@@ -119,6 +118,8 @@ def progress_bar(first: str = "", *, show: bool = True, every_s: float = 30.0) -
 
     console, over = Console(stderr=True), threading.Event()
     draws = console.is_terminal and not console.is_dumb_terminal
+    progress = Progress(first, draws=draws)
+    progress.row = lambda line: console.print(Text(printable(line)), soft_wrap=True)
 
     def draw() -> Text:
         bar = f"[{'#' * round(BAR_CHARACTERS * progress.share):.<{BAR_CHARACTERS}}]"
@@ -128,14 +129,11 @@ def progress_bar(first: str = "", *, show: bool = True, every_s: float = 30.0) -
         while not over.wait(every_s):
             progress.row(progress.line())
 
-    def changed(progress: Progress) -> None:
-        if draws:
-            live.start()
-
-    progress = Progress(first, changed, lambda line: console.print(Text(printable(line)), soft_wrap=True), draws)
     both = sys.stdout is not None and sys.stdout.isatty()  # else it goes past the terminal
     live = Live(console=console, get_renderable=draw, refresh_per_second=1, transient=True, redirect_stdout=both)
-    if not draws:
+    if draws:
+        progress.changed = lambda _: live.start()
+    else:
         threading.Thread(target=tell, daemon=True).start()
     try:
         yield progress
@@ -143,5 +141,4 @@ def progress_bar(first: str = "", *, show: bool = True, every_s: float = 30.0) -
         over.set()
         live.stop()
     if first and not draws:
-        progress.begin("done")
-        progress.row(progress.line())
+        progress.row(f"done {progress.so_far}")

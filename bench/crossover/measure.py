@@ -110,25 +110,22 @@ def measure_crossover(
         chosen = contenders(compute_dtype) if racing is None else list(racing)
         layers, entries = [], []
         progress = progress or Progress()
-        progress.plan([("build", "", 1.0)] * len(chosen) + [("time", "", 1.0)] * len(counts))
         for contender in chosen:
-            progress.begin(f"crossover: {contender.name}")
+            progress.begin(f"crossover: making {contender.name}")
             built = build_layer(contender, setting, inputs, blank)
             if isinstance(built, Layer):
                 layers.append(built)
             else:
                 entries.append(built)
-            progress.advance()
         clock = clock_for(target.type)
         for step, tokens in enumerate(counts):
-            progress.begin(f"crossover: {tokens} tokens")
+            progress.begin(f"crossover: {tokens} tokens, {max(0.0, deadline - time.monotonic()):.0f} s left")
             left_s = deadline - time.monotonic()
             if step > 0 and left_s <= 0:
                 reason = f"not reached within the time budget of {budget_s:g} s"
                 entries += [replace(layer.entry, tokens=tokens, reason=reason) for layer in layers]
                 continue
             entries += time_layers(layers, tokens, clock, left_s / (len(counts) - step))
-            progress.advance()
     write(out / CROSSOVER_NAME, entries)
     return entries
 

@@ -270,7 +270,7 @@ class _Series:
                 self.records.append(record)
                 self.measured += 1
                 self.progress.advance(seconds=record.wall_s)
-                self.progress.row(f"{name}  {_figures(record)}")
+                self.progress.row(f"{name}  {_line(record)}")
             self.progress.advance()
 
     def latest(self) -> tuple[Record, ...]:
@@ -280,22 +280,22 @@ class _Series:
 
 def _steps(run: PlannedRun) -> list[Step]:
     """A run's works, then what its process takes beside them."""
-    works = [(kind if scenario is None else scenario.name, run.subject.name, 1.0) for kind, scenario in run.works]
-    return [*works, ("load", run.subject.name, 1.0)]
+    kinds = [kind if scenario is None else scenario.name for kind, scenario in run.works]
+    return [(kind, run.subject.name, 1.0) for kind in (*kinds, "load")]
 
 
-def _figures(record: Record) -> str:
+def _line(record: Record) -> str:
     """What a record says, in half a line."""
-    memory, quality = record.memory, record.quality
-    figures = [f"{record.status}: {record.reason}"] if record.reason else []
-    figures += [f"{score.name} {score.value:.3g}" for score in record.tasks or ()]
+    latency, quality, peak = record.latency, record.quality, record.memory and record.memory.run_peak_bytes
+    said = [f"{record.status}: {record.reason}"] if record.reason else []
+    said += [f"{score.name} {score.value:.3g}" for score in record.tasks or ()]
     if quality is not None:
-        figures += [f"perplexity {quality.perplexity:.4g}"]
-        figures += [f"KLD {quality.divergence.mean:.3g}"] if quality.divergence else []
-    if record.latency is not None:
-        figures += [f"prefill {statistics.median(record.latency.prefill_s):.3g} s"]
-        steps = [step for steps in record.latency.decode_s for step in steps]
-        figures += [f"decode {1000 * statistics.median(steps):.3g} ms"] if steps else []
-        figures += [f"peak {memory.run_peak_bytes / 1e9:.2f} GB"] if memory and memory.run_peak_bytes else []
+        kld = f", KLD {quality.divergence.mean:.3g}" if quality.divergence else ""
+        said.append(f"perplexity {quality.perplexity:.4g}{kld}")
+    if latency is not None:
+        steps = [step for steps in latency.decode_s for step in steps]
+        said.append(f"prefill {statistics.median(latency.prefill_s):.3g} s")
+        said += [f"decode {1000 * statistics.median(steps):.3g} ms"] if steps else []
+        said += [f"peak {peak / 1e9:.2f} GB"] if peak else []
     of = record.kind if record.scenario is None else f"{record.scenario.name}  round {(record.round or 0) + 1}"
-    return f"{of}: {', '.join(figures)}"
+    return f"{of}: {', '.join(said)}"

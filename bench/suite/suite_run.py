@@ -55,9 +55,7 @@ def run_suite(
     outcome = measure(targets, out / RECORDS_NAME, replace(options, scenarios=wanted), progress)
     if not outcome.usable or budget_s == 0:
         return outcome, None
-    if progress is not None:
-        progress.plan([(CROSSOVER_NAME, "", 1.0)])
-        progress.begin(f"measuring for {CROSSOVER_NAME}, about {span(budget_s)}")
+    (progress or Progress()).begin(f"measuring for {CROSSOVER_NAME}, about {span(budget_s)}")
     return outcome, _crossover(shape or suite.shape, out, budget_s, options, outcome.records[0])
 
 

@@ -93,7 +93,7 @@ def estimate(
     widest = max(*inputs, hidden)
     largest_group = max(sum(linears[name][0] * linears[name][1] for name in names) for names in together.values())
     experts = any(experts_of(module) for module in architecture.layers[largest].modules())
-    parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
+    parameters = count_weights(model)
     embedding = model.get_input_embeddings().weight.numel()
 
     activations = tokens * hidden
@@ -121,6 +121,11 @@ def estimate(
     )
 
 
+def count_weights(model: Any) -> int:
+    """Of a model, tied ones once."""
+    return sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
+
+
 def stored_bytes(parameters: int, quantized: int, recipe: Recipe) -> int:
     """Of a checkpoint: the quantized weights at their bits, the rest in half precision."""
     bits = (recipe.variant.w_bit or 16) + (20 / recipe.group_size if recipe.group_size else 0.5)
@@ -131,7 +136,7 @@ def steps_left(
     job: Job, plain: Sequence[Variant], calibrated: Sequence[Variant], layers: Sequence[int] | None = None
 ) -> list[Step]:
     """What is left of a call, in weights copied. layers: weights of each that is left, None for unknown."""
-    count, hidden = job.empty.num_parameters(), job.empty.config.get_text_config(decoder=True).hidden_size
+    count, hidden = count_weights(job.empty), job.empty.config.get_text_config(decoder=True).hidden_size
     tokens = job.options.blocks * job.options.block_tokens
     cost = (3 * tokens + SEARCH_POINTS * (hidden + ELEMENTWISE_FLOPS)) / ELEMENTWISE_FLOPS
     in_layers = [("layer", "", cost * weights) for weights in layers or [count]] if calibrated else []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantize.building.assemble import finish, write_part
-from quantize.building.estimate import stored_bytes
+from quantize.building.estimate import count_weights, stored_bytes
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
@@ -50,7 +50,7 @@ def build_plain(job: Job, variant: Variant, *, dry_run: bool = False) -> dict[st
         return {variant.name: built}
     if dry_run:
         quantized = sum(one.numel() for name in names for one in model.get_submodule(name).parameters())
-        job.disk[variant.name] = stored_bytes(job.empty.num_parameters(), quantized, recipe)
+        job.disk[variant.name] = stored_bytes(count_weights(job.empty), quantized, recipe)
         return {}
     started = time.perf_counter()
     target = job.target(recipe)
