@@ -17,7 +17,6 @@ def quiet_libraries() -> Iterator[None]:
 
     Errors still come through: only what is less than an error is kept from the screen.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler

@@ -81,11 +81,11 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return ()
 
 
-def open_source(source: str, *, revision: str | None = None, name: str | None = None) -> Source:
+def open_source(source: str, *, revision: str | None = None, name: str | None = None, bars: bool = False) -> Source:
     """The model that `source` names, on this disk: `org/name` on the hub, a local folder, or `smollm2-135m`.
 
     `dummy:NAME` and `dummy:PATH/config.json` have random weights in that shape and no tokenizer. name: of the base
-    model in the table, left out that of the folder or repository.
+    model in the table, left out that of the folder or repository. bars: let the hub draw its own.
 
     A hub model is downloaded (once), the embedded one is unpacked (once); a folder is used where it lies. The
     weight files are opened and hashed, so what is damaged shows here.
@@ -107,7 +107,7 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     elif source and Path(source).exists():
         raise UserError(f"{source} is a file: give the folder of a model")
     elif HUB_ID.fullmatch(source):
-        folder, revision = _download(source, revision)
+        folder, revision = _download(source, revision, bars=bars)
         kind, known_as = "hub", source.split("/")[1]
     else:
         raise UserError(f"{source!r} is no folder here, no hub id (org/name) and not {EMBEDDED_ID}, the embedded model")
@@ -183,14 +183,19 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 # The hub
 
 
-def _download(repo: str, revision: str | None, files: Sequence[str] = HUB_FILES) -> tuple[Path, str | None]:
+def _download(
+    repo: str, revision: str | None, files: Sequence[str] = HUB_FILES, *, bars: bool = False
+) -> tuple[Path, str | None]:
     """Download a hub model, or find it in the hub's cache; its folder and the commit it is of."""
     with quiet_libraries():
         from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.utils import enable_progress_bars
 
         patterns = {"allow_patterns": list(files), "ignore_patterns": ["*/*"]}
         try:
             reached = _hub_answers(repo, revision)
+            if bars:
+                enable_progress_bars()
             path = Path(snapshot_download(repo, revision=revision, local_files_only=not reached, **patterns))
         except Exception as error:
             if disk_is_full(error):

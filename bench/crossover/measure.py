@@ -20,7 +20,7 @@ from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import torch_device, weights_bytes
 from quantize.model.architecture import group_size_for
-from quantize.progress import Progress, silent
+from quantize.progress import Progress
 from quantize.quiet import quiet_libraries
 from quantize.source import cache_folder
 
@@ -81,7 +81,7 @@ def measure_crossover(
     dtype: str | None = None,
     out: Path = Path("runs"),
     budget_s: float = 60.0,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     *,
     counts: Sequence[int] = COUNTS,
     racing: Sequence[Contender] | None = None,
@@ -103,29 +103,28 @@ def measure_crossover(
         raise UserError("--budget must be at least 0 seconds")
     compute_dtype = getattr(torch, dtype or ("float32" if target.type == "cpu" else "float16"))
     racing = contenders(compute_dtype) if racing is None else racing
-    steps = len(racing) + len(counts)
+    progress = progress or Progress()
     layers: list[Layer] = []
     entries: list[CrossoverEntry] = []
     with quiet_libraries(), torch.no_grad():
         name, linears = layer_shapes(shape)
         work = Workload.of(name, linears, Setting(target, compute_dtype, group_size_for(linears)), counts)
-        for step, contender in enumerate(racing):
-            progress("crossover", step, steps)
+        for contender in racing:
+            progress.begin(f"crossover: making {contender.name}")
             entry = replace(work.entry, contender=contender.name, style=contender.style)
             try:
                 layers.append(build_layer(contender, work, entry))
             except Exception as error:  # other people's kernels and no memory left: the others go on
                 entries.append(replace(entry, reason=reason_of(error)))
         for step, tokens in enumerate(counts):
-            progress("crossover", len(racing) + step, steps)
             now = time.monotonic()
+            progress.begin(f"crossover: {tokens} tokens, {max(0.0, deadline - now):.0f} s left")
             if step > 0 and now >= deadline:
                 reason = f"not reached within the time budget of {budget_s:g} s"
                 entries += [replace(layer.entry, tokens=tokens, reason=reason) for layer in layers]
             else:
                 until = now + (deadline - now) / (len(counts) - step)
                 entries += time_layers(layers, tokens, clock_for(target.type), until)
-        progress("crossover", steps, steps)
     write(out / CROSSOVER_NAME, entries)
     return entries
 

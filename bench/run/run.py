@@ -1,6 +1,7 @@
 """`bench`: measure every checkpoint of a folder against its reference, and keep a record of each run."""
 
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from bench.worker.options import BenchChoices, BenchOptions
 from bench.worker.request import PlannedRun, QualityRequest, Settings, Target
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.files import only_writer
-from quantize.progress import Progress, silent
+from quantize.progress import Progress, Step
 from quantize.schema import with_choices
 
 
@@ -81,13 +82,13 @@ def bench(
     options: BenchOptions | None = None,
     *,
     records: Path | str | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     **choices: Unpack[BenchChoices],
 ) -> Outcome:
     """Measure every finished checkpoint in `directory` and append the records of each run to the records file.
 
     records:    the file, None for records.jsonl in the folder. What it has an ok record of is not run again.
-    progress:   told the run that begins, how many are done, and of how many.
+    progress:   told each step, and a line for each record.
     choices:    fields of BenchOptions by name, over those of `options`; of its `rounds`, too.
 
     Raises UserError before anything runs: no checkpoints, no reference, damaged files, no CUDA, a records file from
@@ -111,11 +112,11 @@ def measure(
     targets: Sequence[Target],
     path: Path,
     options: BenchOptions,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     instruments: Instruments | None = None,
 ) -> Outcome:
     """Measure these targets, each baseline's reference among them, into the records file `path`: see `bench`."""
-    instruments = instruments or Instruments()
+    instruments, progress = instruments or Instruments(), progress or Progress()
     busy = f"another `bench` is measuring into {path}: wait for it, since each would measure the other's load"
     with only_writer(path.with_name(f".{path.name}.bench.lock"), busy):
         began = instruments.now()
@@ -124,9 +125,12 @@ def measure(
         scenarios = options.scenarios or tuple(SCENARIOS.values())
         quality = checks.quality_request(options.quality_data)
         judged = quality if options.quality else None
-        progress("looking at the models", 0, 0)
+        progress.row(f"bench: {len(targets)} checkpoints, into {path}")
+        progress.begin("looking at the models")
+        if options.rounds.least < options.rounds.most:
+            progress.grows_until_s = progress.clock() + options.rounds.max_time_s
         instruments.check_models(targets, scenarios, judged)
-        progress("looking at the machine", 0, 0)
+        progress.begin("looking at the machine")
         machine = instruments.probe_machine(options.device, options.threads)
         checks.check_continues(path, old, machine, targets, judged)
         dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
@@ -172,17 +176,47 @@ class _Series:
         left = with_references(left, runs, kept)
         for folder in dict.fromkeys(filter(None, (run.target.checkpoint for run in left))):
             if folder not in self.verified:
-                self.progress(f"checking the files of {Path(folder).name}", 0, 0)
+                self.progress.begin(f"checking the files of {Path(folder).name}")
                 verify(open_checkpoint(Path(folder)))
                 self.verified.add(folder)
-        for number, run in enumerate(left):
-            work = "quality" if run.round is None else f"round {run.round + 1}"
-            self.progress(f"{run.subject.name}, {work}", number, len(left))
+        self.progress.plan(step for run in left for step in _steps(run))
+        rounds = max((run.round or 0) + 1 for run in runs)
+        alone = len({run.subject.base_model for run in runs}) == 1
+        for run in left:
+            name = run.subject.name.removeprefix(f"{run.subject.base_model}-" if alone else "")
+            work = "quality" if run.round is None else f"round {run.round + 1} of {rounds}"
+            self.progress.begin(f"{name}, {work}", together=len(_steps(run)))
             for record in self.executor(run):
                 append(self.path, record)
                 self.records.append(record)
                 self.measured += 1
+                self.progress.advance(seconds=record.wall_s)
+                self.progress.row(f"{name}  {_line(record)}")
+            self.progress.advance()
 
     def latest(self) -> tuple[Record, ...]:
         """The last record of each work that was wanted."""
         return tuple({key_of(record): record for record in self.records if key_of(record) in self.wanted}.values())
+
+
+def _steps(run: PlannedRun) -> list[Step]:
+    """A run's works, then what its process takes beside them."""
+    kinds = [kind if scenario is None else scenario.name for kind, scenario in run.works]
+    return [(kind, run.subject.name, 1.0) for kind in (*kinds, "load")]
+
+
+def _line(record: Record) -> str:
+    """What a record says, in half a line."""
+    latency, quality, peak = record.latency, record.quality, record.memory and record.memory.run_peak_bytes
+    said = [f"{record.status}: {record.reason}"] if record.reason else []
+    said += [f"{score.name} {score.value:.3g}" for score in record.tasks or ()]
+    if quality is not None:
+        kld = f", KLD {quality.divergence.mean:.3g}" if quality.divergence else ""
+        said.append(f"perplexity {quality.perplexity:.4g}{kld}")
+    if latency is not None:
+        steps = [step for steps in latency.decode_s for step in steps]
+        said.append(f"prefill {statistics.median(latency.prefill_s):.3g} s")
+        said += [f"decode {1000 * statistics.median(steps):.3g} ms"] if steps else []
+        said += [f"peak {peak / 1e9:.2f} GB"] if peak else []
+    of = record.kind if record.scenario is None else f"{record.scenario.name}  round {(record.round or 0) + 1}"
+    return f"{of}: {', '.join(said)}"

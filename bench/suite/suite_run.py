@@ -14,7 +14,7 @@ from bench.suite.prompts import TokensOf
 from bench.suite.suite import Suite, checkpoint_targets, dummy_targets
 from bench.worker.options import BenchOptions
 from quantize.errors import UserError
-from quantize.progress import Progress, silent
+from quantize.progress import Progress, span
 from quantize.quiet import quiet_libraries
 
 CROSSOVER_GRACE = 3.0
@@ -30,7 +30,7 @@ def run_suite(
     shape: str | None = None,
     scenarios: Sequence[str] = (),
     crossover_s: float | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> tuple[Outcome, str | None]:
     """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl.
 
@@ -56,7 +56,7 @@ def run_suite(
     outcome = measure(targets, out / RECORDS_NAME, replace(options, scenarios=wanted), progress)
     if not outcome.usable or budget_s == 0:
         return outcome, None
-    progress(f"writing {CROSSOVER_NAME}", 0, 0)
+    (progress or Progress()).begin(f"measuring for {CROSSOVER_NAME}, about {span(budget_s)}")
     return outcome, _crossover(shape or suite.shape, out, budget_s, options, outcome.records[0])
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantize.building.assemble import PART_GLOB, finish, write_part
-from quantize.building.estimate import Estimate, estimate, peak_bytes
+from quantize.building.estimate import Estimate, checkpoint_bytes, estimate, peak_bytes, steps_left
 from quantize.building.job import BuiltCheckpoint, Job, Layers, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult, timed
@@ -68,7 +69,10 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
             skeleton.model, architecture, missing.values(), tokens=blocks.numel(), out=job.out, device=job.device
         )
         if dry_run:
-            job.say(expected.line())
+            job.say(replace(expected, disk_bytes=expected.disk_bytes + sum(job.disk.values())).line())
+            quantized = sum(rows * columns for _, rows, columns in architecture.shapes())
+            for name, one in missing.items():
+                job.disk[name] = checkpoint_bytes(expected.parameters, quantized, one.variant, one.group_size)
             return built
         expected.check()
         journal = _journal(job, working_folder, facts, missing, len(architecture.layers))
@@ -129,6 +133,7 @@ def _run(job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, journa
             if recipe.search and held_out:
                 measured |= to_data(held_out)
             facts = [linear for layer in journal.state.layers for linear in layer] if recipe.search else []
+            job.progress.begin(f"{name}, joining its files")
             with writing(job.target(recipe), force=job.options.force) as folder:
                 for part in journal.parts(name).glob(PART_GLOB):
                     try:  # the journal keeps its own until the checkpoint is finished
@@ -137,6 +142,8 @@ def _run(job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, journa
                         shutil.copyfile(part, folder / part.name)
                 layers, expected = tuple(to_data(facts)), to_data(said)
                 finish(folder, job, recipe, seconds, layers=layers, estimate=expected, measured=measured)
+            shutil.rmtree(journal.parts(name))  # else, without hard links, all variants are on the disk twice
+            job.progress.advance()
     except BaseException as error:
         if disk_is_full(error):
             raise UserError(
@@ -155,7 +162,10 @@ def _layers(
     """Seconds a phase, and what the search costs in quality on text that no calibration sees."""
     total = len(stream.architecture.layers)
     folders = {name: journal.parts(name) for name in recipes}
-    job.progress("layers", journal.finished_layers, total)
+    in_layers = [sum(one.weight.numel() for one in stream.architecture.linears(n).values()) for n in range(total)]
+    calibrated = [recipe.variant for recipe in recipes.values()]
+    job.progress.plan(steps_left(job, (), calibrated, in_layers[journal.finished_layers :]))
+    job.progress.begin(f"layer {min(journal.finished_layers + 1, total)} of {total} of {', '.join(recipes)}")
     search, held_out = _shared_search(recipes), None
     if search and not job.is_dummy:
         texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)  # which no calibration sees
@@ -181,7 +191,8 @@ def _layers(
                 for name, path in folders.items()
             ]
             journal.layer_done(result, states, parts, stream.groups)
-        job.progress("layers", result.index + 1, total)
+        job.progress.advance()
+        job.progress.begin(f"layer {min(result.index + 2, total)} of {total} of {', '.join(recipes)}")
     with timed(seconds, "pack"):
         outer = dict(stream.other_tensors())
         for name, folder in folders.items():

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from quantize.building.job import Job
 from quantize.building.layer import BATCH_TOKENS
 from quantize.errors import UserError
 from quantize.methods.base import Recipe
@@ -18,6 +19,7 @@ from quantize.model.apart import experts_of, take_apart
 from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.pretrained import empty_model
 from quantize.process_memory import peak_resident_bytes, resident_bytes
+from quantize.progress import Step, span
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gram import column_blocks
 from quantize.source import config_source
@@ -59,9 +61,8 @@ class Estimate:
     def line(self) -> str:
         memory = f"{self.peak_bytes / 1e9:.1f} GB of memory ({self.free_memory_bytes / 1e9:.1f} free)"
         disk = f"{self.disk_bytes / 1e9:.1f} GB of disk ({self.free_disk_bytes / 1e9:.1f} free)"
-        span = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
         weights = f"{self.parameters / 1e9:.2f} billion weights in {self.layers} layers"
-        return f"{weights}: about {memory}, {disk}, {span}"
+        return f"{weights}: about {memory}, {disk}, {span(self.seconds)}"
 
     def check(self) -> None:
         """Raise UserError when memory or disk will not do."""
@@ -91,7 +92,7 @@ def estimate(
     widest = max(*inputs, hidden)
     largest_group = max(sum(linears[name][0] * linears[name][1] for name in names) for names in together.values())
     experts = any(experts_of(module) for module in architecture.layers[largest].modules())
-    parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
+    parameters = count_weights(model)
     embedding = model.get_input_embeddings().weight.numel()
 
     activations, held = tokens * hidden, set(inputs) if experts else inputs  # one expert's at a time
@@ -120,6 +121,11 @@ def estimate(
     )
 
 
+def count_weights(model: Any) -> int:
+    """Of a model, tied ones once."""
+    return sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
+
+
 def checkpoint_bytes(parameters: int, quantized: int, variant: Variant, group_size: int | None) -> int:
     """The quantized weights at their bits, with what groups and blocks need beside, and the rest in half precision."""
     bits = (variant.w_bit or 16) + (20 / group_size if group_size else 0.5 if variant.w_bit == 4 else 0)
@@ -133,7 +139,7 @@ def variants_of(source: str) -> list[tuple[str, str, Variant, int, Any]]:
     """
     folder, base_model = config_source(source)
     model, found = empty_model(folder), []
-    parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
+    parameters = count_weights(model)
     for variant in sorted(variants_named(["all"]), key=lambda one: one.is_awq):
         architecture, group_size = architecture_of(model), None
         if variant.is_awq:  # experts are quantized in groups only
@@ -146,6 +152,18 @@ def variants_of(source: str) -> list[tuple[str, str, Variant, int, Any]]:
         size = checkpoint_bytes(parameters, quantized, variant, group_size)
         found.append((f"{base_model}-{variant.folder_suffix(group_size)}", base_model, variant, size, model.config))
     return found
+
+
+def steps_left(
+    job: Job, plain: Sequence[Variant], calibrated: Sequence[Variant], layers: Sequence[int] | None = None
+) -> list[Step]:
+    """What is left of a call, in weights copied. layers: weights of each that is left, None for all of one."""
+    count, hidden = count_weights(job.empty), job.empty.config.get_text_config(decoder=True).hidden_size
+    tokens = job.options.blocks * job.options.block_tokens
+    cost = (3 * tokens + SEARCH_POINTS * (hidden + ELEMENTWISE_FLOPS)) / ELEMENTWISE_FLOPS
+    in_layers = [("layer", "", cost * weights) for weights in ([count] if layers is None else layers) if calibrated]
+    joined = [("copy", one.name, count * (one.w_bit or 16) / 16) for one in calibrated]
+    return [*(("copy", one.name, 2.0 * count) for one in plain), *in_layers, *joined]
 
 
 def _normalized_config(config: Any) -> Any:

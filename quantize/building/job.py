@@ -116,6 +116,7 @@ class Job:
     say:      told each line that a user should read.
     several:  whether the call asked for more than one variant.
     refused:  variants that could not be made, and why: one does not lose the others.
+    disk:     of a dry run, bytes that each variant will write.
     """
 
     source: Source
@@ -128,6 +129,7 @@ class Job:
     say: Say
     several: bool = False
     refused: dict[str, str] = field(default_factory=dict)
+    disk: dict[str, int] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def sparing(self, *variants: Variant) -> Iterator[None]:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from quantize.building.assemble import finish, write_part
+from quantize.building.estimate import checkpoint_bytes, count_weights
 from quantize.building.job import BuiltCheckpoint, Job, Layers, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
@@ -18,8 +19,8 @@ from quantize.weights import check_finite
 PART_BYTES = 256 * 10**6
 
 
-def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
-    """Make one checkpoint, a tensor at a time; or the finished one that is there."""
+def build_plain(job: Job, variant: Variant, *, dry_run: bool = False) -> dict[str, BuiltCheckpoint]:
+    """The checkpoint of one variant by its name: made a tensor at a time, or there already. With dry_run, its size."""
     names, layers = job.weights.names(), None
     pieces: Pieces | None = None
     if method_of(variant).in_groups:
@@ -28,7 +29,14 @@ def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
         names, pieces = list(skeleton.stored), _apart(skeleton, set(layers.linears()))
     recipe = job.recipe(variant, layers)
     if built := job.kept(recipe):
-        return built
+        return {variant.name: built}
+    if dry_run:
+        model, linears = (layers.skeleton.model, layers.linears()) if layers else (job.empty, list[str]())
+        if layers is None and method_of(variant).quantize_layer:
+            linears = job.linears
+        quantized = sum(model.get_submodule(name).weight.numel() for name in linears)
+        job.disk[variant.name] = checkpoint_bytes(count_weights(job.empty), quantized, variant, recipe.group_size)
+        return {}
     started, target = time.perf_counter(), job.target(recipe)
     if method_of(variant).quantize_layer is None:
         pieces = ((name, job.weights.get(name), False) for name in names)
@@ -36,8 +44,10 @@ def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
         pieces = FileNames.of(job.empty, names).pieces(job.weights, job.linears)
     with writing(target, force=job.options.force) as folder, collector_paused():
         _write_parts(job, recipe, pieces, len(names), folder)
+        job.progress.begin(f"{variant.name}, joining its files")
         manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started})
-    return BuiltCheckpoint(Checkpoint(target, manifest), kept=False)
+    job.progress.advance()
+    return {variant.name: BuiltCheckpoint(Checkpoint(target, manifest), kept=False)}
 
 
 def _apart(skeleton: Skeleton, quantized: Collection[str]) -> Pieces:
@@ -53,8 +63,8 @@ def _apart(skeleton: Skeleton, quantized: Collection[str]) -> Pieces:
 def _write_parts(job: Job, recipe: Recipe, pieces: Pieces, count: int, folder: Path) -> None:
     quantize_layer, part = method_of(recipe.variant).quantize_layer, Tensors()
     parts = size = 0
-    for done, (name, tensor, quantized) in enumerate(pieces):
-        job.progress(recipe.variant.name, done, count)
+    for number, (name, tensor, quantized) in enumerate(pieces, start=1):
+        job.progress.begin(f"{recipe.variant.name}, tensor {number} of {count}")
         if quantize_layer and quantized:
             check_finite(name, tensor)
             made = quantize_layer(name.removesuffix(".weight"), tensor.to(job.device), recipe)
@@ -66,5 +76,5 @@ def _write_parts(job: Job, recipe: Recipe, pieces: Pieces, count: int, folder: P
             part, parts, size = {}, parts + 1, 0
         part |= made
         size += made_bytes
+        job.progress.advance(tensor.numel())
     write_part(folder, parts, part)
-    job.progress(recipe.variant.name, count, count)

@@ -27,6 +27,7 @@ from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 from quantize.errors import UserError
 from quantize.files import only_writer
+from quantize.progress import Progress
 from tests.fake_clock import FakeClock
 
 Make = Callable[..., Checkpoint]
@@ -282,13 +283,39 @@ def test_set_aside_overwrites_nothing(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_each_step(measure: Callable[..., Outcome]) -> None:
-    told: list[Any] = []
-    measure(rounds=1, progress=lambda *step: told.append(step))
-    models, machine, files, *_ = told
-    assert [models, machine] == [("looking at the models", 0, 0), ("looking at the machine", 0, 0)]
-    assert files == ("checking the files of A", 0, 0)
-    assert told[7:9] == [("A, round 1", 0, 5), ("B, round 1", 1, 5)]
-    assert told[-1] == ("E, round 1", 4, 5)
+    told: list[str] = []
+    measure(rounds=2, quality=False, progress=Progress(changed=lambda progress: told.append(progress.doing)))
+    steps = list(dict.fromkeys(told))
+    assert steps[:3] == ["looking at the models", "looking at the machine", "checking the files of A"]
+    assert steps[7:] == [
+        f"{name}, round {number} of 2" for number, names in ((1, "ABCDE"), (2, "EDCBA")) for name in names
+    ]
+
+
+def test_each_record_is_a_line_as_it_comes_and_tells_of_those_to_come(
+    measure: Callable[..., Outcome], executor: FakeExecutor, folder: Path
+) -> None:
+    clock, lines, left = FakeClock(), list[str](), list[float]()
+    executor.failing = {"B": "oom"}
+
+    def row(line: str) -> None:
+        clock.advance(1)  # what the fake records say that they took
+        lines.append(line)
+
+    def changed(progress: Progress) -> None:
+        if seconds := progress.seconds():
+            left.append(seconds[1])
+
+    measure(rounds=1, progress=Progress(changed=changed, row=row, clock=clock.mark))
+    assert lines[:5] == [
+        f"bench: 5 checkpoints, into {folder / RECORDS_NAME}",
+        "A  published  round 1: prefill 1 s, decode 100 ms",
+        "A  chat  round 1: prefill 1 s, decode 100 ms",
+        "A  quality: perplexity 15",
+        "B  published  round 1: oom: why",
+    ]
+    assert len(lines) == 16
+    assert left[0] > left[-1] == 0
 
 
 # What the user gets to fix

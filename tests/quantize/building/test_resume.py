@@ -24,11 +24,13 @@ KILLED = """
 import os, sys
 import quantize
 from quantize.building.job import BuildOptions
-def die(what, done, total):
-    if what == "layers" and done == 2:
+from quantize.progress import Progress
+def die(progress):
+    if "joining" in progress.doing:
         os.kill(os.getpid(), 9)
 options = BuildOptions(blocks=4, block_tokens=64, device="cpu")
-quantize.quantize(sys.argv[1], ["awq-gemm", "awq-gemv", "bnb-4bit"], sys.argv[2], options=options, progress=die)
+quantize.quantize(sys.argv[1], ["awq-gemm", "awq-gemv", "bnb-4bit"], sys.argv[2],
+    options=options, progress=Progress(changed=die))
 """
 
 
