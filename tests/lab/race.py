@@ -62,7 +62,7 @@ def race(arguments: argparse.Namespace) -> None:
         log.write_text(ended.output)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         figures: dict[str, Any] = {"reason": ended.verdict()[1]}
-        if not ended.exit_code:
+        if ended.exit_code == 0:
             with quiet_libraries():
                 figures = figures_of(layers, folder, group_size, reference, texts)
         record = replace(blank, when=when, contender=name, **figures)
