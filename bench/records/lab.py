@@ -27,7 +27,7 @@ class TextFacts:
 
 @dataclass(frozen=True)
 class RaceRecord:
-    """How one quantizer did (bench.lab.race).
+    """How one quantizer did (tests.lab.race).
 
     blocks:     [blocks, tokens] of the calibration; blocks_sha256: of its token ids.
     texts:      what it was judged on, by kind of text, as `perplexity` and `divergence` are.
@@ -53,7 +53,7 @@ class RaceRecord:
 
 @dataclass(frozen=True)
 class OverheadRecord:
-    """Our decode loop against a bare `model.generate` (bench.lab.overhead).
+    """Our decode loop against a bare `model.generate` (tests.lab.overhead).
 
     checkpoint:       its folder's name.
     decode_s_a_token: "ours" and "generate": seconds a token, one value a round.
@@ -78,7 +78,7 @@ class OverheadRecord:
 
 @dataclass(frozen=True)
 class SideBySideRecord:
-    """One process of us or of optimum-benchmark (bench.lab.optimum_benchmark).
+    """One process of us or of optimum-benchmark (tests.lab.optimum_benchmark).
 
     round:       counted from 0; wall_s: of the whole process, start and imports included.
     model:       the checkpoint's folder; content_sha256: of its files; prompt, new: tokens; seed: of the prompt.

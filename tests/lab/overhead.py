@@ -1,6 +1,6 @@
 """Our decode loop against a bare `model.generate`, raced in one process: what does being measured cost?
 
-python -m bench.lab.overhead CHECKPOINT --out overhead.jsonl
+python -m tests.lab.overhead CHECKPOINT --out overhead.jsonl
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Our figures beside optimum-benchmark's: the same weights in float32, the same prompt and new tokens, on the CPU.
 
-`python -m bench.lab.optimum_benchmark --theirs PYTHON --model CHECKPOINT --out DIR`. PYTHON is the interpreter of an
+`python -m tests.lab.optimum_benchmark --theirs PYTHON --model CHECKPOINT --out DIR`. PYTHON is the interpreter of an
 environment that holds optimum-benchmark, which wants another transformers than we do. Each contender runs in a process
 of its own, round after round in alternating order; every sample goes to DIR/side_by_side.jsonl, of which `report`
 makes the table.
@@ -64,7 +64,7 @@ def run_bench(checkpoint: Checkpoint, prompt: int, new: int) -> Outcome:
 
 
 def run_theirs(python: Path, request: Mapping[str, Any]) -> Outcome:
-    """One run of optimum-benchmark in its interpreter (bench.lab.theirs), whatever becomes of it."""
+    """One run of optimum-benchmark in its interpreter (tests.lab.theirs), whatever becomes of it."""
     wall_s, result = run_inside(python, request)
     if isinstance(result, str):
         return {"wall_s": wall_s, "reason": result}

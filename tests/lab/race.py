@@ -1,6 +1,6 @@
 """A race of AWQ quantizers in one run: the same model, the same calibration tokens, one process each.
 
-`python -m bench.lab.race --out runs/race` appends a record of each to race.jsonl: seconds, peak memory, perplexity and
+`python -m tests.lab.race --out runs/race` appends a record of each to race.jsonl: seconds, peak memory, perplexity and
 KL divergence. `report runs/race/race.jsonl` makes the table.
 """
 
@@ -18,7 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.lab.quantizers import CONTENDERS, OURS
 from bench.records.lab import RaceRecord, TextFacts
 from bench.records.store import append
 from bench.run.executor import run_module
@@ -31,6 +30,7 @@ from quantize.model.pretrained import model_of, tokenizer_of
 from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
 from quantize.source import open_source
+from tests.lab.quantizers import CONTENDERS, OURS
 
 RACE_NAME = "race.jsonl"
 
@@ -58,11 +58,11 @@ def race(arguments: argparse.Namespace) -> None:
         log = out / f"{name.replace(', ', '-').replace(' ', '-')}.log"
         layers = log.with_suffix(".safetensors")
         task = [name, str(folder), str(out / "blocks.safetensors"), str(group_size), str(layers)]
-        ended = run_module("bench.lab.quantizers", *task, timeout_s=arguments.timeout)
+        ended = run_module("tests.lab.quantizers", *task, timeout_s=arguments.timeout)
         log.write_text(ended.output)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         figures: dict[str, Any] = {"reason": ended.verdict()[1]}
-        if not ended.exit_code:
+        if ended.exit_code == 0:
             with quiet_libraries():
                 figures = figures_of(layers, folder, group_size, reference, texts)
         record = replace(blank, when=when, contender=name, **figures)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.lab.quantizers import CONTENDERS, _as_codes
-from bench.lab.race import licence_texts, main, turns
 from bench.records.lab import RaceRecord
 from bench.records.store import read_only
 from quantize.int4.weight import round_to_nearest
+from tests.lab.quantizers import CONTENDERS, _as_codes
+from tests.lab.race import licence_texts, main, turns
 
 OURS = ["quantable, nearest", "quantable, gptq", "round to nearest"]
 

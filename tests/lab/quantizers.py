@@ -1,6 +1,6 @@
 """Who takes part in the race of AWQ quantizers: each turns a model folder and token ids into packed 4-bit layers.
 
-`python -m bench.lab.quantizers NAME SOURCE BLOCKS GROUP_SIZE OUT`, a process each, so that peak memory is its own.
+`python -m tests.lab.quantizers NAME SOURCE BLOCKS GROUP_SIZE OUT`, a process each, so that peak memory is its own.
 SOURCE is a half-precision safetensors folder, BLOCKS a safetensors file with `blocks`, OUT one to write: the layers,
 and in its metadata `seconds` and `peak_bytes`, the highest resident set size.
 """

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.lab import optimum_benchmark
-from bench.lab.optimum_benchmark import ASLEEP, OURS, THEIRS
 from bench.records.lab import SideBySideRecord
 from bench.records.store import read_only, write
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports import report
+from tests.lab import optimum_benchmark
+from tests.lab.optimum_benchmark import ASLEEP, OURS, THEIRS
 
 MakeCheckpoint = Callable[..., Checkpoint]
 
