@@ -33,6 +33,7 @@ from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS
 from quantize.kernels.base import Int4Linear
+from quantize.progress import Progress
 from quantize.schema import to_data
 from tests.fake_clock import FakeClock
 
@@ -277,11 +278,9 @@ def test_the_shape_of_the_published_table() -> None:
 
 
 def test_every_way_that_runs_here_is_timed_and_the_others_say_why_not(config: str, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    entries = measure_crossover(
-        config, "cpu", None, tmp_path / "out", 1e6, lambda what, done, total: told.append((what, done, total)),
-        counts=(64, 1, 4),
-    )  # fmt: skip
+    told: list[str] = []
+    progress = Progress(changed=lambda progress: told.append(progress.doing))
+    entries = measure_crossover(config, "cpu", None, tmp_path / "out", 1e6, progress, counts=(64, 1, 4))
     assert read_crossover(tmp_path / "out" / CROSSOVER_NAME) == entries
     ran = {name: [e for e in entries if e.contender == name] for name in dict.fromkeys(e.contender for e in entries)}
     assert set(ran) == {"FP32", "BnB.4", "BnB.8", *KERNELS}
@@ -302,8 +301,9 @@ def test_every_way_that_runs_here_is_timed_and_the_others_say_why_not(config: st
     assert 0.25 < packed_bytes / dense_bytes < 0.28
     assert ran["FP32"][0].style == "dense"
     assert ran["triton-gemv"][0].style == "GEMV"
-    assert {what for what, _, _ in told} == {"crossover"}
-    assert told[-1][1] == told[-1][2] == len(KERNELS) + 3 + 3
+    assert told[0] == "crossover: making FP32"
+    assert [one.split(",")[0] for one in told[-3:]] == [f"crossover: {tokens} tokens" for tokens in (1, 4, 64)]
+    assert len(told) == len(KERNELS) + 3 + 3
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -444,7 +444,7 @@ def test_the_command(config: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
         out.splitlines()[-1]
         == f"{tmp_path / CROSSOVER_NAME}: `report {tmp_path / CROSSOVER_NAME} --plots` makes tables and plots of it"
     )
-    assert err == ""
+    assert all(line.startswith("after ") for line in err.splitlines())
     entries = read_crossover(tmp_path / CROSSOVER_NAME)
     assert {entry.tokens for entry in entries if entry.contender == "FP32"} == set(COUNTS)
 
