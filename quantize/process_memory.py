@@ -15,17 +15,14 @@ PROC = Path("/proc/self")
 
 def status_bytes(field: str, proc: Path = PROC) -> int | None:
     """A size in Linux's /proc/self/status, such as VmRSS (held now) or VmHWM (the peak); None elsewhere."""
-    try:
-        text = (proc / "status").read_text()
-    except OSError:
-        return None
-    found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
-    return None if found is None else int(found[1]) * 1024
+    with contextlib.suppress(OSError):
+        if found := re.search(rf"^{field}:\s+(\d+) kB$", (proc / "status").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return None
 
 
 def resident_bytes(proc: Path = PROC) -> int:
-    held = status_bytes("VmRSS", proc)
-    if held is not None:
+    if (held := status_bytes("VmRSS", proc)) is not None:
         return held
     import psutil
 
@@ -37,8 +34,7 @@ def peak_resident_bytes(proc: Path = PROC) -> int:
 
     Linux's own count in /proc comes first: `getrusage` passes the size of the process that started this one on to it.
     """
-    peak = status_bytes("VmHWM", proc)
-    if peak is not None:
+    if (peak := status_bytes("VmHWM", proc)) is not None:
         return peak
     import resource  # Windows has none, and imports this module too
 

@@ -1,8 +1,6 @@
 """Versions of installed libraries. Imports none of them."""
 
-VERSION = "0.1.0"
-"""This program's."""
-
+VERSION = "0.1.0"  # this program's
 MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
 """Libraries that decide what a checkpoint holds."""
 

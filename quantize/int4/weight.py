@@ -5,11 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEVELS = 15
-"""The highest 4-bit code: codes run from 0 to 15."""
-
-SMALLEST_RANGE = 1e-5
-"""A group of equal weights still gets a scale above zero; the same floor as autoawq's."""
+LEVELS = 15  # the highest 4-bit code: codes run from 0 to 15
+SMALLEST_RANGE = 1e-5  # a group of equal weights still gets a scale above zero; the same floor as autoawq's
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,6 @@ class Int4Weight:
 
     @property
     def group_size(self) -> int:
-        """Input features that share one scale and one zero point."""
         return self.codes.shape[1] // self.scales.shape[1]
 
     def to(self, device: torch.device) -> "Int4Weight":
