@@ -16,18 +16,9 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES: dict[str, torch.dtype] = {"BF16": torch.bfloat16, "U8": torch.uint8, "BOOL": torch.bool}
+DTYPES |= {f"F{bits}": getattr(torch, f"float{bits}") for bits in (16, 32, 64)}
+DTYPES |= {f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)}
 
 
 def regular_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
@@ -87,16 +78,12 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a folder's safetensors files, each read when it is asked for.
-
-    files: the weight files, sorted by name.
-    """
+    """The tensors of a folder's safetensors files, which are sorted by name; each is read when it is asked for."""
 
     files: tuple[Path, ...]
     _entries: Mapping[str, _Entry]
 
     def names(self) -> list[str]:
-        """Every tensor's name."""
         return list(self._entries)
 
     def get(self, name: str) -> torch.Tensor:
@@ -111,11 +98,10 @@ class Weights:
         return torch.frombuffer(data, dtype=dtype).view(entry.shape) if data else torch.empty(entry.shape, dtype=dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """A tensor's dtype, without reading it. Raises UserError for one that no plain model has."""
+        """Raises UserError for one that no plain model has."""
         dtype = self._entries[name].dtype
         if dtype not in DTYPES:
             raise UserError(f"weight {name} is of type {dtype}: give the model in half precision")
@@ -150,8 +136,7 @@ def open_weights(folder: Path) -> Weights:
 
 
 def _entries_in(path: Path) -> dict[str, _Entry]:
-    with _open_file(path):  # which checks the header, and that it says how long the file is
-        pass
+    _check_header(path)
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -179,17 +164,16 @@ def _read_index(path: Path) -> dict[str, str]:
 def _why_no_weights(folder: Path) -> str:
     if any(folder.glob("*.safetensors")):
         return f"{folder} has safetensors, but no {SINGLE_NAME} and no {INDEX_NAME}: download the model again"
-    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-        return (
-            f"{folder} has its weights only as pickles, which can run code when they are read: convert them "
-            "to safetensors (transformers: save_pretrained)"
-        )
+    if any(any(folder.glob(pattern)) for pattern in PICKLES):
+        advice = "convert them to safetensors (transformers: save_pretrained)"
+        return f"{folder} has its weights only as pickles, which can run code when they are read: {advice}"
     return f"{folder} has no weights as safetensors ({SINGLE_NAME}): download the model again, or convert it"
 
 
-def _open_file(path: Path) -> Any:
+def _check_header(path: Path) -> None:
     try:
-        return safe_open(path, framework="pt")
+        with safe_open(path, framework="pt"):  # which checks that it says how long the file is
+            return
     except SafetensorError as error:
         with path.open("rb") as file:
             if file.read(23) == b"version https://git-lfs":
@@ -203,9 +187,7 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise UserError, naming the tensor, when it holds NaN or infinity."""
     if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
         return  # NaN and Inf stay in a sum, which is one quick pass
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+    if bad := int((~torch.isfinite(tensor)).sum()):
         what = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
-        raise UserError(
-            f"weight {name} holds {what} ({bad} of {tensor.numel()} values): the model is damaged, download it again"
-        )
+        found = f"holds {what} ({bad} of {tensor.numel()} values)"
+        raise UserError(f"weight {name} {found}: the model is damaged, download it again")

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Cut = Callable[[Tensor], Tensor]
-"""A parameter as transformers keeps it -> the part of it that one linear layer has."""
+Cut = Callable[[Tensor], Tensor]  # a parameter as transformers keeps it -> the part that one linear layer has
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ UNDECORATED = {
 }
 """Classes that do not say their own form."""
 
-LIKE_LINEAR = ("FalconLinear",)
-"""Subclasses of nn.Linear that compute what it computes."""
+LIKE_LINEAR = ("FalconLinear",)  # subclasses of nn.Linear that compute what it computes
 
 
 def stacked_form(module: nn.Module) -> StackedForm | None:
@@ -133,25 +131,34 @@ def _default_gate(module: Any, gate_up: Tensor) -> Tensor:
 
 
 def take_apart(model: nn.Module) -> dict[str, Part]:
-    """Take the matrices of a model on the meta device apart, in place; returns where the new parameters come from."""
+    """Take the matrices of a model on the meta device apart, in place.
+
+    Returns where the parameters come from that are not as transformers keeps them.
+    """
     parts: dict[str, Part] = {}
     for name, module in list(model.named_modules()):
         prefix = f"{name}." if name else ""
         if (form := stacked_form(module)) is not None:
             parts |= _experts_apart(prefix, module, form)
         elif type(module).__name__ == "Conv1D":
-            parts |= _replaced(model, name, module, (module.weight.shape[0], module.weight.shape[1]), Tensor.t)
+            parts[f"{name}.weight"] = Part(f"{name}.weight", Tensor.t)
+            _put_linear(model, name, module, *module.weight.shape)
         elif type(module).__name__ in LIKE_LINEAR:
-            parts |= _replaced(model, name, module, (module.weight.shape[1], module.weight.shape[0]), _as_is)
+            _put_linear(model, name, module, *module.weight.t().shape)
     return parts
 
 
+def _put_linear(model: nn.Module, name: str, module: Any, in_features: int, out_features: int) -> None:
+    """An nn.Linear in the place of a module of the same function."""
+    has_bias, dtype = module.bias is not None, module.weight.dtype
+    model.set_submodule(name, nn.Linear(in_features, out_features, bias=has_bias, device="meta", dtype=dtype))
+
+
 def _experts_apart(prefix: str, module: Any, form: StackedForm) -> dict[str, Part]:
-    stacks = {
-        key: p for key, p in module._parameters.items() if p is not None and key.endswith(("_proj", "_proj_bias"))
-    }
+    held = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
+    stacks = {key: parameter for key, parameter in held.items() if key.endswith(("_proj", "_proj_bias"))}
     first = "gate_up_proj" if form.has_gate else "up_proj"
-    count, (_, rows, columns) = len(stacks["down_proj"]), stacks[first].shape
+    count, rows, columns = stacks[first].shape
     hidden, width = (rows, columns) if form.is_transposed else (columns, rows)
     inner = width // 2 if form.has_gate else width
     out = stacks["down_proj"].shape[2 if form.is_transposed else 1]
@@ -164,8 +171,7 @@ def _experts_apart(prefix: str, module: Any, form: StackedForm) -> dict[str, Par
         module.add_module(str(number), expert)
         for key, _ in expert.named_parameters():
             layer, _, leaf = key.rpartition(".")
-            stack = "down_proj" if layer == "down_proj" else first
-            stack += "_bias" if leaf == "bias" else ""
+            stack = ("down_proj" if layer == "down_proj" else first) + ("_bias" if leaf == "bias" else "")
             parts[f"{prefix}{number}.{key}"] = Part(prefix + stack, partial(_cut, form, number, layer, leaf))
     gate = module._apply_gate if form.has_gate and hasattr(module, "_apply_gate") else None
     module._gate = gate or (partial(_default_gate, module) if form.has_gate else module.act_fn)
@@ -184,15 +190,3 @@ def _cut(form: StackedForm, number: int, layer: str, leaf: str, stack: Tensor) -
     if form.is_concatenated:
         return own.chunk(2)[0 if layer == "gate_proj" else 1]
     return own[0 if layer == "gate_proj" else 1 :: 2]
-
-
-def _as_is(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _replaced(model: nn.Module, name: str, module: Any, sizes: tuple[int, int], weight: Cut) -> dict[str, Part]:
-    """An nn.Linear of these sizes (in, out) in the place of a module of the same function."""
-    has_bias = module.bias is not None
-    model.set_submodule(name, nn.Linear(*sizes, bias=has_bias, device="meta", dtype=module.weight.dtype))
-    parts = {f"{name}.weight": Part(f"{name}.weight", weight)}
-    return parts | ({f"{name}.bias": Part(f"{name}.bias", _as_is)} if has_bias else {})

@@ -10,14 +10,10 @@ from quantize.errors import UserError
 from quantize.model.apart import experts_of
 from quantize.variant import GROUP_SIZES
 
-PACKED_ROWS = 8
-"""Codes that make one word of the file: output features are a multiple of it."""
+PACKED_ROWS = 8  # codes that make one word of the file: output features are a multiple of it
+NEGLIGIBLE_SHARE = 0.01  # of the weights; layers that hold less in all stay in half precision, or groups were smaller
 
-NEGLIGIBLE_SHARE = 0.01
-"""Of the weights; layers that hold less in all stay in half precision rather than make every group smaller."""
-
-Shape = tuple[str, int, int]
-"""A linear layer: full name, out features, in features."""
+Shape = tuple[str, int, int]  # of a linear layer: full name, out features, in features
 
 
 @dataclass(frozen=True)
@@ -34,20 +30,15 @@ class Architecture:
     kept: frozenset[str] = frozenset()
 
     def prefix(self, index: int) -> str:
-        """What the names in layer `index` begin with."""
         return f"{self.layers_name}.{index}."
 
     def linears(self, index: int) -> dict[str, nn.Linear]:
         """The linear layers of decoder layer `index` that get quantized, by their names inside it."""
         prefix = self.prefix(index)
-        return {
-            name: module
-            for name, module in self.layers[index].named_modules()
-            if type(module) is nn.Linear and prefix + name not in self.kept
-        }
+        linears = {name: one for name, one in self.layers[index].named_modules() if type(one) is nn.Linear}
+        return {name: linear for name, linear in linears.items() if prefix + name not in self.kept}
 
     def shapes(self) -> list[Shape]:
-        """Every linear layer that gets quantized."""
         return [
             (self.prefix(index) + name, module.out_features, module.in_features)
             for index in range(len(self.layers))
@@ -70,8 +61,7 @@ def architecture_of(model: Any) -> Architecture:
 
     The weights may be on the meta device. Raises UserError where there is no list of layers.
     """
-    decoder = decoder_of(model)
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    decoder, count = decoder_of(model), model.config.get_text_config(decoder=True).num_hidden_layers
     lists = _lists_in(decoder)
     fitting = [one for one in lists if len(one[1]) == count] or lists
     if not fitting:
@@ -109,10 +99,8 @@ def _routers(layers: nn.ModuleList) -> list[str]:
         if type(module) is not nn.Linear:
             continue
         own = [count for block, count in blocks.items() if name.startswith(f"{block}." if block else "")]
-        leaves = name.split(".")
-        chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in leaves)
-        routes = any("router" in leaf for leaf in leaves)
-        if module.out_features == 1 or routes or (chooses and module.out_features in own):
+        chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in name.split("."))
+        if module.out_features == 1 or "router" in name or (chooses and module.out_features in own):
             found.append(name)
     return found
 
@@ -123,16 +111,17 @@ def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
     A size fits when it divides the input features of every layer, few small ones aside. Raises UserError when it does
     not, or when no size does, or where no layer's output features are a multiple of eight.
     """
-    packed = [shape for shape in shapes if shape[1] % PACKED_ROWS == 0]
+    unpacked = [shape for shape in shapes if shape[1] % PACKED_ROWS]
     weights = sum(rows * columns for _, rows, columns in shapes)
 
     def lost(layers: Sequence[Shape]) -> bool:
         return sum(rows * columns for _, rows, columns in layers) > NEGLIGIBLE_SHARE * weights
 
-    if lost([shape for shape in shapes if shape[1] % PACKED_ROWS]):
-        name, out_features, _ = next(shape for shape in shapes if shape[1] % PACKED_ROWS)
+    if lost(unpacked):
+        name, out_features, _ = unpacked[0]
         raise UserError(f"{name} has {out_features} output features, no multiple of 8: AWQ cannot pack it")
     sizes = ", ".join(map(str, GROUP_SIZES))
+    packed = [shape for shape in shapes if shape[1] % PACKED_ROWS == 0]
     unfit = {size: [shape for shape in packed if shape[2] % size] for size in GROUP_SIZES}
     fitting = [size for size in GROUP_SIZES if not lost(unfit[size])]
     if wanted is None:

@@ -8,11 +8,11 @@ then gives what it gave before, bit for bit, nothing else has seen those channel
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,15 @@ WRAPPED_TYPES = ("bloom", "gpt_neox", "mpt", "gptj", "gpt_bigcode", "starcoder2"
 """Model types whose checkpoints have such wrappers."""
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A source whose scales cannot move, and why."""
-
-    source: str
-    reason: str
-
-
 class _Refused(Exception):  # noqa: N818 - it says what a try has shown
-    """This source's channels cannot be scaled."""
+    """This source's channels cannot be scaled. width: input features of the matrix that shows it, 0 for no matrix."""
+
+    def __init__(self, reason: str, width: int = 0) -> None:
+        super().__init__(reason)
+        self.width = width
 
 
-Run = Callable[[], Sequence[Tensor]]
-"""Runs the layer once on the same inputs; gives everything that leaves it."""
+Run = Callable[[], Sequence[Tensor]]  # runs the layer once on the same inputs; gives everything that leaves it
 
 
 @dataclass
@@ -64,28 +59,27 @@ class Prober:
         self.matrices = {name: module for name, module in layer.named_modules() if _is_matrix(module)}
         self._seen: dict[str, _Record] = {}
         self._peers = _peers(layer)
-        self._reason, self._spoiled_width = "", 0
         self._output = self._record()
 
-    def groups(self, head_sizes: Sequence[int] = (), wrapped: bool = False) -> tuple[list[ScaleGroup], list[Refusal]]:
-        """Every group that holds, in the order of the layer, and why the other sources have none.
+    def groups(self, head_sizes: Sequence[int] = (), wrapped: bool = False) -> tuple[list[ScaleGroup], dict[str, str]]:
+        """Every group that holds, in the order of the layer, and by source why the others have none.
 
         head_sizes: channels of an attention head, which tell what rows of a fused projection to try; wrapped: whether a
         checkpoint may hold the scales of activation functions. No two groups share a consumer.
         """
         groups: list[ScaleGroup] = []
-        refused: list[Refusal] = []
+        refused: dict[str, str] = {}
         taken: set[str] = set()
         for names in self._sources(wrapped):
             try:
                 found = self._try(names, head_sizes)
             except _Refused as refusal:
-                refused += [Refusal(name, str(refusal)) for name in names]
+                refused |= dict.fromkeys(names, str(refusal))
                 continue
             for group in found:
                 consumers = {consumer.name for consumer in group.consumers}
                 if consumers & taken:
-                    refused.append(Refusal(group.source, "another source's scales reach the same matrix"))
+                    refused[group.source] = "another source's scales reach the same matrix"
                 else:
                     groups.append(group)
                     taken |= consumers
@@ -93,28 +87,22 @@ class Prober:
 
     def _sources(self, wrapped: bool) -> list[list[str]]:
         """Modules to try, norms first; experts' layers of one name are tried together."""
-        norms: list[list[str]] = []
-        acts: list[list[str]] = []
-        for name, module in self._layer.named_modules():
-            if is_norm(module):
-                norms.append([name])
-            elif wrapped and name in ACTIVATIONS:
-                acts.append([name])
-        return [*norms, *self._peers.values(), *acts]
+        norms = [[name] for name, module in self._layer.named_modules() if is_norm(module)]
+        acts = [[name] for name, _ in self._layer.named_modules() if wrapped and name in ACTIVATIONS]
+        return [*norms, *self._peers.values(), *(act for act in acts if act not in norms)]
 
     def _try(self, names: list[str], head_sizes: Sequence[int]) -> list[ScaleGroup]:
-        widths = {name: self._width(name) for name in names}
-        total = sum(widths.values())
+        total = sum(map(self._width, names))
         if total == 0:
             raise _Refused("it is not called, or gives more than a tensor")
-        everything = torch.ones(total, dtype=torch.bool)
+        free = torch.ones(total, dtype=torch.bool)
         try:
-            self._pass(names, everything)
-            free = everything
-        except _Refused:
-            if len(names) > 1 or type(self._layer.get_submodule(names[0])) is not nn.Linear:
+            self._pass(names, free)
+        except _Refused as refusal:
+            is_linear = type(self._layer.get_submodule(names[0])) is nn.Linear
+            if len(names) > 1 or not is_linear or not total > refusal.width > 0:
                 raise
-            free = self._some_rows(names, total, head_sizes)
+            free = self._some_rows(names, _row_choices(total, refusal.width, head_sizes))
         fed = {name: state for name, state in self._pass(names, free).items() if bool((state == 2).any())}
         if not fed:
             raise _Refused("no matrix reads it")
@@ -127,7 +115,7 @@ class Prober:
         for name, state in fed.items():
             codes[name][state == 1] = OTHER
             codes[name][state == 0] = UNSEEN
-        groups = [self._completed(group) for group in self._split(names, widths, free, codes)]
+        groups = [self._completed(group) for group in self._split(names, free, codes)]
         if is_norm(self._layer.get_submodule(names[0])):
             groups = [replace(group, one_plus=self._is_one_plus(group.source)) for group in groups]
         return groups
@@ -140,8 +128,7 @@ class Prober:
         own = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]
         for one_plus in (False, True):
             given.clear()
-            with _hooks() as hooks:
-                hooks.append(module.register_forward_hook(lambda module, args, output: given.append(output)))
+            with module.register_forward_hook(lambda module, args, output: given.append(output)):
                 try:
                     for parameter, data in own:
                         plus = float(one_plus and parameter is module.weight)
@@ -154,14 +141,11 @@ class Prober:
                 return one_plus
         raise _Refused("its weight is no factor of what it gives")
 
-    def _split(
-        self, names: list[str], widths: dict[str, int], free: Tensor, codes: dict[str, Tensor]
-    ) -> list[ScaleGroup]:
+    def _split(self, names: list[str], free: Tensor, codes: dict[str, Tensor]) -> list[ScaleGroup]:
         """A group for each source of those that were tried together."""
-        start = 0
-        groups = []
+        start, groups = 0, list[ScaleGroup]()
         for name in names:
-            stop = start + widths[name]
+            stop = start + self._width(name)
             consumers = []
             own_free = free[start:stop].clone()
             for consumer, code in codes.items():
@@ -176,7 +160,7 @@ class Prober:
             start = stop
             if consumers:
                 groups.append(ScaleGroup(name, tuple(own_free.tolist()), tuple(consumers)))
-        return groups + self._uncalled(groups, [name for name in names if not widths[name]])
+        return groups + self._uncalled(groups, [name for name in names if not self._width(name)])
 
     def _completed(self, group: ScaleGroup) -> ScaleGroup:
         """The group with the experts that saw no token: their layers read what their peers' read."""
@@ -198,26 +182,19 @@ class Prober:
             return []
         first, home = groups[0], groups[0].source.rpartition(".")[0]
         (consumer, *more) = first.consumers
-        alike = not more and consumer.name.startswith(f"{home}.") and all(_alike(first, group) for group in groups)
-        if not alike:
+        forms = {(group.free, *(one.channels for one in group.consumers)) for group in groups}
+        if more or len(forms) > 1 or not consumer.name.startswith(f"{home}."):
             return []
-        return [
-            ScaleGroup(
-                name, first.free, (Consumer(name.rpartition(".")[0] + consumer.name[len(home) :], consumer.channels),)
-            )
-            for name in names
-        ]
+        read = {name: name.rpartition(".")[0] + consumer.name[len(home) :] for name in names}
+        return [ScaleGroup(name, first.free, (Consumer(read[name], consumer.channels),)) for name in names]
 
     def _width(self, name: str) -> int:
         outputs = self._seen[name].outputs if name in self._seen else []
         return int(outputs[0][0].shape[-1]) if outputs and len(outputs[0]) == 1 else 0
 
-    def _some_rows(self, names: list[str], total: int, head_sizes: Sequence[int]) -> Tensor:
+    def _some_rows(self, names: list[str], choices: Iterator[Tensor]) -> Tensor:
         """Rows of a fused projection that can be scaled while others cannot; raises _Refused where none are found."""
-        target = self._spoiled_width
-        if not total > target > 0:
-            raise _Refused(self._reason)
-        for rows in _row_choices(total, target, head_sizes):
+        for rows in choices:
             try:
                 if self._pass(names, rows):
                     return rows
@@ -230,24 +207,19 @@ class Prober:
 
         Raises _Refused where anything else has seen them.
         """
-        self._reason, self._spoiled_width = "", 0
         factors = doubled.to(torch.float32) + 1
         states: dict[str, Tensor] = {}
-        calls = {name: count() for name in self.matrices}
-        start = 0
-        with _hooks() as hooks:
-            for name in names:
+        with ExitStack() as hooks:
+            for name, own in zip(names, torch.split(factors, [*map(self._width, names)]), strict=True):
                 module = self._layer.get_submodule(name)
-                own = factors[start : start + self._width(name)]
-                start += self._width(name)
-                hooks.append(module.register_forward_hook(partial(_scaled, own)))
+                hooks.enter_context(module.register_forward_hook(partial(_scaled, own)))
             for name, module in self.matrices.items():
                 if name not in names:
-                    hook = partial(self._compare, name, calls[name], states)
-                    hooks.append(module.register_forward_pre_hook(hook))
+                    hook = partial(self._compare, name, count(), states)
+                    hooks.enter_context(module.register_forward_pre_hook(hook))
             output = self._run_once()
         if not _same(output, self._output):
-            self._refuse("the layer's output depends on it")
+            raise _Refused("the layer's output depends on it")
         return states
 
     def _compare(
@@ -257,7 +229,7 @@ class Prober:
         number, x = next(calls), args[0]
         record = self._seen[name]
         if number >= len(record.inputs) or record.inputs[number].shape != x.shape:
-            self._refuse(f"{name} is then called in another way")
+            raise _Refused(f"{name} is then called in another way")
         before = record.inputs[number]
         if torch.equal(before, x):
             state = torch.ones(x.shape[-1], dtype=torch.int8, device=x.device)
@@ -265,10 +237,10 @@ class Prober:
         else:
             same, twice, zero = _channelwise(x == before), _channelwise(x == 2 * before), _channelwise(before == 0)
             if not bool((same | twice).all()):
-                self._refuse(f"{name} does not see it channel by channel", x.shape[-1])
+                raise _Refused(f"{name} does not see it channel by channel", x.shape[-1])
             state = torch.where(zero & same, 0, torch.where(same, 1, 2)).to(torch.int8)
             if type(module) is not nn.Linear and not self._divides(module, args, state, record.outputs[number]):
-                self._refuse(f"{name} is no plain product", x.shape[-1])
+                raise _Refused(f"{name} is no plain product", x.shape[-1])
         states[name] = self._merged(name, states.get(name), state.cpu())
         return before, *args[1:]
 
@@ -278,7 +250,7 @@ class Prober:
             return state
         known = (before != 0) & (state != 0)
         if bool((before != state)[known].any()):
-            self._refuse(f"{name} sees it in one call as it does not in another")
+            raise _Refused(f"{name} sees it in one call as it does not in another")
         return torch.maximum(before, state)
 
     def _divides(self, module: Any, args: tuple[Any, ...], state: Tensor, recorded: list[Tensor]) -> bool:
@@ -296,10 +268,6 @@ class Prober:
             module.weight.data = weight
         return _same(given, recorded)
 
-    def _refuse(self, reason: str, width: int = 0) -> NoReturn:
-        self._reason, self._spoiled_width = reason, width
-        raise _Refused(reason)
-
     def _record(self) -> Sequence[Tensor]:
         """What every matrix and every source sees and gives, and what the layer gives."""
 
@@ -309,28 +277,18 @@ class Prober:
                 record.inputs.append(args[0].clone())
             record.outputs.append([tensor.clone() for tensor in tensors_in(output)])
 
-        with _hooks() as hooks:
+        with ExitStack() as hooks:
             for name, module in self._layer.named_modules():
                 if name in self.matrices or is_norm(module) or name in ACTIVATIONS:
-                    hooks.append(module.register_forward_hook(partial(remember, name)))
+                    hooks.enter_context(module.register_forward_hook(partial(remember, name)))
             output = self._run_once()
-        self.matrices = {name: module for name, module in self.matrices.items() if self._seen.get(name)}
-        self.matrices = {name: module for name, module in self.matrices.items() if self._seen[name].inputs}
+        called = {name for name, record in self._seen.items() if record.inputs}
+        self.matrices = {name: module for name, module in self.matrices.items() if name in called}
         return output
 
     def _run_once(self) -> Sequence[Tensor]:
         with torch.no_grad():
             return [tensor.clone() for tensor in self._run()]
-
-
-@contextmanager
-def _hooks() -> Iterator[list[Any]]:
-    handles: list[Any] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _scaled(factors: Tensor, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -385,8 +343,3 @@ def _row_choices(total: int, target: int, head_sizes: Sequence[int]) -> Iterator
                 yield number % (total // groups) >= total // groups - size
             if size * groups < total:
                 yield number >= total - size * groups
-
-
-def _alike(left: ScaleGroup, right: ScaleGroup) -> bool:
-    channels = [[consumer.channels for consumer in group.consumers] for group in (left, right)]
-    return left.free == right.free and channels[0] == channels[1]
