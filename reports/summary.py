@@ -18,15 +18,13 @@ LIBRARIES = ("torch", "transformers", "autoawq", "bitsandbytes")
 """Whose versions the figures depend on most."""
 
 SHOWN_REMARKS = 4
-"""The full page has all."""
 
 
 @dataclass(frozen=True)
 class Standing:
     """One line of the summary: a checkpoint, or several with the same codes on the same kernels.
 
-    name:       as shown.
-    results:    the checkpoints.
+    name, results: as shown; the checkpoints.
     peak_bytes: while running, the most of them.
     speeds:     tokens a second in each phase that was measured, the mean of them.
     marks:      how each speed compares with the reference's; unsure where they differ.

@@ -185,12 +185,17 @@ def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock, until_s: flo
     """
     ready = [get_ready(layer, tokens, clock) for layer in layers]
     seconds: list[list[float]] = [[] for _ in ready]
-    racing = [(turn, own) for (_, turn), own in zip(ready, seconds, strict=True) if turn is not None]
+    racing = [(place, turn) for place, (_, turn) in enumerate(ready) if turn is not None]
     for number in range(TURNS):
         if number >= MIN_TURNS and time.monotonic() >= until_s:
             break
-        for turn, own in racing if number % 2 == 0 else reversed(racing):
-            own.append(turn())
+        for place, turn in racing[:: 1 if number % 2 == 0 else -1]:
+            try:
+                seconds[place].append(turn())
+            except Exception as error:  # it held when it was checked; the others go on
+                ready[place] = replace(ready[place][0], reason=reason_of(error)), None
+                racing.remove((place, turn))
+                seconds[place] = []
     found = zip(ready, seconds, strict=True)
     return [replace(entry, seconds=tuple(own), reason=None) if own else entry for (entry, _), own in found]
 

@@ -259,6 +259,24 @@ def test_turns_are_reversed_and_the_seconds_are_those_that_passed() -> None:
     assert {len(entry.seconds) for entry in time_layers(layers, 1, clock, 0.0)} == {MIN_TURNS}
 
 
+def test_what_fails_after_its_check_leaves_the_others_alone() -> None:
+    clock, calls = FakeClock(), list[int]()
+
+    def failing(tokens: int) -> float:
+        calls.append(tokens)
+        if len(calls) > 12:
+            raise MemoryError("no memory left")
+        return 0.5
+
+    setting, linears = Setting(CPU, torch.float32, 128), (("one", 16, 128), ("two", 16, 128))
+    work = Workload.of("x", linears, setting, (8,))
+    racing = [ticking("sound", clock, lambda tokens: 0.5, []), ticking("failing", clock, failing, [])]
+    sound, failed = time_layers([layer_of(one, work) for one in racing], 8, clock, math.inf)
+    assert len(sound.seconds) == TURNS
+    assert failed.seconds == ()
+    assert "no memory left" in (failed.reason or "")
+
+
 def test_the_linear_layers_of_one_decoder_layer(config: str) -> None:
     assert layer_shapes(config) == ("tiny", LINEARS)
 
