@@ -58,7 +58,7 @@ def ours(task: Task, options: AwqOptions) -> float:
 
     folder = Path(task.source)
     skeleton = Skeleton.of(empty_model(folder), open_weights(folder))
-    architecture, _ = runnable(skeleton, torch.device("cpu")).with_group_size(task.group_size)
+    architecture = runnable(skeleton, torch.device("cpu")).with_group_size(task.group_size)
     stream = LayerStream(skeleton, architecture, torch.device("cpu"))
     tensors: dict[str, Tensor] = {}
     started = time.perf_counter()

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from quantize.building.assemble import finish, write_part
-from quantize.building.job import BuiltCheckpoint, Job, Layers, method_of
+from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.layer_calls import runnable
@@ -20,13 +20,13 @@ PART_BYTES = 256 * 10**6
 
 def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
     """Make one checkpoint, a tensor at a time; or the finished one that is there."""
-    names, layers = job.weights.names(), None
+    names, apart = job.weights.names(), None
     pieces: Pieces | None = None
     if method_of(variant).in_groups:
         skeleton = job.skeleton()
-        layers = job.in_groups(Layers(skeleton, runnable(skeleton, job.device)))
-        names, pieces = list(skeleton.stored), _apart(skeleton, set(layers.linears()))
-    recipe = job.recipe(variant, layers)
+        apart = skeleton, job.in_groups(runnable(skeleton, job.device))
+        names, pieces = list(skeleton.stored), _apart(skeleton, set(apart[1].names()))
+    recipe = job.recipe(variant, apart)
     if built := job.kept(recipe):
         return built
     started, target = time.perf_counter(), job.target(recipe)
