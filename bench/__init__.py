@@ -3,17 +3,13 @@
 Importing the package imports no torch, and nothing of the run; the function does, when it is first used.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from quantize.lazy import lazily
 
 if TYPE_CHECKING:
     from bench.run.run import bench
 
 __all__ = ["bench"]
 
-
-def __getattr__(name: str) -> Any:
-    if name != "bench":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bench.run.run import bench
-
-    return bench
+__getattr__ = lazily(__name__, {"bench.run.run": __all__})

@@ -1,7 +1,7 @@
 """Where the time of a prompt and of a decode step goes: kernel by kernel, and how long the device waits for Python.
 
-python -m bench.profile CHECKPOINT --out profile.jsonl
-python -m bench.profile dummy:mistral-7b --variant awq-gemm --mode graph --device cuda --out profile.jsonl
+quantable profile CHECKPOINT --out profile.jsonl
+quantable profile dummy:mistral-7b --variant awq-gemm --mode graph --device cuda --out profile.jsonl
 """
 
 import argparse
@@ -19,10 +19,9 @@ from bench.records.scenario import Mode, Scenario
 from bench.records.store import append
 from bench.worker.clock import Clock, clock_for, seconds_of_each
 from bench.worker.machine import fingerprint
-from quantize.dummy import DUMMY_PREFIX
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
-from quantize.shell import guarded
+from quantize.shell import Parser, guarded
 from quantize.variant import VARIANTS
 
 PASSES = 5
@@ -77,11 +76,11 @@ def profiles(loaded: Any, scenario: Scenario) -> dict[str, tuple[float, tuple[Op
         return {"prefill": prefill, f"decode step, {decoder.name}": profile_of(decoder.step, device_type, clock)}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    cli = argparse.ArgumentParser(prog="profile", description=__doc__)
-    cli.add_argument("source", help=f"a checkpoint folder that `quantize` made, or {DUMMY_PREFIX}SHAPE")
-    cli.add_argument("--variant", choices=list(VARIANTS), help=f"of a {DUMMY_PREFIX}SHAPE")
+    cli = Parser(prog="quantable profile", description=__doc__)
+    cli.add_argument("source", help="a checkpoint folder that `quantize` made, or dummy:SHAPE")
+    cli.add_argument("--variant", choices=list(VARIANTS), help="of a dummy:SHAPE")
     cli.add_argument("--kernel", help="of AWQ weights, as `bench` takes it")
     cli.add_argument("--prompt", type=int, default=256, help="prompt tokens (default %(default)s)")
     cli.add_argument("--mode", choices=get_args(Mode), default="eager", help="how to decode (default %(default)s)")
@@ -91,15 +90,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _loaded(arguments: argparse.Namespace) -> Any:
+    from quantize.dummy import DUMMY_PREFIX
+    from quantize.loader import load, load_dummy
+
     how = {"device": arguments.device, "kernel": arguments.kernel}
     if not arguments.source.startswith(DUMMY_PREFIX):
-        from quantize.loader import load
-
         if arguments.variant is not None:
             raise UserError(f"a checkpoint is of one variant: give --variant for a {DUMMY_PREFIX}SHAPE alone")
         return load(arguments.source, **how)
-    from quantize.loader import load_dummy
-
     if arguments.variant is None:
         raise UserError(f"{arguments.source} needs a --variant: {', '.join(VARIANTS)}")
     return load_dummy(arguments.source.removeprefix(DUMMY_PREFIX), arguments.variant, **how)
@@ -114,17 +112,14 @@ def run(arguments: argparse.Namespace) -> None:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     source = arguments.source if arguments.variant else Path(arguments.source).resolve().name
     kernels, environment = Kernels(loaded.prefill_kernel, loaded.decode_kernel), fingerprint(arguments.device)
-    records = [
-        ProfileRecord(when, source, arguments.variant, scenario, kernels, environment, phase, wall_s, operations)
-        for phase, (wall_s, operations) in found.items()
-    ]
-    append(arguments.out, *records)
+    what = when, source, arguments.variant, scenario, kernels, environment
+    append(arguments.out, *(ProfileRecord(*what, phase, *figures) for phase, figures in found.items()))
     print(f"the operations: report {arguments.out}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Profile; return the exit code."""
-    return guarded("profile", lambda: run(parser().parse_args(argv)))
+    return guarded("quantable profile", lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,78 @@
 """Writes into README.md and docs/ what `report` prints for the records named there: `python -m docs.fill`.
 
-A block begins with `<!-- record: PATH -->`, or with `<!-- table: PATH -->` for the first table alone, and ends with
-`<!-- end -->`.
+A block begins with `<!-- record: PATH -->`, `<!-- table: PATH -->` for the published table's columns alone, or
+`<!-- summary: PATH -->` for the table of the screen that `report` prints, and ends with
+`<!-- end -->`. docs/data.md is what `quantable schema` prints, in words.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 from reports import report
+from reports.api import View
+from reports.schema import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
-BLOCK = re.compile(r"(<!-- (record|table): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+VIEWS: dict[str, View] = {"record": "full", "table": "published", "summary": "summary"}
+BLOCK = re.compile(r"(<!-- (record|table|summary): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
     """The page with every block as its records have it."""
 
     def block(found: re.Match[str]) -> str:
-        printed = report(ROOT / found[3]).strip()
-        shown = printed.split("\n\n")[0] if found[2] == "table" else printed
+        view = VIEWS[found[2]]
+        blocks = report(ROOT / found[3], format="md", view=view).strip().split("\n\n")
+        shown = "\n\n".join(blocks) if view == "full" else next(one for one in blocks if one.startswith("|"))
         return f"{found[1]}\n{shown}\n\n{found[4]}"
 
     return BLOCK.sub(block, text)
 
 
+DATA = """# What the files hold
+
+Made by `python -m docs.fill` from what `quantable schema records`, `manifest` and `csv` print: JSON schemas, from the
+types that check the files. Units stand in the names; unknown is null, in the CSV empty.
+"""
+TITLES = {
+    "records": "A line of records.jsonl, and of the other files of records",
+    "manifest": "quantable.json, the manifest of a checkpoint",
+}
+
+
+def type_of(node: dict[str, Any]) -> str:
+    """A JSON schema's type in a few words."""
+    if "anyOf" in node:
+        return " or ".join(map(type_of, node["anyOf"]))
+    if "enum" in node:
+        return ", ".join(map(str, node["enum"]))
+    if "$ref" in node:
+        return str(node["$ref"].rpartition("/")[2])
+    inner = node.get("items") or (node.get("prefixItems") or [node.get("additionalProperties")])[0]
+    name = str(node.get("type", "anything"))
+    return f"{name} of {type_of(inner)}" if isinstance(inner, dict) else name
+
+
+def data_page() -> str:
+    """docs/data.md: each field of each file in one line."""
+    lines = [DATA]
+    for what, title in TITLES.items():
+        lines += [f"## {title}", ""]
+        for name, part in schema(what)["$defs"].items():
+            lines += [f"### {name}", "", *([part["description"], ""] if part["description"] else [])]
+            fields = part["properties"].items()
+            lines += [*(f"- `{field}` ({type_of(node)}): {node['description']}" for field, node in fields), ""]
+    lines += ["## Columns of `report --format csv`", ""]
+    for one in schema("csv")["fields"]:
+        kind = f"{one['type']}, {one['unit']}" if "unit" in one else one["type"]
+        lines.append(f"- `{one['name']}` ({kind}): {one['description']}")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
+    (ROOT / "docs/data.md").write_text(data_page(), encoding="utf-8")
     for page in PAGES:
         path = ROOT / page
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -3,9 +3,10 @@
 Importing the package imports no torch; the two functions do, when they are first used.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantize.errors import UserError
+from quantize.lazy import lazily
 from quantize.variant import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -15,14 +16,5 @@ if TYPE_CHECKING:
 
 __all__ = ["VARIANTS", "BuildOptions", "Loaded", "LoadedModel", "UserError", "Variant", "load", "quantize"]
 
-_HOMES = {"quantize": "building.build", "BuildOptions": "building.job"} | dict.fromkeys(
-    ("load", "Loaded", "LoadedModel"), "loader"
-)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"quantize.{_HOMES[name]}"), name)
+BUILDING = {"quantize.building.build": ("quantize",), "quantize.building.job": ("BuildOptions",)}
+__getattr__ = lazily(__name__, {**BUILDING, "quantize.loader": ("Loaded", "LoadedModel", "load")})

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from quantize.variant import VARIANTS, Variant
 
 MANIFEST_NAME = "quantable.json"
 MANIFEST_SCHEMA = 1
+
+CARD_NAME, PLOT_NAME = "README.md", "pareto.png"
+CARD_FILES = (CARD_NAME, PLOT_NAME, "LICENSE*", "NOTICE*")
+"""What people read of a checkpoint. No model depends on them, so they may come, change and go without it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class CalibrationFacts:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Size in bytes and SHA-256 of one file of the checkpoint."""
+    """One file of the checkpoint. bytes: its size; sha256: of its contents."""
 
     bytes: Count
     sha256: str
@@ -143,23 +148,45 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """The finished checkpoint in this folder.
 
     Raises UserError when there is none, its manifest is damaged, or a file is there that the manifest does not name
-    (hidden ones aside, which nothing loads).
+    (the card's and hidden ones aside, which nothing loads).
     """
+    found = read_checkpoint(path)
+    for name in _extra(found):
+        raise UserError(f"{path / name} is no file of this checkpoint, {MANIFEST_NAME} says: move it away")
+    return found
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """What the manifest in this folder says. Raises UserError when there is none or it is damaged."""
     manifest = path / MANIFEST_NAME
     if not path.is_dir():
         raise UserError(f"no such folder: {path}")
     if not manifest.is_file():
         raise UserError(f"{path} is no quantable checkpoint (no {MANIFEST_NAME}): make one with `quantize`")
     try:
-        found = Checkpoint(path, from_json(Manifest, manifest.read_bytes(), MANIFEST_NAME))
+        return Checkpoint(path, from_json(Manifest, manifest.read_bytes(), MANIFEST_NAME))
     except UserError as error:
         raise UserError(f"{manifest} is damaged ({error}): make the checkpoint again with `quantize --force`") from None
-    known = {MANIFEST_NAME, *found.manifest.files}
-    there = (one.relative_to(path) for one in path.rglob("*") if not one.is_dir())
-    extra = sorted(one.as_posix() for one in there if one.as_posix() not in known and one.parts[0][0] != ".")
-    if extra:
-        raise UserError(f"{path / extra[0]} is no file of this checkpoint, {MANIFEST_NAME} says: move it away")
-    return found
+
+
+def is_for_people(name: str) -> bool:
+    """Whether a file is of the card, not of the model."""
+    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in CARD_FILES)
+
+
+def _extra(checkpoint: Checkpoint) -> list[str]:
+    """Files that the manifest does not name, but for the card's and hidden ones (the hub adds `.gitattributes`)."""
+    known = {MANIFEST_NAME, *checkpoint.manifest.files}
+    there = (one.relative_to(checkpoint.path).as_posix() for one in checkpoint.path.rglob("*") if not one.is_dir())
+    return sorted(one for one in there if one not in known and not one.startswith(".") and not is_for_people(one))
+
+
+def checkpoint_folders(directory: Path) -> list[Path]:
+    """The direct subfolders with a manifest, by name. Raises UserError when the folder does not exist."""
+    if not directory.is_dir():
+        raise UserError(f"no such folder: {directory}")
+    folders = [path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))]
+    return [path for path in folders if not path.name.startswith(".")]  # a killed run leaves those
 
 
 def find_checkpoints(directory: Path) -> list[Checkpoint]:
@@ -167,10 +194,7 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
 
     Raises UserError when the folder does not exist or holds none.
     """
-    if not directory.is_dir():
-        raise UserError(f"no such folder: {directory}")
-    folders = [path.parent for path in sorted(directory.glob(f"*/{MANIFEST_NAME}"))]
-    found = [open_checkpoint(path) for path in folders if not path.name.startswith(".")]  # a killed run leaves those
+    found = [open_checkpoint(path) for path in checkpoint_folders(directory)]
     if not found:
         command = f"quantize SOURCE --out {directory}"
         raise UserError(f"{directory} holds no quantable checkpoint: make some with `{command}`")
@@ -179,9 +203,17 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Compare every file with the manifest. Raises UserError naming the first that is missing or differs."""
+    """Compare every file with the manifest. Raises UserError naming the first that is missing, differs or is extra."""
+    for name, problem in problems(checkpoint):
+        raise UserError(f"{checkpoint.path / name} {problem}: make the checkpoint again with `quantize --force`")
+
+
+def problems(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Each file that is not as the manifest says, and what is wrong with it; every one is read, but for the card's."""
     for name, facts in checkpoint.manifest.files.items():
         path = checkpoint.path / name
+        if is_for_people(name):
+            continue
         if not path.is_file():
             problem = "is missing"
         elif path.stat().st_size != facts.bytes:
@@ -190,7 +222,8 @@ def verify(checkpoint: Checkpoint) -> None:
             problem = "does not match its SHA-256"
         else:
             continue
-        raise UserError(f"{path} {problem}: make the checkpoint again with `quantize --force`")
+        yield name, problem
+    yield from ((name, f"is no file of this checkpoint, {MANIFEST_NAME} says") for name in _extra(checkpoint))
 
 
 @contextlib.contextmanager

@@ -1,22 +1,28 @@
 """The command `quantize`: parse, call, print."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
 from quantize.progress import progress_bar
-from quantize.shell import guarded
-from quantize.suite import QuantizeCall, calls_of, suite_rows
-from quantize.variant import GROUP_SIZES, VARIANTS
+from quantize.shell import Parser, called, guarded, say
+from quantize.variant import GROUP_SIZES, VARIANTS, variants_named
+
+if TYPE_CHECKING:
+    from quantize.building.job import BuiltCheckpoint
+    from quantize.suite import QuantizeCall
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line of `quantize`."""
-    p = argparse.ArgumentParser(
-        prog="quantize",
+    p = Parser(
+        prog=called("quantize"),
         description="Make 4-bit and 8-bit checkpoints of a causal language model, and the half-precision reference.",
         epilog="example: quantize smollm2-135m --variant all --out runs",
     )
@@ -33,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="make finished checkpoints again")
     add("--dry-run", action="store_true", help="only say what it takes in memory, disk and time")
     add("--spill", action="store_true", help="keep activations in files beside the output, not in memory")
+    add("--quiet", action="store_true", help="no progress and no remarks: only what is made, and errors")
+    add("--json", action="store_true", help="a JSON object a checkpoint; remarks go to standard error")
     add = p.add_argument_group("AWQ and calibration").add_argument
     sizes = f"{', '.join(map(str, GROUP_SIZES))}; default: the largest that fits"
     add("--group-size", type=int, metavar="N", help=sizes)
@@ -43,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     rounding = "of AWQ and bnb-4bit: gptq feeds errors back on the calibration text (the default)"
     add("--rounding", choices=("gptq", "nearest"), default="gptq", help=rounding)
     add = p.add_argument_group("bitsandbytes 4-bit").add_argument
-    add("--bnb-type", choices=("nf4", "fp4"), default="nf4", help="default nf4")
+    add("--bnb-type", dest="quant_type", choices=("nf4", "fp4"), default="nf4", help="default nf4")
     add("--double-quant", action="store_true", help="quantize the scales too")
     return p
 
@@ -52,32 +60,20 @@ NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")
 """What the suite says itself."""
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
     calls = calls_from(arguments)
     from quantize.building.build import NotAllMade, quantize
-    from quantize.building.job import BuildOptions
-    from quantize.rounding.options import BnbOptions
+    from quantize.building.job import BuildChoices
 
-    options = BuildOptions(
-        calibration=arguments.calibration,
-        blocks=arguments.blocks,
-        block_tokens=arguments.block_tokens,
-        rounding=arguments.rounding,
-        bnb=BnbOptions(arguments.bnb_type, arguments.double_quant),
-        device=arguments.device,
-        force=arguments.force,
-        spill=arguments.spill,
-        name=arguments.name,
-    )
+    choices = {name: value for name, value in vars(arguments).items() if name in BuildChoices.__annotations__}
+    remark = partial(say, to=sys.stderr if arguments.json else None, quiet=arguments.quiet and not arguments.dry_run)
     for call in calls:
-        chosen, dry_run = replace(options, group_size=call.group_size, revision=call.revision), arguments.dry_run
+        choices |= {"group_size": call.group_size, "revision": call.revision, "dry_run": arguments.dry_run}
         failed: NotAllMade | None = None
         try:
-            with progress_bar() as show:
-                built = quantize(
-                    call.source, call.variants, arguments.out, options=chosen, progress=show, say=say, dry_run=dry_run
-                )
+            with progress_bar(quiet=arguments.quiet) as show:
+                built = quantize(call.source, call.variants, arguments.out, progress=show, say=remark, **choices)
         except NotAllMade as error:
             built, failed = error.made, error
         for item in built:
@@ -87,15 +83,32 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
                     f"{call.source} makes checkpoints of {manifest.base_model}, the suite calls it {call.base_model}: "
                     f"write base_model = {manifest.base_model!r} there"
                 )
-            if not item.kept:
+            if arguments.json:
+                print(json.dumps(facts_of(item)), flush=True)
+            elif arguments.quiet or not item.kept:
                 seconds = sum(manifest.seconds.values())
                 say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
         if failed:
             raise failed
 
 
-def calls_from(arguments: argparse.Namespace) -> list[QuantizeCall]:
-    """What to make: the suite's checkpoints, or variants of the one source. Raises UserError for both, or none."""
+def facts_of(built: "BuiltCheckpoint") -> dict[str, Any]:
+    """What `--json` prints of a checkpoint."""
+    checkpoint, manifest = built.checkpoint, built.checkpoint.manifest
+    hashes = {"content_sha256": checkpoint.content_sha256, "source_sha256": manifest.source.weights_sha256}
+    sizes = {"weights_bytes": manifest.weights_bytes, "bytes": sum(one.bytes for one in manifest.files.values())}
+    facts = {"path": str(checkpoint.path), "variant": manifest.variant, "kept": built.kept, **hashes, **sizes}
+    files = {name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in manifest.files.items()}
+    return {**facts, "seconds": sum(manifest.seconds.values()), "files": files}
+
+
+def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
+    """What to make: the suite's checkpoints, or variants of the one source.
+
+    Raises UserError for both, or none, and for an unknown variant: torch takes seconds to import, and comes after.
+    """
+    from quantize.suite import QuantizeCall, calls_of, suite_rows
+
     if arguments.suite is not None:
         for name in NOT_WITH_SUITE:
             if getattr(arguments, name) is not None:
@@ -105,10 +118,11 @@ def calls_from(arguments: argparse.Namespace) -> list[QuantizeCall]:
     if arguments.source is None:
         raise UserError("name the model to quantize: quantize SOURCE --out DIR")
     names = tuple(name for value in arguments.variant or ["all"] for name in value.split(",") if name)
+    variants_named(names)
     return [QuantizeCall(None, arguments.source, arguments.revision, arguments.group_size, names)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code, as `guarded` says."""
     prefer_huge_pages()
-    return guarded("quantize", lambda: run(parser().parse_args(argv), print))
+    return guarded(called("quantize"), lambda: run(parser().parse_args(argv)))

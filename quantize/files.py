@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from quantize.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -63,6 +61,8 @@ def remove_working_folder(folder: Path, mark: str) -> None:
 @contextlib.contextmanager
 def only_writer(lock: Path, busy: str) -> Iterator[None]:
     """Hold a lock file while the block runs. Raises UserError: `busy` while another process holds it."""
+    from filelock import FileLock, Timeout  # slow, and no --help needs it
+
     held = FileLock(lock, timeout=0)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A Progress that draws a bar with steps and time left on standard error; nothing when that is no terminal."""
+def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+    """A Progress that draws a bar with steps and time left on standard error; nothing when quiet or no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -21,7 +21,7 @@ def progress_bar() -> Iterator[Progress]:
     console = Console(stderr=True)
     done = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     left = TextColumn("left"), TimeRemainingColumn()
-    with Bar(*done, *left, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Bar(*done, *left, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:

@@ -49,7 +49,7 @@ def from_data(cls: type[T], data: object, where: str) -> T:
         raise UserError(f"{where}: {error}") from None
     unknown = _unknown(data, made, "")
     if unknown is not None:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        known = ", ".join(getattr(cls, "__dataclass_fields__", ()))
         raise UserError(f"{where}: unknown field {unknown}" + ("" if "." in unknown else f"; there are: {known}"))
     return made
 
@@ -64,15 +64,30 @@ def to_data(made: Any) -> Any:
     return [to_data(value) for value in made] if isinstance(made, list | tuple) else made
 
 
+def with_choices(options: T, inner: str, choices: Mapping[str, Any]) -> T:
+    """These options with some fields replaced; fields of the options that they hold as `inner` go by their own names.
+
+    Raises UserError for a name that neither has, saying which there are.
+    """
+    within = choices.get(inner, getattr(options, inner))
+    for name in choices:
+        if name not in (known := vars(options) | vars(within)):
+            raise UserError(f"there is no option {name!r}; there are: {', '.join(known)}")
+    own = {name: value for name, value in choices.items() if name in vars(options)}
+    theirs = {name: value for name, value in choices.items() if name not in own}
+    return dataclasses.replace(options, **own | {inner: dataclasses.replace(within, **theirs)})  # type: ignore[type-var]
+
+
 @functools.cache
 def _fields_of(cls: type) -> tuple[frozenset[str], tuple[str, ...]]:
     """The fields of a dataclass, and those that may hold dataclasses; none for another type."""
     kinds = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-    return frozenset(kinds), tuple(name for name, kind in kinds.items() if _holds_dataclass(kind))
+    return frozenset(kinds), tuple(name for name, kind in kinds.items() if holds_dataclass(kind))
 
 
-def _holds_dataclass(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) or any(map(_holds_dataclass, get_args(kind)))
+def holds_dataclass(kind: Any) -> bool:
+    """Whether this type is a dataclass, or a union or collection of some."""
+    return dataclasses.is_dataclass(kind) or any(map(holds_dataclass, get_args(kind)))
 
 
 def _unknown(data: Any, made: Any, path: str) -> str | None:
@@ -88,6 +103,6 @@ def _unknown(data: Any, made: Any, path: str) -> str | None:
     elif isinstance(made, tuple):
         parts = [(n, *pair) for n, pair in enumerate(zip(data, made, strict=True))]
     for name, value, own in parts:
-        if value is not own and (found := _unknown(value, own, f"{path}{name}.")):  # the same was made before
+        if found := _unknown(value, own, f"{path}{name}."):
             return found
     return None

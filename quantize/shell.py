@@ -1,5 +1,6 @@
 """How a command meets the shell: exit codes, interrupts, readers that leave, devices that are full."""
 
+import argparse
 import errno
 import io
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from quantize.errors import UserError, printable
@@ -14,8 +16,36 @@ from quantize.errors import UserError, printable
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-MODELS = ("torch", "transformers", "safetensors", "accelerate")
+MODELS = ("torch", "transformers", "safetensors", "accelerate", "huggingface_hub")
 """What the extra `models` brings."""
+
+
+def called(command: str) -> str:
+    """The command as the user called it: `quantable bench` where `quantable` is what was started, else `bench`."""
+    started = Path(sys.argv[0])
+    whole = started.name == "quantable" or started.match("quantable/__main__.py")
+    return f"quantable {command}" if whole else command
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a command, `--version` among them; what is wrong with them is one line, as every error is."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        if self.add_help:
+            words = "this version, and those of the libraries"
+            self.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help=words)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {printable(message)}: `{self.prog} --help` lists what there is\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        from quantize.versions import VERSION, maker_versions
+
+        say(f"quantable {VERSION}", *(f"{name} {version}" for name, version in maker_versions().items()))
+        parser.exit()
 
 
 class _Terminated(BaseException):
@@ -53,9 +83,12 @@ def guarded(command: str, work: Callable[[], object]) -> int:
     return code
 
 
-def say(*lines: str, to: TextIO | None = None) -> None:
-    """Print lines, control characters of the names in them escaped; to standard output where no stream is given."""
-    for line in lines:
+def say(*lines: str, to: TextIO | None = None, quiet: bool = False) -> None:
+    """Print lines, control characters of the names in them escaped; to standard output where no stream is given.
+
+    quiet: print nothing.
+    """
+    for line in () if quiet else lines:
         print(printable(line), file=to or sys.stdout, flush=True)
 
 

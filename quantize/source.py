@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENS
 HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)
 """What is downloaded from a hub repository: never pickles, and nothing from its subfolders."""
 HUB_WAIT_S = 10.0
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 HUB_PROBLEMS = {
     "GatedRepoError": "is gated: accept its terms on its hub page, then run `hf auth login`",
@@ -105,7 +106,7 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
         folder, kind, known_as = Path(source), "folder", _folder_name(Path(source).resolve())
     elif source and Path(source).exists():
         raise UserError(f"{source} is a file: give the folder of a model")
-    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+    elif HUB_ID.fullmatch(source):
         folder, revision = _download(source, revision)
         kind, known_as = "hub", source.split("/")[1]
     else:
@@ -119,6 +120,17 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     return Source(facts, base_name(known_as if name is None else name), folder, stamps)
 
 
+def config_source(source: str) -> tuple[Path, str]:
+    """A folder with the config.json of what `open_source` takes, and the name; of the hub nothing more comes."""
+    if Path(source).is_dir():
+        _check_config(Path(source))
+        return Path(source), _folder_name(Path(source).resolve())
+    if HUB_ID.fullmatch(source) and not source.startswith(DUMMY_PREFIX):
+        return _download(source, None, ("config.json",))[0], source.split("/")[1]
+    opened = open_source(source)
+    return opened.folder, opened.base_model
+
+
 def _folder_name(folder: Path) -> str:
     """The folder's own name; of a snapshot in the hub's cache its repository's, not its commit."""
     repository = folder.parent.parent.name
@@ -128,6 +140,14 @@ def _folder_name(folder: Path) -> str:
 
 def _check_folder(folder: Path) -> Weights:
     """The weights of a folder that holds a model: config, safetensors and tokenizer. Raises UserError for any other."""
+    _check_config(folder)
+    weights = open_weights(folder)
+    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
+        raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy the model's tokenizer files into it")
+    return weights
+
+
+def _check_config(folder: Path) -> None:
     path = folder / "config.json"
     check_regular(path)
     if not path.is_file():
@@ -140,10 +160,6 @@ def _check_folder(folder: Path) -> Weights:
     for key, value in _strings(config):
         if key.endswith("implementation") and re.search("[/:@]", value):
             raise UserError(f"{path}: {key} asks for code from the hub ({value}), which is never run: remove it")
-    weights = open_weights(folder)
-    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
-        raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy the model's tokenizer files into it")
-    return weights
 
 
 def _quantized_by(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -167,12 +183,12 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 # The hub
 
 
-def _download(repo: str, revision: str | None) -> tuple[Path, str | None]:
+def _download(repo: str, revision: str | None, files: Sequence[str] = HUB_FILES) -> tuple[Path, str | None]:
     """Download a hub model, or find it in the hub's cache; its folder and the commit it is of."""
     with quiet_libraries():
         from huggingface_hub import constants, snapshot_download
 
-        patterns = {"allow_patterns": list(HUB_FILES), "ignore_patterns": ["*/*"]}
+        patterns = {"allow_patterns": list(files), "ignore_patterns": ["*/*"]}
         try:
             reached = _hub_answers(repo, revision)
             path = Path(snapshot_download(repo, revision=revision, local_files_only=not reached, **patterns))

@@ -1,12 +1,15 @@
 """Versions of installed libraries. Imports none of them."""
 
-import importlib.metadata
+VERSION = "0.1.0"
+"""This program's."""
 
 MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
 """Libraries that decide what a checkpoint holds."""
 
 
 def version_of(distribution: str) -> str | None:
+    import importlib.metadata  # slow, and no --help needs it
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -5,29 +5,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
 from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.record import Record
-from bench.records.store import RECORDS_NAME, AnyRecord, RecordFile, holds_records, only, read_crossover, read_file
+from bench.records.store import (
+    RECORDS_NAME,
+    AnyRecord,
+    RecordFile,
+    holds_records,
+    line_of,
+    only,
+    read_crossover,
+    read_file,
+)
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
+from quantize.process_memory import without_collector
+from quantize.units import parse_bytes
 from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
+from reports.html import html_page
 from reports.lab import architecture_page, overhead_page, profile_page, race_page, side_by_side_page
-from reports.markdown import markdown
-from reports.pages import page
-from reports.plots import crossover_plots
+from reports.markdown import markdown, screen
+from reports.pages import page, published_page
+from reports.plots import draw, plots, svg_element
 from reports.published import has_published_rows, versus_page
 from reports.results import Measurement, measurements
+from reports.summary import summary
 from reports.table import Bullets, Page
 
-Format = Literal["md", "csv", "json"]
+Format = Literal["text", "md", "csv", "json", "html"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
+TEXTS: dict[Format, Callable[[Page], str]] = {"text": screen, "md": markdown}
 EXPORTS: dict[Format, Callable[[Sequence[Measurement]], str]] = {"csv": csv_text, "json": json_text}
-FORMATS: tuple[Format, ...] = ("md", *EXPORTS)
+
+View = Literal["summary", "full", "published", "versus"]
+VIEWS: dict[View, Callable[[Sequence[Measurement]], Page]] = {
+    "summary": summary,
+    "full": page,
+    "published": published_page,
+    "versus": versus_page,
+}
+"""What is shown of measurements: one screen, everything, the published table's columns, that table beside ours."""
 
 PAGES: dict[type[AnyRecord], Callable[[Sequence[Any]], Page]] = {
     CrossoverEntry: crossover_page,
@@ -40,26 +63,38 @@ PAGES: dict[type[AnyRecord], Callable[[Sequence[Any]], Page]] = {
 """What is shown of each kind of record but measurements."""
 
 
-def report(source: Path | str, *, format: Format = "md", out: Path | str | None = None, published: bool = False) -> str:
+def report(
+    source: Path | str, *, format: Format | None = None, out: Path | str | None = None, view: View = "summary"
+) -> str:
     """The report on a folder that `bench` measured, or on one record file of any kind, as text; also written to `out`.
 
-    format: "md", the tables as markdown; "csv", one flat row a checkpoint and scenario; "json", everything.
-    published: the published table beside ours instead, as markdown alone.
+    format: "text", as on a terminal of 80 columns; "md", markdown; "csv", one flat row a checkpoint and scenario;
+            "json", everything; "html", one file for a browser. None: what the ending of `out` says, else markdown.
+    view:   of a text or markdown (VIEWS).
     Raises UserError when there are no records, none of a reference, records that may not stand in one table, and where
     `out` is a record file.
     """
-    return Reading(Path(source), published).write(format, out)
+    return Reading(Path(source), view).write(format, out)
+
+
+def format_of(out: Path | str) -> Format:
+    """What the ending of a file's name asks for. Raises UserError for one that is none of the formats'."""
+    ending = Path(out).suffix.removeprefix(".")
+    found = next((one for one in FORMATS if one == {"txt": "text", "markdown": "md"}.get(ending, ending)), None)
+    if found is None:
+        raise UserError(f"{out} says no format: end it in .{', .'.join(('txt', *FORMATS[1:]))}, or name --format")
+    return found
 
 
 @dataclass(frozen=True)
 class Reading:
     """A folder that `bench` measured, or one record file of any kind, read once.
 
-    published: show the published table beside ours, in place of the tables.
+    view: what is shown of measurements.
     """
 
     source: Path
-    published: bool = False
+    view: View = "summary"
 
     @cached_property
     def found(self) -> RecordFile:
@@ -97,27 +132,53 @@ class Reading:
 
     def page(self) -> Page:
         """The report as blocks; the crossover's at its end."""
-        if self.published:
-            return versus_page(self.measurements)
+        if self.view in ("published", "versus"):
+            return VIEWS[self.view](self.measurements)
         if self.source.is_file():
             return (*self._page_of_file(), *self._remarks())
-        crossover = _crossover_file(self.source)
+        alone = not (self.source / RECORDS_NAME).exists()
+        crossover = _crossover_file(self.source) if alone or self.view == "full" else None
         blocks = crossover_page(read_crossover(crossover)) if crossover else ()
-        if crossover and not (self.source / RECORDS_NAME).exists():
+        if crossover and alone:
             return blocks
-        return (*page(self.measurements), *self._remarks(), *blocks)
+        return (*VIEWS[self.view](self.measurements), *self._remarks(), *blocks)
 
-    def write(self, format: Format = "md", out: Path | str | None = None) -> str:
+    @property
+    def is_screen(self) -> bool:
+        """Whether the page is made for a terminal of 80 columns."""
+        measured = self.source.is_file() or (self.source / RECORDS_NAME).exists()
+        return self.view == "summary" and measured and isinstance(self.found.records[0], Record)
+
+    @without_collector()
+    def write(self, format: Format | None = None, out: Path | str | None = None) -> str:
         """The text, as `report` says."""
-        if format not in FORMATS:
-            raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
-        if self.published and format != "md":
-            raise UserError("the published table beside ours is markdown: leave --format out")
-        text = markdown(self.page()) if format == "md" else EXPORTS[format](self.measurements)
         if out is not None:
             check_not_ours(Path(out))
+        format = format or (format_of(out) if out is not None else "md")
+        if format not in FORMATS:
+            raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
+        if self.view != "summary" and format not in TEXTS:
+            raise UserError(f"{format} has everything already: leave --full, --table and --published out")
+        if format == "html":
+            text = self._html()
+        else:
+            text = TEXTS[format](self.page()) if format in TEXTS else EXPORTS[format](self.measurements)
+        if out is not None:
             write_whole(Path(out), text.encode())
         return text
+
+    def _html(self) -> str:
+        """One file for a browser: the summary, the plots, every table, the records. Without matplotlib no plots."""
+        drawn: list[str] = []
+        notes = self._remarks()
+        try:
+            for number, measurement in enumerate(self.measurements):
+                figures, _ = plots(measurement)
+                drawn += [svg_element(figure, f"{name}-{number}") for name, figure in figures.items()]
+        except UserError as error:
+            notes += (Bullets((f"No plots: {error}.",)),)
+        everything = (*page(self.measurements), *notes)
+        return html_page(summary(self.measurements), everything, drawn, map(line_of, self.found.records))
 
     def _page_of_file(self) -> Page:
         if self.source.name == CROSSOVER_NAME:
@@ -126,7 +187,7 @@ class Reading:
         if len(kinds) > 1:
             raise UserError(f"{self.source} holds records of {len(kinds)} kinds: keep each in a file of its own")
         if kinds == {Record}:
-            return page(self.measurements)
+            return VIEWS[self.view](self.measurements)
         return PAGES[kinds.pop()](self.found.records)
 
     def _remarks(self) -> Page:
@@ -148,8 +209,8 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
 
     Returns the files, what could not be written, and whether every run ended well and no checkpoint is broken.
 
-    table.md and, where a row is one of the published table's, published.md; the crossover's plots; NAME.md for every
-    other record file NAME.jsonl. Raises UserError for a folder without any record file.
+    table.md and, where a row is one of the published table's, published.md; the plots; NAME.md for every other record
+    file NAME.jsonl. Raises UserError for a folder without any record file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -174,28 +235,41 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
 
     if folder / RECORDS_NAME in files:
         with attempt("table.md") as table:
-            reading = Reading(folder)
+            reading = Reading(folder, "full")
             write_page(table, reading.page())
             sound = reading.sound
         if written and has_published_rows(only(reading.found, Record)):
             with attempt("published.md") as published:
                 write_page(published, versus_page(reading.measurements))
-    if folder / CROSSOVER_NAME in files:
-        with attempt("crossover.png"):
-            written += draw_plots(folder)
+    if {folder / RECORDS_NAME, folder / CROSSOVER_NAME} & set(files):
+        with attempt("plots"):
+            written += draw_plots(folder)[0]
     for file in files:
         if file.name != RECORDS_NAME and not file.name.startswith("records."):
             with attempt(f"{file.stem}.md") as path:
-                write_page(path, Reading(file).page())
+                write_page(path, Reading(file, "full").page())
     return written, problems, sound
 
 
-def draw_plots(source: Path | str) -> list[Path]:
-    """Draw the crossover of this folder or file as PNG and SVG beside it. Raises UserError where there is none."""
-    record = _crossover_file(Path(source))
-    if record is None:
-        raise UserError(f"no {CROSSOVER_NAME} in {source}: run `python -m bench.crossover --out {source}` first")
-    return crossover_plots(read_crossover(record), record.parent)
+def draw_plots(
+    source: Path | str, memory: str | None = None, context: int | None = None
+) -> tuple[list[Path], list[str]]:
+    """Draw what this folder or file has records for as PNG and SVG beside it: the files, and what was left out and why.
+
+    memory: what there is ("6GB"), a line in the plots; context: tokens that the KV cache is reckoned for. Raises
+    UserError where nothing can be drawn.
+    """
+    source, crossover = Path(source), _crossover_file(Path(source))
+    folder = source if source.is_dir() else source.parent
+    measured = [] if source == crossover or not (folder / RECORDS_NAME).exists() else Reading(source).measurements
+    if not measured and crossover is None:
+        raise UserError(f"no {RECORDS_NAME} and no {CROSSOVER_NAME} in {source}: run `bench` first")
+    entries = read_crossover(crossover) if crossover else []
+    size = None if memory is None else parse_bytes(memory)
+    written, left_out = draw(folder, measured, entries, memory_bytes=size, context=context)
+    if not written:
+        raise UserError("; ".join(left_out))
+    return written, left_out
 
 
 def _crossover_file(source: Path) -> Path | None:

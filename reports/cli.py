@@ -5,56 +5,63 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.records.store import RECORDS_NAME
 from quantize.errors import UserError
-from quantize.shell import guarded, say
-from reports.api import FORMATS, Reading, draw_plots, write_all
-from reports.markdown import print_page
+from quantize.shell import Parser, called, guarded, say
+
+FORMATS = ("text", "md", "csv", "json", "html")
+"""Those of reports.api, which is imported when something is to be read."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code is as `guarded` says; 1 for a run that failed or a broken checkpoint."""
-    return guarded("report", lambda: run(_parser().parse_args(arguments)))
+    return guarded(called("report"), lambda: run(parser().parse_args(arguments)))
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what the command line says. Raises UserError for bad input."""
+    from reports.api import Reading, draw_plots, write_all
+
     if options.all:
-        if options.out is not None or options.format != "md" or options.published or options.plots:
+        if options.out or options.format or options.view or options.plots:
             raise UserError("--all writes every page beside the records: leave the other options out")
         written, problems, sound = write_all(options.source)
         say(*(f"wrote {path}" for path in written), *problems)
         return 0 if sound and not problems else 1
-    reading = Reading(options.source, options.published)
-    if options.out is None and options.format == "md" and sys.stdout.isatty():
+    reading = Reading(options.source, options.view or "summary")
+    shown = options.out is None and options.format is None
+    if shown and sys.stdout.isatty():
         from rich.console import Console
 
+        from reports.markdown import print_page
+
         print_page(reading.page(), Console())
-    elif text := reading.write(options.format, options.out):
-        if options.out:
-            say(f"wrote {options.out}")
-        else:
-            print(text, end="", flush=True)
+    else:
+        text = reading.write("text" if shown and reading.is_screen else options.format, options.out)
+        say(f"wrote {options.out}") if options.out else print(text, end="", flush=True)
     if options.plots:
-        say(*(f"wrote {path}" for path in draw_plots(options.source)), to=sys.stderr)
+        drawn, left_out = draw_plots(options.source, options.memory, options.context)
+        say(*(f"wrote {path}" for path in drawn), *left_out, to=sys.stderr)
     return 0 if reading.sound else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="report", description="Turn what `bench` measured into the quantization table."
+def parser() -> Parser:
+    """The command line of `report`."""
+    cli = Parser(prog=called("report"), description="Turn what `bench` measured into the quantization table.")
+    add = cli.add_argument
+    add("source", type=Path, metavar="DIR", help="a folder that was measured, or a file of records")
+    add("--out", type=Path, metavar="FILE", help="write there instead of the screen")
+    formats = (
+        "text: a screen; md: markdown; csv: one flat row a checkpoint and scenario; json: everything; html: a page"
     )
-    parser.add_argument("source", type=Path, metavar="DIR", help=f"a folder that was measured, or its {RECORDS_NAME}")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the screen")
-    parser.add_argument(
-        "--format",
-        choices=list(FORMATS),
-        default="md",
-        help="md: the tables (default); csv: one flat row a checkpoint and scenario; json: everything",
-    )
-    parser.add_argument(
-        "--published", action="store_true", help="the published table and the measured one side by side"
-    )
-    parser.add_argument("--all", action="store_true", help="write every page that DIR has records for beside them")
-    parser.add_argument("--plots", action="store_true", help="draw the crossover, PNG and SVG, beside its record")
-    return parser
+    default = "default: as the ending of --out says, else text or, where a page is wide and not on a terminal, md"
+    add("--format", choices=FORMATS, help=f"{formats}; {default}")
+    add("--json", dest="format", action="store_const", const="json", help="as --format json")
+    view = cli.add_mutually_exclusive_group().add_argument
+    view("--full", dest="view", action="store_const", const="full", help="every table, not one screen")
+    view("--table", dest="view", choices=["published"], help="the published table's columns alone")
+    view("--published", dest="view", action="store_const", const="versus", help="the published table and ours")
+    add("--all", action="store_true", help="write every page that DIR has records for beside them")
+    add("--plots", action="store_true", help="draw what DIR has records for, PNG and SVG, beside them")
+    add("--memory", metavar="SIZE", help="what there is, as 6GB or 6GiB: a line in the plots")
+    add("--context", type=int, metavar="N", help="tokens that the plots reckon the KV cache for")
+    return cli

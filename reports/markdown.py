@@ -1,17 +1,23 @@
 """A page as GitHub markdown whose raw text reads well too, or on a terminal."""
 
+import io
 import re
 import textwrap
 from typing import TYPE_CHECKING
 
 from quantize.errors import printable
-from reports.table import Block, Bullets, Heading, Page, Table
+from reports.table import Block, Bullets, Heading, Link, Page, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 110
 """Prose is wrapped at this column; tables are as wide as they need to be."""
+
+
+SCREEN_WIDTH = 80
+NAME_WIDTH = 30
+"""Names in a first column that are no longer stand on one line."""
 
 
 def markdown(page: Page) -> str:
@@ -23,7 +29,7 @@ def _block(block: Block) -> str:
     if isinstance(block, Table):
         return table_markdown(block)
     if isinstance(block, Heading):
-        return f"### {_escape(block.text)}"
+        return f"{'#' * (3 + block.level)} {_escape(block.text)}"
     if isinstance(block, Bullets):
         return "\n".join(_wrap(f"- {_escape(item)}", indent="  ") for item in block.items)
     return _wrap(_escape(block.text))
@@ -42,7 +48,8 @@ def table_markdown(table: Table) -> str:
 
 def _cell(text: str) -> str:
     """One line, with nothing in it that ends the cell."""
-    return _escape(" ".join(text.split())).replace("|", "\\|").replace("`", "\\`")
+    shown = _escape(" ".join(text.split())).replace("|", "\\|").replace("`", "\\`")
+    return f"[{shown}]({text.url})" if isinstance(text, Link) else shown
 
 
 def _escape(text: str) -> str:
@@ -61,6 +68,15 @@ def _wrap(text: str, indent: str = "") -> str:
     return re.sub(r"(?<=\n)( *\d*)([#>+-]|(?<=\d)[.)])(?= )", r"\1\\\2", wrapped)  # a line begins no heading or list
 
 
+def screen(page: Page) -> str:
+    """The page as on a terminal of 80 columns, without colours."""
+    from rich.console import Console
+
+    shown = io.StringIO()
+    print_page(page, Console(width=SCREEN_WIDTH, file=shown, color_system=None))
+    return "".join(f"{line.rstrip()}\n" for line in shown.getvalue().splitlines())
+
+
 def print_page(page: Page, console: "Console") -> None:
     """The page on a terminal: long cells fold instead of being cut off."""
     from rich.table import Table as RichTable
@@ -71,9 +87,14 @@ def print_page(page: Page, console: "Console") -> None:
             console.print()
         if isinstance(block, Table):
             shown = RichTable(box=None, header_style="bold", padding=(0, 2, 0, 0))
-            for column in block.columns:
-                shown.add_column(Text(printable(column.title)), justify=column.align, overflow="fold")
-            for row in block.texts():
+            texts = block.texts()
+            wide = console.width >= SCREEN_WIDTH
+            for number, column in enumerate(block.columns):
+                title = printable(column.title)
+                whole = wide and number == 0 and all(len(row[0]) <= NAME_WIDTH for row in texts)
+                least = max(map(len, title.split()), default=1) if wide else 1
+                shown.add_column(Text(title), justify=column.align, overflow="fold", no_wrap=whole, min_width=least)
+            for row in texts:
                 shown.add_row(*(Text(printable(text)) for text in row))
             console.print(shown)
         else:

@@ -6,11 +6,17 @@ from typing import Any, Literal
 
 Kind = Literal[
     "text", "count", "calls", "gigabytes", "ratio", "times", "range", "per_second", "milliseconds", "perplexity",
-    "nats", "share", "error",
+    "nats", "share", "change", "error",
 ]  # fmt: skip
 Cell = str | int | float | tuple[float, float] | None
 
 UNKNOWN = "—"
+
+
+class Link(str):
+    """A cell's text that leads to `url` where a page can show that."""
+
+    url: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Heading:
+    """level: 0, or 1 for one under another."""
+
     text: str
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,11 @@ Page = tuple[Block, ...]
 def titled(title: str, table: Table) -> list[Block]:
     """The table under a line that says what it shows; nothing where it has no rows."""
     return [Paragraph(title), table] if table.rows else []
+
+
+def bulleted(lines: Iterable[str]) -> list[Block]:
+    """A line each, where there are some."""
+    return [Bullets(items)] if (items := tuple(lines)) else []
 
 
 def ratio_text(value: float) -> str:
@@ -127,5 +141,6 @@ FORMATS: dict[Kind, Callable[[Any], str]] = {
     "perplexity": lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.2f}",  # 14.93; 222,316
     "nats": lambda value: f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}",  # 0.0628; 3e-05
     "share": lambda value: f"{value:.1%}",
+    "change": lambda value: f"{value:+.1%}",
     "error": lambda value: f"{value:.1e}",  # 3.1e-07
 }

@@ -15,7 +15,9 @@ from quantize.checkpoint import seal
 
 ROOT = Path(__file__).parents[1]
 NEVER = ("torch.load", "pickle.load", "pickle.loads", "eval", "exec", "input", "getpass.getpass")
-SOURCES = sorted(path for package in ("quantize", "bench", "reports") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(
+    path for package in ("quantable", "quantize", "bench", "reports") for path in (ROOT / package).rglob("*.py")
+)
 
 
 def faults(tree: ast.AST) -> Iterator[str]:

@@ -14,7 +14,7 @@ DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda")
 
 @dataclass(frozen=True)
 class SourceState:
-    """This program's version, the commit of its source where that is a git tree of its own, whether files differ."""
+    """quantable: the version; commit: of its source, where that is a git tree; dirty: whether files differ from it."""
 
     quantable: str | None = None
     commit: str | None = None
@@ -25,16 +25,13 @@ class SourceState:
 class Environment:
     """What is known of machine, libraries and source. Unknown, or not there, is None.
 
-    cpu:              the processor's name for itself.
-    cpu_cores:        logical cores that the process may run on.
-    torch_threads:    threads of torch's products.
-    ram_bytes:        memory of the machine.
-    gpu:              the card's name, where the figures are of a GPU; so its memory, its driver's version, and the
-                      version of CUDA that torch is built for.
-    os:               name, version and architecture of the system.
-    libraries:        version of each library that may touch a number, None for one that is not installed.
-    matmul_probe_s:   seconds of one matrix product on the CPU, by dtype.
-    cpu_dtype:        the compute dtype that suits this CPU.
+    cpu:            the processor's name for itself; cpu_cores: logical cores that the process may run on.
+    torch_threads:  threads of torch's products; ram_bytes: memory of the machine.
+    gpu:            the card's name, where the figures are of a GPU; gpu_memory_bytes, gpu_driver: its memory and its
+                    driver's version; cuda: the version that torch is built for.
+    os:             name, version and architecture of the system; python: its version; source: of this program.
+    libraries:      version of each library that may touch a number, None for one that is not installed.
+    matmul_probe_s: seconds of a matrix product on the CPU, by dtype; cpu_dtype: the compute dtype that suits this CPU.
     copy_bytes_per_s: what a plain copy on the device moves, read and written together.
     """
 
@@ -55,10 +52,15 @@ class Environment:
     copy_bytes_per_s: float | None = None
 
 
+def differing(one: Environment, other: Environment) -> dict[str, tuple[object, object]]:
+    """What decides and is not the same in two fingerprints: field or library -> both values."""
+    pairs: dict[str, tuple[object, object]] = {name: (getattr(one, name), getattr(other, name)) for name in DECIDING}
+    pairs |= {name: (one.libraries.get(name), other.libraries.get(name)) for name in LIBRARIES}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def differences(one: Environment, other: Environment) -> list[str]:
     """Where two fingerprints differ in what decides, as "field: one against other"; empty if nowhere."""
     if one is other:
         return []
-    pairs = {name: (getattr(one, name), getattr(other, name)) for name in DECIDING}
-    pairs |= {name: (one.libraries.get(name), other.libraries.get(name)) for name in LIBRARIES}
-    return [f"{name}: {mine} against {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
+    return [f"{name}: {mine} against {theirs}" for name, (mine, theirs) in differing(one, other).items()]

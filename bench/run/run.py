@@ -5,27 +5,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 from bench.records.broken import broken_subjects
 from bench.records.comparison import widest_interval
 from bench.records.record import Record
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
+from bench.records.stopping import RoundsStopReason
 from bench.records.store import RECORDS_NAME, append
 from bench.run import checks
 from bench.run.executor import Executor, WorkerExecutor
 from bench.run.plan import RunKey, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.run.probe import Machine, probe
-from bench.worker.request import PlannedRun, QualityRequest, Settings, Target, TaskRequest
+from bench.worker.options import BenchChoices, BenchOptions
+from bench.worker.request import PlannedRun, QualityRequest, Settings, Target
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
-from quantize.errors import UserError
 from quantize.files import only_writer
 from quantize.progress import Progress, silent
-from quantize.variant import check_kernel
-
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("float32", "bfloat16", "float16")
-DEFAULT_TIMEOUT_S = 3600.0
+from quantize.schema import with_choices
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,6 @@ class Outcome:
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """The records without figures."""
         return tuple(record for record in self.records if record.status != "ok")
 
     @property
@@ -60,55 +56,6 @@ class Outcome:
         references = [one for one in latency if one.status == "ok" and one.subject.may_be_reference]
         wanted, measured = ({(one.subject.baseline, one.scenario) for one in some} for some in (latency, references))
         return wanted == measured
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What to measure, and how; every default is what the table is made with.
-
-    scenarios:    None for `published` and `chat`.
-    rounds:       how many processes for each checkpoint, each measuring all scenarios.
-    rule:         when one of them has enough.
-    device:       "cpu", "cuda", or "auto": the GPU where there is one.
-    dtype:        compute dtype of all runs. None: on a GPU the reference's half dtype, on a CPU float32, or bfloat16
-                  where that is clearly faster.
-    kernel:       of the AWQ layers: "native" or a kernel's name, None or "auto" for what is fastest. A row measured on
-                  a kernel of the user's choice stands beside the same row without.
-    timeout_s:    for one process.
-    threads:      CPU threads of each process, None for torch's choice.
-    quality:      measure perplexity and divergence too.
-    quality_data: on this text (a file, or hub:NAME) in place of the built-in one.
-    tasks:        names of lm-eval tasks or of our groups.
-    task_folder:  task files of the user's.
-    task_limit:   questions of each.
-    fresh:        set an existing records file aside and measure everything.
-    """
-
-    scenarios: tuple[Scenario, ...] | None = None
-    rounds: RoundsRule = field(default_factory=RoundsRule)
-    rule: PassRule = field(default_factory=PassRule)
-    device: str = "auto"
-    dtype: str | None = None
-    kernel: str | None = None
-    timeout_s: float = DEFAULT_TIMEOUT_S
-    threads: int | None = None
-    quality: bool = True
-    quality_data: str | None = None
-    tasks: tuple[str, ...] = ()
-    task_folder: Path | None = None
-    task_limit: int | None = None
-    fresh: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.timeout_s > 0:
-            raise UserError("--timeout must be above 0 seconds")
-        if self.threads is not None and self.threads < 1:
-            raise UserError("--threads must be at least 1")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UserError(f"unknown dtype {self.dtype!r}; there are: {', '.join(DTYPES)}")
-        if self.device not in DEVICES:
-            raise UserError(f"unknown device {self.device!r}; there are: {', '.join(DEVICES)}")
-        check_kernel(self.kernel)
 
 
 @dataclass(frozen=True)
@@ -135,16 +82,19 @@ def bench(
     *,
     records: Path | str | None = None,
     progress: Progress = silent,
+    **choices: Unpack[BenchChoices],
 ) -> Outcome:
     """Measure every finished checkpoint in `directory` and append the records of each run to the records file.
 
     records:    the file, None for records.jsonl in the folder. What it has an ok record of is not run again.
     progress:   told the run that begins, how many are done, and of how many.
+    choices:    fields of BenchOptions by name, over those of `options`; of its `rounds`, too.
 
     Raises UserError before anything runs: no checkpoints, no reference, damaged files, no CUDA, a records file from
     another machine. A run that fails is a record and no exception; KeyboardInterrupt loses no finished run.
     """
-    options, folder = options or BenchOptions(), Path(directory)
+    least = {"least": choices.pop("rounds")} if isinstance(choices.get("rounds"), int) else {}
+    options, folder = with_choices(options or BenchOptions(), "rounds", {**choices, **least}), Path(directory)
     path = Path(records) if records is not None else folder / RECORDS_NAME
     return measure(targets_in(folder, options.kernel), path, options, progress)
 
@@ -165,68 +115,39 @@ def measure(
     instruments: Instruments | None = None,
 ) -> Outcome:
     """Measure these targets, each baseline's reference among them, into the records file `path`: see `bench`."""
+    instruments = instruments or Instruments()
     busy = f"another `bench` is measuring into {path}: wait for it, since each would measure the other's load"
     with only_writer(path.with_name(f".{path.name}.bench.lock"), busy):
-        return _measure(targets, path, options, progress, instruments or Instruments())
-
-
-def _measure(
-    targets: Sequence[Target], path: Path, options: BenchOptions, progress: Progress, instruments: Instruments
-) -> Outcome:
-    began = instruments.now()
-    tasks = checks.expand_tasks(options.tasks, options.task_folder)
-    old = checks.records_to_continue(path, fresh=options.fresh)
-    scenarios = options.scenarios or tuple(SCENARIOS.values())
-    quality = checks.quality_request(options.quality_data)
-    progress("looking at the models", 0, 0)
-    instruments.check_models(targets, scenarios, quality if options.quality else None)
-    settings = settings_for(targets, path, old, options, quality, progress, instruments)
-    if options.fresh:
-        checks.set_aside(path)
-    executor = instruments.executor_for(settings, path)
-    series = _Series(path, list(old), settings, executor, progress)
-    done, round_s = 0, 0.0
-    while True:
-        elapsed_s = instruments.now() - began
-        stopped = options.rounds.stop_reason(done, lambda: widest_interval(series.latest()), elapsed_s, round_s)
-        if stopped is not None:
-            break
-        numbers = range(options.rounds.least) if done == 0 else [done]
-        round_began = instruments.now()
-        series.carry_out(plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks))
-        done = max(numbers) + 1
-        round_s = (instruments.now() - round_began) / len(numbers)
-    shutil.rmtree(checks.reference_logprobs_folder(path), ignore_errors=True)
-    return Outcome(path, series.latest(), series.measured, done, stopped)
-
-
-def settings_for(
-    targets: Sequence[Target],
-    path: Path,
-    old: Sequence[Record],
-    options: BenchOptions,
-    quality: QualityRequest,
-    progress: Progress,
-    instruments: Instruments,
-) -> Settings:
-    """What all runs share, once everything that must hold does. Raises UserError where it does not."""
-    progress("looking at the machine", 0, 0)
-    machine = instruments.probe_machine(options.device, options.threads)
-    checks.check_continues(path, old, machine, targets, quality if options.quality else None)
-    dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
-    folder = None if options.task_folder is None else str(options.task_folder.resolve())
-    return Settings(
-        machine.device,
-        dtypes,
-        machine.environment,
-        options.timeout_s,
-        options.threads,
-        options.rounds,
-        options.rule,
-        quality,
-        TaskRequest(folder, options.task_limit),
-        checks.reference_logprobs_paths(path, targets, dtypes, quality.label) if options.quality else {},
-    )
+        began = instruments.now()
+        tasks = checks.expand_tasks(options.tasks, options.task_folder)
+        old = checks.records_to_continue(path, fresh=options.fresh)
+        scenarios = options.scenarios or tuple(SCENARIOS.values())
+        quality = checks.quality_request(options.quality_data)
+        judged = quality if options.quality else None
+        progress("looking at the models", 0, 0)
+        instruments.check_models(targets, scenarios, judged)
+        progress("looking at the machine", 0, 0)
+        machine = instruments.probe_machine(options.device, options.threads)
+        checks.check_continues(path, old, machine, targets, judged)
+        dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
+        expected = checks.reference_logprobs_paths(path, targets, dtypes, quality.label) if judged else {}
+        settings = Settings(machine.device, dtypes, machine.environment, options, quality, expected)
+        if options.fresh:
+            checks.set_aside(path)
+        series = _Series(path, list(old), settings, instruments.executor_for(settings, path), progress)
+        done, round_s = 0, 0.0
+        while True:
+            elapsed_s = instruments.now() - began
+            stopped = options.rounds.stop_reason(done, lambda: widest_interval(series.latest()), elapsed_s, round_s)
+            if stopped is not None:
+                break
+            numbers = range(options.rounds.least) if done == 0 else [done]
+            round_began = instruments.now()
+            series.carry_out(plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks))
+            done = max(numbers) + 1
+            round_s = (instruments.now() - round_began) / len(numbers)
+        shutil.rmtree(checks.reference_logprobs_folder(path), ignore_errors=True)
+        return Outcome(path, series.latest(), series.measured, done, stopped)
 
 
 @dataclass

@@ -9,9 +9,10 @@ from bench.records.crossover import CROSSOVER_NAME
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, read_crossover
 from bench.run.executor import append_log, run_module
-from bench.run.run import BenchOptions, Outcome, measure
+from bench.run.run import Outcome, measure
 from bench.suite.prompts import TokensOf
 from bench.suite.suite import Suite, checkpoint_targets, dummy_targets
+from bench.worker.options import BenchOptions
 from quantize.errors import UserError
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
@@ -69,9 +70,8 @@ def _crossover(shape: str, out: Path, budget_s: float, options: BenchOptions, re
         kept = read_crossover(path)[0]
         if not options.fresh and (kept.device, kept.compute_dtype) == (record.device, record.compute_dtype):
             return None
-    arguments = ["--shape", shape, "--device", record.device, "--out", str(out)]
+    arguments = ["--shape", shape, "--device", record.device, "--out", str(out), "--budget", f"{budget_s:g}"]
     arguments += ["--dtype", record.compute_dtype] if record.compute_dtype else []
-    arguments += ["--budget", f"{budget_s:g}"]
     timeout_s = 60.0 + CROSSOVER_GRACE * budget_s
     ended = run_module("bench.crossover", *arguments, timeout_s=timeout_s, threads=options.threads)
     if ended.exit_code == 0 and path.is_file():

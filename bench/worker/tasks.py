@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ prompts are lm-eval's, not the card's, so that the figures compare variants with
 GROUPS: dict[str, tuple[str, ...]] = {"medical": MEDICAL_TASKS}
 """Names that stand for several tasks; lm-eval's own groups and tags work beside them."""
 
-SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234)
+SEEDS = {f"{name}_seed": 1234 for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
 MAIN_METRICS = ("acc_norm", "acc")
 """What counts where a task gives several metrics; without these, its first."""
 
@@ -60,15 +61,10 @@ def evaluate(
 
         with _no_output(), contextlib.chdir(folder or "."):
             tasks = {name: task for task_name in wanted for name, task in _load(manager, task_name).items()}
-            found = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32"),
-                tasks=list(tasks.values()),
-                task_manager=manager,
-                limit=limit,
-                log_samples=False,
-                **SEEDS,
-            )
-    return tuple(_result(name, found) for name in tasks)
+            asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32")
+            how = {"task_manager": manager, "limit": limit, "log_samples": False, **SEEDS}
+            found = simple_evaluate(model=asked, tasks=list(tasks.values()), **how)
+    return tuple(_result(name, found, folder) for name in tasks)
 
 
 def task_manager(names: Sequence[str], folder: Path | None) -> Any:
@@ -112,20 +108,21 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         ) from error
 
 
-def _result(name: str, found: Mapping[str, Any]) -> TaskScore:
+def _result(name: str, found: Mapping[str, Any], folder: Path | None) -> TaskScore:
     """The main metric out of keys such as "acc,none" and "acc_stderr,none" (metric, then filter)."""
     figures = found["results"][name]
     keys = [key for key in figures if "," in key and "_stderr," not in key]
     main = next((key for metric in MAIN_METRICS for key in keys if key.startswith(f"{metric},")), keys[0])
     metric, _, kept = main.partition(",")
     stderr = figures.get(f"{metric}_stderr,{kept}")
+    asked, config = found["n-samples"].get(name, {}), found["configs"].get(name, {})
+    dataset = config.get("dataset_path") or ""
+    of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not ((folder or Path()) / dataset).exists()
+    whole = bool(of_hub and asked) and asked["effective"] == asked["original"]
+    error = float(stderr) if isinstance(stderr, float) else None
+    where = (dataset, config.get("dataset_name")) if whole else (None, None)
     return TaskScore(
-        name=name,
-        metric=metric,
-        value=float(figures[main]),
-        stderr=float(stderr) if isinstance(stderr, float) else None,
-        samples=found["n-samples"].get(name, {}).get("effective"),
-        shots=found["n-shot"].get(name),
+        name, metric, float(figures[main]), error, asked.get("effective"), found["n-shot"].get(name), *where
     )
 
 

@@ -16,7 +16,7 @@ from quantize.checkpoint import MANIFEST_NAME, Manifest, seal
 from quantize.kernels.base import dtype_name
 from quantize.methods.base import Recipe
 from quantize.source import BESIDE_WEIGHTS
-from quantize.versions import maker_versions
+from quantize.versions import maker_versions, version_of
 from quantize.weights import INDEX_NAME, read_json, regular_files
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -51,7 +51,7 @@ def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float],
         source=source.facts,
         calibration=recipe.calibration,
         options=recipe.options,
-        libraries=maker_versions(),
+        libraries=maker_versions() | {name: own for name in ("quantable",) if (own := version_of(name))},
         seconds={phase: round(spent, 3) for phase, spent in seconds.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,

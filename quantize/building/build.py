@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from quantize.building.calibrated import build_calibrated
-from quantize.building.job import BuildOptions, BuiltCheckpoint, Job, Say, method_of
+from quantize.building.job import BuildChoices, BuildOptions, BuiltCheckpoint, Job, Say, method_of
 from quantize.building.plain import build_plain
 from quantize.building.stream import tensor_core_products
 from quantize.dummy import dummy_weights
@@ -16,6 +17,7 @@ from quantize.model.pretrained import empty_model, tokenizer_of
 from quantize.process_memory import collector_paused
 from quantize.progress import Progress, silent
 from quantize.quiet import quiet_libraries
+from quantize.schema import with_choices
 from quantize.source import open_source
 from quantize.variant import variants_named
 from quantize.weights import TensorReader, open_weights
@@ -23,18 +25,20 @@ from quantize.weights import TensorReader, open_weights
 
 def quantize(
     source: str,
-    variants: Sequence[str] = ("all",),
+    variants: str | Sequence[str] = "all",
     out: Path | str = "runs",
     *,
     options: BuildOptions | None = None,
     progress: Progress = silent,
     say: Say = lambda line: None,
     dry_run: bool = False,
+    **choices: Unpack[BuildChoices],
 ) -> list[BuiltCheckpoint]:
     """Make a checkpoint of each variant of the model `source` in the folder `out`; return them in the table's order.
 
     source:   as `open_source` takes it.
-    variants: names of VARIANTS, or "all". A finished checkpoint is kept unless `options.force`.
+    variants: a name of VARIANTS or several, or "all". A finished checkpoint is kept unless `force`.
+    choices:  fields of BuildOptions by name, over those of `options`; of its `bnb`, too.
     progress: told each step.
     say:      called with each line that a user should read.
     dry_run:  say what the calibrated variants will take in memory, disk and time, and make nothing.
@@ -42,8 +46,8 @@ def quantize(
     Raises UserError for everything that the user can fix; nothing half-written is left under a checkpoint's name. Of
     several variants, those that can be made are made first (NotAllMade).
     """
-    options = options or BuildOptions()
-    chosen = variants_named(variants)
+    options = with_choices(options or BuildOptions(), "bnb", choices)
+    chosen = variants_named([variants] if isinstance(variants, str) else variants)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")

@@ -14,11 +14,14 @@ import torch
 from quantize.building.layer import BATCH_TOKENS
 from quantize.errors import UserError
 from quantize.methods.base import Recipe
-from quantize.model.apart import experts_of
-from quantize.model.architecture import Architecture
+from quantize.model.apart import experts_of, take_apart
+from quantize.model.architecture import Architecture, architecture_of
+from quantize.model.pretrained import empty_model
 from quantize.process_memory import peak_resident_bytes, resident_bytes
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gram import column_blocks
+from quantize.source import config_source
+from quantize.variant import Variant, variants_named
 
 FLOAT_BYTES = 4
 SEARCH_POINTS = 11
@@ -99,10 +102,8 @@ def estimate(
     )
     peak = FLOAT_BYTES * max(in_layers, embedding + activations, 2 * embedding) + already_bytes
 
-    quantized, bytes_of = sum(weights), []
-    for recipe in recipes:  # the quantized weights at their bits, the rest in half precision
-        bits = (recipe.variant.w_bit or 16) + (20 / recipe.group_size if recipe.group_size else 0.5)
-        bytes_of.append(int(quantized * bits / 8 + (parameters - quantized) * 2))
+    quantized = sum(weights)
+    bytes_of = [checkpoint_bytes(parameters, quantized, one.variant, one.group_size) for one in recipes]
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
@@ -117,6 +118,35 @@ def estimate(
         free_memory_bytes=free_memory(device, already_bytes),
         free_disk_bytes=shutil.disk_usage(existing).free,
     )
+
+
+def checkpoint_bytes(parameters: int, quantized: int, variant: Variant, group_size: int | None) -> int:
+    """The quantized weights at their bits, with what groups and blocks need beside, and the rest in half precision."""
+    bits = (variant.w_bit or 16) + (20 / group_size if group_size else 0.5 if variant.w_bit == 4 else 0)
+    return int(quantized * bits / 8 + (parameters - quantized) * 2)
+
+
+def variants_of(source: str) -> list[tuple[str, str, Variant, int, Any]]:
+    """Name, base model, variant, bytes of the weights and config of each checkpoint that `all` would make of a source.
+
+    From its config alone; what cannot be made is left out. Raises UserError as `config_source` and `empty_model` do.
+    """
+    folder, base_model = config_source(source)
+    model, found = empty_model(folder), []
+    parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
+    for variant in sorted(variants_named(["all"]), key=lambda one: one.is_awq):
+        architecture = architecture_of(model)
+        if variant.is_awq:  # experts are quantized in groups only
+            take_apart(model)
+            try:
+                architecture = architecture_of(model).with_group_size()
+            except UserError:
+                continue
+        quantized = sum(rows * columns for _, rows, columns in architecture.shapes())
+        size = checkpoint_bytes(parameters, quantized, variant, architecture.group_size)
+        name = f"{base_model}-{variant.folder_suffix(architecture.group_size)}"
+        found.append((name, base_model, variant, size, model.config))
+    return found
 
 
 def _normalized_config(config: Any) -> Any:

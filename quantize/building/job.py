@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -30,7 +30,7 @@ from quantize.model.names import kept_by_bnb, linear_layers, quantized_share
 from quantize.model.pretrained import empty_model
 from quantize.model.skeleton import Skeleton, kept_names
 from quantize.progress import Progress
-from quantize.rounding.options import BnbOptions, Rounding
+from quantize.rounding.options import BnbOptions, QuantType, Rounding
 from quantize.source import Source
 from quantize.variant import GROUP_SIZES, Variant
 from quantize.versions import MAKERS, maker_versions
@@ -67,6 +67,18 @@ class BuildOptions:
     force: bool = False
     name: str | None = None
     spill: bool = False
+
+
+BuildChoices = TypedDict(  # noqa: UP013
+    "BuildChoices",
+    {
+        "group_size": int | None, "calibration": str, "blocks": int, "block_tokens": int, "rounding": Rounding,
+        "bnb": BnbOptions, "quant_type": QuantType, "double_quant": bool, "blocksize": int, "revision": str | None,
+        "device": str, "force": bool, "name": str | None, "spill": bool,
+    },
+    total=False,
+)  # fmt: skip
+"""Keyword arguments of `quantize`: the fields of BuildOptions, and those of its BnbOptions."""
 
 
 @dataclass(frozen=True)

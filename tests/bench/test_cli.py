@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -242,7 +243,7 @@ def test_a_bug_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("bench.cli.bench", broken)
+    monkeypatch.setattr("bench.run.run.bench", broken)
     with pytest.raises(ZeroDivisionError):
         main([str(folder)])
 
@@ -274,9 +275,8 @@ def test_two_record_files_are_compared(folder: Path, tmp_path: Path, capsys: pyt
         replace(record, environment=replace(record.environment, cpu="Model 2")) for record in read_records(files[1])
     ]
     write(files[1], changed)
-    assert fails(capsys, "--compare", *files) == (
-        "the two files were not measured alike (cpu: Model 1 against Model 2): compare runs of one machine"
-    )
+    assert main(["--compare", *map(str, files)]) == 0
+    assert "two machines (cpu: Model 1 against Model 2)" in capsys.readouterr().out
     changed = [replace(record, compute_dtype="bfloat16") for record in read_records(files[0])]
     write(files[1], changed)
     assert "(compute_dtype: float32 against bfloat16)" in fails(capsys, "--compare", *files)
@@ -284,3 +284,19 @@ def test_two_record_files_are_compared(folder: Path, tmp_path: Path, capsys: pyt
 
 def test_no_folder_and_nothing_to_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys) == "name the folder of the checkpoints: bench DIR"
+
+
+def test_json_is_one_object_and_quiet_leaves_the_hints_out(
+    folder: Path, failing: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing["B"] = "oom"
+    assert main([str(folder), "--rounds", "1", "--json"]) == 1
+    out, err = capsys.readouterr()
+    failed = {"name": "B", "status": "oom", "reason": "no memory left"}
+    assert json.loads(out) == {
+        "records": str(folder / "records.jsonl"), "measured": 6, "total": 6, "rounds": 1, "stopped": "rounds",
+        "usable": True, "broken": {}, "failed": [failed | {"kind": kind} for kind in ("latency", "latency", "quality")],
+    }  # fmt: skip
+    assert err == ""
+    assert main([str(folder), "--rounds", "1", "--quiet"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("6 records")

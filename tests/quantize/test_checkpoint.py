@@ -419,7 +419,7 @@ def test_a_large_file_is_hashed_right(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["model-2.safetensors", "own.py", "README.md"])
+@pytest.mark.parametrize("name", ["model-2.safetensors", "own.py", "README.py"])
 def test_a_file_that_the_manifest_does_not_name_is_refused(name: str, tmp_path: Path) -> None:
     checkpoint = make(tmp_path / "made").path
     (checkpoint / ".cache").mkdir()

@@ -51,7 +51,7 @@ def test_a_page_or_one_line(kind: str, data: st.DataObject, file: Path) -> None:
         for row in rows if data.draw(st.booleans()) else [rows[one]]:
             put(row, path, value)
     file.write_text("\n".join(map(json.dumps, rows)))
-    for form in ("md", "csv", "json") if kind == "bench" else ("md",):
+    for form in ("text", "md", "csv", "json", "html") if kind == "bench" else ("text", "md"):
         try:
             said = report(file, format=form)
         except UserError as error:

@@ -25,7 +25,8 @@ Write = Callable[[Iterable[Record]], Path]
 def test_a_folder_or_its_record_file(builder: "Builder", write: Write) -> None:
     folder = write(builder.five_rows())
     text = report(folder)
-    assert text.startswith("| Base Model | Method ")
+    assert "| AWQ GEMM" in text
+    assert report(folder, view="full").startswith("| Base Model | Method ")
     assert report(str(folder / "records.jsonl")) == text
     assert json.loads(report(folder, format="json"))["measurements"]
     assert report(folder, format="csv").startswith("name,base_model,")
@@ -69,8 +70,9 @@ def test_a_full_disk_leaves_the_old_file(
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
 
 
-@pytest.mark.parametrize("out", ["missing/table.md", "."])
+@pytest.mark.parametrize("out", ["missing/table.md", "folder.md"])
 def test_an_out_that_cannot_be_written(builder: "Builder", write: Write, tmp_path: Path, out: str) -> None:
+    (tmp_path / "folder.md").mkdir()
     with pytest.raises(UserError, match="cannot write"):
         report(write(builder.five_rows()), out=tmp_path / out)
 
@@ -84,7 +86,7 @@ def test_nothing_is_written_when_the_records_are_refused(builder: "Builder", wri
 
 def test_an_unknown_format(tmp_path: Path) -> None:
     wrong: Any = "xml"
-    with pytest.raises(UserError, match="unknown format 'xml'; there are: md, csv, json"):
+    with pytest.raises(UserError, match="unknown format 'xml'; there are: text, md, csv, json"):
         report(tmp_path, format=wrong)
 
 
@@ -131,9 +133,9 @@ def put(folder: Path, name: str) -> None:
 def test_rows_of_checkpoints_that_are_gone_are_left_out_and_it_is_said(tmp_path: Path, builder: "Builder") -> None:
     names = [record.subject.name for record in builder.five_rows()]
     append(tmp_path / "records.jsonl", *builder.five_rows())
-    assert all(name in report(tmp_path) for name in names)
+    assert all(name in report(tmp_path, view="full") for name in names)
     put(tmp_path, "Tiny-1M-BnB.4")
-    page = report(tmp_path)
+    page = report(tmp_path, view="full")
     said = page[page.index("- ") :]
     assert "- Tiny-1M-BnB.8 is not in" in said
     assert "- Tiny-1M-FP16 is not in" not in said, "its rows have no other reference"
@@ -146,7 +148,7 @@ def test_the_reference_that_is_gone_makes_room_for_the_one_that_is_there(tmp_pat
     again = builder.subject("fp16", name="Renamed-FP16")
     append(tmp_path / "records.jsonl", builder.latency("fp16"), builder.latency("fp16", subject=again))
     put(tmp_path, "Renamed-FP16")
-    page = report(tmp_path)
+    page = report(tmp_path, view="full")
     assert "Renamed-FP16 |" in page
     assert "| Tiny-1M-FP16" not in page
 

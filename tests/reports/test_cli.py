@@ -77,16 +77,17 @@ def on_a_terminal(*arguments: str | Path, code: str | None = None) -> str:
     return b"".join(chunks).decode()
 
 
-def test_piped_it_prints_plain_markdown(builder: "Builder", write: Write) -> None:
+def test_piped_it_prints_the_screen_and_the_long_page_as_markdown(builder: "Builder", write: Write) -> None:
     folder = write(builder.five_rows())
     done = run(folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == report(folder)
+    assert done.stdout == report(folder, format="text")
+    assert run(folder, "--full").stdout == report(folder, view="full")
 
 
 def test_it_works_with_nothing_installed_that_touches_a_model(builder: "Builder", write: Write, tmp_path: Path) -> None:
     folder = write(builder.five_rows())
-    for form in ("md", "csv", "json"):
+    for form in ("text", "md", "csv", "json", "html"):
         done = run(folder, "--format", form, code=WITHOUT_MODELS)
         assert (done.returncode, done.stderr) == (0, "")
         assert "BnB.8" in done.stdout
@@ -97,7 +98,8 @@ def test_it_works_with_nothing_installed_that_touches_a_model(builder: "Builder"
 def test_on_a_terminal_it_prints_a_table_of_rich(builder: "Builder", write: Write) -> None:
     folder = write(builder.five_rows())
     shown = on_a_terminal(folder)
-    assert "x10.33" in shown
+    assert "x10.33" in on_a_terminal(folder, "--full")
+    assert "AWQ GEMV, group 64" in shown
     assert "\x1b[1m" in shown
     assert "| :--" not in shown
     assert json.loads(on_a_terminal(folder, "--format", "json"))["measurements"]
@@ -165,7 +167,8 @@ def test_a_terminal_that_cannot_show_the_dash(builder: "Builder", write: Write) 
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "|      ? |" in done.stdout
+    assert "FP16/BF16" in done.stdout
+    assert "?" in done.stdout
 
 
 @pytest.mark.parametrize("more", [(), ("--format", "csv"), ("--format", "json"), ("--published",), ("--all",)])
@@ -181,7 +184,7 @@ def test_the_code_is_1_for_a_broken_checkpoint_and_a_failed_run(
     code = main([str(write([*builder.five_rows(), worse])), *more])
     assert code == (0 if what == "sound" else 1)
     if not more:
-        first, *_ = capsys.readouterr().out.splitlines()
-        assert (first == "- AWQ GEMM, group 64, broken: its perplexity is x60 the reference's. Do not use it.") == (
+        said = " ".join(capsys.readouterr().out.split("\n\n")[1].split())
+        assert (said == "- AWQ GEMM, group 64, broken: its perplexity is x60 the reference's. Do not use it.") == (
             what == "broken"
         )

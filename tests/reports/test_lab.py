@@ -168,9 +168,10 @@ def test_all_writes_every_page_that_there_are_records_for(
     write(tmp_path / "crossover.jsonl", crossover)
     append(tmp_path / "race.jsonl", racer("ours", 1.0))
     assert main([str(tmp_path), "--all"]) == 0
-    names = ["table.md", "crossover.png", "crossover.svg", "crossover.md", "race.md"]
+    plots = [f"{name}.{form}" for name in ("loss", "time", "memory", "crossover") for form in ("png", "svg")]
+    names = ["table.md", *plots, "crossover.md", "race.md"]
     assert capsys.readouterr().out.splitlines() == [f"wrote {tmp_path / name}" for name in names]
-    assert (tmp_path / "table.md").read_text() == report(tmp_path)
+    assert (tmp_path / "table.md").read_text() == report(tmp_path, view="full")
     assert (tmp_path / "race.md").read_text() == report(tmp_path / "race.jsonl")
 
 
@@ -179,8 +180,8 @@ def test_all_writes_the_published_table_beside_ours_where_a_row_is_of_it(
 ) -> None:
     append(tmp_path / "records.jsonl", *new_builder("BioMistral-7B").five_rows())
     written, problems, sound = write_all(tmp_path)
-    assert [path.name for path in written] == ["table.md", "published.md"]
-    assert (tmp_path / "published.md").read_text() == report(tmp_path, published=True)
+    assert [path.name for path in written][:2] == ["table.md", "published.md"]
+    assert (tmp_path / "published.md").read_text() == report(tmp_path, view="versus")
     assert (problems, sound) == ([], True)
 
 

@@ -223,8 +223,8 @@ def test_the_command_writes_the_page(
     assert main([str(tmp_path), "--published", "--out", str(tmp_path / "p.md")]) == 0
     assert (tmp_path / "p.md").read_text(encoding="utf-8").rstrip("\n") == shown.rstrip("\n")
     assert main([str(tmp_path), "--published", "--format", "csv"]) == 2
-    with pytest.raises(UserError, match="leave --format out"):
-        report(tmp_path, format="json", published=True)
+    with pytest.raises(UserError, match="json has everything already"):
+        report(tmp_path, format="json", view="versus")
 
 
 def test_the_first_table_of_the_report_names_the_random_weights_and_the_kernels(
@@ -233,7 +233,7 @@ def test_the_first_table_of_the_report_names_the_random_weights_and_the_kernels(
     records = [replace(one, latency=Latency((1.0,), ((),), ())) for one in suite_records]
     for record in records:
         append(tmp_path / "records.jsonl", record)
-    text = report(tmp_path)
-    assert "Quality:" not in text  # random weights have none
+    text = report(tmp_path, view="full")
+    assert "### Quality" not in text  # random weights have none
     assert "BioMistral-7B AWQ GEMV, group 128, native kernel" in text
     assert f"random, in the shape mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}" in " ".join(text.split())

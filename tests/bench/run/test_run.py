@@ -21,7 +21,8 @@ from bench.run.checks import compute_dtypes, set_aside
 from bench.run.executor import Executor
 from bench.run.plan import target_of
 from bench.run.probe import Machine
-from bench.run.run import BenchOptions, Instruments, Outcome, bench, targets_in
+from bench.run.run import Instruments, Outcome, bench, targets_in
+from bench.worker.options import BenchOptions
 from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 from quantize.errors import UserError
@@ -110,14 +111,14 @@ def test_all_runs_share_device_dtype_threads_and_timeout(
     measure(rounds=1, threads=3, timeout_s=7.0)
     settings = executor.settings
     assert settings is not None
-    assert (settings.device, settings.compute_dtypes, settings.timeout_s, settings.threads) == (
+    assert (settings.device, settings.compute_dtypes, settings.options.timeout_s, settings.options.threads) == (
         "cpu",
         {"Tiny": "float32"},
         7.0,
         3,
     )
     assert settings.environment == machine.environment
-    assert (settings.rounds, settings.rule) == (RoundsRule(least=1, most=1), PassRule())
+    assert (settings.options.rounds, settings.options.rule) == (RoundsRule(least=1, most=1), PassRule())
     measure(rounds=1, dtype="bfloat16")
     assert executor.settings is not None
     assert executor.settings.compute_dtypes == {"Tiny": "bfloat16"}
@@ -172,7 +173,8 @@ from bench.records.environment import Environment
 from bench.records.stopping import RoundsRule
 from bench.run.executor import WorkerExecutor
 from bench.run.probe import Machine
-from bench.run.run import BenchOptions, Instruments, measure, targets_in
+from bench.worker.options import BenchOptions
+from bench.run.run import Instruments, measure, targets_in
 from quantize.schema import from_json
 
 def executor_for(settings, path):

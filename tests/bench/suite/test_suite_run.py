@@ -16,9 +16,10 @@ from bench.records.stopping import RoundsRule
 from bench.records.store import read_records
 from bench.run.executor import ProcessResult
 from bench.run.probe import Machine
-from bench.run.run import BenchOptions, Instruments
+from bench.run.run import Instruments
 from bench.suite.suite import suite_named
 from bench.suite.suite_run import run_suite
+from bench.worker.options import BenchOptions
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.api import write_all
@@ -58,7 +59,8 @@ SCENARIOS = ["published", "chat-graph"]
 FILES = {".records.jsonl.lock", "records.jsonl", "records.log", "crossover.jsonl"}
 """Everything that the command may write; the log when something failed."""
 
-PAGES = {"table.md", "published.md", "crossover.png", "crossover.svg", "crossover.md"}
+PLOTS = {f"{name}.{form}" for name in ("time", "memory", "crossover") for form in ("png", "svg")}
+PAGES = {"table.md", "published.md", *PLOTS, "crossover.md"}
 """What `report --all` makes of it."""
 
 
@@ -109,7 +111,7 @@ def test_it_leaves_records_and_the_crossover_and_report_makes_the_pages(rehearsa
     if importlib.util.find_spec("matplotlib"):
         assert ({path.name for path in pages}, problems) == (PAGES, [])
     else:
-        assert problems == ["no crossover.png: plots need matplotlib: install quantable[plots]"]
+        assert problems == ["no plots: plots need matplotlib: install quantable[plots]"]
 
 
 def test_the_page_has_the_eight_rows_in_the_published_order(rehearsal: Rehearsal) -> None:

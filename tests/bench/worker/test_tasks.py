@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.records.record import TaskScore
-from bench.worker.tasks import GROUPS, MEDICAL_TASKS, evaluate, expand
+from bench.worker.tasks import GROUPS, MEDICAL_TASKS, _result, evaluate, expand
 from quantize.errors import UserError
 
 FOLDER = Path(__file__).parent / "local_task"
@@ -74,7 +74,7 @@ def test_the_accuracy_is_that_of_the_models_own_log_likelihoods(
     right = [pick == item["answer"] for pick, item in zip(picks(*subject), QUESTIONS, strict=True)]
     share = sum(right) / len(right)
     stderr = math.sqrt(share * (1 - share) / (len(right) - 1))
-    assert astuple(result) == ("capitals", "acc_norm", share, pytest.approx(stderr), 8, 0)
+    assert astuple(result) == ("capitals", "acc_norm", share, pytest.approx(stderr), 8, 0, None, None)
 
 
 @pytest.mark.usefixtures("lm_eval")
@@ -141,3 +141,21 @@ def test_a_group_becomes_its_tasks_each_once_and_in_order() -> None:
     assert expand(GROUPS) == MEDICAL_TASKS
     with pytest.raises(UserError, match="name tasks of lm-eval or one of medical"):
         expand([])
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "expected"),
+    [("org/arc", 9, "org/arc"), ("org/arc", 8, None), ("json", 9, None), (None, 9, None), ("own/data", 9, None)],
+)
+def test_only_a_whole_data_set_of_the_hub_is_named(
+    tmp_path: Path, path: str | None, asked: int, expected: str | None
+) -> None:
+    (tmp_path / "own" / "data").mkdir(parents=True)
+    found = {
+        "results": {"arc": {"acc,none": 0.5}},
+        "n-samples": {"arc": {"original": 9, "effective": asked}},
+        "n-shot": {"arc": 0},
+        "configs": {"arc": {"dataset_path": path, "dataset_name": "easy"}},
+    }
+    score = _result("arc", found, tmp_path)
+    assert (score.dataset, score.configuration) == (expected, expected and "easy")

@@ -11,11 +11,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.lab.tiny_models import architectures, tiny_model
 from quantize.errors import UserError
 from quantize.model.fit import fitting_model
 from quantize.quiet import quiet_libraries
 from quantize.weights import open_weights
+from tests.architectures.tiny_models import architectures, tiny_model
 
 Tensors = dict[str, Tensor]
 SMALL = {

@@ -1,6 +1,6 @@
 """Every architecture that transformers has, on a small random model: quantized, loaded, compared, timed.
 
-python -m bench.lab.architectures --out architectures.jsonl [NAME ...]
+python -m tests.architectures.trial --out architectures.jsonl [NAME ...]
 """
 
 import argparse
@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench.cli
-from bench.lab.tiny_models import NOT_BUILT, WRAPPERS, architectures, tiny_model
 from bench.records.lab import ArchitectureRecord, VariantOutcome
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, append, read_only
@@ -46,13 +45,14 @@ from quantize.rounding.options import AwqOptions
 from quantize.shell import guarded
 from quantize.variant import REFERENCE, VARIANTS
 from quantize.weights import open_weights
+from tests.architectures.tiny_models import NOT_BUILT, WRAPPERS, architectures, tiny_model
 
 BLOCKS, BLOCK_TOKENS = 16, 64
 CPU = torch.device("cpu")
 SPECIAL = ["<pad>", "<s>", "</s>"]
 FOREIGN = "awq-gemm"
-EXACT = "dequantize"
-"""The kernel that the others are compared with."""
+FAST, EXACT = "torch-cpu", "dequantize"
+"""The kernel that is compared, and with which."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,20 +178,54 @@ def outcomes_of(
 def _compared(checkpoint: Checkpoint, expected: Tensor, foreign: str | None) -> VariantOutcome:
     variant, share = checkpoint.variant, checkpoint.manifest.quantized_share
     try:
-        found = logits(load(checkpoint.path).model)
-        exact = logits(load(checkpoint.path, kernel=EXACT).model) if variant.version else None
+        found, exact, kernel_error = logits(load(checkpoint.path).model), None, None
+        if variant.version:
+            chosen: list[Tensor] = []
+            with experts_kept(chosen):
+                exact = logits(load(checkpoint.path, kernel=EXACT).model)
+            with experts_kept(chosen):
+                kernel_error = relative(logits(_on_kernel(checkpoint, FAST)), exact)
     except Exception as error:
         return VariantOutcome(share=share, reason=_line(error))
     if not bool(torch.isfinite(found).all()):
         return VariantOutcome(share=share, reason="its logits are no numbers")
-    outcome = VariantOutcome(share, relative(found, expected), None if exact is None else relative(found, exact))
+    outcome = VariantOutcome(share, relative(found, expected), kernel_error)
     if foreign and variant.name == FOREIGN and exact is not None:
         return replace(outcome, **elsewhere(checkpoint.path, foreign, exact))
     return outcome
 
 
+def _on_kernel(checkpoint: Checkpoint, kernel: str) -> Any:
+    """The model on this kernel; on the default one where some layer has no sizes for it."""
+    try:
+        return load(checkpoint.path, kernel=kernel).model
+    except UserError:
+        return load(checkpoint.path).model
+
+
+@contextlib.contextmanager
+def experts_kept(chosen: list[Tensor]) -> Iterator[None]:
+    """Inside, every top-k choice is written into the list; where it holds choices already, those are made again.
+
+    A rounding error sends a token that stands between two experts to the other one: what is kept, differs no more.
+    """
+    ours, method, again = torch.topk, Tensor.topk, iter([*chosen])
+
+    def topk(scores: Tensor, k: int, dim: int = -1, *options: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        best = ours(scores, k, dim, *options, **named)
+        indices = next(again, best.indices)
+        chosen.append(best.indices)
+        return scores.gather(dim, indices), indices
+
+    torch.topk = Tensor.topk = topk  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.topk, Tensor.topk = ours, method  # type: ignore[method-assign]
+
+
 def elsewhere(checkpoint: Path, python: str, exact: Tensor) -> dict[str, Any]:
-    """What another engine makes of it (bench.lab.foreign): the fields of a VariantOutcome."""
+    """What another engine makes of it (tests.architectures.foreign): the fields of a VariantOutcome."""
     tokens, out = checkpoint.parent / "tokens.safetensors", checkpoint.parent / "logits.safetensors"
     save_file({"tokens": some_tokens()}, tokens)
     command = [python, str(Path(__file__).with_name("foreign.py")), str(checkpoint), str(tokens), str(out)]
@@ -272,7 +306,7 @@ def with_ratios(out: Path, outcomes: dict[str, VariantOutcome]) -> dict[str, Var
     seconds: dict[str, list[float]] = {}
     for record in read_only(out / RECORDS_NAME, Record):
         if record.latency is not None:
-            seconds.setdefault(record.subject.variant, []).append(record.seconds("total") or math.inf)
+            seconds.setdefault(record.subject.variant, []).append(record.times["total"] or math.inf)
     median = {variant: statistics.median(values) for variant, values in seconds.items()}
     reference = median.get(REFERENCE.name)
     return {

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.lab.architectures import main
-from bench.lab.tiny_models import NOT_BUILT, OTHERS, WRAPPERS, architectures, tiny_model
 from bench.records.lab import ArchitectureRecord
 from bench.records.store import read_only
 from quantize.quiet import quiet_libraries
 from reports.api import report
+from tests.architectures.tiny_models import NOT_BUILT, OTHERS, WRAPPERS, architectures, tiny_model
+from tests.architectures.trial import main
 
 
 def test_enough_are_tried_and_no_name_stands_in_two_lists() -> None:

@@ -1,7 +1,7 @@
 """What another engine makes of an AWQ checkpoint: transformers with gptqmodel's kernels, else GPTQModel's own loader.
 
-python -m bench.lab.foreign CHECKPOINT TOKENS OUT, in an environment that has gptqmodel; writes the logits and, as the
-file's metadata, which engine it was. Each checkpoint gets a process: gptqmodel changes transformers once imported.
+`python foreign.py CHECKPOINT TOKENS OUT`, where gptqmodel is installed, writes the logits and, as the metadata of the
+file, the engine. Each checkpoint gets a process: gptqmodel changes transformers once imported.
 """
 
 import os

@@ -1,0 +1,72 @@
+"""`quantable push`: a checkpoint and its card go to the hub as a pull request. Imports no torch."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, Manifest, open_checkpoint, verify
+from quantize.errors import UserError
+from quantize.schema import to_data
+from quantize.shell import guarded, say
+from reports.card import BEGIN, HUB_ID, card, public_text
+
+
+def push(folder: Path, repository: str, *, private: bool | None = None) -> str:
+    """Open a pull request with every file of the checkpoint, in a repository that is made where there is none; its URL.
+
+    The manifest goes without paths of this machine. The hub is that of HF_ENDPOINT. Raises UserError for a checkpoint
+    that is not whole, has no card or is broken by the records beside it, without a token, and for what the hub refuses.
+    """
+    checkpoint, readme = open_checkpoint(folder), folder / CARD_NAME
+    verify(checkpoint)
+    if broken := card(folder).broken:
+        raise UserError(f"{folder} is broken, {broken}: make it again, or measure it again")
+    if not readme.is_file() or BEGIN not in readme.read_text(encoding="utf-8-sig"):
+        raise UserError(f"{folder} has no card: quantable card {folder} --write")
+    if not HUB_ID.fullmatch(repository):
+        raise UserError(f"{repository!r} is no name on the hub: write org/name")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set: unset it to push")
+    if get_token() is None:
+        raise UserError("the hub wants a token: run `hf auth login`, or set HF_TOKEN")
+    paths = {path.relative_to(folder).as_posix(): str(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name: path for name, path in paths.items() if name[0] != "." or name.startswith(".eval_results/")}
+    manifest = (json.dumps(to_data(_without_paths(checkpoint.manifest)), indent=1) + "\n").encode()
+    added = [CommitOperationAdd(name, path) for name, path in files.items() if name != MANIFEST_NAME]
+    added.append(CommitOperationAdd(MANIFEST_NAME, manifest))
+    try:
+        ModelCard.load(readme).validate()
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        made = HfApi().create_commit(repository, added, commit_message=f"Add {folder.resolve().name}", create_pr=True)
+    except Exception as error:  # of the hub, or of whichever library asks it
+        reason = " ".join(str(error).split())
+        raise UserError(f"{constants.ENDPOINT} did not take {repository} ({reason}): mend that, push again") from None
+    return str(made.pr_url or made.commit_url)
+
+
+def _without_paths(manifest: Manifest) -> Manifest:
+    """The manifest as others may see it: the maker's own folders and files have no name."""
+    source, text = manifest.source, manifest.calibration
+    shown = replace(source, id=manifest.base_model) if source.kind == "folder" else source
+    return replace(manifest, source=shown, calibration=text and replace(text, text=public_text(text.text)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `quantable push`."""
+    p = argparse.ArgumentParser(prog="quantable push", description="Offer a checkpoint to the hub as a pull request.")
+    p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, with the card in it")
+    p.add_argument("repository", metavar="ORG/NAME", help="on the hub; made where there is none")
+    p.add_argument("--private", action="store_true", default=None, help="where it is made: only for its owners")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code is as `guarded` says."""
+    given = parser().parse_args(argv)
+    return guarded("quantable push", lambda: say(push(given.checkpoint, given.repository, private=given.private)))
