@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantize.building.assemble import PART_GLOB, finish, write_part
 from quantize.building.estimate import Estimate, checkpoint_bytes, estimate, peak_bytes, steps_left
-from quantize.building.job import BuiltCheckpoint, Job, Layers, method_of
+from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.building.journal import Journal, discard_finished
 from quantize.building.layer import LayerResult, timed
 from quantize.building.stream import HeldOutResult, LayerStream
@@ -44,12 +44,12 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
         return {}
     skeleton = job.skeleton()
     try:
-        layers = Layers(skeleton, runnable(skeleton, job.device))
+        architecture = runnable(skeleton, job.device)
     except UserError as error:
         raise UserError(f"{error}; --rounding nearest does not go layer by layer") from None
     if grouped := [variant for variant in variants if method_of(variant).in_groups]:
         with job.sparing(*grouped):
-            layers = job.in_groups(layers)
+            architecture = job.in_groups(architecture)
     blocks = _calibration_blocks(job, skeleton.model.config.get_text_config(decoder=True).vocab_size)
     check_blocks(blocks, skeleton.model)
     text = "random tokens" if job.is_dummy else job.options.calibration
@@ -58,13 +58,12 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
     for variant in variants:
         if variant.name not in job.refused:
             with job.sparing(variant):
-                recipes[variant.name] = job.recipe(variant, layers, facts)
+                recipes[variant.name] = job.recipe(variant, (skeleton, architecture), facts)
     built = {name: there for name, recipe in recipes.items() if (there := job.kept(recipe))}
     missing = {name: recipe for name, recipe in recipes.items() if name not in built}
     working_folder = job.out / f".{job.source.base_model}.unfinished"
     if missing:
         _shared_search(missing)
-        architecture = layers.architecture
         expected = estimate(
             skeleton.model, architecture, missing.values(), tokens=blocks.numel(), out=job.out, device=job.device
         )

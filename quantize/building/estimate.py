@@ -141,16 +141,17 @@ def variants_of(source: str) -> list[tuple[str, str, Variant, int, Any]]:
     model, found = empty_model(folder), []
     parameters = count_weights(model)
     for variant in sorted(variants_named(["all"]), key=lambda one: one.is_awq):
-        architecture, group_size = architecture_of(model), None
+        architecture = architecture_of(model)
         if variant.is_awq:  # experts are quantized in groups only
             take_apart(model)
             try:
-                architecture, group_size = architecture_of(model).with_group_size()
+                architecture = architecture_of(model).with_group_size()
             except UserError:
                 continue
         quantized = sum(rows * columns for _, rows, columns in architecture.shapes())
-        size = checkpoint_bytes(parameters, quantized, variant, group_size)
-        found.append((f"{base_model}-{variant.folder_suffix(group_size)}", base_model, variant, size, model.config))
+        size = checkpoint_bytes(parameters, quantized, variant, architecture.group_size)
+        name = f"{base_model}-{variant.folder_suffix(architecture.group_size)}"
+        found.append((name, base_model, variant, size, model.config))
     return found
 
 

@@ -90,19 +90,6 @@ class BuiltCheckpoint:
 
 
 @dataclass(frozen=True)
-class Layers:
-    """The decoder layers of a job's model taken apart. group_size: of groups of codes, None where there are none."""
-
-    skeleton: Skeleton
-    architecture: Architecture
-    group_size: int | None = None
-
-    def linears(self) -> list[str]:
-        """The full names of the linear layers that get quantized."""
-        return [name for name, _, _ in self.architecture.shapes()]
-
-
-@dataclass(frozen=True)
 class Job:
     """What all checkpoints of one call share.
 
@@ -167,29 +154,31 @@ class Job:
     def target(self, recipe: Recipe) -> Path:
         return self.out / f"{self.source.base_model}-{recipe.variant.folder_suffix(recipe.group_size)}"
 
-    def in_groups(self, layers: Layers) -> Layers:
-        """The layers with the size of groups of codes, and without the linear layers that it does not fit.
+    def in_groups(self, architecture: Architecture) -> Architecture:
+        """The architecture with the size of groups of codes, and without the linear layers that it does not fit.
 
         Tells the user when the usual size does not fit. Raises UserError where none does.
         """
-        fitting, chosen = layers.architecture.with_group_size(self.options.group_size)
-        if self.options.group_size is None and chosen != GROUP_SIZES[0]:
-            self.say(f"group size {chosen}: {GROUP_SIZES[0]} does not divide every layer of this model")
-        return Layers(layers.skeleton, fitting, chosen)
+        fitting = architecture.with_group_size(self.options.group_size)
+        if self.options.group_size is None and fitting.group_size != GROUP_SIZES[0]:
+            self.say(f"group size {fitting.group_size}: {GROUP_SIZES[0]} does not divide every layer of this model")
+        return fitting
 
-    def recipe(self, variant: Variant, layers: Layers | None, calibration: CalibrationFacts | None = None) -> Recipe:
+    def recipe(
+        self, variant: Variant, apart: tuple[Skeleton, Architecture] | None, calibration: CalibrationFacts | None = None
+    ) -> Recipe:
         """What the options and the weights say: bfloat16 for a source that is mostly in it, else float16.
 
-        layers: of a variant with groups of codes. Raises UserError where too little of the model can be quantized.
+        apart: for a variant with groups of codes. Raises UserError where too little of the model can be quantized.
         """
         method, dtypes = method_of(variant), Counter(map(self.weights.dtype, self.weights.names()))
         half_dtype = torch.bfloat16 if dtypes[torch.bfloat16] > dtypes.total() / 2 else torch.float16
         choices = Choices(half_dtype, self.options.rounding, self.options.bnb, calibration=calibration)
         share = None
-        if layers and method.in_groups:
-            names, model = layers.linears(), layers.skeleton.model
-            choices = replace(choices, group_size=layers.group_size, kept=kept_names(layers.skeleton, set(names)))
-            share = quantized_share(model, names, variant.name)
+        if apart and method.in_groups:
+            skeleton, names, group_size = apart[0], apart[1].names(), apart[1].group_size
+            choices = replace(choices, group_size=group_size, kept=kept_names(skeleton, set(names)))
+            share = quantized_share(skeleton.model, names, variant.name)
         elif method.quantize_layer:
             choices = replace(choices, kept=kept_by_bnb(self.empty, set(self.linears)))
             share = quantized_share(self.empty, self.linears, variant.name)

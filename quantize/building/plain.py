@@ -6,7 +6,7 @@ from pathlib import Path
 
 from quantize.building.assemble import finish, write_part
 from quantize.building.estimate import checkpoint_bytes, count_weights
-from quantize.building.job import BuiltCheckpoint, Job, Layers, method_of
+from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.layer_calls import runnable
@@ -21,18 +21,18 @@ PART_BYTES = 256 * 10**6
 
 def build_plain(job: Job, variant: Variant, *, dry_run: bool = False) -> dict[str, BuiltCheckpoint]:
     """The checkpoint of one variant by its name: made a tensor at a time, or there already. With dry_run, its size."""
-    names, layers = job.weights.names(), None
+    names, apart = job.weights.names(), None
     pieces: Pieces | None = None
     if method_of(variant).in_groups:
         skeleton = job.skeleton()
-        layers = job.in_groups(Layers(skeleton, runnable(skeleton, job.device)))
-        names, pieces = list(skeleton.stored), _apart(skeleton, set(layers.linears()))
-    recipe = job.recipe(variant, layers)
+        apart = skeleton, job.in_groups(runnable(skeleton, job.device))
+        names, pieces = list(skeleton.stored), _apart(skeleton, set(apart[1].names()))
+    recipe = job.recipe(variant, apart)
     if built := job.kept(recipe):
         return {variant.name: built}
     if dry_run:
-        model, linears = (layers.skeleton.model, layers.linears()) if layers else (job.empty, list[str]())
-        if layers is None and method_of(variant).quantize_layer:
+        model, linears = (apart[0].model, apart[1].names()) if apart else (job.empty, list[str]())
+        if apart is None and method_of(variant).quantize_layer:
             linears = job.linears
         quantized = sum(model.get_submodule(name).weight.numel() for name in linears)
         job.disk[variant.name] = checkpoint_bytes(count_weights(job.empty), quantized, variant, recipe.group_size)

@@ -22,15 +22,7 @@ from quantize.methods.routed import RoutedTokens
 from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
 from quantize.model.groups import WRAPPED_TYPES, Prober, tensors_in
-from quantize.model.layer_calls import (
-    LayerCall,
-    layer_calls,
-    layer_outputs,
-    one_layer,
-    replace_layers,
-    shared,
-    structure,
-)
+from quantize.model.layer_calls import LayerCall, layer_calls, one_layer, replace_layers, shared, structure
 from quantize.model.scales import ScaleGroup
 from quantize.model.skeleton import Skeleton, empty
 from quantize.process_memory import trim_memory
@@ -90,7 +82,6 @@ class LayerStream:
         self.kinds: dict[int, str] = {}
         self.states: list[Tensor] = []
         self._device = device
-        self._outputs = 0
 
     def quantized(
         self,
@@ -114,7 +105,6 @@ class LayerStream:
         A layer's weights, and its inputs, are freed when the next one is asked for.
         """
         self.skeleton.fill_outer(self.architecture.layers_name, self._device)
-        self._outputs = layer_outputs(self.model, self.architecture, blocks[:1].to(self._device))
         batches, judged = batches_of(blocks), [] if held_out is None else [held_out, held_out]
         count = len(batches)
         first, calls = self._record_all([*batches, *judged, blocks[:1]])
@@ -179,7 +169,7 @@ class LayerStream:
         hidden, calls = [], []
         of_size: dict[int, list[LayerCall]] = {}
         for batch in batches:
-            recorded = layer_calls(self.model, self.architecture, batch.to(self._device), outputs=self._outputs)
+            recorded = layer_calls(self.model, self.architecture, batch.to(self._device))
             like = of_size.setdefault(len(batch), [call for _, call in recorded])
             pairs = zip((call for _, call in recorded), like, strict=True)
             calls.append([{key: shared(value, other.get(key)) for key, value in own.items()} for own, other in pairs])
@@ -197,7 +187,7 @@ class LayerStream:
 
         def log_probabilities(ids: Tensor, last: Tensor) -> Tensor:
             """Of the next token at every position but the last, float32 [t - 1, vocabulary]."""
-            with replace_layers(self.architecture, lambda *_: last, outputs=self._outputs):
+            with replace_layers(self.architecture, lambda *_: last):
                 logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             return torch.log_softmax(logits.float(), dim=-1)
 

@@ -96,11 +96,11 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
 def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     take_apart(model)
     skeleton = Skeleton.of(model, dummy_weights(model, how.place.main))
-    architecture, group_size = runnable(skeleton, how.place.main).with_group_size(how.group_size)
+    architecture = runnable(skeleton, how.place.main).with_group_size(how.group_size)
     sizes = {name: (rows, columns) for name, rows, columns in architecture.shapes()}
 
     def read(name: str) -> Int4Weight:
-        return random_int4(name, *sizes[name], group_size, how.place.main)
+        return random_int4(name, *sizes[name], architecture.group_size or 0, how.place.main)
 
     return _kernels(place_int4_layers(skeleton, list(sizes), read, how), how.dtype)
 

@@ -27,11 +27,15 @@ class Architecture:
     layers:      in order.
     layers_name: of their list in the model.
     kept:        full names of the linear layers inside them that stay in half precision.
+    outputs:     what the model expects of a layer: 0 for a tensor, else how many in a tuple of which it is the first.
+    group_size:  of groups of codes, None where there are none.
     """
 
     layers: nn.ModuleList
     layers_name: str
     kept: frozenset[str] = frozenset()
+    outputs: int = 0
+    group_size: int | None = None
 
     def prefix(self, index: int) -> str:
         return f"{self.layers_name}.{index}."
@@ -52,14 +56,18 @@ class Architecture:
             for name, module in self.linears(index).items()
         ]
 
-    def with_group_size(self, wanted: int | None = None) -> tuple["Architecture", int]:
-        """The size of groups of codes, `wanted` or the largest that fits; and this, less the layers it does not fit.
+    def names(self) -> list[str]:
+        """The full names of the linear layers that get quantized."""
+        return [name for name, _, _ in self.shapes()]
+
+    def with_group_size(self, wanted: int | None = None) -> "Architecture":
+        """This with `wanted` or the largest group size that fits, less the layers it does not fit.
 
         Raises UserError when `wanted` does not fit, or when no size does.
         """
         size = group_size_for(self.shapes(), wanted)
         unfit = {name for name, rows, columns in self.shapes() if rows % PACKED_ROWS or columns % size}
-        return replace(self, kept=self.kept | unfit), size
+        return replace(self, kept=self.kept | unfit, group_size=size)
 
 
 def architecture_of(model: Any) -> Architecture:

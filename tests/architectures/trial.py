@@ -251,7 +251,7 @@ def scales_moved(source: Path, expected: Tensor) -> Moved:
     The scales are powers of two: others would change the last bit of a router's output, and with it the experts.
     """
     skeleton = Skeleton.of(empty_model(source), open_weights(source))
-    quantized, _ = runnable(skeleton, CPU).with_group_size()
+    quantized = runnable(skeleton, CPU).with_group_size()
     stream = LayerStream(skeleton, quantized, CPU)
     blocks = torch.arange(2 * BLOCK_TOKENS).view(2, BLOCK_TOKENS) * 11 % 470 + 5
     for _ in stream.quantized(blocks, AwqOptions(32, clip=False, refit=False)):

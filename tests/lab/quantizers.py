@@ -42,7 +42,7 @@ def ours(source: str, blocks: Tensor, group_size: int, options: AwqOptions) -> t
 
     folder = Path(source)
     skeleton = Skeleton.of(empty_model(folder), open_weights(folder))
-    architecture, _ = runnable(skeleton, torch.device("cpu")).with_group_size(group_size)
+    architecture = runnable(skeleton, torch.device("cpu")).with_group_size(group_size)
     stream = LayerStream(skeleton, architecture, torch.device("cpu"))
     tensors: Tensors = {}
     started = time.perf_counter()
