@@ -288,10 +288,13 @@ def _unpack(gguf: Path, folder: Path) -> None:
         # Later versions keep the blocks packed when they can; earlier ones have no such choice.
         choice = getattr(transformers, "GgufConfig", None)
         packed = {} if choice is None else {"quantization_config": choice(dequantize=True)}
-        home, how = str(gguf.parent), {"gguf_file": gguf.name, "trust_remote_code": False}
-        model = transformers.AutoModelForCausalLM.from_pretrained(home, dtype=torch.float16, **how, **packed)
+        home = str(gguf.parent)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            home, gguf_file=gguf.name, dtype=torch.float16, trust_remote_code=False, **packed
+        )
         model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(home, **how).save_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(home, gguf_file=gguf.name, trust_remote_code=False)
+        tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = read_json(path)
     config.pop("_model_name_or_path", None)

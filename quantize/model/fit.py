@@ -58,8 +58,8 @@ def check_fit(folder: Path, model: Any, weights: TensorReader, files: FileNames)
     }
     with quiet_libraries(), readable(folder, "the weights"), no_init_weights():
         how = {"config": model.config, "state_dict": shapes, "device_map": {"": "meta"}, "dtype": torch.float32}
-        how |= {"ignore_mismatched_sizes": True, "output_loading_info": True, "use_safetensors": True}
-        _, found = type(model).from_pretrained(None, **how)
+        how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        _, found = type(model).from_pretrained(None, **how, use_safetensors=True)
     refuse_misfit(folder, found)
 
 
