@@ -27,12 +27,14 @@ MEMORY_FIELDS = (
 
 def csv_text(found: Sequence[Measurement]) -> str:
     """Comma-separated values with a header line; a checkpoint without any scenario has one row."""
-    rows = [
-        _flat(measurement, result, scenario)
-        for measurement in found
-        for result in measurement.results
-        for scenario in _scenarios(measurement, result)
-    ]
+    rows = []
+    for measurement in found:
+        for result in measurement.results:
+            failed = {failure.work for failure in result.failures}
+            ran: list[Scenario | None] = [
+                one for one in measurement.scenarios if one in result.timings or one.name in failed
+            ]
+            rows += [_flat(measurement, result, scenario) for scenario in ran or [None]]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -58,13 +60,6 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return "'" * value.startswith(("=", "+", "-", "@")) + printable(value)
-
-
-def _scenarios(measurement: Measurement, result: Result) -> list[Scenario | None]:
-    """The scenarios this checkpoint ran in, well or not; [None] when in none."""
-    failed = {failure.work for failure in result.failures}
-    ran = [one for one in measurement.scenarios if one in result.timings or one.name in failed]
-    return [*ran] or [None]
 
 
 def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -> dict[str, Any]:

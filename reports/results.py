@@ -245,9 +245,7 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     if not latency_records(may_be):
         what = f"quantize --variant {REFERENCE.name} into the same folder and run `bench` again"
         if failed := [one for one in may_be if one.status != "ok"]:
-            what = (
-                f"the reference did not run ({failed[-1].status}: {failed[-1].reason}); fix that and run `bench` again"
-            )
+            what = f"the reference did not run ({failed[-1].status}: {failed[-1].reason}); fix that and `bench` again"
         raise UserError(f"no latency record of the reference: {what}")
     check_compute_dtypes(latency_records(records))
     return [_measurement(device, group) for (device, _), group in _groups(records).items()]

@@ -69,11 +69,10 @@ def losses_of(rows: Sequence[Result]) -> tuple[list[float | None], str]:
 
     The mean divergence (KLD) or, where no row has one, how much the perplexity is above the reference's, in percent.
     """
-    divergences = [row.quality.divergence.mean if row.quality and row.quality.divergence else None for row in rows]
-    if any(divergence is not None for divergence in divergences):
-        losses, meaning = divergences, "KLD: KL(reference || row), nats a token"
-    else:
-        losses = [None if row.perplexity_ratio is None else 100 * (row.perplexity_ratio - 1) for row in rows]
+    losses = [row.quality.divergence.mean if row.quality and row.quality.divergence else None for row in rows]
+    meaning = "KLD: KL(reference || row), nats a token"
+    if not any(loss is not None for loss in losses):
+        losses = [row.perplexity_ratio and 100 * (row.perplexity_ratio - 1) for row in rows]
         meaning = "perplexity above the reference's, %"
     return [0.0 if row.is_reference else loss for row, loss in zip(rows, losses, strict=True)], meaning
 
@@ -106,9 +105,8 @@ def speed_figure(measurement: Measurement) -> "Figure":
     if not shown:
         raise UserError("no row has a time to compare with the reference's")
     note = f"Right is slower. Bars: {CONFIDENCE:.0%} intervals over rounds. Pale: unsure, more rounds would tell."
-    figure = _figure(
-        measurement, "time against FP16", 1 + len(shown) * (0.4 + 0.3 * len(rows)), measurement.results, note
-    )
+    height_in = 1 + len(shown) * (0.4 + 0.3 * len(rows))
+    figure = _figure(measurement, "time against FP16", height_in, measurement.results, note)
     panels = figure.subplots(len(shown), sharex=True, sharey=True, squeeze=False)[:, 0]
     drawn = [0.5, 2.0]
     for axes, (phase, scenario) in zip(panels, shown, strict=True):
