@@ -394,7 +394,8 @@ def test_an_interrupt_in_the_middle(
     with monkeypatch.context() as patch:
         patch.setattr("quantize.building.assemble.join_parts", interrupted)
         assert main(list(arguments)) == 130
-        assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: what is finished is kept, the same quantize")
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("interrupted: what is finished is kept, the same quantize again")
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert main(list(arguments)) == 0
     verify(find_checkpoints(tmp_path)[0])
