@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
-from quantize.progress import progress_bar
+from quantize.progress import Progress, progress_bar
 from quantize.shell import Parser, called, guarded, say
 from quantize.variant import GROUP_SIZES, VARIANTS, variants_named
 
@@ -62,34 +62,38 @@ NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
-    calls = calls_from(arguments)
+    for call in calls_from(arguments):
+        with progress_bar(f"quantize: reading {call.source}", quiet=arguments.quiet) as progress:
+            make(call, arguments, progress)
+
+
+def make(call: "QuantizeCall", arguments: argparse.Namespace, progress: Progress) -> None:
+    """Make the checkpoints of one call, and say what they are."""
     from quantize.building.build import NotAllMade, quantize
     from quantize.building.job import BuildChoices
 
     choices = {name: value for name, value in vars(arguments).items() if name in BuildChoices.__annotations__}
+    choices |= {"group_size": call.group_size, "revision": call.revision, "dry_run": arguments.dry_run}
     remark = partial(say, to=sys.stderr if arguments.json else None, quiet=arguments.quiet and not arguments.dry_run)
-    for call in calls:
-        choices |= {"group_size": call.group_size, "revision": call.revision, "dry_run": arguments.dry_run}
-        failed: NotAllMade | None = None
-        try:
-            with progress_bar(f"quantize: reading {call.source}", quiet=arguments.quiet) as progress:
-                built = quantize(call.source, call.variants, arguments.out, progress=progress, say=remark, **choices)
-        except NotAllMade as error:
-            built, failed = error.made, error
-        for item in built:
-            manifest = item.checkpoint.manifest
-            if call.base_model not in (None, manifest.base_model):
-                raise UserError(
-                    f"{call.source} makes checkpoints of {manifest.base_model}, the suite calls it {call.base_model}: "
-                    f"write base_model = {manifest.base_model!r} there"
-                )
-            if arguments.json:
-                print(json.dumps(facts_of(item)), flush=True)
-            elif arguments.quiet or not item.kept:
-                seconds = sum(manifest.seconds.values())
-                say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
-        if failed:
-            raise failed
+    failed: NotAllMade | None = None
+    try:
+        built = quantize(call.source, call.variants, arguments.out, progress=progress, say=remark, **choices)
+    except NotAllMade as error:
+        built, failed = error.made, error
+    for item in built:
+        manifest = item.checkpoint.manifest
+        if call.base_model not in (None, manifest.base_model):
+            raise UserError(
+                f"{call.source} makes checkpoints of {manifest.base_model}, the suite calls it {call.base_model}: "
+                f"write base_model = {manifest.base_model!r} there"
+            )
+        if arguments.json:
+            print(json.dumps(facts_of(item)), flush=True)
+        elif arguments.quiet or not item.kept:
+            seconds = sum(manifest.seconds.values())
+            say(f"{item.checkpoint.path}: {manifest.weights_bytes / 1e9:.3f} GB of weights, {seconds:.0f} s")
+    if failed:
+        raise failed
 
 
 def facts_of(built: "BuiltCheckpoint") -> dict[str, Any]:

@@ -13,6 +13,8 @@ Step = tuple[str, str, float]
 """A part of some work: what is done, to what, and a cost in one unit for all steps of a plan."""
 
 BAR_CHARACTERS = 16
+FADING = 0.8
+"""What a finished step tells of those to come, once another is finished: a machine's load changes."""
 
 
 def span(seconds: float) -> str:
@@ -43,7 +45,7 @@ class Progress:
         self.doing, self.changed, self.row, self.draws, self.clock = doing, changed, row, draws, clock
         self.grows_until_s = -1.0
         self._left: list[Step] = []
-        self._together = 1
+        self._together, self._worked_s = 1, 0.0
         self._spent: dict[tuple[str, ...], tuple[float, float]] = {}  # cost, seconds
         self._began = self._mark = clock()
 
@@ -63,9 +65,11 @@ class Progress:
             (kind, name, whole), *rest = self._left
             done = whole if cost is None else cost
             spent = self.clock() - self._mark if seconds is None else seconds
+            self._worked_s += max(0.0, spent)
+            fading = FADING if cost is None else 1.0
             for key in ((kind, name), (kind,), ()):
                 before = self._spent.get(key, (0.0, 0.0))
-                self._spent[key] = before[0] + done, before[1] + max(0.0, spent)
+                self._spent[key] = fading * before[0] + done, fading * before[1] + max(0.0, spent)
             self._left = rest if cost is None else [(kind, name, max(0.0, whole - done)), *rest]
             self._mark += spent
         self.changed(self)
@@ -78,7 +82,7 @@ class Progress:
             return None
         expected = [self._expected_s(*step) for step in left]
         under_way = max(0.0, min(self.clock() - self._mark, sum(expected[: self._together])))
-        return self._spent[()][1] + under_way, sum(expected) - under_way
+        return self._worked_s + under_way, sum(expected) - under_way
 
     def _expected_s(self, kind: str, name: str, cost: float) -> float:
         pairs = (self._spent.get(key, (0.0, 0.0)) for key in ((kind, name), (kind,), ()))

@@ -67,6 +67,16 @@ def test_the_same_on_the_same_tells_most_then_the_same_on_others(progress: Progr
     assert progress.seconds() == (18, 18)  # A as A, B as B
 
 
+def test_a_machine_that_gets_slower_is_followed(progress: Progress, clock: FakeClock) -> None:
+    progress.plan([("layer", "", 1.0)] * 40)
+    for seconds in [1] * 10 + [4] * 10:
+        clock.advance(seconds)
+        progress.advance()
+    spent, left = progress.seconds() or (0.0, 0.0)
+    assert spent == 50
+    assert 20 * 3.5 < left < 20 * 4
+
+
 def test_steps_that_end_together_run_down_together(progress: Progress, clock: FakeClock) -> None:
     progress.plan([("chat", name, 1.0) for name in "AABBBB"])
     for _ in range(2):
@@ -77,7 +87,7 @@ def test_steps_that_end_together_run_down_together(progress: Progress, clock: Fa
     assert progress.seconds() == (35, 25)
     progress.advance(seconds=6.0)
     progress.advance()
-    assert progress.seconds() == (35, 15)  # 6 and 9 seconds
+    assert progress.seconds() == pytest.approx((35, 2 * (0.8 * 6 + 9) / 1.8))  # 6 and 9 seconds, of which 9 is newer
 
 
 def test_no_time_left_is_claimed_of_what_has_not_been_seen(progress: Progress, clock: FakeClock) -> None:
@@ -148,3 +158,12 @@ def test_on_a_terminal_there_is_a_bar_and_output_goes_where_it_was_sent() -> Non
     assert drawn.startswith("reading\r\n")
     assert "a row\r\n" in drawn
     assert "[................] after 0 s: layer 1 of 2" in drawn
+
+
+def test_the_first_line_comes_before_torch_is_imported() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"  # importing it fails
+        "from quantize.cli import main; main(['org/name', '--out', 'out'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.stderr.startswith("quantize: reading org/name\n")

@@ -369,6 +369,27 @@ def test_a_hub_model_is_downloaded_without_pickles_and_its_commit_kept(
     assert list(kept) == files
 
 
+@pytest.mark.parametrize("bars", [False, True])
+def test_the_hub_draws_its_bars_only_where_they_are_welcome(
+    bars: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    seen: list[bool] = []
+
+    def snapshot_download(repo: str, **options: Any) -> str:
+        seen.append(not are_progress_bars_disabled())
+        return str(tiny_llama)
+
+    monkeypatch.setattr(module, "_hub_answers", lambda repo, revision: True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    open_source("org/Tiny-Model", bars=bars)
+    assert seen == [bars]
+    with quiet_libraries():
+        assert are_progress_bars_disabled()
+
+
 def http_client() -> Any:
     """The HTTP library that this version of the hub's client is built on."""
     from huggingface_hub import errors

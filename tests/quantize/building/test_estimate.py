@@ -83,7 +83,8 @@ def test_a_dry_run_adds_up_what_all_variants_will_write_but_not_what_is_there(
     options = BuildOptions(device="cpu", blocks=2)
     for item in quantize.quantize(str(tiny_llama), ["all"], tmp_path, options=options):
         manifest = item.checkpoint.manifest
-        assert sizes[manifest.variant] == pytest.approx(manifest.weights_bytes / 1e9, rel=0.1)
+        # GEMV's zeros are padded to eight groups, which counts in layers as narrow as these.
+        assert sizes[manifest.variant] == pytest.approx(manifest.weights_bytes / 1e9, rel=0.12)
     shutil.rmtree(tmp_path / "tiny-llama-FP16")
     shutil.rmtree(tmp_path / "tiny-llama-BnB.4")
     assert list(told()[0]) == ["fp16", "bnb-4bit"]
