@@ -19,7 +19,7 @@ from bench.worker.worker import die_with, failure
 from quantize.checkpoint import find_checkpoints
 from quantize.errors import UserError
 from quantize.schema import from_json
-from quantize.shell import guarded, say
+from quantize.shell import Parser, guarded, say
 from quantize.variant import REFERENCE, variants_named
 
 
@@ -67,7 +67,7 @@ def _answer(folder: Path, prompt: str, new: int, device: str) -> Answer:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `quantable chat`."""
-    p = argparse.ArgumentParser(prog="quantable chat", description="See what each variant answers to one prompt.")
+    p = Parser(prog="quantable chat", description="See what each variant answers to one prompt.")
     p.add_argument("directory", type=Path, metavar="DIR", help="where `quantize --out` put the checkpoints")
     p.add_argument("--prompt", required=True, metavar="TEXT")
     p.add_argument("--new", type=int, default=64, metavar="N", help="new tokens at most (default %(default)s)")

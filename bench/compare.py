@@ -16,7 +16,7 @@ from bench.records.record import PHASES, Record, latency_records
 from bench.records.store import RECORDS_NAME, read_records
 from quantize.errors import UserError
 from quantize.schema import to_data
-from quantize.shell import guarded, say
+from quantize.shell import Parser, guarded, say
 from quantize.units import parse_share
 
 MACHINE = ("cpu", "cpu_cores", "torch_threads", "gpu")
@@ -207,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     about = "Compare what `bench` measured of the same checkpoints at two times; nothing is measured."
     code = "Exit code 1: a regression, a figure that B lacks, or a checkpoint that is broken in B alone."
-    cli = argparse.ArgumentParser(prog="quantable compare", description=about, epilog=code)
+    cli = Parser(prog="quantable compare", description=about, epilog=code)
     cli.add_argument("before", metavar="A", help="a record file, or the folder that was measured")
     cli.add_argument("after", metavar="B", help="the later one")
     what = f"what is a regression ({', '.join(THRESHOLDS)}), and by how much more: speed:5%%,memory:2%%,kernel"

@@ -15,6 +15,7 @@ from quantize.lazy import lazily
 from quantize.variant import VARIANTS
 
 if TYPE_CHECKING:
+    from bench.compare import compare_files
     from bench.run.run import bench
     from bench.worker.options import BenchOptions
     from quantize.building.build import quantize
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
     from quantize.checkpoint import open_checkpoint, verify
     from quantize.loader import load
     from reports.api import report
+    from reports.choose import choose
 
 __all__ = [
-    "VARIANTS", "BenchOptions", "BuildOptions", "UserError", "bench", "load", "open_checkpoint", "quantize", "report",
-    "verify",
+    "VARIANTS", "BenchOptions", "BuildOptions", "UserError", "bench", "choose", "compare_files", "load",
+    "open_checkpoint", "quantize", "report", "verify",
 ]  # fmt: skip
 __version__ = versions.VERSION
 
-BENCH = {"bench.worker.options": ("BenchOptions",), "bench.run.run": ("bench",)}
+BENCH = {"bench.worker.options": ("BenchOptions",), "bench.run.run": ("bench",), "bench.compare": ("compare_files",)}
 BUILDING = {"quantize.building.build": ("quantize",), "quantize.building.job": ("BuildOptions",)}
 CHECKPOINTS = {"quantize.checkpoint": ("open_checkpoint", "verify"), "quantize.loader": ("load",)}
-__getattr__ = lazily(__name__, {**BENCH, **BUILDING, **CHECKPOINTS, "reports.api": ("report",)})
+REPORTS = {"reports.api": ("report",), "reports.choose": ("choose",)}
+__getattr__ = lazily(__name__, {**BENCH, **BUILDING, **CHECKPOINTS, **REPORTS})

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantize.checkpoint import checkpoint_folders, open_checkpoint
 from quantize.errors import UserError
-from quantize.shell import guarded, say
+from quantize.shell import Parser, guarded, say
 
 
 def contents(directory: Path) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `quantable ls`."""
-    p = argparse.ArgumentParser(prog="quantable ls", description="Say what a folder of checkpoints holds.")
+    p = Parser(prog="quantable ls", description="Say what a folder of checkpoints holds.")
     p.add_argument("directory", type=Path, metavar="DIR", help="where `quantize --out` put the checkpoints")
     p.add_argument("--json", action="store_true", help="as one JSON object")
     return p

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantize.checkpoint import MANIFEST_NAME, checkpoint_folders, problems, read_checkpoint
 from quantize.errors import UserError
-from quantize.shell import guarded, say
+from quantize.shell import Parser, guarded, say
 
 
 def verified(folder: Path) -> list[str]:
@@ -25,7 +25,7 @@ def verified(folder: Path) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `quantable verify`."""
-    p = argparse.ArgumentParser(prog="quantable verify", description="Read checkpoints whole, compare their hashes.")
+    p = Parser(prog="quantable verify", description="Read checkpoints whole, compare their hashes.")
     p.add_argument("path", nargs="+", type=Path, help="a checkpoint, or a folder of checkpoints")
     p.add_argument("--json", action="store_true", help="as one JSON object: what is wrong, by folder")
     return p

@@ -15,7 +15,7 @@ from typing import Any
 from quantize.checkpoint import CARD_NAME, PLOT_NAME, Checkpoint, Manifest, open_checkpoint
 from quantize.errors import UserError
 from quantize.files import sha256_of, write_whole
-from quantize.shell import guarded, say
+from quantize.shell import Parser, guarded, say
 from quantize.variant import Variant
 from reports.api import Reading
 from reports.markdown import markdown
@@ -252,7 +252,7 @@ def public_text(text: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `quantable card`."""
-    p = argparse.ArgumentParser(prog="quantable card", description="Make the model card of a checkpoint.")
+    p = Parser(prog="quantable card", description="Make the model card of a checkpoint.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder")
     p.add_argument("--write", action="store_true", help=f"into the folder's {CARD_NAME}, not on the screen")
     p.add_argument("--records", type=Path, metavar="FILE", help="of `bench` (default: those beside the folder)")

@@ -15,7 +15,7 @@ from quantize.checkpoint import MANIFEST_NAME, find_checkpoints
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 from quantize.schema import to_data
-from quantize.shell import guarded, say
+from quantize.shell import Parser, guarded, say
 from quantize.units import parse_bytes, parse_share
 from quantize.variant import REFERENCE
 from reports.api import Reading
@@ -213,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     rule = "of those that fit, the fastest in decoding that loses at most --max-loss, or 1% more than the least"
     about, code = f"The best variant for a memory: {rule}.", "Exit code 1: nothing to take."
-    cli = argparse.ArgumentParser(prog="quantable choose", description=about, epilog=code)
+    cli = Parser(prog="quantable choose", description=about, epilog=code)
     add = cli.add_argument
     add("source", metavar="DIR", help="what `bench` measured; or checkpoints, or a model, to estimate")
     add("--memory", required=True, help="that there is, such as 6GB or 6GiB")

@@ -10,7 +10,7 @@ from pathlib import Path
 from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, Manifest, open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.schema import to_data
-from quantize.shell import guarded, say
+from quantize.shell import Parser, guarded, say
 from reports.card import BEGIN, HUB_ID, card, public_text
 
 
@@ -59,7 +59,7 @@ def _without_paths(manifest: Manifest) -> Manifest:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `quantable push`."""
-    p = argparse.ArgumentParser(prog="quantable push", description="Offer a checkpoint to the hub as a pull request.")
+    p = Parser(prog="quantable push", description="Offer a checkpoint to the hub as a pull request.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, with the card in it")
     p.add_argument("repository", metavar="ORG/NAME", help="on the hub; made where there is none")
     p.add_argument("--private", action="store_true", default=None, help="where it is made: only for its owners")
