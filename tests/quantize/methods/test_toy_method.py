@@ -55,7 +55,7 @@ def test_one_row_and_one_file_are_a_variant(
     outcome = measure(targets_in(tmp_path), tmp_path / "records.jsonl", options, instruments=instruments)
     assert {record.status for record in outcome.records} == {"ok"}
 
-    assert report([str(tmp_path)]) == 0
+    assert report([str(tmp_path), "--table", "published"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "Toy" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:5] == ["tiny-llama", "Toy", "", "8", ""]
