@@ -82,15 +82,3 @@ def trim_memory(*, above: float = 0.0) -> None:
             if library.mallinfo2().fordblks <= above * resident_bytes():
                 return
         library.malloc_trim(0)
-
-
-@contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """Without looking for cycles: records hold none, and where there are 50,000 it takes a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

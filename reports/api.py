@@ -23,7 +23,7 @@ from bench.records.store import (
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
-from quantize.process_memory import without_collector
+from quantize.process_memory import collector_paused
 from quantize.units import parse_bytes
 from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
@@ -149,7 +149,7 @@ class Reading:
         measured = self.source.is_file() or (self.source / RECORDS_NAME).exists()
         return self.view == "summary" and measured and isinstance(self.found.records[0], Record)
 
-    @without_collector()
+    @collector_paused()
     def write(self, format: Format | None = None, out: Path | str | None = None) -> str:
         """The text, as `report` says."""
         if out is not None:

@@ -273,6 +273,6 @@ def _run(options: argparse.Namespace) -> int:
         made.write(options.checkpoint)
         say(f"wrote {options.checkpoint / CARD_NAME}")
     else:
-        print(made.text, end="")
+        say(*made.text.splitlines())
     say(*made.advice, *([f"it is broken: {made.broken}"] if made.broken else []), to=sys.stderr)
     return int(made.broken is not None)

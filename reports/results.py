@@ -16,7 +16,7 @@ from bench.records.ratio import Ratio
 from bench.records.record import PHASES, Memory, Phase, Quality, Record, Status, Subject, TaskScore, latency_records
 from bench.records.scenario import Scenario
 from quantize.errors import UserError
-from quantize.process_memory import without_collector
+from quantize.process_memory import collector_paused
 from quantize.variant import REFERENCE, VARIANTS
 from reports.compatibility import HEADLINE, check_alike, check_compute_dtypes, check_subjects
 
@@ -230,7 +230,7 @@ def _label(result: Result, *, with_model: bool) -> str:
     return " ".join(word for word in words if word is not None) + group + kernel
 
 
-@without_collector()
+@collector_paused()
 def measurements(records: Sequence[Record]) -> list[Measurement]:
     """What these records hold: one Measurement a device, in the order first measured.
 

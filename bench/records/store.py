@@ -21,7 +21,7 @@ from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord,
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
-from quantize.process_memory import without_collector
+from quantize.process_memory import collector_paused
 from quantize.schema import from_data, from_json, holds_dataclass, parse_json
 
 RECORDS_NAME = "records.jsonl"
@@ -109,7 +109,7 @@ def read_file(path: Path) -> RecordFile:
         raise UserError(f"no record file {path}: run `bench` first")
     found, torn, seen, reader = list[AnyRecord](), [], set[bytes](), _Reader()
     try:
-        with path.open("rb") as file, without_collector():
+        with path.open("rb") as file, collector_paused():
             for number, line in enumerate(file, start=1):
                 content = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
                 digest = hashlib.blake2b(content, digest_size=16).digest()
