@@ -17,7 +17,6 @@ from quantize.quiet import quiet_libraries
 from quantize.schema import to_data
 from quantize.shell import Parser, guarded, say
 from quantize.units import parse_bytes, parse_share
-from quantize.variant import REFERENCE
 from reports.api import Reading
 from reports.results import Result
 from reports.table import gigabytes_text as gb
@@ -32,7 +31,7 @@ class Candidate:
 
     need_bytes: the peak of a run at the context asked for: weights, keys and values, activations and the rest.
     how:        where that is from, or why it is unknown.
-    loss:       perplexity over that of its base model in half precision, less 1.
+    loss:       as of a Result.
     time:       over the reference's.
     problem:    why it is not taken.
     """
@@ -136,19 +135,16 @@ def _measured(path: Path, context: int, device: str | None) -> tuple[list[Candid
     if not found:
         raise UserError(f"{path} holds nothing that was measured on {device}: leave --device out")
     chosen = max(found, key=lambda one: one.on_gpu)
-    halves = [one for one in chosen.results if one.subject.variant == REFERENCE.name]
-    perplexities = {one.subject.base_model: one.quality.perplexity for one in halves if one.quality}
     timed = {phase for result in chosen.results for timing in result.timings.values() for phase in timing.seconds}
     phase: Phase = "decode" if "decode" in timed else "prefill"
     rows = []
     for one in chosen.results:
-        subject, half = one.subject, perplexities.get(one.subject.base_model)
+        subject = one.subject
         near = [timing for timing in one.timings.values() if timing.scenario.batch == 1 and phase in timing.seconds]
         timing = min(near, key=lambda timing: abs(timing.scenario.positions - context), default=None)
-        loss = one.quality.perplexity / half - 1 if half and one.quality else None
         time, need = one.ratio_in(timing, phase) if timing else None, need_at(one, context)
         problem = f"broken: {one.broken}" if one.broken else None
-        rows.append(Candidate(subject.name, subject.base_model, subject.w_bit or 16, *need, loss, time, problem))
+        rows.append(Candidate(subject.name, subject.base_model, subject.w_bit or 16, *need, one.loss, time, problem))
     return rows, phase, f"measured on {', '.join((chosen.device, *chosen.compute_dtypes))}"
 
 

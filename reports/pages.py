@@ -135,7 +135,7 @@ def quality_table(measurement: Measurement) -> Table:
     rows, floors = [], []
     for result in measurement.results:
         quality, label = result.quality, measurement.labels[result.subject]
-        ratio = 1.0 if result.is_reference and quality else result.perplexity_ratio
+        ratio = None if result.loss is None else 1 + result.loss
         perplexity, divergence = (quality.perplexity, quality.divergence) if quality else (None, None)
         rows.append(_quality_row(label, perplexity, ratio, divergence))
         if quality and quality.noise_floor:

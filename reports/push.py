@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +27,8 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> str:
         raise UserError(f"{folder} has no card: quantable card {folder} --write")
     if not HUB_ID.fullmatch(repository):
         raise UserError(f"{repository!r} is no name on the hub: write org/name")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
+    from huggingface_hub.utils import disable_progress_bars
 
     if constants.HF_HUB_OFFLINE:
         raise UserError("HF_HUB_OFFLINE is set: unset it to push")
@@ -40,6 +39,7 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> str:
     manifest = (json.dumps(to_data(_without_paths(checkpoint.manifest)), indent=1) + "\n").encode()
     added = [CommitOperationAdd(name, path) for name, path in files.items() if name != MANIFEST_NAME]
     added.append(CommitOperationAdd(MANIFEST_NAME, manifest))
+    disable_progress_bars()
     try:
         ModelCard.load(readme).validate()
         HfApi().create_repo(repository, private=private, exist_ok=True)

@@ -127,6 +127,12 @@ class Result:
         share = self.quantized_share
         return share if share is not None and share < 0.9995 else None
 
+    @property
+    def loss(self) -> float | None:
+        """How much more perplexity than the reference, as a share; 0 for a reference that was judged."""
+        ratio = self.perplexity_ratio or (1.0 if self.is_reference and self.quality else None)
+        return None if ratio is None else ratio - 1
+
     def timing(self, scenario: Scenario | None) -> Timing | None:
         """Its times in this scenario."""
         return self.timings.get(scenario) if scenario else None

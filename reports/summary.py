@@ -87,7 +87,7 @@ def _standing(measurement: Measurement, results: Sequence[Result]) -> Standing:
         peak_bytes=max((peak for one in results if (peak := measurement.run_peak_bytes(one))), default=None),
         speeds=speeds,
         marks=marks,
-        loss=0.0 if first.is_reference else first.perplexity_ratio and first.perplexity_ratio - 1,
+        loss=first.loss,
         divergence=quality.divergence.mean if quality and quality.divergence else None,
     )
 

@@ -159,7 +159,7 @@ def steps_left(
     job: Job, plain: Sequence[Variant], calibrated: Sequence[Variant], layers: Sequence[int] | None = None
 ) -> list[Step]:
     """What is left of a call, in weights copied. layers: weights of each that is left, None for all of one."""
-    count, hidden = count_weights(job.empty), job.empty.config.get_text_config(decoder=True).hidden_size
+    count, hidden = count_weights(job.empty), getattr(job.empty.config.get_text_config(decoder=True), "hidden_size", 0)
     tokens = job.options.blocks * job.options.block_tokens
     cost = (3 * tokens + SEARCH_POINTS * (hidden + ELEMENTWISE_FLOPS)) / ELEMENTWISE_FLOPS
     in_layers = [("layer", "", cost * weights) for weights in ([count] if layers is None else layers) if calibrated]

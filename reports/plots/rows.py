@@ -72,7 +72,7 @@ def losses_of(rows: Sequence[Result]) -> tuple[list[float | None], str]:
     losses = [row.quality.divergence.mean if row.quality and row.quality.divergence else None for row in rows]
     meaning = "KLD: KL(reference || row), nats a token"
     if not any(loss is not None for loss in losses):
-        losses = [row.perplexity_ratio and 100 * (row.perplexity_ratio - 1) for row in rows]
+        losses = [None if row.loss is None else 100 * row.loss for row in rows]
         meaning = "perplexity above the reference's, %"
     return [0.0 if row.is_reference else loss for row, loss in zip(rows, losses, strict=True)], meaning
 

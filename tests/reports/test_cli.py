@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.records.record import Record
-from reports import report
+from reports import api, cli, report
 from reports.cli import main
 
 if TYPE_CHECKING:
@@ -142,6 +142,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert captured.err.startswith("error: ")
         assert words in captured.err
         assert captured.err.count("\n") == 1
+
+
+def test_the_command_offers_every_format() -> None:
+    assert cli.FORMATS == api.FORMATS
 
 
 def test_a_format_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
