@@ -10,10 +10,10 @@ UNITS |= {f"{x}ib": 1024**n for n, x in enumerate("kmgt", 1)}
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes: 6GB (6e9), 6 GB, 1.5GiB, 800MB, 8e9 (bytes). Raises UserError for anything else, and for 0."""
+    """Bytes: 6GB (6e9), 6 GB, 1.5GiB, 800MB, 8e9 (bytes). Raises UserError for anything else, and for less than 1 kB."""
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d\d?)?)\s*([a-z]*)\s*", text, re.IGNORECASE | re.ASCII)
     size = float(found[1]) * UNITS.get(found[2].lower(), 0) if found else 0
-    if not 1 <= size < 2**63:
+    if not 1000 <= size < 2**63:
         raise UserError(f"{text!r} is no size: write 6GB, 6GiB, 800MB or 8e9 (bytes)")
     return int(size)
 

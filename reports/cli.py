@@ -27,6 +27,11 @@ def run(options: argparse.Namespace) -> int:
         written, problems, sound = write_all(options.source)
         say(*(f"wrote {path}" for path in written), *problems)
         return 0 if sound and not problems else 1
+    if options.plots:  # first, since its options can be wrong
+        drawn, left_out = draw_plots(options.source, options.memory, options.context)
+        say(*(f"wrote {path}" for path in drawn), *left_out, to=sys.stderr)
+    elif options.memory is not None or options.context is not None:
+        raise UserError("--memory and --context are of the plots: add --plots, or ask `quantable choose`")
     reading = Reading(options.source, options.view or "summary")
     shown = options.out is None and options.format is None
     if shown and sys.stdout.isatty():
@@ -38,9 +43,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         text = reading.write("text" if shown and reading.is_screen else options.format, options.out)
         say(f"wrote {options.out}") if options.out else print(text, end="", flush=True)
-    if options.plots:
-        drawn, left_out = draw_plots(options.source, options.memory, options.context)
-        say(*(f"wrote {path}" for path in drawn), *left_out, to=sys.stderr)
     return 0 if reading.sound else 1
 
 

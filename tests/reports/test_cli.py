@@ -144,6 +144,21 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert captured.err.count("\n") == 1
 
 
+def test_options_of_the_plots_are_checked_before_anything_is_shown(
+    builder: "Builder", write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(write(builder.five_rows()))
+    for words, message in (
+        (["--memory", "6GB"], "add --plots"),
+        (["--context", "8"], "add --plots"),
+        (["--plots", "--memory", "6"], "is no size"),
+    ):
+        assert main([folder, *words]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert message in err
+
+
 def test_the_command_offers_every_format() -> None:
     assert cli.FORMATS == api.FORMATS
 
