@@ -10,7 +10,7 @@ UNITS |= {f"{x}ib": 1024**n for n, x in enumerate("kmgt", 1)}
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes: 6GB (6e9), 6 GB, 1.5GiB, 800MB, 8e9 (bytes). Raises UserError for anything else, and for less than 1 kB."""
+    """Bytes: 6GB (6e9), 6 GB, 1.5GiB, 800MB, 8e9 (bytes). Raises UserError for anything else, and below 1 kB."""
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d\d?)?)\s*([a-z]*)\s*", text, re.IGNORECASE | re.ASCII)
     size = float(found[1]) * UNITS.get(found[2].lower(), 0) if found else 0
     if not 1000 <= size < 2**63:
