@@ -20,6 +20,7 @@ from bench.run.executor import Executor
 from bench.run.probe import Machine
 from bench.run.run import Instruments
 from bench.worker.request import PlannedRun, Settings
+from quantable.cli import bench as whole
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 
@@ -74,6 +75,15 @@ def test_it_ends_with_where_the_records_are_and_how_to_make_the_table(
     assert len(rows) == 14
     assert main([str(folder)]) == 0
     assert "\n14 records (14 of them measured before): " in capsys.readouterr().out
+
+
+def test_the_installed_command_ends_with_the_short_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert whole([str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "Fastest in" in said or "No variant is surely faster" in said
+    assert said.splitlines()[-1] == f"the table: report {folder}"
+    assert whole([str(folder), "--json"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_failed_rows_are_counted_with_their_reason_and_the_code_is_1(

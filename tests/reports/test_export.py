@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.records.environment import Environment
+from bench.records.environment import Environment, SourceState
 from bench.records.scenario import SCENARIOS, Scenario
 from quantize.schema import from_data
 from reports.export import csv_text, json_text
@@ -43,6 +43,15 @@ def test_csv_has_a_row_for_each_checkpoint_and_scenario(builder: "Builder") -> N
             assert (float(row["total_ratio_low"]), float(row["total_ratio_high"])) == ratio.interval
             assert (float(row["total_ratio_min"]), float(row["total_ratio_max"])) == ratio.spread
             assert row["total_verdict"] == ratio.verdict
+
+
+def test_csv_says_in_each_row_where_when_and_by_what_it_was_measured(builder: "Builder") -> None:
+    facts = replace(builder.environment, source=SourceState("0.1.0", "c0ffee", False))
+    records = [replace(one, environment=facts) for one in builder.five_rows()]
+    for row in parsed(csv_text(measurements(records))):
+        assert (row["machine"], row["commit"]) == (facts.cpu, "c0ffee")
+        assert row["date"].startswith("20")
+        assert f"torch=={facts.libraries['torch']}" in row["versions"].split()
 
 
 def test_csv_leaves_the_unknown_empty_and_keeps_odd_reasons(builder: "Builder") -> None:

@@ -158,7 +158,7 @@ def test_names_are_text_and_nothing_else() -> None:
         ET.fromstring(page)
         assert "\x1b" not in page
         assert "\u202e" not in page
-        assert "$\\frac{1}{0}$" in page
+        assert "$\\frac{1}{0}$" in re.sub("<!--.*?-->", "", page, flags=re.DOTALL), "a comment has any text"
 
 
 def test_a_pages_figures_share_no_id_and_take_its_colour() -> None:
