@@ -3,7 +3,7 @@
 import io
 import re
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantize.errors import printable
 from reports.table import Block, Bullets, Heading, Link, Page, Table
@@ -93,7 +93,9 @@ def print_page(page: Page, console: "Console") -> None:
                 title = printable(column.title)
                 whole = wide and number == 0 and all(len(row[0]) <= NAME_WIDTH for row in texts)
                 least = max(map(len, title.split()), default=1) if wide else 1
-                shown.add_column(Text(title), justify=column.align, overflow="fold", no_wrap=whole, min_width=least)
+                most = max([least, *(len(row[number]) for row in texts)]) if column.align == "right" else None
+                how: dict[str, Any] = {"no_wrap": whole, "min_width": least, "max_width": most}
+                shown.add_column(Text(title), justify=column.align, overflow="fold", **how)
             for row in texts:
                 shown.add_row(*(Text(printable(text)) for text in row))
             console.print(shown)

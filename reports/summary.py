@@ -7,7 +7,7 @@ from statistics import fmean
 from bench.records.comparison import grouped
 from bench.records.ratio import Verdict
 from bench.records.record import Phase
-from reports.notes import broken_lines, joined, plural, setting_text, shape_text, warnings
+from reports.notes import broken_lines, dummy_text, joined, plural, setting_text, shape_text, warnings
 from reports.results import PARTS, Measurement, Result
 from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Row, Table, bulleted, per_second_text
 
@@ -114,7 +114,7 @@ def _row(measurement: Measurement, row: Standing) -> Row:
         (Column(f"Peak {measurement.memory_name} GB", "gigabytes"), row.peak_bytes),
         (Column("Prefill tokens/s", "per_second"), _marked(row, "prefill")),
         (Column("Decode tokens/s", "per_second", optional=True), _marked(row, "decode")),
-        (Column("PPL change", "change", optional=True), "" if row.is_reference else row.loss),
+        (Column("PPL change", "change", optional=True), "" if row.is_reference and row.loss is not None else row.loss),
         (Column("KLD", "nats", "", optional=True), row.divergence),
         (Column("Quantized", "share", "", optional=True), row.results[0].share_below_all),
     ]
@@ -178,4 +178,5 @@ def _legend(measurement: Measurement) -> str:
     libraries = measurement.environment.libraries
     versions = ", ".join(f"{name} {libraries[name]}" for name in LIBRARIES if libraries.get(name))
     marks = ", ".join(f"{mark} {verdict}" for verdict, mark in MARKS.items())
-    return " ".join(f"{one}." for one in (", ".join(said), f"Beside FP16: {marks}", versions) if one)
+    told = (", ".join(said), f"Beside FP16: {marks}", versions, dummy_text(measurement).removesuffix("."))
+    return " ".join(f"{one}." for one in told if one)

@@ -25,6 +25,7 @@ from quantize.quiet import quiet_libraries
 from quantize.source import cache_folder
 
 TURNS = 9
+GRAPH_ERROR = 0.05  # of the outputs: the same kernels on the same numbers, summed up in another order at most
 TURN_S = 0.01
 """A contender's turn is as many passes as fit in this time, at least one."""
 
@@ -229,37 +230,51 @@ def layer_error(layer: Layer, tokens: int) -> float:
     return float(torch.stack(errors).max())
 
 
-def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], None], Mode]:
+def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], object], Mode]:
     """One pass through all copies: a CUDA graph's replay where it can be captured, else the calls themselves.
 
     At one token a fast GPU is done before Python has asked for the next kernel, and what would be timed is Python.
     """
     calls = [(module, x[:, :tokens]) for module, x in layer.calls]
 
-    def work() -> None:
+    def work() -> Tensor:
         for module, x in calls:
-            module(x)
+            out: Tensor = module(x)
+        return out
 
     if layer.work.setting.device.type == "cuda" and layer.contender.replayable:
         try:
-            return captured(work), "CUDA graph"
+            return captured(work, [x for _, x in layer.calls]), "CUDA graph"
         except RuntimeError:  # a kernel that cannot be captured is timed as it is; one that fails will fail again
             torch.cuda.synchronize()
     return work, "eager"
 
 
-def captured(work: Callable[[], None]) -> Callable[[], None]:
-    """The work as a CUDA graph."""
+def captured(work: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:
+    """The work as a CUDA graph. Raises RuntimeError for one that does not hold all of it.
+
+    A kernel that is launched on a stream of its own (some of autoawq's are) runs once, while the graph is recorded, and
+    never again: with the inputs' sign turned, the outputs of a whole graph turn theirs.
+    """
     from quantize.decoding.static import warm_up
 
     warm_up(work)
+    expected = work().clone()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        work()
+        found = work()
+    distinct = list({id(one): one for one in inputs}.values())
+    for x in distinct:
+        x.neg_()
+    graph.replay()
+    for x in distinct:
+        x.neg_()
+    if not (found + expected).norm() <= GRAPH_ERROR * expected.norm():
+        raise RuntimeError("a CUDA graph does not hold all of this kernel")
     return graph.replay
 
 
-def timed(work: Callable[[], None], passes: int, clock: Clock) -> float:
+def timed(work: Callable[[], object], passes: int, clock: Clock) -> float:
     """Seconds of one of so many passes."""
     clock.settle()
     start = clock.mark()

@@ -1,6 +1,7 @@
 """autoawq's own layers on CUDA: its compiled kernels (package autoawq-kernels), and for GEMM else its Triton ones."""
 
 import importlib.util
+import math
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from quantize.quiet import quiet_libraries
 
 DEQUANTIZE_TOKENS = 1024  # from here on autoawq's GEMM layer dequantizes and multiplies, in either implementation
 MATVEC_TOKENS = 8  # up to here its GEMV layer multiplies token by token, above with a second kernel for the layout
+SPLIT_INPUTS = 256  # which it splits among eight blocks, 32 at a time, and reads beyond the end of others
 
 
 class AutoawqLinear(Int4Linear):
@@ -48,12 +50,25 @@ def compiled_kernels() -> bool:
 def _unsupported_reason(layout: Style, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return "runs on CUDA"
-    if layout == "GEMV":
-        return None if compiled_kernels() else "needs the package autoawq-kernels"
-    if importlib.util.find_spec("awq") is None:
+    if layout == "GEMM" and importlib.util.find_spec("awq") is None:
         return "needs the package autoawq"
-    if not compiled_kernels() and importlib.util.find_spec("triton") is None:
-        return "needs the package autoawq-kernels or triton"
+    if compiled_kernels():
+        return _unfit(layout, weight)
+    if layout == "GEMV":
+        return "needs the package autoawq-kernels"
+    return None if importlib.util.find_spec("triton") else "needs the package autoawq-kernels or triton"
+
+
+def _unfit(layout: Style, weight: Int4Weight) -> str | None:
+    """Why the compiled kernels raise on this layer or, on an H200, gave wrong sums; None where they can run it."""
+    (out_features, in_features), group = weight.codes.shape, weight.group_size
+    multiple = math.lcm(64, group) if layout == "GEMM" else 64
+    if out_features % multiple:
+        return f"needs output features in multiples of {multiple}, the layer has {out_features}"
+    if layout == "GEMV" and group not in (64, 128):
+        return f"needs groups of 64 or 128, the layer has {group}"
+    if layout == "GEMV" and in_features % SPLIT_INPUTS:
+        return f"needs input features in multiples of {SPLIT_INPUTS}, the layer has {in_features}"
     return None
 
 

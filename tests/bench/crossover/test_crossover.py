@@ -431,7 +431,7 @@ def test_what_cannot_be_captured_is_timed_as_it_is(monkeypatch: pytest.MonkeyPat
     ticks = ticking("ticks", clock, lambda tokens: 1.0, order)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
-    def run(contender: Contender, captured: Callable[[Callable[[], None]], Callable[[], None]]) -> tuple[str, float]:
+    def run(contender: Contender, captured: Callable[..., Callable[[], None]]) -> tuple[str, float]:
         monkeypatch.setattr(measure_module, "captured", captured)
         layer = layer_of(contender, work)
         done, mode = runnable(replace(layer, work=replace(work, setting=replace(setting, device=cuda))), 4)
@@ -439,13 +439,13 @@ def test_what_cannot_be_captured_is_timed_as_it_is(monkeypatch: pytest.MonkeyPat
         done()
         return mode, clock.now_s - before
 
-    def refused(work: Callable[[], None]) -> Callable[[], None]:
+    def refused(work: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     replay: Callable[[], None] = lambda: clock.advance(0.25)  # noqa: E731
-    assert run(ticks, lambda work: replay) == ("CUDA graph", 0.25)
+    assert run(ticks, lambda work, inputs: replay) == ("CUDA graph", 0.25)
     assert run(ticks, refused) == ("eager", 1.0)
-    assert run(replace(ticks, replayable=False), lambda work: replay) == ("eager", 1.0)
+    assert run(replace(ticks, replayable=False), lambda work, inputs: replay) == ("eager", 1.0)
 
 
 def test_the_dense_product_comes_first_and_is_named_after_its_dtype() -> None:

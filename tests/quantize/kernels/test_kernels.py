@@ -173,8 +173,28 @@ def test_what_a_gpu_kernel_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "triton" else name)
     assert reason("autoawq-gemm") == "needs the package autoawq-kernels or triton"
     monkeypatch.setattr(autoawq, "compiled_kernels", lambda: True)
-    assert (reason("autoawq-gemm"), reason("autoawq-gemv")) == (None, None)
+    assert reason("autoawq-gemm") is None
     assert KERNELS["autoawq-gemv"].describe(9, torch.float16) == "autoawq compiled GEMV layout GEMM (float16)"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "group_size", "why"),
+    [
+        ("autoawq-gemm", (512, 1024), 128, None),
+        ("autoawq-gemm", (80, 256), 64, "needs output features in multiples of 64, the layer has 80"),
+        ("autoawq-gemm", (64, 128), 128, "needs output features in multiples of 128, the layer has 64"),
+        ("autoawq-gemv", (512, 1024), 128, None),
+        ("autoawq-gemv", (80, 256), 64, "needs output features in multiples of 64, the layer has 80"),
+        ("autoawq-gemv", (64, 256), 32, "needs groups of 64 or 128, the layer has 32"),
+        ("autoawq-gemv", (64, 128), 64, "needs input features in multiples of 256, the layer has 128"),
+    ],
+)
+def test_what_autoawqs_compiled_kernels_cannot_run_is_told(
+    name: str, shape: tuple[int, int], group_size: int, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantize.kernels.autoawq.compiled_kernels", lambda: True)
+    weight = layer(*shape, group_size, "GEMM")
+    assert KERNELS[name].unsupported_reason(weight, torch.device("cuda"), torch.float16) == why
 
 
 @pytest.mark.gpu
