@@ -19,7 +19,7 @@ from bench.worker.worker import die_with, failure
 from quantize.checkpoint import find_checkpoints
 from quantize.errors import UserError
 from quantize.schema import from_json
-from quantize.shell import guarded, say
+from quantize.shell import Parser, command, say
 from quantize.variant import REFERENCE, variants_named
 
 
@@ -65,9 +65,9 @@ def _answer(folder: Path, prompt: str, new: int, device: str) -> Answer:
         return Answer(problem=": ".join(failure(error, str(folder))))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `quantable chat`."""
-    p = argparse.ArgumentParser(prog="quantable chat", description="See what each variant answers to one prompt.")
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(prog="quantable chat", description="See what each variant answers to one prompt.")
     p.add_argument("directory", type=Path, metavar="DIR", help="where `quantize --out` put the checkpoints")
     p.add_argument("--prompt", required=True, metavar="TEXT")
     p.add_argument("--new", type=int, default=64, metavar="N", help="new tokens at most (default %(default)s)")
@@ -76,12 +76,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is 1 where a checkpoint gives no answer, else as `guarded` says."""
-    return guarded("quantable chat", lambda: _run(parser().parse_args(argv)))
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Ask each checkpoint, and say side by side what it answers; 1 where one gives no answer."""
     chosen = variants_named(options.variant.split(","))
     found = [one for one in find_checkpoints(options.directory) if one.variant in chosen]
     if not found or not options.prompt.strip() or options.new < 1:
@@ -99,6 +95,8 @@ def _run(options: argparse.Namespace) -> int:
         say(title, *(f"  {line}" for line in text.splitlines()), "")
     return int(any(made.problem for made in said))
 
+
+main = command(parser, run)
 
 if __name__ == "__main__":
     die_with(int(sys.argv[6]))

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
 from bench.run.options import DEVICES, DTYPES, BenchOptions
 from quantize.errors import UserError
 from quantize.progress import progress_bar
-from quantize.shell import Parser, called, guarded, say
+from quantize.shell import Parser, called, command, say
 
 if TYPE_CHECKING:
     from bench.run.run import Outcome
@@ -252,6 +251,4 @@ def options_from(
     return BenchOptions(scenarios, rounds, rule, quality=quality, timeout_s=timeout_s, **given)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 where a run failed or a checkpoint is broken, else as `guarded`."""
-    return guarded(called("bench"), lambda: run(parser().parse_args(argv)))
+main = command(parser, run)

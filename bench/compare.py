@@ -1,7 +1,6 @@
 """Two record files of the same checkpoints: what changed, and what of it is a regression. Imports no torch."""
 
 import argparse
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,8 +14,7 @@ from bench.records.ratio import Ratio, independent_ratio_of
 from bench.records.record import PHASES, Record, latency_records
 from bench.records.store import RECORDS_NAME, read_records
 from quantize.errors import UserError
-from quantize.schema import to_data
-from quantize.shell import guarded, say
+from quantize.shell import Parser, command, tell
 from quantize.units import parse_share
 
 MACHINE = ("cpu", "cpu_cores", "torch_threads", "gpu")
@@ -203,11 +201,11 @@ def _check_alike(before: Sequence[Record], after: Sequence[Record]) -> None:
                 raise UserError(f"{what} ({field}: {old} against {new}): measure again")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     about = "Compare what `bench` measured of the same checkpoints at two times; nothing is measured."
     code = "Exit code 1: a regression, a figure that B lacks, or a checkpoint that is broken in B alone."
-    cli = argparse.ArgumentParser(prog="quantable compare", description=about, epilog=code)
+    cli = Parser(prog="quantable compare", description=about, epilog=code)
     cli.add_argument("before", metavar="A", help="a record file, or the folder that was measured")
     cli.add_argument("after", metavar="B", help="the later one")
     what = f"what is a regression ({', '.join(THRESHOLDS)}), and by how much more: speed:5%%,memory:2%%,kernel"
@@ -220,10 +218,8 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line says; 1 for a regression. Raises UserError."""
     found = compare_files(arguments.before, arguments.after, fail_on=arguments.fail_on, allow=arguments.allow)
-    say(*([json.dumps(to_data(found))] if arguments.json else found.lines()))
+    tell(found, found.lines(), as_json=arguments.json)
     return 1 if found.regressions else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says; 1 for a regression."""
-    return guarded("quantable compare", lambda: run(parser().parse_args(argv)))
+main = command(parser, run)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
 from quantize.progress import progress_bar
-from quantize.shell import Parser, called, guarded, say
+from quantize.shell import Parser, called, command, say
 from quantize.variant import GROUP_SIZES, VARIANTS, variants_named
 
 if TYPE_CHECKING:
@@ -62,6 +61,7 @@ NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
+    prefer_huge_pages()
     calls = calls_from(arguments)
     from quantize.building.build import NotAllMade, quantize
     from quantize.building.job import BuildChoices
@@ -122,7 +122,4 @@ def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
     return [QuantizeCall(None, arguments.source, arguments.revision, arguments.group_size, names)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code, as `guarded` says."""
-    prefer_huge_pages()
-    return guarded(called("quantize"), lambda: run(parser().parse_args(argv)))
+main = command(parser, run)

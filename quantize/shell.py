@@ -3,15 +3,18 @@
 import argparse
 import errno
 import io
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from quantize.errors import UserError, printable
+from quantize.schema import to_data
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -46,6 +49,18 @@ class _Version(argparse.Action):
 
         say(f"quantable {VERSION}", *(f"{name} {version}" for name, version in maker_versions().items()))
         parser.exit()
+
+
+def command(
+    parser: Callable[[], Parser], run: Callable[[argparse.Namespace], object]
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of a command: parse these words, or those of the shell, and run; the exit code as `guarded` says."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        cli = parser()
+        return guarded(cli.prog, lambda: run(cli.parse_args(argv)))
+
+    return main
 
 
 class _Terminated(BaseException):
@@ -90,6 +105,11 @@ def say(*lines: str, to: TextIO | None = None, quiet: bool = False) -> None:
     """
     for line in () if quiet else lines:
         print(printable(line), file=to or sys.stdout, flush=True)
+
+
+def tell(found: object, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what a command found: these lines, or all of it as one JSON object on one line."""
+    say(*([json.dumps(to_data(found))] if as_json else lines))
 
 
 class _Outlet(io.RawIOBase):
@@ -143,12 +163,10 @@ def _terminable() -> Iterator[None]:
     def stop(signum: int, frame: object) -> NoReturn:
         raise _Terminated
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
+    ours = threading.current_thread() is threading.main_thread()  # else signals are somebody else's
+    before = signal.signal(signal.SIGTERM, stop) if ours else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if ours:
+            signal.signal(signal.SIGTERM, before)

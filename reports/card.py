@@ -15,7 +15,7 @@ from typing import Any
 from quantize.checkpoint import CARD_NAME, PLOT_NAME, Checkpoint, Manifest, open_checkpoint
 from quantize.errors import UserError
 from quantize.files import sha256_of, write_whole
-from quantize.shell import guarded, say
+from quantize.shell import Parser, command, say
 from quantize.variant import Variant
 from reports.api import Reading
 from reports.markdown import markdown
@@ -233,9 +233,9 @@ def public_text(text: str) -> str:
     return text if text == "builtin" or text.startswith("hub:") else "a text of the maker's own"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `quantable card`."""
-    p = argparse.ArgumentParser(prog="quantable card", description="Make the model card of a checkpoint.")
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(prog="quantable card", description="Make the model card of a checkpoint.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder")
     p.add_argument("--write", action="store_true", help=f"into the folder's {CARD_NAME}, not on the screen")
     p.add_argument("--records", type=Path, metavar="FILE", help="of `bench` (default: those beside the folder)")
@@ -244,14 +244,10 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is 1 for a checkpoint that its records show broken, else as `guarded` says."""
-    return guarded("quantable card", lambda: _run(parser().parse_args(argv)))
-
-
-def _run(options: argparse.Namespace) -> int:
-    how = {name: getattr(options, name) for name in ("records", "base_model", "namespace")}
-    made = card(options.checkpoint, **how)
+def run(options: argparse.Namespace) -> int:
+    """Make the card; 1 for a checkpoint that its records show broken."""
+    names = {"records": options.records, "base_model": options.base_model, "namespace": options.namespace}
+    made = card(options.checkpoint, **names)
     if options.write:
         made.write(options.checkpoint)
         say(f"wrote {options.checkpoint / CARD_NAME}")
@@ -259,3 +255,6 @@ def _run(options: argparse.Namespace) -> int:
         print(made.text, end="")
     say(*made.advice, *([f"it is broken: {made.broken}"] if made.broken else []), to=sys.stderr)
     return int(made.broken is not None)
+
+
+main = command(parser, run)

@@ -1,9 +1,7 @@
 """The best variant that fits into a memory, by what was measured, else by an estimate; only that needs torch."""
 
 import argparse
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +12,7 @@ from bench.records.store import RECORDS_NAME
 from quantize.checkpoint import MANIFEST_NAME, find_checkpoints
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
-from quantize.schema import to_data
-from quantize.shell import guarded, say
+from quantize.shell import Parser, command, tell
 from quantize.units import parse_bytes, parse_share
 from quantize.variant import REFERENCE
 from reports.api import Reading
@@ -209,11 +206,11 @@ def _estimated(source: str, context: int) -> tuple[list[Candidate], Phase, str]:
     return found, "decode", basis
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     rule = "of those that fit, the fastest in decoding that loses at most --max-loss, or 1% more than the least"
     about, code = f"The best variant for a memory: {rule}.", "Exit code 1: nothing to take."
-    cli = argparse.ArgumentParser(prog="quantable choose", description=about, epilog=code)
+    cli = Parser(prog="quantable choose", description=about, epilog=code)
     add = cli.add_argument
     add("source", metavar="DIR", help="what `bench` measured; or checkpoints, or a model, to estimate")
     add("--memory", required=True, help="that there is, such as 6GB or 6GiB")
@@ -230,10 +227,8 @@ def run(arguments: argparse.Namespace) -> int:
     loss = None if arguments.max_loss is None else parse_share(arguments.max_loss)
     given = {"device": arguments.device, "model": arguments.model}
     found = choose(arguments.source, parse_bytes(arguments.memory), arguments.context, max_loss=loss, **given)
-    say(*([json.dumps(to_data(found))] if arguments.json else found.lines()))
+    tell(found, found.lines(), as_json=arguments.json)
     return 0 if found.fit else 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says; 1 where nothing fits."""
-    return guarded("quantable choose", lambda: run(parser().parse_args(argv)))
+main = command(parser, run)

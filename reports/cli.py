@@ -2,23 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records.store import RECORDS_NAME
 from quantize.errors import UserError
-from quantize.shell import Parser, called, guarded, say
+from quantize.shell import Parser, called, command, say
 from reports.api import FORMATS, Reading, draw_plots, write_all
 from reports.markdown import print_page
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says; 1 for a run that failed or a broken checkpoint."""
-    return guarded(called("report"), lambda: run(parser().parse_args(arguments)))
-
-
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line says. Raises UserError for bad input."""
+    """Do what the command line says; 1 for a run that failed or a broken checkpoint. Raises UserError for bad input."""
     if options.all:
         if options.out or options.format or options.view or options.table or options.plots:
             raise UserError("--all writes every page beside the records: leave the other options out")
@@ -62,3 +56,6 @@ def parser() -> Parser:
     parser.add_argument("--memory", metavar="SIZE", help="what there is, as 6GB or 6GiB: a line in the plots")
     parser.add_argument("--context", type=int, metavar="N", help="tokens that the plots reckon the KV cache for")
     return parser
+
+
+main = command(parser, run)

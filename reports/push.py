@@ -3,14 +3,13 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, Manifest, open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.schema import to_data
-from quantize.shell import guarded, say
+from quantize.shell import Parser, command, say
 from reports.card import BEGIN, HUB_ID, card, public_text
 
 
@@ -57,16 +56,18 @@ def _without_paths(manifest: Manifest) -> Manifest:
     return replace(manifest, source=shown, calibration=text and replace(text, text=public_text(text.text)))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `quantable push`."""
-    p = argparse.ArgumentParser(prog="quantable push", description="Offer a checkpoint to the hub as a pull request.")
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(prog="quantable push", description="Offer a checkpoint to the hub as a pull request.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, with the card in it")
     p.add_argument("repository", metavar="ORG/NAME", help="on the hub; made where there is none")
     p.add_argument("--private", action="store_true", default=None, help="where it is made: only for its owners")
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says."""
-    given = parser().parse_args(argv)
-    return guarded("quantable push", lambda: say(push(given.checkpoint, given.repository, private=given.private)))
+def run(options: argparse.Namespace) -> None:
+    """Push, and say where the pull request is."""
+    say(push(options.checkpoint, options.repository, private=options.private))
+
+
+main = command(parser, run)

@@ -6,12 +6,11 @@ batch in decode (1 to 32) and the prompt in prefill (64 to 2048).
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records.crossover import CROSSOVER_NAME, crossings
 from quantize.progress import progress_bar
-from quantize.shell import Parser, guarded
+from quantize.shell import Parser, command
 
 
 def parser() -> Parser:
@@ -40,10 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{path}: `report {path} --plots` makes tables and plots of it")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the measurement; return its exit code."""
-    return guarded("quantable crossover", lambda: run(parser().parse_args(argv)))
-
+main = command(parser, run)
 
 if __name__ == "__main__":
     sys.exit(main())
