@@ -79,10 +79,8 @@ def choose(
 ) -> Choice:  # fmt: skip
     """The variants of one base model that fit into so much memory with one prompt of `context` tokens, the best first.
 
-    source: a folder that was measured, or its records; else an estimate is made, of a folder of checkpoints or of a
-            model as `quantize` takes it. device: of the measurement, CUDA where both were. model: the base model.
-
-    Raises UserError for none of these, and for several base models of which none is chosen.
+    source: a folder that was measured, or its records; else an estimate is made, of checkpoints or a model.
+    device: of the measurement, CUDA where both were. model: the base model, where there are several.
     """
     path = Path(source)
     measured = path.is_file() or (path / RECORDS_NAME).is_file()
@@ -108,15 +106,8 @@ def choose(
         loss = math.inf if one.loss is None else one.loss
         return not loss <= limit, (one.time or math.inf) if loss <= limit else loss, -one.w_bit
 
-    others = tuple(one for one in judged if one.problem)
-    return Choice(
-        memory_bytes,
-        context,
-        f"the rule: of those that fit, {best}; {basis}",
-        phase,
-        tuple(sorted(fit, key=place)),
-        others,
-    )
+    rule, others = f"the rule: of those that fit, {best}; {basis}", tuple(one for one in judged if one.problem)
+    return Choice(memory_bytes, context, rule, phase, tuple(sorted(fit, key=place)), others)
 
 
 def _problem(one: Candidate, memory_bytes: int, max_loss: float | None) -> str | None:
@@ -152,10 +143,8 @@ def _measured(path: Path, context: int, device: str | None) -> tuple[list[Candid
 def need_at(result: Result, context: int) -> tuple[float | None, str]:
     """The bytes that a run with one prompt of so many tokens needs at its peak, None where that is unknown; and how.
 
-    At a context that was measured it is the measured peak. Keys and values, and the activations of a prompt, grow with
-    the tokens, and the rest stays: it is linear between two contexts and beyond the last, there never flatter than the
-    keys and values alone. Beyond a single one the activations grow in proportion, which is the most they can. Below
-    the first it is the first's.
+    Measured; between two contexts, and beyond the last, linear, there never flatter than the keys and values alone.
+    Beyond a single one the activations grow in proportion, the most they can. Below the first it is the first's.
     """
     runs = [one for one in result.timings.values() if one.scenario.batch == 1 and one.run_peak_bytes]
     runs.sort(key=lambda one: (one.scenario.positions, one.run_peak_bytes))
@@ -209,13 +198,13 @@ def _estimated(source: str, context: int) -> tuple[list[Candidate], Phase, str]:
 def parser() -> Parser:
     """The command line."""
     rule = "of those that fit, the fastest in decoding that loses at most --max-loss, or 1% more than the least"
-    about, code = f"The best variant for a memory: {rule}.", "Exit code 1: nothing to take."
-    cli = Parser(prog="quantable choose", description=about, epilog=code)
+    about = f"The best variant for a memory: {rule}."
+    cli = Parser(prog="quantable choose", description=about, epilog="Exit code 1: nothing to take.")
     add = cli.add_argument
     add("source", metavar="DIR", help="what `bench` measured; or checkpoints, or a model, to estimate")
-    add("--memory", required=True, help="that there is, such as 6GB or 6GiB")
+    add("--memory", dest="memory_bytes", type=parse_bytes, required=True, metavar="SIZE", help="such as 6GB or 6GiB")
     add("--context", type=int, required=True, metavar="N", help="tokens of the prompt and the answer together")
-    add("--max-loss", metavar="SHARE", help="of perplexity, such as 5%%")
+    add("--max-loss", type=parse_share, metavar="SHARE", help="of perplexity, such as 5%%")
     add("--device", choices=("cpu", "cuda"), help="of the measurement (default: cuda where there is one)")
     add("--model", metavar="NAME", help="the base model, where there are several")
     add("--json", action="store_true", help="all of it as JSON")
@@ -223,10 +212,8 @@ def parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; 1 where nothing fits. Raises UserError."""
-    loss = None if arguments.max_loss is None else parse_share(arguments.max_loss)
-    given = {"device": arguments.device, "model": arguments.model}
-    found = choose(arguments.source, parse_bytes(arguments.memory), arguments.context, max_loss=loss, **given)
+    """Choose; 1 where nothing fits."""
+    found = choose(**{name: given for name, given in vars(arguments).items() if name != "json"})
     tell(found, found.lines(), as_json=arguments.json)
     return 0 if found.fit else 1
 

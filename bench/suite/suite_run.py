@@ -32,16 +32,15 @@ def run_suite(
     crossover_s: float | None = None,
     progress: Progress = silent,
 ) -> tuple[Outcome, str | None]:
-    """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl.
+    """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl, where none is kept.
 
-    out:         the folder for everything that is written, with the checkpoints in it where the weights are not random.
-    options:     how to measure. What is measured already is kept, a crossover on the same device too, unless fresh.
+    out:         holds the checkpoints, too, where the weights are not random.
     dummy:       random weights, in this shape or the suite's.
     scenarios:   names of the suite's, none for all; they take the place of those in `options`.
     crossover_s: how long the crossover may take, None for what the suite says, 0 for none.
 
-    Returns what `bench` does, and why there is no crossover, None where there is one or none was wanted. Raises
-    UserError as `bench` does, and for checkpoints that are not there.
+    Returns what `bench` does, and why a crossover that was wanted is not there, else None. Raises UserError as `bench`
+    does, and for checkpoints that are not there.
     """
     if shape is not None and not dummy:
         raise UserError("--shape is of random weights: add --dummy, or leave it out")
@@ -70,9 +69,8 @@ def _crossover(shape: str, out: Path, budget_s: float, options: BenchOptions, re
         kept = read_crossover(path)[0]
         if not options.fresh and (kept.device, kept.compute_dtype) == (record.device, record.compute_dtype):
             return None
-    arguments = ["--shape", shape, "--device", record.device, "--out", str(out)]
+    arguments = ["--shape", shape, "--device", record.device, "--out", str(out), "--budget", f"{budget_s:g}"]
     arguments += ["--dtype", record.compute_dtype] if record.compute_dtype else []
-    arguments += ["--budget", f"{budget_s:g}"]
     timeout_s = 60.0 + CROSSOVER_GRACE * budget_s
     ended = run_module("bench.crossover", *arguments, timeout_s=timeout_s, threads=options.threads)
     if ended.exit_code == 0 and path.is_file():
