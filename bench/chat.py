@@ -88,8 +88,7 @@ def run(options: argparse.Namespace) -> int:
     for checkpoint, made in pairs:
         title, reference = checkpoint.path.name, references.get(checkpoint.manifest.base_model)
         if reference and made.tokens and checkpoint.variant != REFERENCE:
-            alike = takewhile(lambda pair: pair[0] == pair[1], zip(made.tokens, reference, strict=False))
-            same = sum(1 for _ in alike)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(made.tokens, reference, strict=False)))
             title += f" (its first {same} of {len(made.tokens)} tokens are those of FP16)"
         text = f"no answer: {made.problem}" if made.problem else made.text
         say(title, *(f"  {line}" for line in text.splitlines()), "")

@@ -13,7 +13,7 @@ from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
 from bench.run.options import DEVICES, DTYPES, BenchOptions
 from quantize.errors import UserError
 from quantize.progress import progress_bar
-from quantize.shell import Parser, called, command, say
+from quantize.shell import Parser, called, command, reject, say
 
 if TYPE_CHECKING:
     from bench.run.run import Outcome
@@ -188,10 +188,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def measure_folder(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     """Measure the checkpoints of a folder: what came of it, and how to make the table."""
-    for name in SUITE_ONLY:
-        given = getattr(arguments, name)
-        if given is not None and given is not False:
-            raise UserError(f"--{name.replace('_', '-')} is of a whole table: name it with --suite, or leave it out")
+    reject(arguments, SUITE_ONLY, "is of a whole table: name it with --suite, or leave it out")
     directory = arguments.directory
     if directory is None:
         raise UserError("name the folder of the checkpoints: bench DIR")
@@ -210,10 +207,7 @@ def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     from bench.suite.suite_run import run_suite
 
     suite = suite_named(arguments.suite)
-    for name in NOT_WITH_SUITE:
-        if getattr(arguments, name) is not None:
-            shown = "DIR" if name == "directory" else f"--{name}"
-            raise UserError(f"{shown} does not go with --suite, which says what to measure: leave one of the two out")
+    reject(arguments, NOT_WITH_SUITE, "does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem
     options = options_from(arguments, None, suite.rounds, suite.rule)
     with progress_bar(quiet=arguments.quiet) as progress:

@@ -9,19 +9,15 @@ Importing this imports no torch; what needs it does, when it is first used.
 
 from typing import TYPE_CHECKING
 
-from quantize import versions
-from quantize.errors import UserError
+from quantize import VARIANTS, UserError, versions
 from quantize.lazy import lazily
-from quantize.variant import VARIANTS
 
 if TYPE_CHECKING:
+    from bench import bench
     from bench.run.options import BenchOptions
-    from bench.run.run import bench
-    from quantize.building.build import quantize
-    from quantize.building.job import BuildOptions
+    from quantize import BuildOptions, load, quantize
     from quantize.checkpoint import open_checkpoint, verify
-    from quantize.loader import load
-    from reports.api import report
+    from reports import report
 
 __all__ = [
     "VARIANTS", "BenchOptions", "BuildOptions", "UserError", "bench", "load", "open_checkpoint", "quantize", "report",
@@ -29,7 +25,6 @@ __all__ = [
 ]  # fmt: skip
 __version__ = versions.VERSION
 
-BENCH = {"bench.run.options": ("BenchOptions",), "bench.run.run": ("bench",)}
-BUILDING = {"quantize.building.build": ("quantize",), "quantize.building.job": ("BuildOptions",)}
-CHECKPOINTS = {"quantize.checkpoint": ("open_checkpoint", "verify"), "quantize.loader": ("load",)}
-__getattr__ = lazily(__name__, {**BENCH, **BUILDING, **CHECKPOINTS, "reports.api": ("report",)})
+QUANTIZE = {"quantize": ("BuildOptions", "load", "quantize"), "quantize.checkpoint": ("open_checkpoint", "verify")}
+BENCH = {"bench": ("bench",), "bench.run.options": ("BenchOptions",)}
+__getattr__ = lazily(__name__, {**QUANTIZE, **BENCH, "reports": ("report",)})

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
 from quantize.progress import progress_bar
-from quantize.shell import Parser, called, command, say
+from quantize.schema import to_data
+from quantize.shell import Parser, called, command, reject, say
 from quantize.variant import GROUP_SIZES, VARIANTS, variants_named
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def facts_of(built: "BuiltCheckpoint") -> dict[str, Any]:
     hashes = {"content_sha256": checkpoint.content_sha256, "source_sha256": manifest.source.weights_sha256}
     sizes = {"weights_bytes": manifest.weights_bytes, "bytes": sum(one.bytes for one in manifest.files.values())}
     facts = {"path": str(checkpoint.path), "variant": manifest.variant, "kept": built.kept, **hashes, **sizes}
-    files = {name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in manifest.files.items()}
-    return {**facts, "seconds": sum(manifest.seconds.values()), "files": files}
+    return {**facts, "seconds": sum(manifest.seconds.values()), "files": to_data(manifest.files)}
 
 
 def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
@@ -110,10 +110,7 @@ def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
     from quantize.suite import QuantizeCall, calls_of, suite_rows
 
     if arguments.suite is not None:
-        for name in NOT_WITH_SUITE:
-            if getattr(arguments, name) is not None:
-                shown = name if name == "source" else f"--{name.replace('_', '-')}"
-                raise UserError(f"{shown} does not go with --suite, which says what to make: leave one of the two out")
+        reject(arguments, NOT_WITH_SUITE, "does not go with --suite, which says what to make: leave one of the two out")
         return calls_of(suite_rows(arguments.suite))
     if arguments.source is None:
         raise UserError("name the model to quantize: quantize SOURCE --out DIR")

@@ -63,6 +63,14 @@ def command(
     return main
 
 
+def reject(given: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raise UserError for the first of these arguments that is given: its name as the user writes it, and why."""
+    for name in names:
+        if (value := getattr(given, name)) is not None and value is not False:
+            shown = {"source": "source", "directory": "DIR"}.get(name, f"--{name.replace('_', '-')}")
+            raise UserError(f"{shown} {why}")
+
+
 class _Terminated(BaseException):
     """SIGTERM, raised where the work is, so that it cleans up."""
 

