@@ -33,8 +33,8 @@ def table(session: nox.Session) -> None:
     install(session, "models", "embedded")
     session.run("quantize", EMBEDDED, "--variant", "all", "--out", "runs", "--device", "cpu")
     session.run("bench", "runs", "--device", "cpu", *session.posargs, success_codes=[0, 1])
-    session.run("report", "runs", success_codes=[0, 1])
-    session.run("report", "runs", "--out", "runs/table.md")
+    session.run("report", "runs", "--table", "published", success_codes=[0, 1])
+    session.run("report", "runs", "--full", "--out", "runs/table.md", success_codes=[0, 1])
 
 
 @nox.session
@@ -53,7 +53,7 @@ def race(session: nox.Session) -> None:
     """
     install(session, "models", "embedded")
     session.install("--no-deps", *GPTQMODEL, success_codes=[0, 1])
-    session.run("python", "-m", "bench.lab.race", "--out", "runs/race", *session.posargs)
+    session.run("python", "-m", "tests.lab.race", "--out", "runs/race", *session.posargs)
     session.run("report", "runs/race/race.jsonl")
 
 
@@ -63,7 +63,7 @@ def overhead(session: nox.Session) -> None:
     install(session, "models", "embedded")
     session.run("quantize", EMBEDDED, "--variant", "fp16", "--out", "runs")
     reference = "runs/SmolLM2-135M-Instruct-FP16"
-    session.run("python", "-m", "bench.lab.overhead", reference, "--out", "runs/overhead.jsonl", *session.posargs)
+    session.run("python", "-m", "tests.lab.overhead", reference, "--out", "runs/overhead.jsonl", *session.posargs)
     session.run("report", "runs/overhead.jsonl")
 
 
@@ -78,7 +78,7 @@ def side_by_side(session: nox.Session) -> None:
     python = str(theirs / "bin" / "python")
     session.run(python, "-m", "pip", "install", "--quiet", *OPTIMUM_BENCHMARK, external=True)
     reference = "runs/SmolLM2-135M-Instruct-FP16"
-    command = ["python", "-m", "bench.lab.optimum_benchmark", "--theirs", python, "--model", reference]
+    command = ["python", "-m", "tests.lab.optimum_benchmark", "--theirs", python, "--model", reference]
     session.run(*command, "--out", "runs/side_by_side", *session.posargs)
     session.run("report", "runs/side_by_side/side_by_side.jsonl")
 

@@ -14,7 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from bench.run.executor import run_module
-from bench.run.options import DEVICES, BenchOptions
+from bench.worker.options import DEVICES, BenchOptions
 from bench.worker.worker import die_with, failure
 from quantize.checkpoint import find_checkpoints
 from quantize.errors import UserError

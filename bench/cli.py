@@ -4,13 +4,14 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.scenario import SCENARIOS, Scenario, scenario_named
 from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
-from bench.run.options import DEVICES, DTYPES, BenchOptions
+from bench.worker.options import DEVICES, DTYPES, BenchOptions
 from quantize.errors import UserError
 from quantize.progress import progress_bar
 from quantize.shell import Parser, called, command, reject, say
@@ -21,90 +22,50 @@ if TYPE_CHECKING:
 
 def parser() -> Parser:
     """The command line."""
-    known = ", ".join(SCENARIOS)
-    cli = Parser(
-        prog=called("bench"),
-        description="Measure memory, latency and perplexity of each checkpoint in DIR against the reference, or a "
-        "whole table with --suite.",
-    )
+    about = "Measure memory, latency and perplexity of each checkpoint in DIR against the reference."
+    cli = Parser(prog=called("bench"), description=f"{about} Or a whole table with --suite.")
     add = cli.add_argument
-    seconds: dict[str, Any] = {"metavar": "S", "type": float}
+    whole: dict[str, Any] = {"type": int}
+    seconds: dict[str, Any] = {"type": float, "metavar": "S"}
+    least, noise, max_time_s = RoundsRule.least, RoundsRule.noise, RoundsRule.max_time_s
+    named = f"what to measure ({', '.join(SCENARIOS)}; default: all); repeatable"
     add("directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints")
-    add("--scenario", metavar="NAME", action="append", help=f"what to measure ({known}; default: all); repeatable")
-    add("--prompt", metavar="N", type=int, help="a scenario of your own: prompt tokens")
-    add("--new", metavar="M", type=int, help="a scenario of your own: new tokens (default 1)")
-    add("--batch", metavar="B", type=int, help="a scenario of your own: prompts at once (default 1)")
-    add(
-        "--rounds",
-        type=int,
-        help=f"processes for each checkpoint (default {RoundsRule.least}); more follow while the ratios are noisy",
-    )
-    add(
-        "--noise",
-        metavar="SHARE",
-        type=float,
-        help="enough when every ratio's 95%% interval is no wider than this to either side "
-        f"(default {RoundsRule.noise:g})",
-    )
-    add(
-        "--max-time",
-        **seconds,
-        help=f"no further round that would end later than this after the start (default {RoundsRule.max_time_s:g})",
-    )
+    add("--scenario", metavar="NAME", action="append", help=named)
+    add("--prompt", metavar="N", **whole, help="a scenario of your own: prompt tokens")
+    add("--new", metavar="M", **whole, help="a scenario of your own: new tokens (default 1)")
+    add("--batch", metavar="B", **whole, help="a scenario of your own: prompts at once (default 1)")
+    add("--rounds", **whole, help=f"processes for each checkpoint, at least (default {least}; more where it is noisy)")
+    width = f"enough when every ratio's 95%% interval reaches no further than this (default {noise:g})"
+    add("--noise", metavar="SHARE", type=float, help=width)
+    add("--max-time", **seconds, help=f"no further round that would end later than this (default {max_time_s:g})")
     add("--device", choices=DEVICES, default="auto", help="where to run (default %(default)s)")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        help="compute dtype of all runs (default: float32 on a CPU, or bfloat16 where it is clearly faster; "
-        "the reference's half dtype on a GPU)",
-    )
-    add(
-        "--kernel",
-        metavar="NAME",
-        help="what AWQ layers run on: auto (the default), native (what the layout is named after) or a kernel's name",
-    )
+    dtype = "compute dtype of all runs (default: float32 on a CPU, or bfloat16 where it is clearly faster; "
+    add("--dtype", choices=DTYPES, help=f"{dtype}the reference's half dtype on a GPU)")
+    kernel = "what AWQ layers run on: auto (the default), native (what the layout is named after) or a kernel's name"
+    add("--kernel", metavar="NAME", help=kernel)
     add("--records", metavar="FILE", type=Path, help="where the records go (default: DIR/records.jsonl)")
-    add("--timeout", **seconds, default=BenchOptions.timeout_s, help="seconds for one process (default %(default)g)")
-    add("--threads", metavar="N", type=int, help="CPU threads of each run (default: torch's choice)")
-    add("--no-quality", action="store_true", help="no perplexity, no divergence")
-    add(
-        "--quality-data",
-        metavar="FILE",
-        help="judge on this text (.txt, .json, .jsonl or hub:NAME) in place of the built-in one",
-    )
-    add(
-        "--tasks",
-        metavar="NAMES",
-        type=lambda text: tuple(filter(None, text.split(","))),
-        default=(),
-        help="lm-eval tasks, comma-separated; `medical` stands for those of the model card",
-    )
-    add("--task-folder", metavar="DIR", type=Path, help="holds lm-eval task files of your own")
-    add("--task-limit", metavar="N", type=int, help="questions of each task (default: all)")
-    add(
-        "--compare",
-        metavar=("A.jsonl", "B.jsonl"),
-        nargs=2,
-        type=Path,
-        help="compare two record files of the same checkpoints, and measure nothing",
-    )
+    timeout = f"seconds for one process (default {BenchOptions.timeout_s:g})"
+    add("--timeout", dest="timeout_s", **seconds, default=BenchOptions.timeout_s, help=timeout)
+    add("--threads", metavar="N", **whole, help="CPU threads of each run (default: torch's choice)")
+    add("--no-quality", dest="quality", action="store_false", help="no perplexity, no divergence")
+    text = "judge on this text (.txt, .json, .jsonl or hub:NAME) in place of the built-in one"
+    add("--quality-data", metavar="FILE", help=text)
+    tasks = "lm-eval tasks, comma-separated; `medical` stands for those of the model card"
+    add("--tasks", metavar="NAMES", type=lambda names: tuple(filter(None, names.split(","))), default=(), help=tasks)
+    add("--task-folder", metavar="DIR", help="holds lm-eval task files of your own")
+    add("--task-limit", metavar="N", **whole, help="questions of each task (default: all)")
+    two = "compare two record files of the same checkpoints, and measure nothing"
+    add("--compare", metavar=("A.jsonl", "B.jsonl"), nargs=2, type=Path, help=two)
     add("--fresh", action="store_true", help="set an existing records file aside and measure everything")
     add("--quiet", action="store_true", help="no progress and no remarks: only what came of it, and errors")
     add("--json", action="store_true", help="what came of it as one JSON object")
-    suite = cli.add_argument_group("a whole table")
-    suite.add_argument("--suite", metavar="NAME", help="biomistral, or a .toml file: its rows in place of DIR")
-    suite.add_argument("--out", metavar="DIR", type=Path, help="where all of it goes (default: runs/NAME)")
-    suite.add_argument(
-        "--dummy", action="store_true", help="random weights in the suite's shape: no checkpoints needed"
-    )
-    suite.add_argument(
-        "--shape", metavar="PATH", help="a config.json whose shape --dummy takes in place of the suite's"
-    )
-    suite.add_argument(
-        "--crossover-time",
-        **seconds,
-        help="seconds for the crossover of the kernels (default: the suite's; 0: leave it out)",
-    )
+    add = cli.add_argument_group("a whole table").add_argument
+    add("--suite", metavar="NAME", help="biomistral, or a .toml file: its rows in place of DIR")
+    add("--out", metavar="DIR", type=Path, help="where all of it goes (default: runs/NAME)")
+    add("--dummy", action="store_true", help="random weights in the suite's shape: no checkpoints needed")
+    add("--shape", metavar="PATH", help="a config.json whose shape --dummy takes in place of the suite's")
+    crossover = "seconds for the crossover of the kernels (default: the suite's; 0: leave it out)"
+    add("--crossover-time", **seconds, help=crossover)
     return cli
 
 
@@ -122,8 +83,7 @@ def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
     """
     wanted = [scenario_named(name) for name in dict.fromkeys(arguments.scenario or [])]
     if arguments.prompt is not None:
-        new = 1 if arguments.new is None else arguments.new
-        batch = 1 if arguments.batch is None else arguments.batch
+        new, batch = (1 if one is None else one for one in (arguments.new, arguments.batch))
         name = f"{arguments.prompt}/{new}" + (f" x{batch}" if batch > 1 else "")
         wanted.append(Scenario(name, prompt_tokens=arguments.prompt, new_tokens=new, batch=batch))
     elif arguments.new is not None or arguments.batch is not None:
@@ -137,18 +97,13 @@ def outcome_lines(outcome: "Outcome") -> list[str]:
 
     broken = [f"{name} is broken: {why}" for name, why in outcome.broken.items()]
     reasons = Counter(f"{record.subject.name}: {record.status}: {record.reason}" for record in outcome.failed)
-    lines = [f"{reason}" + (f" ({count} runs)" if count > 1 else "") for reason, count in reasons.items()]
+    lines = [reason + f" ({count} runs)" * (count > 1) for reason, count in reasons.items()]
     total = len(outcome.records)
     already = f" ({total - outcome.measured} of them measured before)" if outcome.measured < total else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    damage = read_file(outcome.path).damage
-    return [
-        *broken,
-        *lines,
-        *([damage] if damage else []),
-        f"{outcome.rounds} round{'' if outcome.rounds == 1 else 's'}: {STOPPED[outcome.stopped]}",
-        f"{total} record{'' if total == 1 else 's'}{already}{failed}: {outcome.path}",
-    ]
+    rounds = f"{outcome.rounds} round{'s' * (outcome.rounds != 1)}: {STOPPED[outcome.stopped]}"
+    found = f"{total} record{'s' * (total != 1)}{already}{failed}: {outcome.path}"
+    return [*broken, *lines, *filter(None, [read_file(outcome.path).damage]), rounds, found]
 
 
 def facts_of(outcome: "Outcome") -> dict[str, Any]:
@@ -162,14 +117,15 @@ def facts_of(outcome: "Outcome") -> dict[str, Any]:
 
 
 SUITE_ONLY = ("out", "dummy", "shape", "crossover_time")
-"""Options that mean something with --suite alone."""
-
 NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
-"""What the suite says itself, or --out."""
+"""Options that mean something with --suite alone; what the suite says itself, or --out."""
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError."""
+def run(arguments: argparse.Namespace, closing: Callable[[Path], str] | None = None) -> int:
+    """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError.
+
+    closing: what is said of the folder or records file at the end.
+    """
     if arguments.compare:
         from bench.compare import compare_files
 
@@ -180,6 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts_of(outcome)))
     else:
         say(*outcome_lines(outcome))
+        if closing and outcome.usable:
+            say("", *closing(outcome.path).splitlines(), "")
         say(*then, quiet=arguments.quiet)
     if not outcome.usable:
         say("the reference has no figures, so that nothing can be compared: see its reason above", to=sys.stderr)
@@ -210,16 +168,10 @@ def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     reject(arguments, NOT_WITH_SUITE, "does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem
     options = options_from(arguments, None, suite.rounds, suite.rule)
+    what = {"dummy": arguments.dummy, "shape": arguments.shape, "scenarios": arguments.scenario or ()}
     with progress_bar(quiet=arguments.quiet) as progress:
         outcome, problem = run_suite(
-            suite,
-            out,
-            options,
-            dummy=arguments.dummy,
-            shape=arguments.shape,
-            scenarios=arguments.scenario or (),
-            crossover_s=arguments.crossover_time,
-            progress=progress,
+            suite, out, options, **what, crossover_s=arguments.crossover_time, progress=progress
         )
     missing = [f"no crossover: {problem}"] if problem else []
     return outcome, [*missing, f"the tables: report {out} --all"] if outcome.usable else []
@@ -239,10 +191,10 @@ def options_from(
             rounds = rounds if value is None else replace(rounds, **{field: value})
         except UserError as error:
             raise UserError(str(error).replace(f"rounds.{field}", flag)) from None
-    same = ("device", "dtype", "kernel", "threads", "quality_data", "tasks", "task_folder", "task_limit", "fresh")
-    given = {name: getattr(arguments, name) for name in same}
-    quality, timeout_s = not arguments.no_quality, arguments.timeout
-    return BenchOptions(scenarios, rounds, rule, quality=quality, timeout_s=timeout_s, **given)
+    given = {name: value for name, value in vars(arguments).items() if name in BenchOptions.__dataclass_fields__}
+    return BenchOptions(**given | {"scenarios": scenarios, "rounds": rounds, "rule": rule})
 
 
-main = command(parser, run)
+def main(argv: Sequence[str] | None = None, closing: Callable[[Path], str] | None = None) -> int:
+    """Run the command; return its exit code. closing: as `run` takes it."""
+    return command(parser, lambda given: run(given, closing))(argv)

@@ -135,7 +135,7 @@ def _figures(records: Sequence[Record]) -> dict[tuple[Any, ...], dict[str, Any]]
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     series = grouped(latency_records(records), lambda r: (r.subject.name, r.scenario, r.device, r.compute_dtype))
     for row, runs in series.items():
-        found[row] = {phase: [spent for run in runs if (spent := run.seconds(phase))] for phase in PHASES}
+        found[row] = {phase: [spent for run in runs if (spent := run.times[phase])] for phase in PHASES}
         found[row]["memory"] = [peak for run in runs if run.memory and (peak := run.memory.run_peak_bytes)]
         kernels = {f"{run.kernels.prefill} / {run.kernels.decode}" for run in runs if run.kernels}
         found[row]["kernel"] = " and ".join(sorted(kernels))

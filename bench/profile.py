@@ -91,16 +91,13 @@ def parser() -> Parser:
 
 def _loaded(arguments: argparse.Namespace) -> Any:
     from quantize.dummy import DUMMY_PREFIX
+    from quantize.loader import load, load_dummy
 
     how = {"device": arguments.device, "kernel": arguments.kernel}
     if not arguments.source.startswith(DUMMY_PREFIX):
-        from quantize.loader import load
-
         if arguments.variant is not None:
             raise UserError(f"a checkpoint is of one variant: give --variant for a {DUMMY_PREFIX}SHAPE alone")
         return load(arguments.source, **how)
-    from quantize.loader import load_dummy
-
     if arguments.variant is None:
         raise UserError(f"{arguments.source} needs a --variant: {', '.join(VARIANTS)}")
     return load_dummy(arguments.source.removeprefix(DUMMY_PREFIX), arguments.variant, **how)
@@ -115,11 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     source = arguments.source if arguments.variant else Path(arguments.source).resolve().name
     kernels, environment = Kernels(loaded.prefill_kernel, loaded.decode_kernel), fingerprint(arguments.device)
-    records = [
-        ProfileRecord(when, source, arguments.variant, scenario, kernels, environment, phase, wall_s, operations)
-        for phase, (wall_s, operations) in found.items()
-    ]
-    append(arguments.out, *records)
+    what = when, source, arguments.variant, scenario, kernels, environment
+    append(arguments.out, *(ProfileRecord(*what, phase, *figures) for phase, figures in found.items()))
     print(f"the operations: report {arguments.out}")
 
 

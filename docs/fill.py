@@ -1,6 +1,7 @@
 """Writes into README.md and docs/ what `report` prints for the records named there: `python -m docs.fill`.
 
-A block begins with `<!-- record: PATH -->`, or with `<!-- table: PATH -->` for the first table alone, and ends with
+A block begins with `<!-- record: PATH -->`, `<!-- table: PATH -->` for the published table's columns alone, or
+`<!-- summary: PATH -->` for the table of the screen that `report` prints, and ends with
 `<!-- end -->`. docs/data.md is what `quantable schema` prints, in words.
 """
 
@@ -9,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from reports import report
+from reports.api import View
 from reports.schema import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
-BLOCK = re.compile(r"(<!-- (record|table): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+VIEWS: dict[str, View] = {"record": "full", "table": "published", "summary": "summary"}
+BLOCK = re.compile(r"(<!-- (record|table|summary): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
     """The page with every block as its records have it."""
 
     def block(found: re.Match[str]) -> str:
-        printed = report(ROOT / found[3], view="full").strip()
-        shown = printed.split("\n\n")[0] if found[2] == "table" else printed
+        view = VIEWS[found[2]]
+        blocks = report(ROOT / found[3], format="md", view=view).strip().split("\n\n")
+        shown = "\n\n".join(blocks) if view == "full" else next(one for one in blocks if one.startswith("|"))
         return f"{found[1]}\n{shown}\n\n{found[4]}"
 
     return BLOCK.sub(block, text)

@@ -14,7 +14,7 @@ from quantize.lazy import lazily
 
 if TYPE_CHECKING:
     from bench import bench
-    from bench.run.options import BenchOptions
+    from bench.worker.options import BenchOptions
     from quantize import BuildOptions, load, quantize
     from quantize.checkpoint import open_checkpoint, verify
     from reports import report
@@ -26,5 +26,5 @@ __all__ = [
 __version__ = versions.VERSION
 
 QUANTIZE = {"quantize": ("BuildOptions", "load", "quantize"), "quantize.checkpoint": ("open_checkpoint", "verify")}
-BENCH = {"bench": ("bench",), "bench.run.options": ("BenchOptions",)}
+BENCH = {"bench": ("bench",), "bench.worker.options": ("BenchOptions",)}
 __getattr__ = lazily(__name__, {**QUANTIZE, **BENCH, "reports": ("report",)})

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from quantize.errors import UserError
 from quantize.shell import Parser, guarded
 
 COMMANDS = {
@@ -54,9 +55,29 @@ def completion(shell: str) -> str:
     return "\n".join(shtab.complete(program, shell) for program in programs)
 
 
+def bench(argv: Sequence[str] | None = None) -> int:
+    """The command `bench`, which ends with the short report; return its exit code."""
+    from bench.cli import main
+
+    return main(argv, short_report)
+
+
+def short_report(source: Path) -> str:
+    """What was measured, on one screen; nothing where that cannot stand in one table, which `report` explains."""
+    from bench.records.store import RECORDS_NAME
+    from reports.api import report
+
+    try:
+        return report(source.parent if source.name == RECORDS_NAME else source, format="text")
+    except UserError:
+        return ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that is named first; return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "bench":
+        return bench(argv[1:])
     if argv and argv[0] in COMMANDS:
         code: int = import_module(COMMANDS[argv[0]][0]).main(argv[1:])
         return code

@@ -50,7 +50,6 @@ def builtin_texts(split: Split) -> list[str]:
 
 
 def builtin_text(split: Split) -> str:
-    """All of one split of the built-in text as one string."""
     return PARAGRAPH.join(builtin_texts(split))
 
 
@@ -76,13 +75,12 @@ def text_from(spec: str) -> list[str]:
     """
     if spec == BUILTIN:
         return builtin_texts("calibration")
-    if spec.startswith(HUB_PREFIX):
-        texts = _from_hub(spec.removeprefix(HUB_PREFIX))
-    else:
-        texts = _from_file(Path(spec), spec)
-    if not any(map(str.strip, texts)):
+    from_hub = spec.startswith(HUB_PREFIX)
+    found = _from_hub(spec.removeprefix(HUB_PREFIX)) if from_hub else _from_file(Path(spec), spec)
+    texts = [text for text in found if text.strip()]
+    if not texts:
         raise UserError(f"{spec} holds no text: choose another, or {BUILTIN!r}")
-    return [text for text in texts if text.strip()]
+    return texts
 
 
 def _from_file(path: Path, spec: str) -> list[str]:
@@ -106,8 +104,8 @@ def _from_file(path: Path, spec: str) -> list[str]:
     entries = _parse(content, str(path))
     if not isinstance(entries, list):
         raise UserError(f'{path} is no list: write a list of strings or of objects with a field "text"')
-    entries = [{"text": entry} if isinstance(entry, str) else entry for entry in entries]
-    return [_text_in(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1)]
+    objects = ({"text": entry} if isinstance(entry, str) else entry for entry in entries)
+    return [_text_in(one, f"{path}, entry {number}") for number, one in enumerate(objects, start=1)]
 
 
 def _parse(text: str, where: str) -> Any:

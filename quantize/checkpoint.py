@@ -44,13 +44,7 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """The text that calibration looked at.
-
-    text:         where from.
-    blocks:       how many.
-    block_tokens: of how many tokens.
-    sha256:       of their token ids.
-    """
+    """The text that calibration looked at: where from, how many blocks of how many tokens, a hash of their ids."""
 
     text: str
     blocks: int
@@ -122,8 +116,6 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint: its folder and its manifest."""
-
     path: Path
     manifest: Manifest
 
@@ -147,8 +139,7 @@ def base_name(name: str) -> str:
 def open_checkpoint(path: Path) -> Checkpoint:
     """The finished checkpoint in this folder.
 
-    Raises UserError when there is none, its manifest is damaged, or a file is there that the manifest does not name
-    (the card's and hidden ones aside, which nothing loads).
+    Raises UserError when there is none, its manifest is damaged, or it has a file that the manifest does not name.
     """
     found = read_checkpoint(path)
     for name in _extra(found):
@@ -175,7 +166,7 @@ def is_for_people(name: str) -> bool:
 
 
 def _extra(checkpoint: Checkpoint) -> list[str]:
-    """Files that the manifest does not name, but for the card's and hidden ones (the hub adds `.gitattributes`)."""
+    """Files that the manifest does not name, but for the card's and hidden ones, which nothing loads."""
     known = {MANIFEST_NAME, *checkpoint.manifest.files}
     there = (one.relative_to(checkpoint.path).as_posix() for one in checkpoint.path.rglob("*") if not one.is_dir())
     return sorted(one for one in there if one not in known and not one.startswith(".") and not is_for_people(one))
@@ -215,14 +206,11 @@ def problems(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         if is_for_people(name):
             continue
         if not path.is_file():
-            problem = "is missing"
+            yield name, "is missing"
         elif path.stat().st_size != facts.bytes:
-            problem = f"has {path.stat().st_size} bytes instead of {facts.bytes}"
+            yield name, f"has {path.stat().st_size} bytes instead of {facts.bytes}"
         elif sha256_of(path) != facts.sha256:
-            problem = "does not match its SHA-256"
-        else:
-            continue
-        yield name, problem
+            yield name, "does not match its SHA-256"
     yield from ((name, f"is no file of this checkpoint, {MANIFEST_NAME} says") for name in _extra(checkpoint))
 
 
@@ -230,9 +218,8 @@ def problems(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
 def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty temporary sibling of `target`; when the block ends well, rename it to `target`.
 
-    When the block raises (an interrupt included) the sibling is removed and `target` stays as it was. A full
-    disk becomes a UserError. An existing `target` is replaced only with `force`, and only if it is a
-    checkpoint of ours.
+    When the block raises (an interrupt included) the sibling is removed and `target` stays as it was. A full disk
+    becomes a UserError. An existing `target` is replaced only with `force`, and only if it is a checkpoint of ours.
     """
     if target.exists():
         if not (target / MANIFEST_NAME).is_file():
@@ -242,15 +229,26 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     partial, old = _working_folders(target)
     clear(target)
     try:
-        _make(partial)
+        try:  # an empty folder but for a manifest that says nothing yet, which tells whose it is
+            partial.mkdir(parents=True)
+            (partial / MANIFEST_NAME).touch()
+        except OSError as error:
+            if disk_is_full(error):
+                raise
+            raise UserError(f"cannot write {partial} ({error.strerror}): choose another --out") from None
         yield partial
-        _replace(partial, target, old)
+        try:  # the old one is kept until the new one stands
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
+        finally:
+            if old.exists() and not target.exists():
+                old.rename(target)
+        remove_working_folder(old, MANIFEST_NAME)
     except Exception as error:
         if disk_is_full(error):
-            raise UserError(
-                f"the disk is full while writing {target}: free some space or choose another --out; "
-                "nothing half-written was kept"
-            ) from None
+            advice = "free some space or choose another --out; nothing half-written was kept"
+            raise UserError(f"the disk is full while writing {target}: {advice}") from None
         raise
     finally:
         with contextlib.suppress(UserError):
@@ -268,36 +266,10 @@ def _working_folders(target: Path) -> tuple[Path, Path]:
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
 
 
-def _make(partial: Path) -> None:
-    """An empty folder but for a manifest that says nothing yet, which tells whose it is."""
-    try:
-        partial.mkdir(parents=True)
-        (partial / MANIFEST_NAME).touch()
-    except OSError as error:
-        if disk_is_full(error):
-            raise
-        raise UserError(f"cannot write {partial} ({error.strerror}): choose another --out") from None
-
-
-def _replace(partial: Path, target: Path, old: Path) -> None:
-    """Put `partial` in the place of `target`, the old one kept until the new one stands."""
-    try:
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-    remove_working_folder(old, MANIFEST_NAME)
-
-
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Hash every file in `folder`, put the hashes into the manifest and write it; return it as written."""
-    files = {
-        path.relative_to(folder).as_posix(): FileFacts(path.stat().st_size, sha256_of(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
-    }
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_NAME]
+    files = {path.relative_to(folder).as_posix(): FileFacts(path.stat().st_size, sha256_of(path)) for path in paths}
     sealed = replace(manifest, files=files)
     replace_file(folder / MANIFEST_NAME, (json.dumps(to_data(sealed), indent=1) + "\n").encode())
     return sealed

@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
         choices |= {"group_size": call.group_size, "revision": call.revision, "dry_run": arguments.dry_run}
         failed: NotAllMade | None = None
         try:
-            with progress_bar(quiet=arguments.quiet) as show:
-                built = quantize(call.source, call.variants, arguments.out, progress=show, say=remark, **choices)
+            with progress_bar(f"quantize: reading {call.source}", quiet=arguments.quiet) as progress:
+                built = quantize(call.source, call.variants, arguments.out, progress=progress, say=remark, **choices)
         except NotAllMade as error:
             built, failed = error.made, error
         for item in built:

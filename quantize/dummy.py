@@ -13,7 +13,7 @@ from torch import Tensor
 from quantize.errors import UserError
 from quantize.files import replace_file
 from quantize.int4.weight import LEVELS, Int4Weight
-from quantize.loading.device_map import Placement
+from quantize.loading.device_map import Running
 from quantize.model.names import put
 from quantize.quiet import quiet_libraries
 from quantize.weights import read_json
@@ -72,11 +72,9 @@ class DummyWeights:
     device: torch.device
 
     def names(self) -> list[str]:
-        """Every tensor's name."""
         return list(self.shapes)
 
     def get(self, name: str) -> torch.Tensor:
-        """Draw one tensor on the device. Raises KeyError for an unknown name."""
         shape = self.shapes[name]
         if len(shape) < 2:
             fill = 0.0 if name.endswith("bias") else 1.0
@@ -85,11 +83,9 @@ class DummyWeights:
         return drawn.mul_(WEIGHT_STD).half()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without drawing it."""
         return self.shapes[name]
 
     def dtype(self, name: str) -> torch.dtype:
-        """float16 for all."""
         return torch.float16
 
 
@@ -124,12 +120,10 @@ def random_int4(name: str, out_features: int, in_features: int, group_size: int,
     return Int4Weight(codes, (uneven * (WEIGHT_STD / deviation)).half(), zeros)
 
 
-def fill(model: Any, weights: DummyWeights, done: Sequence[str], place: Placement, dtype: torch.dtype) -> None:
+def fill(model: Any, weights: DummyWeights, done: Sequence[str], how: Running) -> None:
     """Draw every parameter but the weights of the layers in `done`, in the compute dtype."""
-    placed = {f"{name}.weight" for name in done}
-    for name in weights.names():
-        if name not in placed:
-            put(model, name, weights.get(name).to(place.of(name), dtype))
+    for name in weights.shapes.keys() - {f"{name}.weight" for name in done}:
+        put(model, name, weights.get(name).to(how.place.of(name), how.dtype))
     model.tie_weights()
 
 

@@ -9,10 +9,10 @@ import torch
 from quantize.checkpoint import open_checkpoint
 from quantize.dummy import dummy_config, dummy_weights, write_dummy_folder
 from quantize.errors import UserError
-from quantize.loading.device_map import Placement, placement_for, torch_device, weights_bytes
+from quantize.loading.device_map import Placement, Running, placement_for, torch_device, weights_bytes
 from quantize.loading.int4_layers import place_buffers
 from quantize.methods import METHODS
-from quantize.methods.base import Drawing
+from quantize.methods.base import Kernels
 from quantize.model.pretrained import empty_model, tokenizer_of
 from quantize.quiet import quiet_libraries
 from quantize.source import cache_folder
@@ -58,20 +58,18 @@ def load(
                    "auto", the default: the fastest by a short probe, whose outcome is kept in the cache folder.
 
     Raises UserError for a folder that is no checkpoint, for CUDA where there is none, and for a kernel that cannot run
-    here; KernelFault for one that gives wrong results; MemoryError for weights too big for all devices together
-    (quantize.loading.device_map).
+    here; KernelFault for one that gives wrong results; MemoryError for weights too big for all devices together.
     """
     checkpoint = open_checkpoint(Path(path))
     target, dtype = _setting(device, compute_dtype)
+    variant, manifest = checkpoint.variant, checkpoint.manifest
     with quiet_libraries():
-        variant = checkpoint.variant
         on_cpu = target.type == "cpu"
         place = Placement(target) if on_cpu else placement_for(empty_model(checkpoint.path), variant, target, dtype)
-        model, kernels = METHODS[variant.method].load(checkpoint, place, dtype, kernel)
-        tokenizer = None if checkpoint.manifest.source.kind == "dummy" else tokenizer_of(checkpoint.path)
-        model.eval()
-    size = place.weights_bytes or weights_bytes(model)
-    return LoadedModel(model, tokenizer, target, dtype, *kernels, size, place.description)
+        how = Running(variant, place, dtype, kernel, manifest.q_group_size)
+        model, kernels = METHODS[variant.method].load(checkpoint.path, how)
+        tokenizer = None if manifest.source.kind == "dummy" else tokenizer_of(checkpoint.path)
+    return _loaded(model, tokenizer, how, kernels)
 
 
 def load_dummy(
@@ -86,8 +84,7 @@ def load_dummy(
     """A model ready to run whose memory and speed are those of a real checkpoint of this variant and shape.
 
     spec:       a name of quantize.dummy.SHAPES or the path of a config.json.
-    variant:    a name of VARIANTS; the weights are drawn at random, 4-bit codes evenly from all 16, so that no search
-                runs.
+    variant:    a name of VARIANTS; the weights are drawn at random, 4-bit codes evenly from all 16: no search runs.
     group_size: AWQ's, None for the largest that fits.
 
     device, compute_dtype and kernel are as `load` takes them. Raises UserError for an unknown spec or variant, and what
@@ -100,14 +97,16 @@ def load_dummy(
     with quiet_libraries(), torch.no_grad():
         model = empty_model(write_dummy_folder(config, name, cache_folder()))
         row = VARIANTS[variant]
-        place = placement_for(model, row, target, dtype)
-        drawing = Drawing(row, place, dtype, kernel, group_size)
-        kernels = METHODS[row.method].draw(model, dummy_weights(model, target), drawing)
-        place_buffers(model, place)
-        size = place.weights_bytes or weights_bytes(model)
-        place.dispatch(model)
-        model.eval()
-    return LoadedModel(model, None, target, dtype, *kernels, size, place.description)
+        how = Running(row, placement_for(model, row, target, dtype), dtype, kernel, group_size)
+        kernels = METHODS[row.method].draw(model, dummy_weights(model, target), how)
+        place_buffers(model, how.place)
+        how.place.dispatch(model)
+    return _loaded(model, None, how, kernels)
+
+
+def _loaded(model: Any, tokenizer: Any, how: Running, kernels: Kernels) -> LoadedModel:
+    size = how.place.weights_bytes or weights_bytes(model)
+    return LoadedModel(model.eval(), tokenizer, how.place.main, how.dtype, *kernels, size, how.place.description)
 
 
 def _setting(device: str, compute_dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:

@@ -6,6 +6,8 @@ import os
 import warnings
 from collections.abc import Iterator
 
+from quantize.process_memory import collector_paused
+
 NOISY_LOGGERS = ("transformers", "bitsandbytes", "accelerate", "datasets", "huggingface_hub", "torch", "awq")
 
 
@@ -15,7 +17,6 @@ def quiet_libraries() -> Iterator[None]:
 
     Errors still come through: only what is less than an error is kept from the screen.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler
@@ -26,7 +27,8 @@ def quiet_libraries() -> Iterator[None]:
         # record=True: some libraries reset the filters while they are imported, and then warn.
         with warnings.catch_warnings(record=True):
             warnings.simplefilter("ignore")
-            from transformers.utils import logging as transformers_logging
+            with collector_paused():
+                from transformers.utils import logging as transformers_logging
 
             transformers_logging.set_verbosity_error()
             transformers_logging.disable_progress_bar()

@@ -49,7 +49,7 @@ def from_data(cls: type[T], data: object, where: str) -> T:
         raise UserError(f"{where}: {error}") from None
     unknown = _unknown(data, made, "")
     if unknown is not None:
-        known = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        known = ", ".join(getattr(cls, "__dataclass_fields__", ()))
         raise UserError(f"{where}: unknown field {unknown}" + ("" if "." in unknown else f"; there are: {known}"))
     return made
 
@@ -82,11 +82,12 @@ def with_choices(options: T, inner: str, choices: Mapping[str, Any]) -> T:
 def _fields_of(cls: type) -> tuple[frozenset[str], tuple[str, ...]]:
     """The fields of a dataclass, and those that may hold dataclasses; none for another type."""
     kinds = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-    return frozenset(kinds), tuple(name for name, kind in kinds.items() if _holds_dataclass(kind))
+    return frozenset(kinds), tuple(name for name, kind in kinds.items() if holds_dataclass(kind))
 
 
-def _holds_dataclass(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) or any(map(_holds_dataclass, get_args(kind)))
+def holds_dataclass(kind: Any) -> bool:
+    """Whether this type is a dataclass, or a union or collection of some."""
+    return dataclasses.is_dataclass(kind) or any(map(holds_dataclass, get_args(kind)))
 
 
 def _unknown(data: Any, made: Any, path: str) -> str | None:
@@ -102,6 +103,6 @@ def _unknown(data: Any, made: Any, path: str) -> str | None:
     elif isinstance(made, tuple):
         parts = [(n, *pair) for n, pair in enumerate(zip(data, made, strict=True))]
     for name, value, own in parts:
-        if value is not own and (found := _unknown(value, own, f"{path}{name}.")):  # the same was made before
+        if found := _unknown(value, own, f"{path}{name}."):
             return found
     return None

@@ -19,7 +19,7 @@ from quantize.dummy import DUMMY_PREFIX, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, sha256_of
 from quantize.quiet import quiet_libraries
-from quantize.weights import check_regular, open_weights, read_json, regular_files
+from quantize.weights import Weights, check_regular, open_weights, read_json, regular_files
 
 EMBEDDED_ID = "smollm2-135m"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
@@ -44,10 +44,10 @@ HUB_PROBLEMS = {
     "OfflineModeIsEnabled": "is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it, or give a folder",
     "LocalEntryNotFoundError": "is no folder here, and the hub cannot be reached: give a folder, or connect",
     "HfHubHTTPError": "could not be downloaded, the hub refused: try again later",
-    "XetDownloadError": "could not be downloaded whole: try again, what has come is kept",
-    "HTTPError": "could not be downloaded whole: try again, what has come is kept",
-    "RequestException": "could not be downloaded whole: try again, what has come is kept",
-}
+} | dict.fromkeys(
+    ("XetDownloadError", "HTTPError", "RequestException"),
+    "could not be downloaded whole: try again, what has come is kept",
+)
 """By the names of the error's classes, most derived first; by name because they moved between versions."""
 
 QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -75,25 +75,24 @@ class Source:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    try:
+    with contextlib.suppress(OSError):
         found = path.stat()
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return ()
 
 
-def open_source(source: str, *, revision: str | None = None, name: str | None = None) -> Source:
+def open_source(source: str, *, revision: str | None = None, name: str | None = None, bars: bool = False) -> Source:
     """The model that `source` names, on this disk: `org/name` on the hub, a local folder, or `smollm2-135m`.
 
     `dummy:NAME` and `dummy:PATH/config.json` have random weights in that shape and no tokenizer. name: of the base
-    model in the table, left out that of the folder or repository. The weight files are opened and hashed.
+    model in the table, left out that of the folder or repository. bars: let the hub draw its own.
 
     Raises UserError for what is none of these, cannot be had, is not whole, is quantized, or is there only as pickles.
     """
-    is_dummy = source.startswith(DUMMY_PREFIX)
-    if revision is not None and (is_dummy or source == EMBEDDED_ID or Path(source).exists()):
+    drawn = source.startswith(DUMMY_PREFIX)
+    if revision is not None and (drawn or source == EMBEDDED_ID or Path(source).exists()):
         raise UserError("--revision is for models on the hub: leave it out")
-    if is_dummy:
+    if drawn:
         known_as, config = dummy_config(source.removeprefix(DUMMY_PREFIX))
         folder = write_dummy_folder(config, known_as, cache_folder())
         return Source(SourceFacts("dummy", source, None, None), base_name(known_as if name is None else name), folder)
@@ -104,13 +103,11 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     elif source and Path(source).exists():
         raise UserError(f"{source} is a file: give the folder of a model")
     elif HUB_ID.fullmatch(source):
-        folder, revision = _download(source, revision)
+        folder, revision = _download(source, revision, bars=bars)
         kind, known_as = "hub", source.split("/")[1]
     else:
         raise UserError(f"{source!r} is no folder here, no hub id (org/name) and not {EMBEDDED_ID}, the embedded model")
-    _check_config(folder)
-    weights = open_weights(folder)
-    _check_tokenizer(folder)
+    weights = _check_folder(folder)
     for path in regular_files(folder, BESIDE_WEIGHTS):
         if path.suffix == ".json" and b'"auto_map"' in path.read_bytes():
             read_json(path)  # it is written anew without
@@ -133,9 +130,17 @@ def config_source(source: str) -> tuple[Path, str]:
 def _folder_name(folder: Path) -> str:
     """The folder's own name; of a snapshot in the hub's cache its repository's, not its commit."""
     repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.split("--")[-1]
-    return folder.name
+    is_snapshot = folder.parent.name == "snapshots" and repository.startswith("models--")
+    return repository.split("--")[-1] if is_snapshot else folder.name
+
+
+def _check_folder(folder: Path) -> Weights:
+    """The weights of a folder that holds a model: config, safetensors and tokenizer. Raises UserError for any other."""
+    _check_config(folder)
+    weights = open_weights(folder)
+    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
+        raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy the model's tokenizer files into it")
+    return weights
 
 
 def _check_config(folder: Path) -> None:
@@ -171,22 +176,22 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _strings(inner, inner_key)
 
 
-def _check_tokenizer(folder: Path) -> None:
-    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
-        raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy the model's tokenizer files into it")
-
-
 # The hub
 
 
-def _download(repo: str, revision: str | None, files: Sequence[str] = HUB_FILES) -> tuple[Path, str | None]:
+def _download(
+    repo: str, revision: str | None, files: Sequence[str] = HUB_FILES, *, bars: bool = False
+) -> tuple[Path, str | None]:
     """Download a hub model, or find it in the hub's cache; its folder and the commit it is of."""
     with quiet_libraries():
         from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.utils import enable_progress_bars
 
         patterns = {"allow_patterns": list(files), "ignore_patterns": ["*/*"]}
         try:
             reached = _hub_answers(repo, revision)
+            if bars:
+                enable_progress_bars()
             path = Path(snapshot_download(repo, revision=revision, local_files_only=not reached, **patterns))
         except Exception as error:
             if disk_is_full(error):
@@ -222,10 +227,9 @@ def _hub_answers(repo: str, revision: str | None) -> bool:
 
 def cache_folder() -> Path:
     """The embedded model is unpacked in $QUANTABLE_CACHE, $XDG_CACHE_HOME/quantable or ~/.cache/quantable."""
-    own, shared = os.environ.get("QUANTABLE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
+    if own := os.environ.get("QUANTABLE_CACHE"):
         return Path(own)
-    return (Path(shared) if shared else Path.home() / ".cache") / "quantable"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantable"
 
 
 def _embedded_folder() -> Path:
@@ -242,23 +246,21 @@ def _embedded_folder() -> Path:
         if not _is_whole(folder):  # else another process was faster
             partial.rename(folder)
     except Exception as error:
-        if disk_is_full(error) or isinstance(error, PermissionError):
-            problem = "the disk is full" if disk_is_full(error) else "no permission"
-            raise UserError(f"cannot unpack {EMBEDDED_ID} to {folder} ({problem}): set QUANTABLE_CACHE") from None
-        raise
+        full = disk_is_full(error)
+        if not full and not isinstance(error, PermissionError):
+            raise
+        problem = "the disk is full" if full else "no permission"
+        raise UserError(f"cannot unpack {EMBEDDED_ID} to {folder} ({problem}): set QUANTABLE_CACHE") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def _is_whole(folder: Path) -> bool:
-    try:
-        _check_config(folder)
-        open_weights(folder)
-        _check_tokenizer(folder)
-    except UserError:
-        return False
-    return True
+    with contextlib.suppress(UserError):
+        _check_folder(folder)
+        return True
+    return False
 
 
 def _embedded_gguf() -> Path:
@@ -282,10 +284,13 @@ def _unpack(gguf: Path, folder: Path) -> None:
         # Later versions keep the blocks packed when they can; earlier ones have no such choice.
         choice = getattr(transformers, "GgufConfig", None)
         packed = {} if choice is None else {"quantization_config": choice(dequantize=True)}
-        file: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
-        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float16, **file, **packed)
+        home = str(gguf.parent)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            home, gguf_file=gguf.name, dtype=torch.float16, trust_remote_code=False, **packed
+        )
         model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(gguf.parent, **file).save_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(home, gguf_file=gguf.name, trust_remote_code=False)
+        tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     config = read_json(path)
     config.pop("_model_name_or_path", None)

@@ -11,8 +11,7 @@ from quantize.schema import from_data
 from quantize.variant import GROUP_SIZES, VARIANTS, Variant, check_kernel
 
 T = TypeVar("T")
-SUITES = Path(__file__).resolve().parent / "suites"
-"""Where the named suites lie."""
+SUITES = Path(__file__).resolve().parent / "suites"  # where the named ones lie
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,10 @@ class SuiteRow:
 
     @property
     def quantization(self) -> Variant:
-        """The variant that `variant` names."""
         return VARIANTS[self.variant]
 
     @property
     def checkpoint_name(self) -> str:
-        """The checkpoint's folder, as `quantize` names it."""
         return f"{self.base_model}-{self.quantization.folder_suffix(self.group_size)}"
 
 
@@ -80,12 +77,9 @@ def calls_of(rows: Sequence[SuiteRow]) -> list[QuantizeCall]:
 
 def suite_file(name_or_path: str) -> Path:
     """The file of a named suite, or the file named. Raises UserError for neither."""
-    path = Path(name_or_path)
-    named = SUITES / f"{name_or_path}.toml"
-    if path.suffix == ".toml" and path.is_file():
-        return path
-    if named.is_file():
-        return named
+    for path in (Path(name_or_path), SUITES / f"{name_or_path}.toml"):
+        if path.suffix == ".toml" and path.is_file():
+            return path
     known = ", ".join(sorted(file.stem for file in SUITES.glob("*.toml")))
     raise UserError(f"no suite {name_or_path!r}; there are: {known}, or name a .toml file")
 

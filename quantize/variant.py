@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from quantize.errors import UserError
 
-GROUP_SIZES = (128, 64, 32)
-"""AWQ group sizes that the published kernels run, in the order in which they are tried."""
+GROUP_SIZES = (128, 64, 32)  # of AWQ, which the published kernels run, in the order in which they are tried
 
 AUTO_KERNEL, NATIVE_KERNEL = "auto", "native"
 """What `--kernel` takes beside the names of kernels: the fastest here, and what an AWQ layout is named after."""
@@ -44,29 +43,25 @@ class Variant:
 
     @property
     def is_awq(self) -> bool:
-        """True where the weights are stored in AWQ's format: groups of 4-bit codes with scales and zero points."""
+        """Whether the weights are stored in AWQ's format: groups of 4-bit codes with scales and zero points."""
         return self.version is not None
 
     def folder_suffix(self, group_size: int | None = None) -> str:
         """What the published checkpoints append to the model's name: `AWQ-QGS128-W4-GEMM`, `BnB.4`, `FP16`."""
-        if self.is_awq:
-            return f"{self.method}-QGS{group_size}-W{self.w_bit}-{self.version}"
-        return self.method
+        return f"{self.method}-QGS{group_size}-W{self.w_bit}-{self.version}" if self.is_awq else self.method
 
 
 REFERENCE = Variant("fp16", "FP16")
 
-VARIANTS: dict[str, Variant] = {
-    variant.name: variant
-    for variant in (
-        REFERENCE,
-        Variant("awq-gemm", "AWQ", w_bit=4, version="GEMM"),
-        Variant("awq-gemv", "AWQ", w_bit=4, version="GEMV"),
-        Variant("rtn", "RTN", w_bit=4, version="GEMM", published=False),
-        Variant("bnb-4bit", "BnB.4", w_bit=4),
-        Variant("bnb-8bit", "BnB.8", w_bit=8),
-    )
-}
+_ROWS = (
+    REFERENCE,
+    Variant("awq-gemm", "AWQ", w_bit=4, version="GEMM"),
+    Variant("awq-gemv", "AWQ", w_bit=4, version="GEMV"),
+    Variant("rtn", "RTN", w_bit=4, version="GEMM", published=False),
+    Variant("bnb-4bit", "BnB.4", w_bit=4),
+    Variant("bnb-8bit", "BnB.8", w_bit=8),
+)
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ROWS}
 """Every variant by name, in the order of the published table."""
 
 
@@ -81,6 +76,4 @@ def variants_named(names: Iterable[str]) -> list[Variant]:
     unknown = [name for name in wanted if name not in VARIANTS and name != "all"]
     if unknown:
         raise UserError(f"unknown variant {unknown[0]!r}; there are: {', '.join(VARIANTS)}, or all")
-    return [
-        variant for variant in VARIANTS.values() if ("all" in wanted and variant.published) or variant.name in wanted
-    ]
+    return [one for one in VARIANTS.values() if one.name in wanted or ("all" in wanted and one.published)]

@@ -1,14 +1,11 @@
 """Versions of installed libraries. Imports none of them."""
 
-VERSION = "0.1.0"
-"""This program's."""
-
+VERSION = "0.1.0"  # this program's
 MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
 """Libraries that decide what a checkpoint holds."""
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version, None when it is not installed."""
     import importlib.metadata  # slow, and no --help needs it
 
     try:
@@ -18,5 +15,4 @@ def version_of(distribution: str) -> str | None:
 
 
 def maker_versions() -> dict[str, str]:
-    """The versions of those of MAKERS that are installed."""
     return {name: version for name in MAKERS if (version := version_of(name)) is not None}

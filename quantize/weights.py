@@ -1,6 +1,7 @@
 """The weights of a model's folder: safetensors files, and what may lie beside them."""
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,16 +18,9 @@ SINGLE_NAME = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
 }
 
 
@@ -96,7 +90,6 @@ class Weights:
     _entries: Mapping[str, _Entry]
 
     def names(self) -> list[str]:
-        """Every tensor's name."""
         return list(self._entries)
 
     def get(self, name: str) -> torch.Tensor:
@@ -111,7 +104,6 @@ class Weights:
         return torch.frombuffer(data, dtype=dtype).view(entry.shape) if data else torch.empty(entry.shape, dtype=dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
@@ -150,8 +142,16 @@ def open_weights(folder: Path) -> Weights:
 
 
 def _entries_in(path: Path) -> dict[str, _Entry]:
-    with _open_file(path):  # which checks the header, and that it says how long the file is
-        pass
+    try:
+        with safe_open(path, framework="pt"):  # which checks the header, and that it says how long the file is
+            pass
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            if file.read(23) == b"version https://git-lfs":
+                raise UserError(f"{path} is a git-lfs pointer, no weights: run `git lfs pull` there") from None
+        raise UserError(f"{path} is damaged or cut short ({error}): download it again") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error}): fix its permissions, or download it again") from None
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -187,23 +187,15 @@ def _why_no_weights(folder: Path) -> str:
     return f"{folder} has no weights as safetensors ({SINGLE_NAME}): download the model again, or convert it"
 
 
-def _open_file(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        with path.open("rb") as file:
-            if file.read(23) == b"version https://git-lfs":
-                raise UserError(f"{path} is a git-lfs pointer, no weights: run `git lfs pull` there") from None
-        raise UserError(f"{path} is damaged or cut short ({error}): download it again") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error}): fix its permissions, or download it again") from None
+def is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32).item()):
+        return True  # NaN and Inf stay in a sum, which is one quick pass
+    return bool(torch.isfinite(tensor).all())
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise UserError, naming the tensor, when it holds NaN or infinity."""
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-        return  # NaN and Inf stay in a sum, which is one quick pass
-    if not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         what = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
         raise UserError(

@@ -23,13 +23,15 @@ from bench.records.store import (
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
+from quantize.process_memory import without_collector
+from quantize.units import parse_bytes
 from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
 from reports.html import html_page
 from reports.lab import architecture_page, overhead_page, profile_page, race_page, side_by_side_page
 from reports.markdown import markdown, screen
 from reports.pages import page, published_page
-from reports.plots import draw, plots, size_bytes, svg_element
+from reports.plots import draw, plots, svg_element
 from reports.published import has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.summary import summary
@@ -147,6 +149,7 @@ class Reading:
         measured = self.source.is_file() or (self.source / RECORDS_NAME).exists()
         return self.view == "summary" and measured and isinstance(self.found.records[0], Record)
 
+    @without_collector()
     def write(self, format: Format | None = None, out: Path | str | None = None) -> str:
         """The text, as `report` says."""
         if out is not None:
@@ -262,7 +265,7 @@ def draw_plots(
     if not measured and crossover is None:
         raise UserError(f"no {RECORDS_NAME} and no {CROSSOVER_NAME} in {source}: run `bench` first")
     entries = read_crossover(crossover) if crossover else []
-    size = None if memory is None else size_bytes(memory)
+    size = None if memory is None else parse_bytes(memory)
     written, left_out = draw(folder, measured, entries, memory_bytes=size, context=context)
     if not written:
         raise UserError("; ".join(left_out))

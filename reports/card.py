@@ -57,17 +57,21 @@ class Card:
 
     text:        of README.md.
     evaluations: of `.eval_results/quantable.yaml`, None where lm-eval asked no whole data set of the hub.
+    plot:        loss against size, a PNG; None without figures or without matplotlib.
     broken:      why no sound checkpoint has its figures, None where they may be one's.
     advice:      what is missing, a line each.
     """
 
     text: str
     evaluations: str | None
+    plot: bytes | None
     broken: str | None
     advice: tuple[str, ...]
 
     def write(self, folder: Path) -> None:
         """Write the files into the checkpoint's folder."""
+        if self.plot is not None:
+            write_whole(folder / PLOT_NAME, self.plot)
         write_whole(folder / CARD_NAME, self.text.encode())
         path = folder / EVALUATIONS_NAME
         path.unlink(missing_ok=True)
@@ -96,13 +100,16 @@ def card(
     data = readme.data
     base = base_model or data.get("base_model") or (source.id if source.kind == "hub" else None)
     _complete(data, checkpoint.variant, base)
-    readme.text = _renewed(readme.text, _block(checkpoint, measured, base, namespace))
+    plot = _plot(measured)
+    shown = plot is not None or (folder / PLOT_NAME).is_file()
+    readme.text = _renewed(readme.text, _block(checkpoint, measured, base, namespace, plotted=shown))
     own = [row for one in measured for row in one.results if row.subject.content_sha256 == sha256]
     advice = [missing] if missing else []
     advice += [] if base else ["no base_model, since the source is not of the hub: give --base-model org/name"]
     advice += [] if data.get("license") else [f"no license: write `license:` into the front matter of {CARD_NAME}"]
     advice += [] if any(folder.glob("LICENSE*")) else ["no LICENSE: put that of the model into the folder"]
-    return Card(str(readme), _evaluations(own), next((row.broken for row in own if row.broken), None), tuple(advice))
+    broken = next((row.broken for row in own if row.broken), None)
+    return Card(str(readme), _evaluations(own), plot, broken, tuple(advice))
 
 
 def _complete(data: Any, variant: Variant, base_model: Any) -> None:
@@ -174,14 +181,28 @@ def _evaluations(own: Sequence[Result]) -> str | None:
     return str(yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)) if entries else None
 
 
-def _block(checkpoint: Checkpoint, measured: Sequence[Measurement], base: Any, namespace: str | None) -> str:
+def _block(
+    checkpoint: Checkpoint, measured: Sequence[Measurement], base: Any, namespace: str | None, *, plotted: bool
+) -> str:
     manifest, variant = checkpoint.manifest, checkpoint.variant
     made: Page = (Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"))
     readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
-    plot = f"![Loss against size]({PLOT_NAME})" if (checkpoint.path / PLOT_NAME).is_file() else ""
-    shown = [part for one in measured for part in (markdown(_figures(one, base, namespace)), plot)]
+    shown = [markdown(_figures(one, base, namespace)) for one in measured]
+    shown += [f"![Loss against size]({PLOT_NAME})"] * (bool(measured) and plotted)
     parts = [*shown, markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
     return "\n\n".join(part.strip() for part in parts if part)
+
+
+def _plot(measured: Sequence[Measurement]) -> bytes | None:
+    """Loss against size, with the line of those that no other row is better than."""
+    from reports.plots import plots
+    from reports.plots.style import file_bytes
+
+    try:
+        loss = [plots(one)[0].get("loss") for one in measured[:1]]
+    except UserError:  # no matplotlib here
+        return None
+    return next((file_bytes(figure, "png") for figure in loss if figure), None)
 
 
 def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page:

@@ -4,25 +4,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.records.store import RECORDS_NAME
 from quantize.errors import UserError
 from quantize.shell import Parser, called, command, say
-from reports.api import FORMATS, Reading, draw_plots, write_all
-from reports.markdown import print_page
+
+FORMATS = ("text", "md", "csv", "json", "html")
+"""Those of reports.api, which is imported when something is to be read."""
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what the command line says; 1 for a run that failed or a broken checkpoint. Raises UserError for bad input."""
+    from reports.api import Reading, draw_plots, write_all
+
     if options.all:
-        if options.out or options.format or options.view or options.table or options.plots:
+        if options.out or options.format or options.view or options.plots:
             raise UserError("--all writes every page beside the records: leave the other options out")
         written, problems, sound = write_all(options.source)
         say(*(f"wrote {path}" for path in written), *problems)
         return 0 if sound and not problems else 1
-    reading = Reading(options.source, options.table or options.view or "summary")
+    reading = Reading(options.source, options.view or "summary")
     shown = options.out is None and options.format is None
     if shown and sys.stdout.isatty():
         from rich.console import Console
+
+        from reports.markdown import print_page
 
         print_page(reading.page(), Console())
     else:
@@ -36,26 +40,25 @@ def run(options: argparse.Namespace) -> int:
 
 def parser() -> Parser:
     """The command line of `report`."""
-    parser = Parser(prog=called("report"), description="Turn what `bench` measured into the quantization table.")
-    parser.add_argument("source", type=Path, metavar="DIR", help=f"a folder that was measured, or its {RECORDS_NAME}")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the screen")
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        help="text: a screen; md: markdown; csv: one flat row a checkpoint and scenario; json: everything; default: as "
-        "the ending of --out says, else text or, where a page is wide and not on a terminal, md",
+    cli = Parser(prog=called("report"), description="Turn what `bench` measured into the quantization table.")
+    add = cli.add_argument
+    add("source", type=Path, metavar="DIR", help="a folder that was measured, or a file of records")
+    add("--out", type=Path, metavar="FILE", help="write there instead of the screen")
+    formats = (
+        "text: a screen; md: markdown; csv: one flat row a checkpoint and scenario; json: everything; html: a page"
     )
-    views = parser.add_mutually_exclusive_group()
-    views.add_argument("--full", dest="view", action="store_const", const="full", help="every table, not one screen")
-    views.add_argument("--table", choices=["published"], help="the published table's columns alone")
-    views.add_argument(
-        "--published", dest="view", action="store_const", const="versus", help="the published table and ours"
-    )
-    parser.add_argument("--all", action="store_true", help="write every page that DIR has records for beside them")
-    parser.add_argument("--plots", action="store_true", help="draw what DIR has records for, PNG and SVG, beside them")
-    parser.add_argument("--memory", metavar="SIZE", help="what there is, as 6GB or 6GiB: a line in the plots")
-    parser.add_argument("--context", type=int, metavar="N", help="tokens that the plots reckon the KV cache for")
-    return parser
+    default = "default: as the ending of --out says, else text or, where a page is wide and not on a terminal, md"
+    add("--format", choices=FORMATS, help=f"{formats}; {default}")
+    add("--json", dest="format", action="store_const", const="json", help="as --format json")
+    view = cli.add_mutually_exclusive_group().add_argument
+    view("--full", dest="view", action="store_const", const="full", help="every table, not one screen")
+    view("--table", dest="view", choices=["published"], help="the published table's columns alone")
+    view("--published", dest="view", action="store_const", const="versus", help="the published table and ours")
+    add("--all", action="store_true", help="write every page that DIR has records for beside them")
+    add("--plots", action="store_true", help="draw what DIR has records for, PNG and SVG, beside them")
+    add("--memory", metavar="SIZE", help="what there is, as 6GB or 6GiB: a line in the plots")
+    add("--context", type=int, metavar="N", help="tokens that the plots reckon the KV cache for")
+    return cli
 
 
 main = command(parser, run)

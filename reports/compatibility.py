@@ -1,13 +1,16 @@
 """Which records may stand in one table; what matters of the fingerprint is said in bench.records.environment."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from bench.records.comparison import grouped
 from bench.records.environment import differences
 from bench.records.record import Record, Subject
-from bench.records.scenario import Scenario
+from bench.records.scenario import SCENARIOS
 from quantize.errors import UserError
+
+HEADLINE = SCENARIOS["published"].name
+"""The scenario behind the column Time."""
 
 ADVICE = "measure them together with `bench --fresh`, or keep their records apart"
 
@@ -16,25 +19,23 @@ def check_subjects(records: Iterable[Record]) -> None:
     """Raises UserError, naming the field, when one name stands for two checkpoints, or for two base models."""
     known: dict[str, Subject] = {}
     sources: dict[str, Subject] = {}
-    for record in records:
-        if record.subject.source_sha256 is not None:
-            other = sources.setdefault(record.subject.base_model, record.subject)
-            if other.source_sha256 != record.subject.source_sha256:
-                raise UserError(
-                    f"{other.name} and {record.subject.name} were made from two models that are both called "
-                    f"{record.subject.base_model}: keep their records apart, or make one again with `quantize --name`"
-                )
-        first = known.setdefault(record.subject.name, record.subject)
-        if first == record.subject:
-            continue
-        if first.content_sha256 != record.subject.content_sha256:
+    for subject in (record.subject for record in records):
+        base, name = subject.base_model, subject.name
+        other = sources.setdefault(base, subject) if subject.source_sha256 else subject
+        if other.source_sha256 != subject.source_sha256:
             raise UserError(
-                f"the records of {first.name} come from two different checkpoints (content_sha256 "
-                f"{first.content_sha256[:12]} against {record.subject.content_sha256[:12]}): "
+                f"{other.name} and {name} were made from two models that are both called {base}: keep their records "
+                "apart, or make one again with `quantize --name`"
+            )
+        first = known.setdefault(name, subject)
+        if first.content_sha256 != subject.content_sha256:
+            ours, theirs = first.content_sha256[:12], subject.content_sha256[:12]
+            raise UserError(
+                f"the records of {name} come from two different checkpoints (content_sha256 {ours} against {theirs}): "
                 "measure again with `bench --fresh`"
             )
-        field, ours, theirs = _first_difference(first, record.subject)
-        raise UserError(f"the records of {first.name} disagree on {field} ({ours} against {theirs}): {ADVICE}")
+        if first != subject:
+            raise UserError(f"the records of {name} disagree {_first_difference(first, subject)}: {ADVICE}")
 
 
 def check_alike(records: Sequence[Record]) -> None:
@@ -43,24 +44,26 @@ def check_alike(records: Sequence[Record]) -> None:
     Compared are what decides in the fingerprint (processor, GPU, threads, library versions), what the memory
     figures mean, and the text behind the perplexity.
     """
+    headlines = list(dict.fromkeys(one.scenario for one in records if one.scenario and one.scenario.name == HEADLINE))
+    if len(headlines) > 1:
+        difference = _first_difference(*headlines[:2])
+        raise UserError(f"the records hold two scenarios called {HEADLINE!r} {difference}: {ADVICE}")
     good = [record for record in records if record.status == "ok"]
     for record in good[1:]:
         if found := differences(good[0].environment, record.environment):
             _refuse(good[0], record, found[0])
-    prompts = [(one, one.prompt_sha256) for one in good if one.prompt_sha256 is not None]
-    _check_field("prompt_sha256", prompts, lambda one: (one.subject.baseline, one.scenario))
-    _check_field("memory.source", [(one, one.memory.source) for one in good if one.memory])
-    _check_field("quality.text_sha256", [(one, one.quality.text_sha256) for one in good if one.quality])
-    _check_field("quality.tokens", [(one, one.quality.tokens) for one in good if one.quality])
+    prompts = [(one, one.prompt_sha256, (one.subject.baseline, one.scenario)) for one in good if one.prompt_sha256]
+    _check_same("prompt_sha256", prompts)
+    _check_same("memory.source", [(one, one.memory.source, None) for one in good if one.memory])
+    _check_same("quality.text_sha256", [(one, one.quality.text_sha256, None) for one in good if one.quality])
+    _check_same("quality.tokens", [(one, one.quality.tokens, None) for one in good if one.quality])
 
 
-def _check_field(
-    name: str, found: Iterable[tuple[Record, object]], group: Callable[[Record], object] = lambda one: None
-) -> None:
-    """Refuse the first record whose value is not that of the first one in its group."""
+def _check_same(name: str, found: Iterable[tuple[Record, object, object]]) -> None:
+    """Refuse the first record whose value is not that of the first one in its group: record, value, group."""
     firsts: dict[object, tuple[Record, object]] = {}
-    for record, value in found:
-        first, expected = firsts.setdefault(group(record), (record, value))
+    for record, value, group in found:
+        first, expected = firsts.setdefault(group, (record, value))
         if value != expected:
             _refuse(first, record, f"{name}: {expected} against {value}")
 
@@ -77,15 +80,10 @@ def check_compute_dtypes(good: Sequence[Record]) -> None:
             _refuse(references[key][0], record, f"compute_dtype: {theirs} against {record.compute_dtype}")
 
 
-def refuse_scenarios(one: Scenario, other: Scenario) -> NoReturn:
-    """Raise UserError for two scenarios under the one name that a column of the table stands for."""
-    field, ours, theirs = _first_difference(one, other)
-    raise UserError(f"the records hold two scenarios called {one.name!r} ({field}: {ours} against {theirs}): {ADVICE}")
-
-
-def _first_difference(one: object, other: object) -> tuple[str, object, object]:
+def _first_difference(one: object, other: object) -> str:
     """The first field in which two unequal objects of a class differ, and its two values."""
-    return next((name, ours, vars(other)[name]) for name, ours in vars(one).items() if ours != vars(other)[name])
+    pairs = ((name, ours, vars(other)[name]) for name, ours in vars(one).items())
+    return next(f"({name}: {ours} against {theirs})" for name, ours, theirs in pairs if ours != theirs)
 
 
 def _refuse(one: Record, other: Record, difference: str) -> NoReturn:

@@ -3,11 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from bench.records.comparison import grouped
-from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, Crossing, CrossoverEntry, crossings
-from reports.table import Bullets, Cell, Column, Page, Paragraph, Table, titled
-
-NEVER = "never"
-NEITHER = "neither clearly"
+from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, CrossoverEntry, crossings
+from reports.table import Bullets, Column, Page, Paragraph, Table, titled
 
 
 def crossover_page(entries: Sequence[CrossoverEntry]) -> Page:
@@ -32,23 +29,16 @@ def setting_text(entry: CrossoverEntry) -> str:
 def crossover_table(entries: Sequence[CrossoverEntry]) -> Table:
     """One row a crossing, and for every pair with the dense product that has none a row that says so."""
     dense = {entry.contender for entry in entries if entry.style == "dense"}
-    shown = [one for one in crossings(entries) if one.tokens is not None or dense & set(one.pair)]
     return Table.of(
         [
             (Column("Pair"), " / ".join(one.pair)),
-            (
-                Column("Cross over at", "count"),
-                tokens_text(one.tokens) if one.tokens else NEVER if one.faster_below else None,
-            ),
-            (Column("Faster with fewer tokens"), one.faster_below or NEITHER),
-            (Column("Faster with more"), one.faster_above or NEITHER),
+            (Column("Cross over at", "count"), tokens_text(one.tokens) if one.tokens else one.faster_below and "never"),
+            (Column("Faster with fewer tokens"), one.faster_below or "neither clearly"),
+            (Column("Faster with more"), one.faster_above or "neither clearly"),
         ]
-        for one in shown
+        for one in crossings(entries)
+        if one.tokens is not None or dense & set(one.pair)
     )
-
-
-def _where(crossing: Crossing) -> str | None:
-    return tokens_text(crossing.tokens) if crossing.tokens else NEVER if crossing.faster_below else None
 
 
 def tokens_text(tokens: float) -> str:
@@ -58,23 +48,18 @@ def tokens_text(tokens: float) -> str:
 
 def seconds_table(entries: Sequence[CrossoverEntry]) -> Table:
     """One row a contender, one column a number of tokens: the median of its turns; `error` where it was wrong."""
-    ran = {(entry.contender, entry.tokens): entry for entry in entries if entry.tokens is not None}
-    counts = sorted({entry.tokens for entry in entries if entry.tokens is not None})
-    styles = {entry.contender: entry.style for entry in ran.values()}
+    ran = [entry for entry in entries if entry.tokens is not None]
+    tried = [entry for entry in ran if entry.seconds or entry.kernel]
+    cells = {(entry.contender, entry.tokens): entry.median_s if entry.seconds else "error" for entry in tried}
+    counts = sorted({entry.tokens or 0 for entry in ran})
     return Table.of(
         [
             (Column("Kernel"), name),
             (Column("Style"), style),
-            *((Column(f"{count:,}", "milliseconds"), _seconds_cell(ran.get((name, count)))) for count in counts),
+            *((Column(f"{count:,}", "milliseconds"), cells.get((name, count))) for count in counts),
         ]
-        for name, style in styles.items()
+        for name, style in {entry.contender: entry.style for entry in ran}.items()
     )
-
-
-def _seconds_cell(entry: CrossoverEntry | None) -> Cell:
-    if entry is None or entry.seconds:
-        return entry.median_s if entry else None
-    return "error" if entry.kernel else None
 
 
 def reasons_of(entries: Iterable[CrossoverEntry]) -> tuple[str, ...]:
@@ -97,27 +82,22 @@ def _method(entries: Sequence[CrossoverEntry]) -> str:
     """How it was measured, in a paragraph."""
     first, timed = entries[0], [entry for entry in entries if entry.seconds]
     linears = ", ".join(f"{name.rpartition('.')[2]} {out:,} x {inner:,}" for name, out, inner in first.linears)
-    said = [
+    turns = sorted({len(entry.seconds) for entry in timed}) or [0]
+    told = f"{turns[0]} to {turns[-1]} turns" if turns[1:] else f"{turns[0]} turn{'s' * (turns[0] > 1)}"
+    figures = f"Figures are medians of {told}, whose order is reversed from one to the next. " if timed else ""
+    eager = ", ".join(sorted({entry.contender for entry in timed if entry.mode == "eager"}))
+    but = f", except {eager}, whose kernels the host asks for one by one" if eager else ""
+    return (
         f"One pass goes through the linear layers of one decoder layer ({linears}) with random weights, those in AWQ's "
-        f"format in groups of {first.group_size}; attention, norms and activation functions are left out.",
+        f"format in groups of {first.group_size}; attention, norms and activation functions are left out. "
         f"Batches in decode are {DECODE_BATCHES[0]} to {DECODE_BATCHES[-1]}, prompts {PROMPT_TOKENS[0]:,} to "
-        f"{PROMPT_TOKENS[-1]:,} tokens.",
-    ]
-    if timed:
-        turns = sorted({len(entry.seconds) for entry in timed})
-        told = f"{turns[0]}" if len(turns) == 1 else f"{turns[0]} to {turns[-1]}"
-        plural = "" if turns[-1] == 1 else "s"
-        said.append(f"Figures are medians of {told} turn{plural}, whose order is reversed from one to the next.")
-    said.append(
+        f"{PROMPT_TOKENS[-1]:,} tokens. {figures}"
         "Before it was timed, each kernel's output was compared with the product with its dequantized weights in "
         f"float32. Medians within {SAME_WITHIN:.0%} count as a tie; between measured numbers of tokens the ratio is "
-        "taken to be straight in log-log."
+        "taken to be straight in log-log. "
+    ) + (
+        f"Each pass is the replay of a CUDA graph{but}. Copies of the layer take turns where one would stay in the "
+        "GPU's cache."
+        if first.device == "cuda"
+        else "On a CPU a small layer may stay in its cache."
     )
-    if first.device == "cuda":
-        eager = sorted({entry.contender for entry in timed if entry.mode == "eager"})
-        but = f", except {', '.join(eager)}, whose kernels the host asks for one by one" if eager else ""
-        said.append(f"Each pass is the replay of a CUDA graph{but}.")
-        said.append("Copies of the layer take turns where one would stay in the GPU's cache.")
-    else:
-        said.append("On a CPU a small layer may stay in its cache.")
-    return " ".join(said)

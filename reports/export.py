@@ -7,14 +7,15 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from bench.records.environment import Environment
-from bench.records.record import Phase, Subject
+from bench.records.record import PHASES, Phase, Subject
 from bench.records.scenario import Scenario
 from quantize.errors import printable
 from quantize.schema import to_data
-from reports.results import Measurement, Result, Timing
+from reports.results import PARTS, Measurement, Result, Timing
 
 EXPORT_VERSION = 1
 
@@ -26,12 +27,14 @@ MEMORY_FIELDS = (
 
 def csv_text(found: Sequence[Measurement]) -> str:
     """Comma-separated values with a header line; a checkpoint without any scenario has one row."""
-    rows = [
-        _flat(measurement, result, scenario)
-        for measurement in found
-        for result in measurement.results
-        for scenario in _scenarios(measurement, result)
-    ]
+    rows = []
+    for measurement in found:
+        for result in measurement.results:
+            failed = {failure.work for failure in result.failures}
+            ran: list[Scenario | None] = [
+                one for one in measurement.scenarios if one in result.timings or one.name in failed
+            ]
+            rows += [_flat(measurement, result, scenario) for scenario in ran or [None]]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -56,20 +59,13 @@ def _plain(value: Any) -> Any:
     """A text of one line that a spreadsheet takes for no formula, other values as they are."""
     if not isinstance(value, str):
         return value
-    return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
-
-
-def _scenarios(measurement: Measurement, result: Result) -> list[Scenario | None]:
-    """The scenarios this checkpoint ran in, well or not; [None] when in none."""
-    failed = {failure.work for failure in result.failures}
-    ran = [one for one in measurement.scenarios if one in result.timings or one.name in failed]
-    return [*ran] or [None]
+    return "'" * value.startswith(("=", "+", "-", "@")) + printable(value)
 
 
 def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -> dict[str, Any]:
-    timing = result.timing(scenario)
+    timing, quality = result.timing(scenario), result.quality
     failure = next((item for item in result.failures if scenario and item.work == scenario.name), None)
-    divergence = result.quality.divergence if result.quality else None
+    divergence = quality and quality.divergence
     return {
         **to_data(result.subject),
         "is_reference": int(result.is_reference),
@@ -80,36 +76,32 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         **_fields(scenario, "prompt_tokens", "new_tokens", "batch", "mode"),
         "prompt_lengths": " ".join(map(str, scenario.prompt_lengths)) if scenario else None,
         "status": "ok" if timing else failure.status if failure else None,
-        "reason": failure.reason if failure else None,
+        **_fields(failure, "reason"),
         **_fields(timing, "rounds"),
         "memory_source": measurement.memory,
-        "weights_bytes": result.weights_bytes,
-        "load_peak_bytes": result.load_peak_bytes,
+        **_fields(result, "weights_bytes", "load_peak_bytes"),
         **_fields(timing, "run_peak_bytes"),
-        **_flat_phase(timing, "total"),
-        **_flat_phase(timing, "prefill"),
-        **_flat_phase(timing, "decode"),
-        **_fields(timing, "prefill_tokens_per_s", "decode_tokens_per_s"),
-        "prefill_kernel": " / ".join(timing.prefill_kernels) if timing else None,
-        "decode_kernel": " / ".join(timing.decode_kernels) if timing else None,
+        **{name: value for phase in PHASES for name, value in _flat_phase(timing, phase).items()},
+        **_speeds(timing),
+        **{f"{part}_kernel": timing.kernels.get(part) if timing else None for part in PARTS},
         **_decode(measurement, timing),
-        **_fields(result.quality, "perplexity"),
+        **_fields(quality, "perplexity"),
         "perplexity_ratio": result.perplexity_ratio,
         **{f"kl_{name}": value for name, value in _fields(divergence, "mean", "median", "p99").items()},
         **_fields(divergence, "flips"),
-        **_fields(timing.memory if timing else None, *MEMORY_FIELDS),
-        **_steadiness(timing),
+        **_fields(timing and timing.memory, *MEMORY_FIELDS),
+        **_fields(timing, "energy_j", "unsteady_rounds", "outliers", "samples"),
         **_origin(measurement),
     }
 
 
 def _origin(measurement: Measurement) -> dict[str, Any]:
     """Where, when and by which program a row was measured."""
-    facts, first = measurement.environment, measurement.first_start
+    facts = measurement.environment
     versions = {"python": facts.python, **facts.libraries}
     return {
         "machine": facts.gpu if measurement.on_gpu else facts.cpu,
-        "date": first.isoformat() if first else None,
+        "date": _iso(measurement.first_start),
         "commit": facts.source.commit if facts.source else None,
         "versions": " ".join(f"{name}=={version}" for name, version in versions.items() if version),
     }
@@ -135,31 +127,30 @@ def _flat_phase(timing: Timing | None, phase: Phase) -> dict[str, Any]:
     }
 
 
+def _speeds(timing: Timing | None) -> dict[str, Any]:
+    return {f"{part}_tokens_per_s": timing.tokens_per_s(part) if timing else None for part in PARTS}
+
+
 def _decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
     return {
-        "decode_mode": (" / ".join(timing.decode_modes) or None) if timing else None,
-        **_fields(timing.memory if timing else None, "decode_bytes"),
+        **_fields(timing, "decode_mode"),
+        **_fields(timing and timing.memory, "decode_bytes"),
         **_fields(timing, "decode_bytes_per_s"),
         "decode_copy_share": measurement.copy_share(timing) if timing else None,
     }
 
 
-def _steadiness(timing: Timing | None) -> dict[str, Any]:
-    return {
-        **_fields(timing, "energy_j"),
-        "unsteady_rounds": timing.unsteady if timing else None,
-        **_fields(timing, "outliers", "samples"),
-    }
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
 
 
 def _measurement(measurement: Measurement) -> dict[str, Any]:
-    first, last = measurement.first_start, measurement.last_start
     return {
         "device": measurement.device,
         "environment": to_data(measurement.environment),
         "memory_source": measurement.memory,
-        "first_start": first.isoformat() if first else None,
-        "last_start": last.isoformat() if last else None,
+        "first_start": _iso(measurement.first_start),
+        "last_start": _iso(measurement.last_start),
         "scenarios": to_data(measurement.scenarios),
         "rows": [_row(measurement, result) for result in measurement.results],
     }
@@ -171,17 +162,14 @@ def _row(measurement: Measurement, result: Result) -> dict[str, Any]:
 
 
 def _timing(measurement: Measurement, timing: Timing) -> dict[str, Any]:
-    kernels = {"prefill": " / ".join(timing.prefill_kernels), "decode": " / ".join(timing.decode_kernels)}
+    own = {name: value for name, value in vars(timing).items() if name not in ("comparison", "memory")}
     return {
-        **to_data(_fields(timing, "scenario", "rounds", "seconds", "prefill_by_length_s")),
-        **_fields(timing, "prefill_tokens_per_s", "decode_tokens_per_s"),
+        **to_data(own),
+        **_speeds(timing),
         **_decode(measurement, timing),
         "run_peak_bytes": timing.run_peak_bytes,
         "memory": _fields(timing.memory, *MEMORY_FIELDS),
-        **_steadiness(timing),
-        "throttled": list(timing.throttled),
-        "other_processes": timing.other_processes,
-        "kernels": kernels if timing.prefill_kernels else None,
+        "kernels": timing.kernels or None,
         **_fields(timing.comparison, "reference", "apart_s"),
         "ratios": to_data(timing.comparison.ratios) if timing.comparison else {},
     }

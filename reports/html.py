@@ -74,10 +74,10 @@ def html_page(summary: Page, everything: Page, figures: Sequence[str], records: 
 <style>{STYLE}</style>
 </head>
 <body>
-{blocks_html(summary, "h1")}
+{blocks_html(summary, 1)}
 {plots and f"<h2>Plots</h2>{plots}"}
 <details><summary>Every table</summary>
-{blocks_html(everything, "h2")}
+{blocks_html(everything, 2)}
 </details>
 <p><button id="save">Save the records</button> from which all of this was computed.</p>
 <script type="application/jsonl" id="records">
@@ -89,17 +89,17 @@ def html_page(summary: Page, everything: Page, figures: Sequence[str], records: 
 """
 
 
-def blocks_html(page: Page, heading: str) -> str:
-    """The blocks, one after the other; heading: the element of a Heading."""
-    return "\n".join(_block(block, heading) for block in page)
+def blocks_html(page: Page, top: int) -> str:
+    """The blocks, one after the other; top: of which level its first headings are."""
+    return "\n".join(_block(block, top) for block in page)
 
 
-def _block(block: Block, heading: str) -> str:
+def _block(block: Block, top: int) -> str:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Bullets):
         return f"<ul>{''.join(f'<li>{_prose(item)}</li>' for item in block.items)}</ul>"
-    element = heading if isinstance(block, Heading) else "p"
+    element = f"h{top + block.level}" if isinstance(block, Heading) else "p"
     return f"<{element}>{_prose(block.text)}</{element}>"
 
 

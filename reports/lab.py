@@ -3,44 +3,32 @@
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
+from bench.records import lab
 from bench.records.comparison import grouped
 from bench.records.environment import Environment
-from bench.records.lab import (
-    ArchitectureRecord,
-    Operation,
-    OverheadRecord,
-    ProfileRecord,
-    RaceRecord,
-    SideBySideRecord,
-    VariantOutcome,
-)
 from bench.records.ratio import Ratio, ratio_of
 from quantize.variant import VARIANTS
 from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table
 
-Runs = Sequence[RaceRecord]
+Runs = Sequence[lab.RaceRecord]
 
-YARDSTICK = "autoawq, repaired"
-"""Whom a race's ratios are to."""
+OURS, YARDSTICK = "quantable", "autoawq, repaired"
+"""Whom a race's ratios are to is the yardstick."""
 
-OURS = "quantable"
-TOLERANCE = 0.05
-"""Prefill and decode agree when neither is more than this share away from the other tool's."""
+TOLERANCE, WALL_SHARE = 0.05, 0.5
+"""Prefill and decode agree when neither is more than the first share away from the other tool's; our wall time shall be
+at most the second of the other tool's."""
 
-WALL_SHARE = 0.5
-"""How much of the other tool's wall time ours may take."""
-
-SHOWN_OPERATIONS = 12
-NAME_CHARACTERS = 70
-"""Of an operation: templates make names of hundreds."""
+SHOWN_OPERATIONS, NAME_CHARACTERS = 12, 70
+"""A profile's rows, and the characters of an operation's name: templates make names of hundreds."""
 
 
-def race_page(records: Sequence[RaceRecord]) -> Page:
+def race_page(records: Sequence[lab.RaceRecord]) -> Page:
     """A race of quantizers, a table a model: medians of what ran several times, ratios to the repaired autoawq."""
     return tuple(block for group in grouped(records, lambda one: one.model).values() for block in _race_of(group))
 
 
-def _race_of(records: Sequence[RaceRecord]) -> Page:
+def _race_of(records: Sequence[lab.RaceRecord]) -> Page:
     entries = grouped(records, lambda one: one.contender)
     kinds = list(next((one.divergence for one in records if one.divergence), {}))
     rows = [_race_row(name, runs, entries.get(YARDSTICK, []), kinds) for name, runs in entries.items()]
@@ -81,7 +69,7 @@ def _times(runs: Runs, yardstick: Runs, field: str, kind: str | None = None) -> 
     return own / other if own is not None and other else None
 
 
-def overhead_page(records: Sequence[OverheadRecord]) -> Page:
+def overhead_page(records: Sequence[lab.OverheadRecord]) -> Page:
     """Our decode loop over a bare `model.generate`, a row a race."""
     table = Table.of(
         [
@@ -102,15 +90,14 @@ def overhead_page(records: Sequence[OverheadRecord]) -> Page:
     return table, Paragraph(said)
 
 
-def side_by_side_page(records: Sequence[SideBySideRecord]) -> Page:
+def side_by_side_page(records: Sequence[lab.SideBySideRecord]) -> Page:
     """Our bench beside optimum-benchmark, a table a workload: medians, our ratio to each, what they agree in."""
     groups = grouped(records, lambda one: (one.content_sha256, one.prompt, one.new))
     return tuple(block for group in groups.values() for block in _side_by_side_of(group))
 
 
-def _side_by_side_of(records: Sequence[SideBySideRecord]) -> Page:
-    names = list(dict.fromkeys(record.contender for record in records))
-    first = records[0]
+def _side_by_side_of(records: Sequence[lab.SideBySideRecord]) -> Page:
+    names, first = list(dict.fromkeys(record.contender for record in records)), records[0]
     said = (
         f"{first.model} in float32, {first.prompt} prompt tokens and {first.new} new, on "
         f"{_machines(records)}: whole processes in alternating order. Seconds are of a prompt pass, of a "
@@ -121,7 +108,7 @@ def _side_by_side_of(records: Sequence[SideBySideRecord]) -> Page:
     return (table, *((Bullets(found),) if found else ()), Paragraph(said))
 
 
-def _side_by_side_row(records: Sequence[SideBySideRecord], name: str) -> Row:
+def _side_by_side_row(records: Sequence[lab.SideBySideRecord], name: str) -> Row:
     ran = _good_of(records, name)
     row: list[tuple[Column, Cell]] = [(Column("Benchmark"), name)]
     for figure, samples in FIGURES.items():
@@ -137,7 +124,7 @@ def _side_by_side_row(records: Sequence[SideBySideRecord], name: str) -> Row:
     return row
 
 
-FIGURES: dict[str, Callable[[SideBySideRecord], list[float]]] = {
+FIGURES: dict[str, Callable[[lab.SideBySideRecord], list[float]]] = {
     "prefill s": lambda one: list(one.prefill_s),
     "decode s a token": lambda one: one.steps_s,
     "wall s": lambda one: [one.wall_s],
@@ -145,7 +132,7 @@ FIGURES: dict[str, Callable[[SideBySideRecord], list[float]]] = {
 """The samples of each compared figure, by its title."""
 
 
-def ours_over(records: Iterable[SideBySideRecord], name: str, figure: str) -> Ratio | None:
+def ours_over(records: Iterable[lab.SideBySideRecord], name: str, figure: str) -> Ratio | None:
     """Our seconds over a contender's, round by round (each round's median); None where no round has both."""
     samples, records = FIGURES[figure], list(records)
     mine, other = ({one.round: samples(one) for one in _good_of(records, who)} for who in (OURS, name))
@@ -154,17 +141,15 @@ def ours_over(records: Iterable[SideBySideRecord], name: str, figure: str) -> Ra
     return ratio_of(first, second) if both else None
 
 
-def findings(records: Sequence[SideBySideRecord], name: str) -> list[str]:
+def findings(records: Sequence[lab.SideBySideRecord], name: str) -> list[str]:
     """In words: whether we are within the tolerance of another tool, how long we take, what its report is made of."""
     lines = []
     for figure in FIGURES:
-        ratio = ours_over(records, name, figure)
-        if ratio is None:
-            continue
-        wall = figure == "wall s"
-        agree = ratio.value <= WALL_SHARE if wall else abs(ratio.value - 1) <= TOLERANCE
-        what = f"at most {WALL_SHARE:g} of" if wall else f"within {TOLERANCE:.0%} of"
-        lines.append(f"{figure}: {'' if agree else 'not '}{what} {name} (x{ratio.value:.3f}).")
+        if ratio := ours_over(records, name, figure):
+            wall = figure == "wall s"
+            agree = ratio.value <= WALL_SHARE if wall else abs(ratio.value - 1) <= TOLERANCE
+            what = f"at most {WALL_SHARE:g} of" if wall else f"within {TOLERANCE:.0%} of"
+            lines.append(f"{figure}: {'' if agree else 'not '}{what} {name} (x{ratio.value:.3f}).")
     ran = [(one.steps_s, said) for one in _good_of(records, name) if (said := one.launched) and one.steps_s]
     if ran:
         cpu_s = statistics.median(said["cpu_s"] for _, said in ran)
@@ -178,48 +163,39 @@ def findings(records: Sequence[SideBySideRecord], name: str) -> list[str]:
     return lines
 
 
-def profile_page(records: Sequence[ProfileRecord]) -> Page:
+def profile_page(records: Sequence[lab.ProfileRecord]) -> Page:
     """Where the time of each phase goes: the longest operations of a pass, the rest in one row."""
     return tuple(block for one in records for block in _profile_of(one))
 
 
-def _profile_of(one: ProfileRecord) -> Page:
+def _profile_of(one: lab.ProfileRecord) -> Page:
     named = f"{one.source}, {one.variant}" if one.variant else one.source
     times = f"{one.wall_s * 1e3:.2f} ms, of which busy {one.busy_s * 1e3:.2f} ms"
     shown, rest = [*one.operations[:SHOWN_OPERATIONS]], one.operations[SHOWN_OPERATIONS:]
     if rest:
         calls, seconds = sum(other.calls for other in rest), sum(other.seconds for other in rest)
-        shown.append(Operation(f"{len(rest)} others", calls, seconds))
+        shown.append(lab.Operation(f"{len(rest)} others", calls, seconds))
     table = Table.of(
         [
             (Column("ms", "milliseconds"), op.seconds),
             (Column("Share", "share"), op.seconds / one.busy_s if one.busy_s else None),
             (Column("Calls", "calls"), op.calls),
-            (Column("Operation"), op.name[:NAME_CHARACTERS]),
+            (Column("lab.Operation"), op.name[:NAME_CHARACTERS]),
         ]
         for op in shown
     )
     return Paragraph(f"{named}, {one.phase}: {times}, on {_machine(one.environment)}."), table
 
 
-def architecture_page(records: Sequence[ArchitectureRecord]) -> Page:
+def architecture_page(records: Sequence[lab.ArchitectureRecord]) -> Page:
     """What became of every architecture, a row each: the latest record counts."""
     latest = {one.architecture: one for one in records}
     ran = [one for one in latest.values() if one.variants]
     table = Table.of(_architecture_row(one) for one in latest.values())
-    grouped = Bullets(tuple(f"{one.architecture}: {'; '.join(one.groups) or 'none'}" for one in ran))
-    reasons = [
-        f"{one.architecture}, {variant}: {outcome.reason}"
-        for one in ran
-        for variant, outcome in one.variants.items()
-        if outcome.reason
-    ]
-    reasons += [
-        f"{one.architecture} in {outcome.engine}: {outcome.engine_reason}"
-        for one in ran
-        for outcome in one.variants.values()
-        if outcome.engine_reason
-    ]
+    moves = tuple(f"{one.architecture}: {'; '.join(one.groups) or 'none'}" for one in ran)
+    found = [(one.architecture, *variant) for one in ran for variant in one.variants.items()]
+    reasons = [f"{name}, {variant}: {one.reason}" for name, variant, one in found if one.reason]
+    reasons += [f"{name} in {one.engine}: {one.engine_reason}" for name, _, one in found if one.engine_reason]
     said = (
         f"{len(ran)} architectures, tried on small random models. Reached is how much of the decoder layers' weights, "
         "routers aside, AWQ quantizes, Moved how much the logits change when random scales go through all groups, "
@@ -227,18 +203,13 @@ def architecture_page(records: Sequence[ArchitectureRecord]) -> Page:
         "and Error how far from those of the source, all relative. Kernel has the experts kept that the dequantized "
         "weights choose: a rounding error sends a token that stands between two experts to the other one."
     )
-    return (
-        table,
-        Paragraph(said),
-        Paragraph("Where scales move:"),
-        grouped,
-        Paragraph("Refused:"),
-        Bullets(tuple(reasons)),
-    )
+    lists = Paragraph("Where scales move:"), Bullets(moves), Paragraph("Refused:"), Bullets(tuple(reasons))
+    return table, Paragraph(said), *lists
 
 
-def _architecture_row(one: ArchitectureRecord) -> Row:
-    awq = one.variants.get("awq-gemm", VariantOutcome(reason=one.reason))
+def _architecture_row(one: lab.ArchitectureRecord) -> Row:
+    none = lab.VariantOutcome()
+    awq = one.variants.get("awq-gemm", none)
     row: list[tuple[Column, Cell]] = [
         (Column("Architecture"), one.architecture),
         (Column("Class"), one.model_class or None),
@@ -248,26 +219,20 @@ def _architecture_row(one: ArchitectureRecord) -> Row:
         (Column("Moved", "error"), one.moved_error),
         (Column("Kernel", "error"), awq.kernel_error),
     ]
-    for name in VARIANTS:
-        outcome = one.variants.get(name)
-        row.append((Column(f"Error {name}", "error"), outcome.error if outcome else None))
-    row += [
-        (Column("Elsewhere", "error"), awq.engine_error),
-        (Column("Engine"), awq.engine),
-        (Column("Why not"), one.reason),
-    ]
-    return row
+    row += [(Column(f"Error {name}", "error"), one.variants.get(name, none).error) for name in VARIANTS]
+    row.append((Column("Elsewhere", "error"), awq.engine_error))
+    return [*row, (Column("Engine"), awq.engine), (Column("Why not"), one.reason)]
 
 
 def _machine(environment: Environment) -> str:
     return environment.gpu or environment.cpu or "an unknown machine"
 
 
-def _machines(records: Iterable[RaceRecord | SideBySideRecord]) -> str:
+def _machines(records: Iterable[lab.RaceRecord | lab.SideBySideRecord]) -> str:
     return " and ".join(dict.fromkeys(_machine(one.environment) for one in records))
 
 
-def _good_of(records: Iterable[SideBySideRecord], name: str) -> list[SideBySideRecord]:
+def _good_of(records: Iterable[lab.SideBySideRecord], name: str) -> list[lab.SideBySideRecord]:
     """The runs of a contender that have figures, in the order of the rounds."""
     return [one for one in records if one.contender == name and one.reason is None]
 

@@ -29,7 +29,7 @@ def _block(block: Block) -> str:
     if isinstance(block, Table):
         return table_markdown(block)
     if isinstance(block, Heading):
-        return f"### {_escape(block.text)}"
+        return f"{'#' * (3 + block.level)} {_escape(block.text)}"
     if isinstance(block, Bullets):
         return "\n".join(_wrap(f"- {_escape(item)}", indent="  ") for item in block.items)
     return _wrap(_escape(block.text))

@@ -4,80 +4,73 @@ from collections.abc import Iterator, Sequence
 
 from bench.records.record import Divergence, Phase
 from bench.records.scenario import Scenario
-from reports.notes import broken_lines, paragraph, shape_text, warnings
+from reports.notes import broken_lines, how_measured, plural, shape_text, warnings
 from reports.published import checkpoint_cells
-from reports.results import REFERENCE_METHOD, Measurement, Result, Timing
-from reports.table import Block, Bullets, Column, Heading, Page, Paragraph, Row, Table, titled
+from reports.results import PARTS, REFERENCE_METHOD, Measurement, Result, Timing
+from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, bulleted, titled
 
-MEMORY_COLUMNS = {
-    Column(f"{title} GB", "gigabytes", optional=True): f"{field}_bytes"
-    for title, field in (
-        ("Weights", "weights"), ("KV cache", "kv_cache"), ("Activations", "activations"), ("Rest", "rest"),
-        ("Run peak", "run_peak"), ("Load peak", "load_peak"), ("Reserved", "reserved_peak"),
-        ("Process (NVML)", "nvml_process"), ("Device (NVML)", "nvml_device"),
-    )
-}  # fmt: skip
-"""The memory table's columns, and the fields of Memory behind them."""
+METHOD = "What the columns mean and how each figure comes about: docs/method.md."
 
-DIVERGENCE_COLUMNS = {
-    Column("KLD mean", "nats", missing="", optional=True): "mean",
-    Column("median", "nats", missing="", optional=True): "median",
-    Column("99%", "nats", missing="", optional=True): "p99",
-    Column("Flips", "share", missing="", optional=True): "flips",
+MEMORY = {
+    **{"weights": "Weights", "kv_cache": "KV cache", "activations": "Activations", "rest": "Rest"},
+    **{"run_peak": "Run peak", "load_peak": "Load peak", "reserved_peak": "Reserved"},
+    **{"nvml_process": "Process (NVML)", "nvml_device": "Device (NVML)"},
 }
-"""The quality table's, and the fields of Divergence behind them."""
+"""Fields of Memory, without their unit, and the titles of their columns."""
+
+DIVERGENCE = (("KLD mean", "mean"), ("median", "median"), ("99%", "p99"))
+"""Titles of columns in nats, and the fields of Divergence behind them."""
 
 
 def page(found: Sequence[Measurement]) -> Page:
     """The whole report; a heading for each measurement where there are several."""
-    blocks: list[Block] = []
-    for measurement in found:
-        if len(found) > 1:
-            dtypes = " and ".join(measurement.compute_dtypes)
-            blocks.append(Heading(f"On {measurement.device}{f', computing in {dtypes}' if dtypes else ''}"))
-        blocks += _blocks(measurement)
-    return tuple(blocks)
+    return (*(block for one in found for block in _blocks(one, alone=len(found) == 1)), Paragraph(METHOD))
 
 
-def _blocks(measurement: Measurement) -> Iterator[Block]:
-    if broken := broken_lines(measurement):
-        yield Bullets(broken)
-    yield published_table(measurement)
-    for scenario in measurement.scenarios:
-        name = f"`{scenario.name}`"
-        speed = speed_table(measurement, scenario)
-        yield from titled(f"Speed in the scenario {name} ({shape_text(scenario)}):", speed)
-        lengths = length_table(measurement, scenario)
-        yield from titled(f"Prefill time in {name} by tokens of the prompt:", lengths)
-    for scenario in measurement.scenarios:
-        memory = memory_table(measurement, scenario)
-        yield from titled(f"Memory in the scenario `{scenario.name}`, by what it is for:", memory)
-    if not all(result.subject.dummy for result in measurement.results):  # random weights have no quality
-        yield from titled("Quality:", quality_table(measurement))
-    yield from titled("Tasks (lm-eval):", task_table(measurement))
-    yield from titled("Runs that did not end well:", failure_table(measurement))
-    if warned := warnings(measurement):
-        yield Bullets(warned)
-    yield Paragraph(paragraph(measurement))
+def _blocks(measurement: Measurement, *, alone: bool) -> Iterator[Block]:
+    if not alone:
+        dtypes = " and ".join(measurement.compute_dtypes)
+        yield Heading(f"On {measurement.device}{f', computing in {dtypes}' if dtypes else ''}")
+    yield from _published(measurement)
+    for title, blocks in _sections(measurement).items():
+        yield from [Heading(title, level=int(not alone)), *blocks] if blocks else []
+
+
+def _sections(measurement: Measurement) -> dict[str, list[Block]]:
+    """What stands under each heading; under those of which nothing is known, nothing."""
+    speed, memory = list[Block](), list[Block]()
+    for one in measurement.scenarios:
+        speed += titled(f"In `{one.name}` ({shape_text(one)}):", speed_table(measurement, one))
+        speed += titled(f"In `{one.name}`, prefill time by tokens of the prompt:", length_table(measurement, one))
+        memory += titled(f"In `{one.name}`, by what it is for:", memory_table(measurement, one))
+    random = all(result.subject.dummy for result in measurement.results)  # random weights have no quality
+    return {
+        "Speed": speed,
+        "Memory": memory,
+        "Quality": [] if random else titled("On held-out text:", quality_table(measurement)),
+        "Tasks": titled("Scores of lm-eval:", task_table(measurement)),
+        "Failures": titled("Runs that did not end well:", failure_table(measurement)),
+        "Warnings": bulleted(warnings(measurement)),
+        "How it was measured": bulleted(how_measured(measurement)),
+    }
 
 
 def published_page(found: Sequence[Measurement]) -> Page:
     """The published table's columns alone; what is broken is said before."""
-    blocks: list[Block] = []
-    for measurement in found:
-        broken = broken_lines(measurement)
-        blocks += [*([Bullets(broken)] if broken else []), published_table(measurement)]
-    return tuple(blocks)
+    return tuple(block for measurement in found for block in _published(measurement))
+
+
+def _published(measurement: Measurement) -> list[Block]:
+    return [*bulleted(broken_lines(measurement)), published_table(measurement)]
 
 
 def published_table(measurement: Measurement) -> Table:
     """The columns of the published table, in its order."""
-    memory = "RAM GB" if measurement.memory_is_ram else "VRAM GB"
     return Table.of(
         [
-            *checkpoint_cells(result.subject, method_text(result)),
-            (Column("Quantized", "share", missing="", optional=True), _share_below_all(result)),
-            (Column(memory, "gigabytes"), measurement.run_peak_bytes(result)),
+            *checkpoint_cells(result.subject, _method_text(result)),
+            (Column("Quantized", "share", missing="", optional=True), result.share_below_all),
+            (Column(f"{measurement.memory_name} GB", "gigabytes"), measurement.run_peak_bytes(result)),
             (Column("Time", "ratio"), measurement.time(result)),
             (Column("Download"), result.subject.download or result.subject.name),
         ]
@@ -85,17 +78,11 @@ def published_table(measurement: Measurement) -> Table:
     )
 
 
-def method_text(result: Result) -> str:
+def _method_text(result: Result) -> str:
     """The column Method; the reference says when it did not compute in half precision, a broken row that it is."""
     words = [REFERENCE_METHOD if result.is_reference else result.subject.method]
     words += ["computed in float32"] * (result.is_reference and result.compute_dtype == "float32")
     return ", ".join(words + ["broken"] * (result.broken is not None))
-
-
-def _share_below_all(result: Result) -> float | None:
-    """How much of the decoder's matrices is quantized, where that is not all of it."""
-    share = result.quantized_share
-    return share if share is not None and share < 0.9995 else None
 
 
 def _timed(measurement: Measurement, scenario: Scenario) -> list[tuple[Result, Timing]]:
@@ -104,19 +91,16 @@ def _timed(measurement: Measurement, scenario: Scenario) -> list[tuple[Result, T
 
 
 def speed_table(measurement: Measurement, scenario: Scenario) -> Table:
-    """One row for each phase and checkpoint, a phase's rows together; GB/s are of what a decode step reads."""
-    phases: tuple[Phase, ...] = ("prefill", "decode") if scenario.decode_steps else ("prefill",)
+    """One row for each phase and checkpoint, a phase's rows together."""
+    phases = PARTS if scenario.decode_steps else PARTS[:1]
     rows = _timed(measurement, scenario)
     return Table.of(_speed_row(phase, measurement, result, timing) for phase in phases for result, timing in rows)
 
 
 def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing) -> Row:
     ratio, decode = timing.ratio(phase), phase == "decode"
-    rounds = len(ratio.rounds) if ratio else 0
-    interval = ratio.interval or f"{rounds} round{'s' if rounds > 1 else ''}" if ratio else None
-    kernels = timing.decode_kernels if decode else timing.prefill_kernels
-    modes = timing.decode_modes if decode and timing.scenario.mode == "graph" else ()
-    tokens_per_s = timing.decode_tokens_per_s if decode else timing.prefill_tokens_per_s
+    interval = ratio.interval or plural(len(ratio.rounds), "round") if ratio else None
+    mode = timing.decode_mode if decode and timing.scenario.mode == "graph" else None
     return [
         (Column("Phase"), phase),
         (Column("Row"), measurement.labels[result.subject]),
@@ -124,26 +108,25 @@ def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: T
         (Column("95% interval", "range", missing=""), interval),
         (Column("Spread", "range", missing=""), ratio.spread if ratio else None),
         (Column("Verdict", missing=""), ratio.verdict if ratio else None),
-        (Column("Tokens/s", "per_second"), tokens_per_s),
+        (Column("Tokens/s", "per_second"), timing.tokens_per_s(phase)),
         (Column("GB/s", "gigabytes", missing="", optional=True), timing.decode_bytes_per_s if decode else None),
         (Column("of copy", "share", missing="", optional=True), measurement.copy_share(timing) if decode else None),
-        (Column("Kernel"), ", ".join(" / ".join(names) for names in (kernels, modes) if names) or None),
+        (Column("Kernel"), ", ".join(filter(None, (timing.kernels.get(phase), mode))) or None),
     ]
 
 
 def length_table(measurement: Measurement, scenario: Scenario) -> Table:
     """Prefill at each prompt length of a scenario that has several, relative to the reference at that length."""
     timed = [(result, one.prefill_by_length_s) for result, one in _timed(measurement, scenario)]
-    references = {result.subject.baseline: own for result, own in timed if result.is_reference}
+    references = {result.subject.baseline: seconds for result, seconds in timed if result.is_reference}
     columns = [Column(f"{length:,}", "ratio") for length in scenario.lengths]
-    rows = [
-        (result, [ours / theirs for ours, theirs in zip(own, reference, strict=True)])
+    return Table.of(
+        [
+            (Column("Row"), measurement.labels[result.subject]),
+            *((column, ours / theirs) for column, ours, theirs in zip(columns, own, reference, strict=True)),
+        ]
         for result, own in timed
         if own and (reference := references.get(result.subject.baseline))
-    ]
-    return Table.of(
-        [(Column("Row"), measurement.labels[result.subject]), *zip(columns, ratios, strict=True)]
-        for result, ratios in rows
     )
 
 
@@ -153,8 +136,8 @@ def quality_table(measurement: Measurement) -> Table:
     for result in measurement.results:
         quality, label = result.quality, measurement.labels[result.subject]
         ratio = 1.0 if result.is_reference and quality else result.perplexity_ratio
-        perplexity = quality.perplexity if quality else None
-        rows.append(_quality_row(label, perplexity, ratio, quality.divergence if quality else None))
+        perplexity, divergence = (quality.perplexity, quality.divergence) if quality else (None, None)
+        rows.append(_quality_row(label, perplexity, ratio, divergence))
         if quality and quality.noise_floor:
             floors.append(_quality_row(f"{label} against itself", None, None, quality.noise_floor))
     return Table.of(rows + floors)
@@ -165,19 +148,21 @@ def _quality_row(label: str, perplexity: float | None, ratio: float | None, dive
         (Column("Row"), label),
         (Column("Perplexity", "perplexity"), perplexity),
         (Column("to reference", "ratio"), ratio),
-        *((column, getattr(divergence, field, None)) for column, field in DIVERGENCE_COLUMNS.items()),
+        *((Column(title, "nats", "", optional=True), getattr(divergence, field, None)) for title, field in DIVERGENCE),
+        (Column("Flips", "share", "", optional=True), divergence.flips if divergence else None),
     ]
 
 
 def memory_table(measurement: Measurement, scenario: Scenario) -> Table:
     """What the bytes of one scenario's peak are for; the process's and the device's view where NVML told."""
+    columns = {f"{field}_bytes": Column(f"{title} GB", "gigabytes", optional=True) for field, title in MEMORY.items()}
     return Table.of(
         [
             (Column("Row"), measurement.labels[result.subject]),
-            *((column, getattr(timing.memory, field)) for column, field in MEMORY_COLUMNS.items()),
+            *((column, getattr(timing.memory, field)) for field, column in columns.items()),
         ]
         for result, timing in _timed(measurement, scenario)
-        if timing.memory is not None
+        if timing.memory
     )
 
 

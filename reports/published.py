@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from bench.records.record import Record, Subject
 from quantize.variant import NATIVE_KERNEL, REFERENCE
+from reports.compatibility import HEADLINE
 from reports.notes import dummy_text, machine_text, shape_text
-from reports.results import HEADLINE, REFERENCE_METHOD, Measurement, Result
+from reports.results import REFERENCE_METHOD, Measurement, Result
 from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, titled
 
 
@@ -53,6 +54,12 @@ OTHER_SHAPE = (
 )
 """A rehearsal on a smaller model must not look like the table."""
 
+CARD = (
+    "Published: the model card of BioMistral-7B (Labrak et al. 2024, arXiv:2402.10373). Its Time is the latency of "
+    "3-shot medical questions, batch 1, one new token, relative to FP16/BF16: the prompt's pass (prefill) and no "
+    "decoding. The card does not say on which GPU."
+)
+
 
 def versus_page(found: Sequence[Measurement]) -> Page:
     """The published rows beside the measured ones, a table for each measurement; what was not measured is a dash.
@@ -61,10 +68,10 @@ def versus_page(found: Sequence[Measurement]) -> Page:
     """
     blocks: list[Block] = []
     for measurement in found:
-        if len(found) > 1:
-            blocks.append(Heading(f"On {measurement.device}"))
-        chosen = [(row, measured(measurement, row, native=False)) for row in BIOMISTRAL_7B]
-        native = [(row, measured(measurement, row, native=True)) for row in BIOMISTRAL_7B]
+        blocks += [Heading(f"On {measurement.device}")] if len(found) > 1 else []
+        chosen, native = (
+            [(row, measured(measurement, row, native=own)) for row in BIOMISTRAL_7B] for own in (False, True)
+        )
         blocks.append(Table.of(_row(measurement, *one) for one in chosen))
         title = "The same layouts on the kernels that their names stood for:"
         blocks += titled(title, Table.of(_row(measurement, row, found) for row, found in native if found))
@@ -76,12 +83,11 @@ def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> 
     peak = measurement.run_peak_bytes(result) if result else None
     time = measurement.time(result) if result else None
     comparable, published_bytes = has_published_shape(measurement), row.vram_gb * 1e9
-    memory = "RAM" if measurement.memory_is_ram else "VRAM"
     return [
         *checkpoint_cells(row, f"{row.method}, broken" if result and result.broken else row.method),
         (Column("Published VRAM GB", "gigabytes"), published_bytes),
         (Column("Measured weights GB", "gigabytes"), result.weights_bytes if result else None),
-        (Column(f"Measured peak {memory} GB", "gigabytes"), peak),
+        (Column(f"Measured peak {measurement.memory_name} GB", "gigabytes"), peak),
         (Column("Peak / published", "ratio"), peak / published_bytes if comparable and peak is not None else None),
         (Column("Published Time", "ratio"), row.time),
         (Column("Measured Time", "ratio"), time),
@@ -124,18 +130,9 @@ def _is_of(subject: Subject, row: PublishedRow) -> bool:
 
 
 def _paragraph(measurement: Measurement) -> str:
-    peak = "the process's resident memory" if measurement.memory_is_ram else "the CUDA allocator's memory"
     headline = measurement.headline
     protocol = f"`{HEADLINE}` ({shape_text(headline)})" if headline else f"other scenarios than `{HEADLINE}`"
-    sentences = (
-        "Published: the model card of BioMistral-7B (Labrak et al. 2024, arXiv:2402.10373). Its Time is the latency of "
-        "3-shot medical questions, batch 1, one new token, relative to FP16/BF16: the prompt's pass (prefill) and no "
-        "decoding. The card does not say on which GPU.",
-        f"Measured: {protocol} on {machine_text(measurement)}.",
-        dummy_text(measurement),
-        "" if has_published_shape(measurement) else OTHER_SHAPE,
-        f"Weights are the loaded model's parameters and buffers, the peak is the most of {peak} while running; GB are "
-        "1e9 bytes. Quotients are measured over published: below x1.00 is less than published. A dash is what was not "
-        "measured.",
-    )
-    return " ".join(sentence for sentence in sentences if sentence)
+    shape = "" if has_published_shape(measurement) else OTHER_SHAPE
+    where = f"Measured: {protocol} on {machine_text(measurement)}."
+    quotients = "Quotients are measured over published: below x1.00 is less. The rest: docs/method.md."
+    return " ".join(filter(None, (CARD, where, dummy_text(measurement), shape, quotients)))

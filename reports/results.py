@@ -4,35 +4,26 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from typing import Literal
 
 from bench.records.broken import broken_subjects, latest_quality, references_of
 from bench.records.comparison import Comparison, compare, grouped, unique
 from bench.records.environment import Environment
 from bench.records.ratio import Ratio
-from bench.records.record import (
-    PHASES,
-    Latency,
-    Memory,
-    Phase,
-    Quality,
-    Record,
-    Status,
-    Subject,
-    TaskScore,
-    latency_records,
-)
-from bench.records.scenario import SCENARIOS, Scenario
+from bench.records.record import PHASES, Memory, Phase, Quality, Record, Status, Subject, TaskScore, latency_records
+from bench.records.scenario import Scenario
 from quantize.errors import UserError
+from quantize.process_memory import without_collector
 from quantize.variant import REFERENCE, VARIANTS
-from reports.compatibility import check_alike, check_compute_dtypes, check_subjects, refuse_scenarios
-
-HEADLINE = SCENARIOS["published"].name
-"""The scenario behind the column Time."""
+from reports.compatibility import HEADLINE, check_alike, check_compute_dtypes, check_subjects
 
 REFERENCE_METHOD = "FP16/BF16"
+
+PARTS: tuple[Phase, ...] = ("prefill", "decode")
+"""The phases that a whole run is made of."""
 
 OUTLIER_MADS = 5.0
 """A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
@@ -55,10 +46,10 @@ class Timing:
     rounds:          how many ended well.
     seconds:         median over rounds of each phase.
     comparison:      with the reference; None for the reference itself and where there is nothing to compare with.
-    prefill_kernels: what ran the linear layers of the prompt, each name once; decode_kernels: those of decode steps.
-    decode_modes:    how the decode steps ran (Latency.decode_mode).
+    kernels:         what ran the linear layers in each of PARTS; empty where nothing told.
+    decode_mode:     how the decode steps ran: eager, CUDA graph, or static cache (the same without a graph).
     memory:          of the run with the highest peak.
-    unsteady:        in how many rounds the warm-up never became steady.
+    unsteady_rounds: in how many rounds the warm-up never became steady.
     outliers:        samples far from the median of their run, of so many samples.
     energy_j:        median over rounds, None where nothing told.
     throttled:       what held the GPU's clocks down.
@@ -70,11 +61,10 @@ class Timing:
     rounds: int
     seconds: dict[Phase, float]
     comparison: Comparison | None = None
-    prefill_kernels: tuple[str, ...] = ()
-    decode_kernels: tuple[str, ...] = ()
-    decode_modes: tuple[str, ...] = ()
+    kernels: dict[Phase, str] = field(default_factory=dict)
+    decode_mode: str | None = None
     memory: Memory | None = None
-    unsteady: int = 0
+    unsteady_rounds: int = 0
     outliers: int = 0
     samples: int = 0
     energy_j: float | None = None
@@ -87,17 +77,10 @@ class Timing:
         """The highest over the rounds."""
         return self.memory.run_peak_bytes if self.memory else None
 
-    @property
-    def prefill_tokens_per_s(self) -> float | None:
-        """Prompt tokens a second, over the whole batch and all prompt lengths."""
-        seconds = self.seconds.get("prefill")
-        return self.scenario.pass_prompt_tokens / seconds if seconds else None
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """New tokens a second while decoding, over the whole batch."""
-        seconds = self.seconds.get("decode")
-        return self.scenario.batch / seconds if seconds else None
+    def tokens_per_s(self, phase: Phase) -> float | None:
+        """Prompt tokens a second, over all prompt lengths, or new ones while decoding; over the whole batch."""
+        seconds, decode = self.seconds.get(phase), phase == "decode"
+        return (self.scenario.batch if decode else self.scenario.pass_prompt_tokens) / seconds if seconds else None
 
     @property
     def decode_bytes_per_s(self) -> float | None:
@@ -138,6 +121,12 @@ class Result:
     quantized_share: float | None = None
     broken: str | None = None
 
+    @property
+    def share_below_all(self) -> float | None:
+        """The share that is quantized, where it is known and not all."""
+        share = self.quantized_share
+        return share if share is not None and share < 0.9995 else None
+
     def timing(self, scenario: Scenario | None) -> Timing | None:
         """Its times in this scenario."""
         return self.timings.get(scenario) if scenario else None
@@ -174,14 +163,25 @@ class Measurement:
         return next((scenario for scenario in self.scenarios if scenario.name == HEADLINE), None)
 
     @property
+    def peak_scenario(self) -> Scenario | None:
+        """The scenario that peaks are shown of: `published`, or when that was not run, the one with the most tokens."""
+        longest = max(self.scenarios, key=lambda one: one.positions * one.batch, default=None)
+        return self.headline or longest
+
+    def scenario_of(self, phase: Phase) -> Scenario | None:
+        """Which scenario a phase's speed is of: `published`, else the first; for decoding the first that decodes."""
+        found = [self.headline, *self.scenarios]
+        return next((one for one in found if one and (phase != "decode" or one.decode_steps)), None)
+
+    @property
     def on_gpu(self) -> bool:
         """Whether it ran on a GPU."""
         return self.device.startswith("cuda")
 
     @property
-    def memory_is_ram(self) -> bool:
-        """Whether the peaks are of the machine's memory, not the GPU's."""
-        return not self.on_gpu if self.memory is None else self.memory == "RSS"
+    def memory_name(self) -> Literal["RAM", "VRAM"]:
+        """Whose peaks they are: the machine's, or the GPU's."""
+        return "RAM" if self.memory == "RSS" or (self.memory is None and not self.on_gpu) else "VRAM"
 
     @property
     def compute_dtypes(self) -> tuple[str, ...]:
@@ -201,9 +201,9 @@ class Measurement:
         }
 
     def run_peak_bytes(self, result: Result) -> int | None:
-        """The peak while running `published`, or when that was not run at all, while running anything."""
-        timings = [result.timing(self.headline)] if self.headline else result.timings.values()
-        return max((peak for one in timings if one and (peak := one.run_peak_bytes) is not None), default=None)
+        """The peak while running `peak_scenario`."""
+        timing = result.timing(self.peak_scenario)
+        return timing.run_peak_bytes if timing else None
 
     def time(self, result: Result) -> float | str | None:
         """The ratio of total latency in `published`; the status where that failed."""
@@ -230,6 +230,7 @@ def _label(result: Result, *, with_model: bool) -> str:
     return " ".join(word for word in words if word is not None) + group + kernel
 
 
+@without_collector()
 def measurements(records: Sequence[Record]) -> list[Measurement]:
     """What these records hold: one Measurement a device, in the order first measured.
 
@@ -240,8 +241,12 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     """
     records = unique(records)
     check_subjects(records)
-    if not any(record.subject.may_be_reference for record in latency_records(records)):
-        raise _no_reference(records)
+    may_be = [record for record in records if record.subject.may_be_reference]
+    if not latency_records(may_be):
+        what = f"quantize --variant {REFERENCE.name} into the same folder and run `bench` again"
+        if failed := [one for one in may_be if one.status != "ok"]:
+            what = f"the reference did not run ({failed[-1].status}: {failed[-1].reason}); fix that and `bench` again"
+        raise UserError(f"no latency record of the reference: {what}")
     check_compute_dtypes(latency_records(records))
     return [_measurement(device, group) for (device, _), group in _groups(records).items()]
 
@@ -265,11 +270,8 @@ def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Reco
 def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     check_alike(records)
     scenarios = tuple(dict.fromkeys(record.scenario for record in records if record.scenario))
-    headlines = [scenario for scenario in scenarios if scenario.name == HEADLINE]
-    if len(headlines) > 1:
-        refuse_scenarios(headlines[0], headlines[1])
     good = [record for record in records if record.status == "ok"]
-    starts = sorted(moment for record in good if (moment := record.started))
+    starts = [moment for record in good if (moment := record.started)]
     of_subject = grouped(records, lambda record: record.subject)
     references = references_of(records)
     baselines = {name: n for n, name in enumerate(dict.fromkeys(one.baseline for one in of_subject))}
@@ -292,8 +294,8 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         results=tuple(
             _result(one, references.get(one.baseline), of_subject, reasons) for one in sorted(of_subject, key=place)
         ),
-        first_start=starts[0] if starts else None,
-        last_start=starts[-1] if starts else None,
+        first_start=min(starts, default=None),
+        last_start=max(starts, default=None),
     )
 
 
@@ -302,12 +304,11 @@ def _result(
 ) -> Result:
     own = of_subject[subject]
     others = of_subject[reference] if reference is not None and reference != subject else []
-    good, reference_good = latency_records(own), latency_records(others)
+    good, reference_good = (grouped(latency_records(some), lambda one: one.scenario) for some in (own, others))
     quality = latest_quality(own)
     reference_quality = latest_quality(record for record in others if record.subject.base_model == subject.base_model)
     memory = [record.memory for record in own if record.status == "ok" and record.memory]
     load_peaks = [figures.load_peak_bytes for figures in memory if figures.load_peak_bytes is not None]
-    scenarios = dict.fromkeys(record.scenario for record in good if record.scenario)
     return Result(
         subject=subject,
         is_reference=reference == subject,
@@ -316,40 +317,40 @@ def _result(
         load_peak_bytes=max(load_peaks, default=None),
         quality=quality,
         perplexity_ratio=quality.perplexity / reference_quality.perplexity if quality and reference_quality else None,
-        timings={scenario: _timing(scenario, good, reference_good) for scenario in scenarios},
+        timings={one: _timing(one, runs, reference_good.get(one, [])) for one, runs in good.items() if one},
         tasks=next((record.tasks for record in reversed(own) if record.status == "ok" and record.tasks), ()),
-        failures=failures(own),
+        failures=_failures(own),
         placements=tuple(dict.fromkeys(record.placement for record in own if record.placement)),
         quantized_share=next((one.quantized_share for one in reversed(own) if one.quantized_share is not None), None),
         broken=reasons.get(subject),
     )
 
 
-def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Record]) -> Timing:
-    """From ok latency records; those of other scenarios are passed over."""
-    runs = [record for record in own if record.scenario == scenario]
+def _timing(scenario: Scenario, runs: Sequence[Record], reference: Sequence[Record]) -> Timing:
+    """From ok latency records of this scenario."""
     seconds: dict[Phase, float] = {}
     for phase in PHASES:
-        rounds = [value for run in runs if (value := run.seconds(phase)) is not None]
+        rounds = [value for run in runs if (value := run.times[phase]) is not None]
         if rounds:
             seconds[phase] = statistics.median(rounds)
     latencies = [run.latency for run in runs if run.latency]
+    kernels = [run.kernels for run in runs if run.kernels]
     states = [run.device_state for run in runs if run.device_state]
     energies = [state.energy_j for state in states if state.energy_j is not None]
-    far, samples = outliers(latencies)
+    chain = itertools.chain.from_iterable
+    samples = [one for latency in latencies for one in (latency.prefill_s, tuple(chain(latency.decode_s)))]
     passes = [one for latency in latencies for one in latency.prefill_by_length_s]
     return Timing(
         scenario=scenario,
         rounds=len(runs),
         seconds=seconds,
-        comparison=compare(runs, [record for record in reference if record.scenario == scenario]),
-        prefill_kernels=_each_once(run.kernels.prefill for run in runs if run.kernels),
-        decode_kernels=_each_once(run.kernels.decode for run in runs if run.kernels),
-        decode_modes=_each_once(one.decode_mode for one in latencies if one.decode_mode),
+        comparison=compare(runs, reference),
+        kernels={part: " / ".join(_each_once(getattr(one, part) for one in kernels)) for part in PARTS if kernels},
+        decode_mode=" / ".join(_each_once(one.decode_mode for one in latencies if one.decode_mode)) or None,
         memory=max((run.memory for run in runs if run.memory), key=lambda one: one.run_peak_bytes or 0, default=None),
-        unsteady=sum(one.steady is False for one in latencies),
-        outliers=far,
-        samples=samples,
+        unsteady_rounds=sum(one.steady is False for one in latencies),
+        outliers=sum(map(outliers, samples)),
+        samples=sum(map(len, samples)),
         energy_j=statistics.median(energies) if energies else None,
         throttled=_each_once(reason for state in states for reason in state.throttle_reasons),
         other_processes=max((state.other_processes for state in states), default=0),
@@ -357,7 +358,7 @@ def _timing(scenario: Scenario, own: Sequence[Record], reference: Sequence[Recor
     )
 
 
-def outliers_of(samples: Sequence[float]) -> int:
+def outliers(samples: Sequence[float]) -> int:
     """How many lie further from the median than OUTLIER_MADS median absolute deviations and a tenth of the median."""
     if len(samples) < 3:
         return 0
@@ -367,36 +368,18 @@ def outliers_of(samples: Sequence[float]) -> int:
     return sum(abs(sample - middle) > bound for sample in samples)
 
 
-def outliers(latencies: Iterable[Latency]) -> tuple[int, int]:
-    """How many samples of several runs are outliers, prompt passes and decode steps apart, and of how many."""
-    series: list[tuple[float, ...]] = []
-    for latency in latencies:
-        series += [latency.prefill_s, tuple(itertools.chain.from_iterable(latency.decode_s))]
-    return sum(map(outliers_of, series)), sum(map(len, series))
-
-
-def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
+def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
     """Failed runs that no later run of the same work made good, those of one work and reason together."""
-    last_good = {(one.kind, one.scenario, one.round): n for n, one in enumerate(records) if one.status == "ok"}
-    bad = [
-        one
-        for n, one in enumerate(records)
-        if one.status != "ok" and last_good.get((one.kind, one.scenario, one.round), -1) < n
-    ]
-    found = grouped(bad, lambda one: (one.scenario.name if one.scenario else one.kind, one.status, one.reason or ""))
-    return tuple(
-        Failure(*key, tuple(dict.fromkeys(one.round for one in runs if one.round is not None)))
-        for key, runs in found.items()
-    )
+    if all(one.status == "ok" for one in records):
+        return ()
+    rounds: dict[tuple[str, Status, str], dict[int, None]] = {}
+    for same in grouped(records, lambda one: (one.kind, one.scenario, one.round)).values():
+        last_good = max((n for n, one in enumerate(same) if one.status == "ok"), default=-1)
+        for one in same[last_good + 1 :]:
+            key = one.scenario.name if one.scenario else one.kind, one.status, one.reason or ""
+            rounds.setdefault(key, {}).update({one.round: None} if one.round is not None else {})
+    return tuple(Failure(*key, tuple(own)) for key, own in rounds.items())
 
 
 def _each_once(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
-
-
-def _no_reference(records: Iterable[Record]) -> UserError:
-    failed = [record for record in records if record.subject.may_be_reference and record.status != "ok"]
-    what = f"quantize --variant {REFERENCE.name} into the same folder and run `bench` again"
-    if failed:
-        what = f"the reference did not run ({failed[-1].status}: {failed[-1].reason}); fix that and run `bench` again"
-    return UserError(f"no latency record of the reference: {what}")

@@ -36,6 +36,7 @@ OF_A_PHASE = {
 }
 COLUMNS = {
     "number": {f"{phase}_{name}": f"{phase}: {text}" for phase in PHASES for name, text in OF_A_PHASE.items()}
+    | {f"{phase}_tokens_per_s": f"{phase}: tokens a second, over the whole batch" for phase in ("prefill", "decode")}
     | {"decode_copy_share": "decode_bytes_per_s as a share of what a plain copy on the device moves"},
     "string": {f"{phase}_verdict": f"{phase}: faster, slower, same within noise or unsure" for phase in PHASES}
     | {f"{phase}_kernel": f"{phase}: what ran the linear layers" for phase in ("prefill", "decode")}

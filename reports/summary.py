@@ -7,10 +7,9 @@ from statistics import fmean
 from bench.records.comparison import grouped
 from bench.records.ratio import Verdict
 from bench.records.record import Phase
-from bench.records.scenario import Scenario
-from reports.notes import broken_lines, dates_text, machine_text, rounds_text, shape_text, warnings
-from reports.results import Measurement, Result, Timing
-from reports.table import Block, Bullets, Cell, Column, Heading, Page, Paragraph, Row, Table, per_second_text
+from reports.notes import broken_lines, joined, plural, setting_text, shape_text, warnings
+from reports.results import PARTS, Measurement, Result
+from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Row, Table, bulleted, per_second_text
 
 MARKS: dict[Verdict, str] = {"faster": "▲", "slower": "▼", "same within noise": "≈", "unsure": "?"}
 """How a speed compares with the reference's."""
@@ -19,15 +18,13 @@ LIBRARIES = ("torch", "transformers", "autoawq", "bitsandbytes")
 """Whose versions the figures depend on most."""
 
 SHOWN_REMARKS = 4
-"""The full page has all."""
 
 
 @dataclass(frozen=True)
 class Standing:
     """One line of the summary: a checkpoint, or several with the same codes on the same kernels.
 
-    name:       as shown.
-    results:    the checkpoints.
+    name, results: as shown; the checkpoints.
     peak_bytes: while running, the most of them.
     speeds:     tokens a second in each phase that was measured, the mean of them.
     marks:      how each speed compares with the reference's; unsure where they differ.
@@ -47,26 +44,15 @@ class Standing:
     def is_reference(self) -> bool:
         return self.results[0].is_reference
 
-    @property
-    def costs(self) -> dict[str, float] | None:
-        """What less of is better; None where memory or loss is unknown."""
-        if self.peak_bytes is None or self.loss is None:
-            return None
-        slowness: dict[str, float] = {phase: -speed for phase, speed in self.speeds.items()}
-        return {"memory": self.peak_bytes, "loss": self.loss, **slowness}
-
     def beats(self, other: "Standing") -> bool:
         """Whether it costs less than the other in something, and nowhere more, both measured in the same phases."""
-        ours, theirs = self.costs, other.costs
-        if ours is None or theirs is None or ours.keys() != theirs.keys():
+        if self.speeds.keys() != other.speeds.keys():
             return False
-        return ours != theirs and all(cost <= theirs[name] for name, cost in ours.items())
-
-
-def scenario_of(measurement: Measurement, phase: Phase) -> Scenario | None:
-    """Which scenario a phase's speed is of: `published`, else the first; for decoding the first that decodes."""
-    found = [measurement.headline, *measurement.scenarios]
-    return next((one for one in found if one and (phase != "decode" or one.decode_steps)), None)
+        faster = [(-speed, -other.speeds[phase]) for phase, speed in self.speeds.items()]
+        costs = [(self.peak_bytes, other.peak_bytes), (self.loss, other.loss), *faster]
+        known = [(ours, theirs) for ours, theirs in costs if ours is not None and theirs is not None]
+        nowhere_more = len(known) == len(costs) and all(ours <= theirs for ours, theirs in known)
+        return nowhere_more and any(ours < theirs for ours, theirs in known)
 
 
 def standings(measurement: Measurement) -> list[Standing]:
@@ -78,7 +64,7 @@ def standings(measurement: Measurement) -> list[Standing]:
 def _codes(result: Result) -> tuple[object, ...]:
     """Equal for rows with the same codes that ran on the same kernels: layouts of one quantization."""
     subject, quality = result.subject, result.quality
-    kernels = tuple((one.scenario, one.prefill_kernels, one.decode_kernels) for one in result.timings.values())
+    kernels = tuple((one.scenario, *one.kernels.values()) for one in result.timings.values())
     if subject.version is None or quality is None or not kernels:
         return (subject,)
     named = subject.base_model, subject.method, subject.q_group_size, subject.rounding, subject.kernel
@@ -86,21 +72,17 @@ def _codes(result: Result) -> tuple[object, ...]:
 
 
 def _standing(measurement: Measurement, results: Sequence[Result]) -> Standing:
-    first = results[0]
-    quality, version = first.quality, first.subject.version or ""
+    first, quality = results[0], results[0].quality
     speeds: dict[Phase, float] = {}
     marks: dict[Phase, Verdict] = {}
-    phases: tuple[Phase, ...] = ("prefill", "decode")
-    for phase in phases:
-        timings = [timing for one in results if (timing := one.timing(scenario_of(measurement, phase)))]
-        if found := [speed for timing in timings if (speed := speed_of(timing, phase))]:
+    for phase in PARTS:
+        timings = [timing for one in results if (timing := one.timing(measurement.scenario_of(phase)))]
+        if found := [speed for timing in timings if (speed := timing.tokens_per_s(phase))]:
             speeds[phase] = fmean(found)
-        verdicts = {ratio.verdict for timing in timings if (ratio := timing.ratio(phase))}
-        if verdicts:
+        if verdicts := {ratio.verdict for timing in timings if (ratio := timing.ratio(phase))}:
             marks[phase] = verdicts.pop() if len(verdicts) == 1 else "unsure"
-    all_versions = ", ".join(one.subject.version or "" for one in results)
     return Standing(
-        name=measurement.labels[first.subject].replace(version, all_versions, 1),
+        name=joined([measurement.labels[one.subject] for one in results]),
         results=tuple(results),
         peak_bytes=max((peak for one in results if (peak := measurement.run_peak_bytes(one))), default=None),
         speeds=speeds,
@@ -110,11 +92,6 @@ def _standing(measurement: Measurement, results: Sequence[Result]) -> Standing:
     )
 
 
-def speed_of(timing: Timing, phase: Phase) -> float | None:
-    """Tokens a second."""
-    return timing.decode_tokens_per_s if phase == "decode" else timing.prefill_tokens_per_s
-
-
 def summary(found: Sequence[Measurement]) -> Page:
     """One screen a measurement: with five variants 80 columns wide and less than 40 lines long."""
     return tuple(block for measurement in found for block in _summary_of(measurement))
@@ -122,29 +99,24 @@ def summary(found: Sequence[Measurement]) -> Page:
 
 def _summary_of(measurement: Measurement) -> Iterator[Block]:
     models = " and ".join(dict.fromkeys(one.subject.base_model for one in measurement.results))
-    timings = [timing for result in measurement.results for timing in result.timings.values()]
-    yield Heading(f"{models} on {machine_text(measurement)}{dates_text(measurement)}{rounds_text(timings)}")
-    if broken := broken_lines(measurement):
-        yield Bullets(broken)
+    yield Heading(f"{models} on {setting_text(measurement)}")
+    yield from bulleted(broken_lines(measurement))
     rows = standings(measurement)
     yield Table.of(_row(measurement, row) for row in rows)
-    if lines := (*advice(rows), *_remarks(measurement)):
-        yield Bullets(lines)
+    yield from bulleted((*advice(rows), *_remarks(measurement)))
     yield Paragraph(_legend(measurement))
 
 
 def _row(measurement: Measurement, row: Standing) -> Row:
-    memory = "RAM GB" if measurement.memory_is_ram else "VRAM GB"
-    share = row.results[0].quantized_share
     return [
         (Column("Variant"), row.name),
         (Column("Weights GB", "gigabytes"), row.results[0].weights_bytes),
-        (Column(f"Peak {memory}", "gigabytes"), row.peak_bytes),
+        (Column(f"Peak {measurement.memory_name} GB", "gigabytes"), row.peak_bytes),
         (Column("Prefill tokens/s", "per_second"), _marked(row, "prefill")),
         (Column("Decode tokens/s", "per_second", optional=True), _marked(row, "decode")),
         (Column("PPL change", "change", optional=True), "" if row.is_reference else row.loss),
         (Column("KLD", "nats", "", optional=True), row.divergence),
-        (Column("Quantized", "share", "", optional=True), share if share and share < 0.9995 else None),
+        (Column("Quantized", "share", "", optional=True), row.results[0].share_below_all),
     ]
 
 
@@ -194,13 +166,13 @@ def _remarks(measurement: Measurement) -> tuple[str, ...]:
         for failure in one.failures
     ]
     warned = warnings(measurement)
-    more = [f"`--full` has {len(warned)} warning{'s' if len(warned) > 1 else ''}."] if warned else []
+    more = [f"`--full` has {plural(len(warned), 'warning')}."] if warned else []
     return (*failed[:SHOWN_REMARKS], *([f"{len(failed)} failures in all."] if failed[SHOWN_REMARKS:] else []), *more)
 
 
 def _legend(measurement: Measurement) -> str:
     """What the figures are of."""
-    first, decoding = (scenario_of(measurement, phase) for phase in ("prefill", "decode"))
+    first, decoding = map(measurement.scenario_of, PARTS)
     said = [f"Prefill in `{first.name}` ({shape_text(first)})"] if first else []
     said += [f"decode in `{decoding.name}` ({shape_text(decoding)})"] if decoding and decoding != first else []
     libraries = measurement.environment.libraries

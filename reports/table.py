@@ -79,7 +79,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Heading:
+    """level: 0, or 1 for one under another."""
+
     text: str
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ Page = tuple[Block, ...]
 def titled(title: str, table: Table) -> list[Block]:
     """The table under a line that says what it shows; nothing where it has no rows."""
     return [Paragraph(title), table] if table.rows else []
+
+
+def bulleted(lines: Iterable[str]) -> list[Block]:
+    """A line each, where there are some."""
+    return [Bullets(items)] if (items := tuple(lines)) else []
 
 
 def ratio_text(value: float) -> str:

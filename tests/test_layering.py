@@ -1,5 +1,6 @@
 """Imports keep the contracts of pyproject.toml, and what must work without torch reaches no torch."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -78,18 +79,23 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_contracts_hold_and_one_line_breaks_each(copied: Path) -> None:
     before = contracts(copied)
-    assert len(before) == 4
+    assert len(before) == 3
     assert all(before.values()), before
     planted = {
         "quantize/variant.py": "from bench import records",
         "bench/records/scenario.py": "def late():\n    from bench.run import plan",
-        "reports/table.py": "import bench.lab.race",
         "bench/run/plan.py": "from quantize.loader import load",
     }
     for name, line in planted.items():
         with (copied / name).open("a", encoding="utf-8") as file:
             file.write(f"\n{line}\n")
     assert not any(contracts(copied).values())
+
+
+def test_the_product_does_without_its_tests_and_experiments() -> None:
+    for package in ("quantize", "bench", "reports", "quantable"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert not re.search(r"^\s*(import|from) tests\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
 
 
 def test_what_report_needs_imports_without_torch(copied: Path) -> None:

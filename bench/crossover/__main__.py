@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from bench.records.crossover import CROSSOVER_NAME, crossings
+from bench.worker.options import DTYPES
 from quantize.progress import progress_bar
 from quantize.shell import Parser, command
 
@@ -19,7 +20,7 @@ def parser() -> Parser:
     add = cli.add_argument
     add("--shape", default="mistral-7b", help="mistral-7b, llama-2-7b or a config.json (default %(default)s)")
     add("--device", choices=("cpu", "cuda"), required=True, help="where to run")
-    add("--dtype", help="compute dtype; default float32 on a CPU, float16 on CUDA")
+    add("--dtype", choices=DTYPES, help="compute dtype; default float32 on a CPU, float16 on CUDA")
     add("--out", type=Path, required=True, metavar="DIR", help=f"folder for {CROSSOVER_NAME}")
     add("--budget", dest="budget_s", type=float, default=60.0, metavar="S", help="seconds it may take (default 60)")
     return cli

@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -62,20 +61,19 @@ class Contender:
 
 def contenders(dtype: torch.dtype) -> list[Contender]:
     """All of them, the dense one first."""
-    return [dense(dtype), *(int4(kernel) for kernel in KERNELS.values()), BNB_4BIT, BNB_8BIT]
+    return [dense(dtype), *map(int4, KERNELS.values()), bnb("bnb-4bit"), bnb("bnb-8bit")]
 
 
 def dense(dtype: torch.dtype) -> Contender:
     """torch's own matrix product in the compute dtype: what all others are compared with."""
 
     def build(weight: Tensor, setting: Setting) -> Built:
-        out_features, in_features = weight.shape
-        module = nn.Linear(in_features, out_features, bias=False, device="meta")
-        module.weight = nn.Parameter(weight.to(setting.dtype), requires_grad=False)
+        module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        module.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         return module, module.weight.float()
 
-    name, kernel = DENSE_NAMES[dtype], f"torch ({dtype_name(dtype)})"
-    return Contender(name, "dense", build, lambda tokens, setting: kernel, lambda t, s: BOUNDS[s.dtype])
+    kernel = f"torch ({dtype_name(dtype)})"
+    return Contender(DENSE_NAMES[dtype], "dense", build, lambda tokens, setting: kernel, lambda t, s: BOUNDS[dtype])
 
 
 def int4(kernel: Kernel) -> Contender:
@@ -83,46 +81,39 @@ def int4(kernel: Kernel) -> Contender:
 
     def build(weight: Tensor, setting: Setting) -> Built:
         rounded = round_to_nearest(weight, setting.group_size)
-        reason = kernel.unsupported_reason(rounded, setting.device, setting.dtype)
-        if reason is not None:
+        if (reason := kernel.unsupported_reason(rounded, setting.device, setting.dtype)) is not None:
             raise CannotRun(reason)
         return kernel.prepare(rounded, None, setting.device, setting.dtype), rounded.dequantize()
 
-    return Contender(
-        kernel.name,
-        kernel.style,
-        build,
-        lambda tokens, setting: kernel.describe(tokens, setting.dtype),
-        lambda tokens, setting: BOUNDS[kernel.compute_dtype(tokens, setting.dtype)],
-    )
+    def bound(tokens: int, setting: Setting) -> float:
+        return BOUNDS[kernel.compute_dtype(tokens, setting.dtype)]
+
+    return Contender(kernel.name, kernel.style, build, lambda t, setting: kernel.describe(t, setting.dtype), bound)
 
 
-def _build_bnb(variant: str, weight: Tensor, setting: Setting) -> Built:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise CannotRun("needs the package bitsandbytes")
-    from bitsandbytes import functional
+def bnb(name: str) -> Contender:
+    """bitsandbytes' own layer of this variant."""
+    variant = VARIANTS[name]
+    is_int8 = variant.w_bit == 8
 
-    tensors = bnb_tensors("linear", weight.to(setting.dtype), VARIANTS[variant], BnbOptions())
-    sizes = (weight.shape[0], weight.shape[1])
-    module: Any = bnb_linear("linear", tensors, sizes, setting.device, setting.dtype)
-    if (row_maxima := tensors.get("linear.SCB")) is not None:
-        exact = tensors["linear.weight"].float() * (row_maxima.float() / 127).unsqueeze(1)
-    else:
-        exact = functional.dequantize_4bit(tensors["linear.weight"], module.weight.quant_state).float()
-    return module, exact
+    def build(weight: Tensor, setting: Setting) -> Built:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise CannotRun("needs the package bitsandbytes")
+        from bitsandbytes import functional
 
+        tensors = bnb_tensors("linear", weight.to(setting.dtype), variant, BnbOptions())
+        module: Any = bnb_linear("linear", tensors, (weight.shape[0], weight.shape[1]), setting.device, setting.dtype)
+        codes = tensors["linear.weight"]
+        if is_int8:
+            return module, codes.float() * (tensors["linear.SCB"].float() / 127).unsqueeze(1)
+        return module, functional.dequantize_4bit(codes, module.weight.quant_state).float()
 
-def _bnb_bound(tokens: int, setting: Setting) -> float:
-    """On a CPU bitsandbytes multiplies 4-bit weights in bfloat16 where that is fast, whatever the compute dtype."""
-    return BOUNDS[torch.bfloat16 if setting.device.type == "cpu" else setting.dtype]
-
-
-def _bnb(name: str, variant: str, codes: str, bound: Callable[[int, Setting], float], replayable: bool) -> Contender:
     def kernel(tokens: int, setting: Setting) -> str:
-        return f"bitsandbytes {codes} ({dtype_name(setting.dtype)})"
+        return f"bitsandbytes {'int8' if is_int8 else BnbOptions().quant_type} ({dtype_name(setting.dtype)})"
 
-    return Contender(name, "bitsandbytes", partial(_build_bnb, variant), kernel, bound, replayable)
+    def bound(tokens: int, setting: Setting) -> float:
+        """On a CPU bitsandbytes multiplies 4-bit weights in bfloat16 where that is fast, whatever the compute dtype."""
+        on_cpu = setting.device.type == "cpu"
+        return INT8_BOUND if is_int8 else BOUNDS[torch.bfloat16 if on_cpu else setting.dtype]
 
-
-BNB_4BIT = _bnb("BnB.4", "bnb-4bit", "nf4", _bnb_bound, replayable=True)
-BNB_8BIT = _bnb("BnB.8", "bnb-8bit", "int8", lambda tokens, setting: INT8_BOUND, replayable=False)
+    return Contender(f"BnB.{variant.w_bit}", "bitsandbytes", build, kernel, bound, replayable=not is_int8)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.crossover.contenders import CannotRun, Contender, Setting, contenders
-from bench.records.crossover import COUNTS, CROSSOVER_NAME, MIN_TURNS, CrossoverEntry, Mode
+from bench.records.crossover import COUNTS, CROSSOVER_NAME, MIN_TURNS, CrossoverEntry, Linear, Mode
 from bench.records.store import write
 from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint
@@ -20,51 +20,59 @@ from quantize.errors import UserError
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import torch_device, weights_bytes
 from quantize.model.architecture import group_size_for
-from quantize.progress import Progress, silent
+from quantize.progress import Progress
 from quantize.quiet import quiet_libraries
 from quantize.source import cache_folder
 
-BUDGET_S = 60.0
 TURNS = 9
 TURN_S = 0.01
 """A contender's turn is as many passes as fit in this time, at least one."""
 
-CACHE_MULTIPLE = 2
+CACHE_MULTIPLE, MAX_COPIES = 2, 64
 """On a GPU the passes go through copies of the layer that hold so many times the L2 cache together: in a model, a
-layer's weights have left the cache by the time the next token asks for them."""
-
-MAX_COPIES = 64
-"""A layer so small that this is not enough stays in the cache."""
-
-Linear = tuple[str, int, int]
-"""Name, out features, in features."""
-
-Running = tuple[Callable[[], None], float]
-"""One pass through all copies of a layer, and about how many seconds it takes."""
+layer's weights have left the cache by the time the next token asks for them. At most so many copies."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Random activations [1, most tokens, in] for each number of input features; `rows`: those that are checked."""
+class Workload:
+    """What every contender computes: a decoder layer's linear layers with random weights, on random activations.
 
+    entry: what all entries have in common; x: in features -> activations [1, most tokens, in]; rows: the tokens that
+    are checked, the first, middle and last of each number of tokens.
+    """
+
+    entry: CrossoverEntry
+    setting: Setting
     x: dict[int, Tensor]
     rows: Tensor
+
+    @staticmethod
+    def of(shape: str, linears: tuple[Linear, ...], setting: Setting, counts: Sequence[int]) -> "Workload":
+        """The layer of the model of this name, with up to so many tokens at once."""
+        device, when = setting.device.type, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        what = (shape, linears, setting.group_size, device, dtype_name(setting.dtype))
+        entry = CrossoverEntry(*what, "", "dense", None, when, fingerprint(device), reason="not measured")
+        drawn, x = torch.Generator(setting.device).manual_seed(len(linears)), {}
+        for width in sorted({inner for _, _, inner in linears}):
+            numbers = torch.randn((1, max(counts), width), generator=drawn, device=setting.device)
+            x[width] = numbers.to(setting.dtype)
+        rows = sorted({row for tokens in counts for row in (0, tokens // 2, tokens - 1)})
+        return Workload(entry, setting, x, torch.tensor(rows, device=setting.device))
 
 
 @dataclass(frozen=True)
 class Layer:
     """A contender's linear layers, ready to run.
 
-    entry: what is known of it so far; copies: [copy][linear]; expected: place of a linear -> its exact outputs
-    [rows, out], one linear of each weight shape.
+    entry: what is known of it so far; calls: a pass, each linear of each copy with its activations; checks: of one
+    linear of each weight shape the module, its activations, and its exact outputs [rows, out].
     """
 
     contender: Contender
-    setting: Setting
-    inputs: Inputs
+    work: Workload
     entry: CrossoverEntry
-    copies: list[nn.ModuleList]
-    expected: dict[int, Tensor]
+    calls: list[tuple[nn.Module, Tensor]]
+    checks: dict[tuple[int, int], tuple[nn.Module, Tensor, Tensor]]
 
 
 def measure_crossover(
@@ -72,55 +80,51 @@ def measure_crossover(
     device: str,
     dtype: str | None = None,
     out: Path = Path("runs"),
-    budget_s: float = BUDGET_S,
-    progress: Progress = silent,
+    budget_s: float = 60.0,
+    progress: Progress | None = None,
     *,
     counts: Sequence[int] = COUNTS,
     racing: Sequence[Contender] | None = None,
 ) -> list[CrossoverEntry]:
     """Time one decoder layer's linear layers in every way there is and write the entries to out/crossover.jsonl.
 
-    shape: a name of quantize.dummy.SHAPES or a path to a config.json; weights and inputs are random. device: "cpu" or
-    "cuda"; dtype: the compute dtype, default float32 on a CPU and float16 on CUDA. budget_s: about how long it may
-    take; it shortens turns, then their number, and numbers of tokens that it does not reach have that as their reason
-    (the first is always measured). racing: who takes part, default all of bench.crossover.contenders.
+    shape: a name of quantize.dummy.SHAPES or a path to a config.json. device: "cpu" or "cuda"; dtype: the compute
+    dtype, default float32 on a CPU and float16 on CUDA. budget_s: about how long it may take; it takes away turns, and
+    numbers of tokens that it does not reach have that as their reason (the first is always measured). racing: who takes
+    part, default all of bench.crossover.contenders.
 
     Outputs are first compared with the product with the weights in float32; one that differs by more than its
     arithmetic explains is an entry with a reason, not a number. Raises UserError for CUDA where there is none, an
-    unknown shape or dtype, and layers that AWQ cannot pack.
+    unknown shape, and layers that AWQ cannot pack.
     """
     deadline = time.monotonic() + budget_s
-    target = torch_device(device)
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise UserError(f"unknown dtype {dtype!r}: use float32, float16 or bfloat16")
+    target, counts = torch_device(device), sorted(set(counts))
     if not budget_s >= 0:
         raise UserError("--budget must be at least 0 seconds")
-    counts = sorted(set(counts))
+    compute_dtype = getattr(torch, dtype or ("float32" if target.type == "cpu" else "float16"))
+    racing = contenders(compute_dtype) if racing is None else racing
+    progress = progress or Progress()
+    layers: list[Layer] = []
+    entries: list[CrossoverEntry] = []
     with quiet_libraries(), torch.no_grad():
         name, linears = layer_shapes(shape)
-        compute_dtype = getattr(torch, dtype or ("float32" if target.type == "cpu" else "float16"))
-        setting = Setting(target, compute_dtype, group_size_for(linears))
-        blank, inputs = blank_entry(name, linears, setting), random_inputs(linears, counts, setting)
-        chosen = contenders(compute_dtype) if racing is None else list(racing)
-        layers, entries = [], []
-        steps = len(chosen) + len(counts)
-        for step, contender in enumerate(chosen):
-            progress("crossover", step, steps)
-            built = build_layer(contender, setting, inputs, blank)
-            if isinstance(built, Layer):
-                layers.append(built)
-            else:
-                entries.append(built)
-        clock = clock_for(target.type)
+        work = Workload.of(name, linears, Setting(target, compute_dtype, group_size_for(linears)), counts)
+        for contender in racing:
+            progress.begin(f"crossover: making {contender.name}")
+            entry = replace(work.entry, contender=contender.name, style=contender.style)
+            try:
+                layers.append(build_layer(contender, work, entry))
+            except Exception as error:  # other people's kernels and no memory left: the others go on
+                entries.append(replace(entry, reason=reason_of(error)))
         for step, tokens in enumerate(counts):
-            progress("crossover", len(chosen) + step, steps)
-            left_s = deadline - time.monotonic()
-            if step > 0 and left_s <= 0:
+            now = time.monotonic()
+            progress.begin(f"crossover: {tokens} tokens, {max(0.0, deadline - now):.0f} s left")
+            if step > 0 and now >= deadline:
                 reason = f"not reached within the time budget of {budget_s:g} s"
                 entries += [replace(layer.entry, tokens=tokens, reason=reason) for layer in layers]
-                continue
-            entries += time_layers(layers, tokens, clock, left_s / (len(counts) - step))
-        progress("crossover", steps, steps)
+            else:
+                until = now + (deadline - now) / (len(counts) - step)
+                entries += time_layers(layers, tokens, clock_for(target.type), until)
     write(out / CROSSOVER_NAME, entries)
     return entries
 
@@ -141,44 +145,23 @@ def layer_shapes(shape: str) -> tuple[str, tuple[Linear, ...]]:
     return name.removeprefix("dummy-"), tuple(linears)
 
 
-def random_inputs(linears: Sequence[Linear], counts: Sequence[int], setting: Setting) -> Inputs:
-    """Normal activations; checked are the first, middle and last token of each number of tokens."""
-    generator = torch.Generator(setting.device).manual_seed(len(linears))
-    x = {}
-    for width in sorted({in_features for _, _, in_features in linears}):
-        drawn = torch.randn((1, max(counts), width), generator=generator, device=setting.device)
-        x[width] = drawn.to(setting.dtype)
-    rows = sorted({row for tokens in counts for row in (0, tokens // 2, tokens - 1)})
-    return Inputs(x, torch.tensor(rows, device=setting.device))
-
-
-def build_layer(
-    contender: Contender, setting: Setting, inputs: Inputs, blank: CrossoverEntry
-) -> Layer | CrossoverEntry:
-    """The contender's layers with random weights, as many copies as it takes; or an entry: why there are none."""
-    entry = replace(blank, contender=contender.name, style=contender.style)
-    expected: dict[int, Tensor] = {}
-    copies: list[nn.ModuleList] = []
-    copy_bytes, wanted = 0, 1
-    try:
-        while len(copies) < wanted:
-            modules = nn.ModuleList()
-            for place, (name, *shape) in enumerate(entry.linears):
-                drawn = DummyWeights({f"{name} {len(copies)}": tuple(shape)}, setting.device)
-                module, exact = contender.build(drawn.get(f"{name} {len(copies)}").float(), setting)
-                modules.append(module.eval())
-                if not copies and shape not in [list(entry.linears[known][1:]) for known in expected]:
-                    expected[place] = inputs.x[shape[1]][0][inputs.rows].float() @ exact.t()
-            copies.append(modules)
-            if len(copies) == 1:
-                copy_bytes = weights_bytes(modules)
-                wanted = copies_wanted(copy_bytes, setting.device)
-    except CannotRun as reason:
-        return replace(entry, reason=str(reason))
-    except Exception as error:  # other people's kernels and no memory left: the others go on
-        return replace(entry, reason=reason_of(error))
-    entry = replace(entry, weights_bytes=copy_bytes, copies=len(copies))
-    return Layer(contender, setting, inputs, entry, copies, expected)
+def build_layer(contender: Contender, work: Workload, entry: CrossoverEntry) -> Layer:
+    """The contender's layers, as many copies as it takes. Raises CannotRun, and whatever a kernel raises."""
+    calls: list[tuple[nn.Module, Tensor]] = []
+    checks: dict[tuple[int, int], tuple[nn.Module, Tensor, Tensor]] = {}
+    copies, copy_bytes = 0, 0
+    while not copies or copies < copies_wanted(copy_bytes, work.setting.device):
+        modules = nn.ModuleList()
+        for name, out, inner in entry.linears:
+            drawn = DummyWeights({name: (out, inner)}, work.setting.device).get(name).float()
+            module, exact = contender.build(drawn, work.setting)
+            modules.append(module.eval())
+            calls.append((module, x := work.x[inner]))
+            if (out, inner) not in checks:
+                checks[out, inner] = module, x, x[0][work.rows].float() @ exact.t()
+        copies += 1
+        copy_bytes = copy_bytes or weights_bytes(modules)
+    return Layer(contender, work, replace(entry, weights_bytes=copy_bytes, copies=copies), calls, checks)
 
 
 def copies_wanted(copy_bytes: int, device: torch.device) -> int:
@@ -192,17 +175,57 @@ def copies_wanted(copy_bytes: int, device: torch.device) -> int:
 def reason_of(error: Exception) -> str:
     """An exception in one line."""
     first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first[:200]}"
+    return first if isinstance(error, CannotRun) else f"{type(error).__name__}: {first[:200]}"
+
+
+def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock, until_s: float) -> list[CrossoverEntry]:
+    """Check every layer with so many tokens, then time those that hold, in turns A B C, C B A, ...
+
+    There are TURNS turns, or as many, at least MIN_TURNS, as begin before `until_s` on the monotonic clock.
+    """
+    ready = [get_ready(layer, tokens, clock) for layer in layers]
+    seconds: list[list[float]] = [[] for _ in ready]
+    racing = [(place, turn) for place, (_, turn) in enumerate(ready) if turn is not None]
+    for number in range(TURNS):
+        if number >= MIN_TURNS and time.monotonic() >= until_s:
+            break
+        for place, turn in racing[:: 1 if number % 2 == 0 else -1]:
+            try:
+                seconds[place].append(turn())
+            except Exception as error:  # it held when it was checked; the others go on
+                ready[place] = replace(ready[place][0], reason=reason_of(error)), None
+                racing.remove((place, turn))
+                seconds[place] = []
+    found = zip(ready, seconds, strict=True)
+    return [replace(entry, seconds=tuple(own), reason=None) if own else entry for (entry, _), own in found]
+
+
+def get_ready(layer: Layer, tokens: int, clock: Clock) -> tuple[CrossoverEntry, Callable[[], float] | None]:
+    """The layer checked and warmed up, and what runs a turn and gives the seconds of one pass through one copy.
+
+    None where it is not timed: the entry then has the reason.
+    """
+    setting, bound = layer.work.setting, layer.contender.bound(tokens, layer.work.setting)
+    entry = replace(layer.entry, tokens=tokens, error_bound=bound)
+    try:
+        entry = replace(entry, kernel=layer.contender.kernel(tokens, setting))
+        error = layer_error(layer, tokens)
+        entry = replace(entry, relative_error=error if math.isfinite(error) else None)
+        if not error <= bound:  # NaN is over every bound
+            return replace(entry, reason=f"wrong: off by {error:.2g} of the float32 product, allowed {bound:g}"), None
+        work, mode = runnable(layer, tokens)
+        passes = max(1, round(TURN_S / max(timed(work, 1, clock), 1e-7)))
+        return replace(entry, mode=mode), lambda: timed(work, passes, clock) / (entry.copies or 1)
+    except Exception as raised:  # a kernel that fails at this number of tokens
+        return replace(entry, reason=reason_of(raised)), None
 
 
 def layer_error(layer: Layer, tokens: int) -> float:
     """The largest |found - exact| / |exact| of a checked token's outputs, over one linear of each weight shape."""
-    rows = layer.inputs.rows[layer.inputs.rows < tokens]
-    errors = []
-    for place, expected in layer.expected.items():
-        x = layer.inputs.x[layer.entry.linears[place][2]][:, :tokens]
-        found, exact = layer.copies[0][place](x)[0][rows].float(), expected[: len(rows)]
-        errors.append(((found - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
+    rows, errors = layer.work.rows[layer.work.rows < tokens], []
+    for module, x, exact in layer.checks.values():
+        difference = module(x[:, :tokens])[0][rows].float() - exact[: len(rows)]
+        errors.append((difference.norm(dim=-1) / exact[: len(rows)].norm(dim=-1)).max())
     return float(torch.stack(errors).max())
 
 
@@ -211,17 +234,13 @@ def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], None], Mode]:
 
     At one token a fast GPU is done before Python has asked for the next kernel, and what would be timed is Python.
     """
-    calls = [
-        (module, layer.inputs.x[in_features][:, :tokens])
-        for modules in layer.copies
-        for module, (_, _, in_features) in zip(modules, layer.entry.linears, strict=True)
-    ]
+    calls = [(module, x[:, :tokens]) for module, x in layer.calls]
 
     def work() -> None:
         for module, x in calls:
             module(x)
 
-    if layer.setting.device.type == "cuda" and layer.contender.replayable:
+    if layer.work.setting.device.type == "cuda" and layer.contender.replayable:
         try:
             return captured(work), "CUDA graph"
         except RuntimeError:  # a kernel that cannot be captured is timed as it is; one that fails will fail again
@@ -238,80 +257,6 @@ def captured(work: Callable[[], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         work()
     return graph.replay
-
-
-def blank_entry(shape: str, linears: tuple[Linear, ...], setting: Setting) -> CrossoverEntry:
-    """What all entries of one measurement have in common."""
-    return CrossoverEntry(
-        shape=shape,
-        linears=linears,
-        group_size=setting.group_size,
-        device=setting.device.type,
-        compute_dtype=dtype_name(setting.dtype),
-        contender="",
-        style="dense",
-        tokens=None,
-        measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        environment=fingerprint(setting.device.type),
-        reason="not measured",
-    )
-
-
-def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock, budget_s: float) -> list[CrossoverEntry]:
-    """Check every layer with so many tokens, then time those that hold, in turns A B C, C B A, ..."""
-    started = time.monotonic()
-    entries: dict[str, CrossoverEntry] = {}
-    running: dict[str, Running] = {}
-    for layer in layers:
-        name = layer.contender.name
-        entries[name], ready = get_ready(layer, tokens, clock)
-        if ready is not None:
-            running[name] = ready
-    passes, turns = passes_and_turns([pass_s for _, pass_s in running.values()], budget_s + started - time.monotonic())
-    seconds: dict[str, list[float]] = {name: [] for name in running}
-    order = list(zip(running, passes, strict=True))
-    for turn in range(turns):
-        for name, count in order if turn % 2 == 0 else reversed(order):
-            try:
-                seconds[name].append(timed(running[name][0], count, clock) / (entries[name].copies or 1))
-            except Exception as error:
-                entries[name] = replace(entries[name], reason=reason_of(error))
-                order = [other for other in order if other[0] != name]
-    for name, _ in order:
-        entries[name] = replace(entries[name], seconds=tuple(seconds[name]), reason=None)
-    return list(entries.values())
-
-
-def get_ready(layer: Layer, tokens: int, clock: Clock) -> tuple[CrossoverEntry, Running | None]:
-    """The layer checked, warmed up and on CUDA captured; None where it is not timed, its entry then has the reason."""
-    entry, bound = replace(layer.entry, tokens=tokens), layer.contender.bound(tokens, layer.setting)
-    try:
-        entry = replace(entry, kernel=layer.contender.kernel(tokens, layer.setting), error_bound=bound)
-        error = layer_error(layer, tokens)
-        entry = replace(entry, relative_error=error if math.isfinite(error) else None)
-        if not error <= bound:  # NaN is over every bound
-            return replace(entry, reason=f"wrong: off by {error:.2g} of the float32 product, allowed {bound:g}"), None
-        work, mode = runnable(layer, tokens)
-        timed(work, 1, clock)
-        return replace(entry, mode=mode), (work, max(timed(work, 1, clock), 1e-7))
-    except Exception as raised:  # a kernel that fails at this number of tokens
-        return replace(entry, reason=reason_of(raised)), None
-
-
-def passes_and_turns(pass_s: Sequence[float], budget_s: float) -> tuple[list[int], int]:
-    """How many passes each contender's turn has, and how many turns, when a pass takes so many seconds.
-
-    TURNS turns of TURN_S each; a budget that is too short for that first takes passes out of the turns, down to one,
-    then turns, down to MIN_TURNS.
-    """
-    budget_s = max(budget_s, 0.0)
-    passes = [max(1, round(TURN_S / seconds)) for seconds in pass_s]
-    needed_s = TURNS * sum(count * seconds for count, seconds in zip(passes, pass_s, strict=True))
-    if needed_s <= budget_s:
-        return passes, TURNS
-    passes = [max(1, int(count * budget_s / needed_s)) for count in passes]
-    turn_s = sum(count * seconds for count, seconds in zip(passes, pass_s, strict=True))
-    return passes, min(TURNS, max(MIN_TURNS, int(budget_s / turn_s)))
 
 
 def timed(work: Callable[[], None], passes: int, clock: Clock) -> float:

@@ -6,17 +6,12 @@ from collections.abc import Iterable, Sequence
 from bench.records.comparison import grouped
 from bench.records.record import Divergence, Quality, Record, Subject, latency_records
 
-PERPLEXITY_RATIO = 2.0
-"""From here on a checkpoint is broken: quantization that works costs some percent."""
-
-BETTER_RATIO = 0.95
-"""From here down the reference is: nothing that is made of a model predicts so much better than the model."""
+BETTER_RATIO, PERPLEXITY_RATIO = 0.95, 2.0
+"""Down from the one the reference is broken: nothing that is made of a model predicts so much better than the model.
+Up from the other the checkpoint is: quantization that works costs some percent."""
 
 FAR_NATS, FAR_FLIPS = 1.0, 0.5
 """A mean divergence, and a share of tokens with another likeliest choice, that no quantization that works has."""
-
-LEAST_NATS = -1e-3
-"""A divergence is never negative but by rounding."""
 
 
 def broken(quality: Quality, reference: Quality | None = None, others: Iterable[Quality] = ()) -> str | None:
@@ -45,7 +40,7 @@ def _far(divergence: Divergence | None) -> str | None:
     if divergence is None:
         return None
     figures = (divergence.mean, divergence.median, divergence.p99, divergence.flips)
-    if not all(math.isfinite(one) and one >= LEAST_NATS for one in figures):
+    if not all(math.isfinite(one) and one >= -1e-3 for one in figures):  # below 0 by rounding alone
         return f"its divergence from the reference is {min(figures):g}, which no model has"
     if divergence.mean < FAR_NATS and divergence.flips < FAR_FLIPS:
         return None
@@ -65,23 +60,22 @@ def broken_subjects(records: Sequence[Record]) -> dict[Subject, str]:
         last = next((one for one in reversed(own) if one.kind == "quality"), None)
         if last is not None and last.status == "broken":
             reasons[subject] = last.reason or ""
-            continue
-        if quality is None:
-            continue
-        same_base = [one for one in of_base[subject.base_model] if one != subject]
-        compared = [figures[one] for one in same_base if references.get(one.baseline) == subject]
-        theirs = figures.get(reference) if reference in same_base else None
-        if why := broken(quality, theirs, compared):
-            reasons[subject] = why
+        elif quality is not None:
+            same_base = [one for one in of_base[subject.base_model] if one != subject]
+            compared = [figures[one] for one in same_base if references.get(one.baseline) == subject]
+            theirs = figures.get(reference) if reference in same_base else None
+            if why := broken(quality, theirs, compared):
+                reasons[subject] = why
     return reasons
 
 
 def references_of(records: Sequence[Record]) -> dict[str, Subject]:
     """What the rows of each baseline are compared with: of several half-precision checkpoints the first that ran."""
     references: dict[str, Subject] = {}
-    for record in (*latency_records(records), *records):
-        if record.subject.may_be_reference:
-            references.setdefault(record.subject.baseline, record.subject)
+    ran = dict.fromkeys(record.subject for record in latency_records(records))
+    for subject in (*ran, *dict.fromkeys(record.subject for record in records)):
+        if subject.may_be_reference:
+            references.setdefault(subject.baseline, subject)
     return references
 
 

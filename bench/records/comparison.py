@@ -2,15 +2,13 @@
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bench.records.ratio import Ratio, ratio_of
 from bench.records.record import PHASES, Phase, Record, latency_records
-
-Setting = tuple[str, str | None]
-"""Device and compute dtype: records of different settings are never paired."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -20,8 +18,7 @@ T = TypeVar("T")
 class Comparison:
     """One checkpoint against its reference in one scenario, on one device and in one compute dtype.
 
-    ratios:  for each phase that both have.
-    rounds:  how many rounds both finished; the ratios are over these.
+    ratios:  for each phase that both have; rounds: how many rounds both finished, of which the ratios are.
     first:   in how many of them the reference ran before the checkpoint.
     apart_s: the longest time between the starts of two paired runs, None where the records do not say.
     """
@@ -42,25 +39,22 @@ def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Compariso
     """Compare the ok latency records of one checkpoint in one scenario with the reference's, paired by round.
 
     Each run of the checkpoint is paired with the reference's run of the same round, device and compute dtype, and where
-    that was measured more than once with the one that started closest in time. None when no round has both.
+    that was measured more than once with the one that started closest in time. None when no round has both. No record
+    is there twice (`unique`).
     """
     pairs = _paired(variant, reference)
     if not pairs:
         return None
     ratios: dict[Phase, Ratio] = {}
     for phase in PHASES:
-        seconds = [(one.seconds(phase), other.seconds(phase)) for one, other in pairs]
+        seconds = [(one.times[phase], other.times[phase]) for one, other in pairs]
         both = [(ours, theirs) for ours, theirs in seconds if ours is not None and theirs is not None]
         if both:
             ratios[phase] = ratio_of(*zip(*both, strict=True))
-    apart_s = max(_apart_s(one, other) for one, other in pairs)
-    return Comparison(
-        reference=pairs[0][1].subject.name,
-        ratios=ratios,
-        rounds=len(pairs),
-        first=sum(_order(other) <= _order(one) for one, other in pairs),
-        apart_s=apart_s if math.isfinite(apart_s) else None,
-    )
+    first = sum(_place(theirs) <= _place(ours) for ours, theirs in pairs)
+    apart = [_apart_s(ours, theirs) for ours, theirs in pairs]
+    apart_s = max(apart) if all(map(math.isfinite, apart)) else None
+    return Comparison(pairs[0][1].subject.name, ratios, len(pairs), first, apart_s)
 
 
 def widest_interval(records: Sequence[Record]) -> float | None:
@@ -68,23 +62,15 @@ def widest_interval(records: Sequence[Record]) -> float | None:
 
     Infinite where one has too few rounds for an interval; None where there is no ratio at all.
     """
-    good = unique(latency_records(records))
-    references: dict[tuple[str, Setting], str] = {}
-    for record in good:
-        if record.subject.may_be_reference:
-            references.setdefault((record.subject.baseline, _setting(record)), record.subject.name)
-    series: dict[Any, list[Record]] = grouped(
-        good, lambda one: (one.subject.baseline, one.scenario, _setting(one), one.subject.name)
-    )
-    widths = []
-    for (baseline, scenario, setting, name), runs in series.items():
-        reference_name = references.get((baseline, setting))
-        if name == reference_name:
-            continue
-        comparison = compare(runs, series.get((baseline, scenario, setting, reference_name), []))
-        if comparison is not None and "total" in comparison.ratios:
-            low, high = comparison.ratios["total"].interval or (1.0, math.inf)
-            widths.append(math.sqrt(high / low) - 1)
+    good, widths = unique(latency_records(records)), []
+    for group in grouped(good, lambda one: (one.subject.baseline, one.device, one.compute_dtype)).values():
+        reference = next((one.subject.name for one in group if one.subject.may_be_reference), "")
+        series = grouped(group, lambda one: (one.subject.name, one.scenario))
+        for (name, scenario), runs in series.items():
+            comparison = None if name == reference else compare(runs, series.get((reference, scenario), []))
+            if comparison is not None and "total" in comparison.ratios:
+                low, high = comparison.ratios["total"].interval or (1.0, math.inf)
+                widths.append(math.sqrt(high / low) - 1)
     return max(widths, default=None)
 
 
@@ -92,39 +78,35 @@ def unique(records: Iterable[Record]) -> list[Record]:
     """Every record once: one that stands twice in a file is one measurement."""
     found: dict[Hashable, Record] = {}
     for one in records:
-        moment = (one.started_at, one.wall_s, one.position, one.status)
-        found[(one.kind, one.subject, one.scenario, one.round, _setting(one), *moment)] = one
+        when = (one.started_at, one.wall_s, one.position, one.round)
+        found[(*when, one.kind, one.status, one.device, one.compute_dtype, one.subject, one.scenario)] = one
     return list(found.values())
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """The items that share a key, in the order first met."""
-    groups: dict[K, list[T]] = {}
+    groups: defaultdict[K, list[T]] = defaultdict(list)
     for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
-def _setting(record: Record) -> Setting:
-    return record.device, record.compute_dtype
+        groups[key(item)].append(item)
+    return dict(groups)
 
 
 def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Pairs of one round each, in the order in which they ran."""
-    by_round = grouped(unique(reference), lambda one: (one.round, _setting(one)))
+    """Pairs of one round each, in the order in which they ran; of different devices or compute dtypes none."""
+    by_round = grouped(reference, lambda one: (one.round, one.device, one.compute_dtype))
     pairs = []
-    for record in unique(variant):
-        if found := by_round.get((record.round, _setting(record))):
-            pairs.append((record, min(found, key=functools.partial(_apart_s, record))))
-    return sorted(pairs, key=lambda pair: _order(pair[0]))
+    for run in variant:
+        if found := by_round.get((run.round, run.device, run.compute_dtype)):
+            pairs.append((run, min(found, key=functools.partial(_apart_s, run))))
+    return sorted(pairs, key=lambda pair: _place(pair[0]))
+
+
+def _place(record: Record) -> tuple[float, int, int]:
+    """When it ran: seconds since 1970 (-infinity where that is not known), round, position."""
+    began = record.started
+    return began.timestamp() if began else -math.inf, record.round or 0, record.position or 0
 
 
 def _apart_s(one: Record, other: Record) -> float:
-    """Seconds between the starts of two runs, infinite where a record does not say."""
-    start, other_start = one.started, other.started
-    return abs((start - other_start).total_seconds()) if start and other_start else math.inf
-
-
-def _order(record: Record) -> tuple[float, int, int]:
-    moment = record.started
-    return (0.0 if moment is None else moment.timestamp(), record.round or 0, record.position or 0)
+    """Seconds between the starts of two runs, not finite where a record does not say."""
+    return abs(_place(one)[0] - _place(other)[0])

@@ -3,43 +3,38 @@
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from bench.records.environment import Environment
+from quantize.schema import Seconds
 
 SCHEMA_VERSION = 2
 CROSSOVER_NAME = "crossover.jsonl"
 
-DECODE_BATCHES = (1, 2, 4, 8, 16, 32)
-"""Tokens at once in decode: one for each sequence of the batch."""
-
-PROMPT_TOKENS = (64, 128, 256, 512, 1024, 2048)
-"""Tokens at once in prefill: the prompt's, batch 1."""
-
+DECODE_BATCHES, PROMPT_TOKENS = (1, 2, 4, 8, 16, 32), (64, 128, 256, 512, 1024, 2048)
 COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)
+"""Tokens at once: in decode one for each sequence of the batch, in prefill the prompt's, batch 1."""
 
 SAME_WITHIN = 0.03
 """Medians this close are no order."""
 
-MIN_TURNS = 3
-"""Fewer turns tell no order."""
-
-AGREEING_TURNS = 0.75
-"""Share of the turns that must agree on who is faster: neighbours in time, they saw the same machine."""
+MIN_TURNS, AGREEING_TURNS = 3, 0.75
+"""Fewer turns tell no order; of more this share must agree on who is faster: turns side by side saw one machine."""
 
 Style = Literal["dense", "GEMM", "GEMV", "bitsandbytes"]
 Mode = Literal["eager", "CUDA graph"]
+Linear = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
 class CrossoverEntry:
     """One way to run the linear layers of a decoder layer (a contender), with so many tokens at once.
 
-    shape, linears: the model's name and its layer's (name, out features, in features). group_size: of the 4-bit
-    weights in AWQ's format. tokens: at once; None where the contender cannot run at all. kernel: what ran for that
-    many tokens. mode: whether the host asked for every kernel or a CUDA graph replayed them.
+    shape, linears: the model's name and its layer's (name, out features, in features). group_size: of the 4-bit weights
+    in AWQ's format. tokens: at once; None where the contender cannot run at all. kernel: what ran for that many tokens.
+    mode: whether the host asked for every kernel or a CUDA graph replayed them.
     seconds: of one pass through all of the linear layers, one value a turn; turn k of all contenders ran close
     together, the order reversed from one turn to the next.
     relative_error: largest |found - exact| / |exact| of a token's outputs, `error_bound` what was allowed.
@@ -48,7 +43,7 @@ class CrossoverEntry:
     """
 
     shape: str
-    linears: tuple[tuple[str, int, int], ...]
+    linears: tuple[Linear, ...]
     group_size: int
     device: str
     compute_dtype: str
@@ -59,7 +54,7 @@ class CrossoverEntry:
     environment: Environment
     kernel: str | None = None
     mode: Mode = "eager"
-    seconds: tuple[float, ...] = ()
+    seconds: tuple[Seconds, ...] = ()
     relative_error: float | None = None
     error_bound: float | None = None
     weights_bytes: int | None = None
@@ -69,17 +64,13 @@ class CrossoverEntry:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if bool(self.seconds) == (self.reason is not None):
-            raise ValueError(f"{self.contender}: either seconds or a reason why there are none")
-        if self.seconds and self.tokens is None:
-            raise ValueError(f"{self.contender}: seconds of how many tokens?")
-        if not all(math.isfinite(value) and value > 0 for value in self.seconds):
-            raise ValueError(f"{self.contender}: seconds are above 0")
+        if bool(self.seconds) == (self.reason is not None) or (self.seconds and self.tokens is None):
+            raise ValueError(f"{self.contender}: either seconds, of so many tokens, or a reason why there are none")
 
     @property
-    def median_s(self) -> float | None:
-        """The middle of the turns; None without any."""
-        return statistics.median(self.seconds) if self.seconds else None
+    def median_s(self) -> float:
+        """The middle of the turns."""
+        return statistics.median(self.seconds)
 
 
 def series_by_contender(entries: Iterable[CrossoverEntry]) -> dict[str, dict[int, CrossoverEntry]]:
@@ -115,44 +106,28 @@ def crossings(entries: Sequence[CrossoverEntry]) -> list[Crossing]:
     but ties between.
     """
     found = []
-    for one, other in itertools.combinations(series_by_contender(entries).items(), 2):
-        found += _crossings_of((one[0], other[0]), one[1], other[1])
+    series = series_by_contender(entries)
+    for names in itertools.combinations(series, 2):
+        one, other = (series[name] for name in names)
+        common = [tokens for tokens in one if tokens in other]
+        logs = [math.log(one[tokens].median_s / other[tokens].median_s) for tokens in common]
+        ordered = [_in_order(log, one[t].seconds, other[t].seconds) for t, log in zip(common, logs, strict=True)]
+        decided = [place for place, known in enumerate(ordered) if known]
+        faster = [names[log > 0] for log in logs]
+        turned = [(a, b) for a, b in itertools.pairwise(decided) if faster[a] != faster[b]]
+        for a, b in turned:
+            found.append(Crossing(names, _zero(common[a : b + 1], logs[a : b + 1]), faster[a], faster[b]))
+        if not turned:
+            always = faster[decided[0]] if decided else None
+            found.append(Crossing(names, None, always, always))
     return found
 
 
-def _crossings_of(
-    pair: tuple[str, str], one: Mapping[int, CrossoverEntry], other: Mapping[int, CrossoverEntry]
-) -> list[Crossing]:
-    common = [tokens for tokens in one if tokens in other]
-    logs = [_log_ratio(one[tokens].seconds, other[tokens].seconds) for tokens in common]
-    orders = [_order(one[tokens].seconds, other[tokens].seconds) for tokens in common]
-    decided = [place for place, order in enumerate(orders) if order]
-    faster = {-1: pair[0], 1: pair[1]}
-    found = []
-    for before, after in itertools.pairwise(decided):
-        if orders[before] != orders[after]:
-            tokens = _zero(common[before : after + 1], logs[before : after + 1])
-            found.append(Crossing(pair, tokens, faster[orders[before]], faster[orders[after]]))
-    if found:
-        return found
-    always = faster[orders[decided[0]]] if decided else None
-    return [Crossing(pair, None, always, always)]
-
-
-def _log_ratio(one: Sequence[float], other: Sequence[float]) -> float:
-    return math.log(statistics.median(one) / statistics.median(other))
-
-
-def _order(one: Sequence[float], other: Sequence[float]) -> int:
-    """-1 where `one` is faster, 1 where `other` is, 0 where that cannot be told."""
-    log = _log_ratio(one, other)
-    if abs(log) <= math.log1p(SAME_WITHIN):
-        return 0
-    turns = list(zip(one, other, strict=False))
-    agreeing = sum((mine < theirs) == (log < 0) for mine, theirs in turns)
-    if len(turns) < MIN_TURNS or agreeing < AGREEING_TURNS * len(turns):
-        return 0
-    return -1 if log < 0 else 1
+def _in_order(log: float, one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether it can be told who is faster; log: of the ratio of medians."""
+    agreeing = [(mine < theirs) == (log < 0) for mine, theirs in zip(one, other, strict=False)]
+    enough = len(agreeing) >= MIN_TURNS and sum(agreeing) >= AGREEING_TURNS * len(agreeing)
+    return enough and abs(log) > math.log1p(SAME_WITHIN)
 
 
 def _zero(tokens: Sequence[int], logs: Sequence[float]) -> float:

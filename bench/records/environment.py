@@ -25,16 +25,13 @@ class SourceState:
 class Environment:
     """What is known of machine, libraries and source. Unknown, or not there, is None.
 
-    cpu:              the processor's name for itself.
-    cpu_cores:        logical cores that the process may run on.
-    torch_threads:    threads of torch's products.
-    ram_bytes:        memory of the machine.
-    gpu:              the card's name, where the figures are of a GPU; gpu_memory_bytes, gpu_driver: its memory and its
-                      driver's version; cuda: the version that torch is built for.
-    os:               name, version and architecture of the system; python: its version; source: of this program.
-    libraries:        version of each library that may touch a number, None for one that is not installed.
-    matmul_probe_s:   seconds of one matrix product on the CPU, by dtype.
-    cpu_dtype:        the compute dtype that suits this CPU.
+    cpu:            the processor's name for itself; cpu_cores: logical cores that the process may run on.
+    torch_threads:  threads of torch's products; ram_bytes: memory of the machine.
+    gpu:            the card's name, where the figures are of a GPU; gpu_memory_bytes, gpu_driver: its memory and its
+                    driver's version; cuda: the version that torch is built for.
+    os:             name, version and architecture of the system; python: its version; source: of this program.
+    libraries:      version of each library that may touch a number, None for one that is not installed.
+    matmul_probe_s: seconds of a matrix product on the CPU, by dtype; cpu_dtype: the compute dtype that suits this CPU.
     copy_bytes_per_s: what a plain copy on the device moves, read and written together.
     """
 

@@ -1,19 +1,18 @@
 """What NVML shows of a GPU before, between and after the passes of a run; unknown is None. Imports no torch."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class GpuState:
     """One look at a GPU.
 
-    process_bytes:    memory of this process, the CUDA context included.
-    device_bytes:     memory in use on the whole device, by anyone.
-    sm_clock_mhz:     current clock of the multiprocessors.
-    memory_clock_mhz: current clock of the memory.
-    power_limit_w:    the enforced limit.
-    temperature_c:    of the GPU die.
+    process_bytes:    memory of this process, the CUDA context included; device_bytes: what anyone uses of the device.
+    sm_clock_mhz:     current clock of the multiprocessors; memory_clock_mhz: current clock of the memory.
+    power_limit_w:    the enforced limit; temperature_c: of the GPU die.
     throttle_reasons: names of what holds the clocks down right now, empty when nothing does.
     other_processes:  compute processes on the device beside this one.
     energy_j:         the driver's cumulative counter; only a difference of two looks means anything.
@@ -45,16 +44,15 @@ class GpuExtremes:
 
 def extremes_of(looks: Sequence[GpuState]) -> GpuExtremes:
     """What these looks saw, those left out that could not tell."""
-    clocks = [look.sm_clock_mhz for look in looks if look.sm_clock_mhz is not None]
-    told = [look.throttle_reasons for look in looks if look.throttle_reasons is not None]
-    return GpuExtremes(
-        looks=len(looks),
-        lowest_sm_clock_mhz=min(clocks, default=None),
-        highest_sm_clock_mhz=max(clocks, default=None),
-        highest_temperature_c=max((one.temperature_c for one in looks if one.temperature_c is not None), default=None),
-        throttle_reasons=tuple(dict.fromkeys(reason for reasons in told for reason in reasons)) if told else None,
-        other_processes=max((one.other_processes for one in looks if one.other_processes is not None), default=None),
-    )
+
+    def told(name: str) -> list[Any]:
+        return [value for look in looks if (value := getattr(look, name)) is not None]
+
+    clocks, reasons = told("sm_clock_mhz"), told("throttle_reasons")
+    lowest, highest = min(clocks, default=None), max(clocks, default=None)
+    hottest, others = (max(told(name), default=None) for name in ("temperature_c", "other_processes"))
+    held_down = tuple(dict.fromkeys(itertools.chain.from_iterable(reasons))) if reasons else None
+    return GpuExtremes(len(looks), lowest, highest, hottest, held_down, others)
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,13 @@ class GpuStates:
     @property
     def throttle_reasons(self) -> tuple[str, ...]:
         """Every reason that held the clocks down, each once."""
-        looks = (self.before, self.between, self.after)
-        return tuple(dict.fromkeys(reason for look in looks if look for reason in look.throttle_reasons or ()))
+        return tuple(dict.fromkeys(reason for look in self._looks for reason in look.throttle_reasons or ()))
 
     @property
     def other_processes(self) -> int:
         """The most other programs that were seen on the GPU."""
-        looks = (self.before, self.between, self.after)
-        return max((look.other_processes or 0 for look in looks if look), default=0)
+        return max((look.other_processes or 0 for look in self._looks), default=0)
+
+    @property
+    def _looks(self) -> list[GpuState | GpuExtremes]:
+        return [look for look in (self.before, self.between, self.after) if look]

@@ -15,7 +15,6 @@ from bench.records.scenario import Scenario
 from quantize.schema import Count, Positive, Seconds, Share
 
 LAB_SCHEMA_VERSION = 2
-PER_TOKEN = ("p50", "mean", "count")
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,11 @@ class TextFacts:
 
 @dataclass(frozen=True)
 class RaceRecord:
-    """How one quantizer did (bench.lab.race).
+    """How one quantizer did (tests.lab.race).
 
     blocks:     [blocks, tokens] of the calibration; blocks_sha256: of its token ids.
     texts:      what it was judged on, by kind of text, as `perplexity` and `divergence` are.
-    seconds:    of quantizing and packing, the loading of libraries not counted.
-    peak_bytes: highest resident set size of its process.
+    seconds:    of quantizing and packing, without loading libraries; peak_bytes: most resident memory of its process.
     perplexity: as of Quality; divergence: the mean KL(reference || contender) in nats a token; model: the source.
     """
 
@@ -55,7 +53,7 @@ class RaceRecord:
 
 @dataclass(frozen=True)
 class OverheadRecord:
-    """Our decode loop against a bare `model.generate` (bench.lab.overhead).
+    """Our decode loop against a bare `model.generate` (tests.lab.overhead).
 
     checkpoint:       its folder's name.
     decode_s_a_token: "ours" and "generate": seconds a token, one value a round.
@@ -80,14 +78,12 @@ class OverheadRecord:
 
 @dataclass(frozen=True)
 class SideBySideRecord:
-    """One process of us or of optimum-benchmark (bench.lab.optimum_benchmark).
+    """One process of us or of optimum-benchmark (tests.lab.optimum_benchmark).
 
     round:       counted from 0; wall_s: of the whole process, start and imports included.
-    model:       the checkpoint's folder; content_sha256: of its files.
-    prompt, new: tokens; seed: of the prompt.
+    model:       the checkpoint's folder; content_sha256: of its files; prompt, new: tokens; seed: of the prompt.
     iterations:  passes that the other tool times at least; duration_s: seconds that it goes on for at least.
-    prefill_s:   seconds of each prompt pass.
-    decode_s:    for each pass the seconds of each decode step.
+    prefill_s:   seconds of each prompt pass; decode_s: for each pass the seconds of each decode step.
     raw:         what the tool itself reports, in its words.
     """
 
@@ -115,7 +111,8 @@ class SideBySideRecord:
         """Of another tool: its launcher's processor seconds, and p50, mean and count of its seconds a token."""
         try:
             raw: Any = self.raw
-            found = {"cpu_s": raw["launcher_cpu_s"], **{name: raw["latency"]["per_token"][name] for name in PER_TOKEN}}
+            per_token = raw["latency"]["per_token"]
+            found = {"cpu_s": raw["launcher_cpu_s"], **{name: per_token[name] for name in ("p50", "mean", "count")}}
         except (KeyError, TypeError):
             return None
         return found if all(isinstance(one, int | float) for one in found.values()) else None
@@ -139,11 +136,10 @@ class Operation:
 class ProfileRecord:
     """Where the time of one phase goes (bench.profile).
 
-    source:      a checkpoint's folder name, or the shape of random weights.
-    variant:     of random weights, None for a checkpoint.
-    phase:       "prefill" or "decode step" and how it ran.
-    wall_s:      seconds of a pass without the profiler.
-    operations:  of a pass under the profiler, the longest first.
+    source:     a checkpoint's folder name, or the shape of random weights.
+    variant:    of random weights, None for a checkpoint; phase: "prefill" or "decode step" and how it ran.
+    wall_s:     seconds of a pass without the profiler.
+    operations: of a pass under the profiler, the longest first.
     """
 
     when: str
@@ -172,8 +168,7 @@ class VariantOutcome:
     error:        |logits - those of the source| / |those of the source|, float32.
     kernel_error: |logits - those of the dequantized weights in float32| / |those|, of 4-bit layers in groups, with the
                   experts chosen that the latter chose.
-    ratio:        measured time over the reference's, None where it was not measured.
-    reason:       why there is no checkpoint, or none that runs.
+    ratio:        measured time over the reference's; reason: why there is no checkpoint, or none that runs.
     engine:       another engine that was tried on it; engine_error: |its logits - ours| / |ours|; engine_reason: its
                   own words where it does not run.
     """
@@ -196,8 +191,7 @@ class ArchitectureRecord:
     linears:      linear layers in its decoder layers, experts' too; ungrouped: those that no scales reach.
     reached:      share of the decoder layers' weights, routers and gates aside, that AWQ quantizes.
     groups:       "source -> readers" for each kind of layer, experts' numbers left open.
-    moved_error:  |change| / |logits| when random scales go through all groups.
-    variants:     by name.
+    moved_error:  |change| / |logits| when random scales go through all groups; variants: by name.
     """
 
     when: str

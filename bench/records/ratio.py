@@ -20,13 +20,9 @@ Verdict = Literal["faster", "slower", "same within noise", "unsure"]
 EQUIVALENCE = 0.03
 """A ratio between 1 / 1.03 and 1.03 is too close to 1 to matter."""
 
-CONFIDENCE = 0.95
-INTERVAL_MIN_ROUNDS = 3
-RESAMPLES = 2000
-NORMAL_FROM_ROUNDS = 300
-"""Means of more rounds than this are as good as normal, and drawing them costs seconds."""
-
-SEED = 20240219
+CONFIDENCE, INTERVAL_MIN_ROUNDS = 0.95, 3
+SEED, RESAMPLES, NORMAL_FROM_ROUNDS = 20240219, 2000, 300
+"""Means of more rounds than the last are as good as normal, and drawing them costs seconds."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,11 @@ def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
     """
     if len(variant_s) != len(reference_s) or not variant_s:
         raise ValueError(f"series of {len(variant_s)} and {len(reference_s)} rounds are not paired")
-    if not all(value > 0 and math.isfinite(value) for value in (*variant_s, *reference_s)):
+    if not all(0 < value < math.inf for value in (*variant_s, *reference_s)):
         raise ValueError("seconds must be above 0")
-    rounds = tuple(v / r for v, r in zip(variant_s, reference_s, strict=True))
-    log_estimate = _log_estimate(variant_s, reference_s)
+    series = list(zip(variant_s, reference_s, strict=True))
+    rounds, neighbours = tuple(v / r for v, r in series), itertools.pairwise(series if series[1:] else series * 2)
+    log_estimate = fmean(math.log((v1 + v2) / (r1 + r2)) for (v1, r1), (v2, r2) in neighbours)
     interval = None
     if len(rounds) >= INTERVAL_MIN_ROUNDS:
         low, high = _bootstrap(tuple(math.log(ratio) for ratio in rounds))
@@ -80,12 +77,8 @@ def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
 
 
 def verdict_of(interval: tuple[float, float] | None) -> Verdict:
-    """What may be said about a ratio with this interval.
-
-    "slower":            the whole interval is above 1.03.
-    "faster":            the whole interval is below 1 / 1.03.
-    "same within noise": the whole interval is between the two.
-    "unsure":            the interval reaches over one of these bounds, or there is none; more rounds would tell.
+    """What may be said about a ratio with this interval: "slower" where it is all above 1.03, "faster" all below
+    1 / 1.03, "same within noise" all between; else, or without one, "unsure": more rounds would tell.
     """
     if interval is None:
         return "unsure"
@@ -95,13 +88,6 @@ def verdict_of(interval: tuple[float, float] | None) -> Verdict:
     if high < 1 / upper:
         return "faster"
     return "same within noise" if 1 / upper <= low and high <= upper else "unsure"
-
-
-def _log_estimate(variant_s: Sequence[float], reference_s: Sequence[float]) -> float:
-    if len(variant_s) == 1:
-        return math.log(variant_s[0] / reference_s[0])
-    rounds = itertools.pairwise(zip(variant_s, reference_s, strict=True))
-    return fmean(math.log((v1 + v2) / (r1 + r2)) for (v1, r1), (v2, r2) in rounds)
 
 
 @functools.lru_cache(maxsize=64)  # without decoding, prompt and total are the same series
@@ -139,10 +125,9 @@ def independent_ratio_of(variant_s: Sequence[float], reference_s: Sequence[float
 
     Raises ValueError for an empty series, or a value that is not above 0.
     """
-    series = [variant_s, reference_s]
-    if not all(series) or not all(value > 0 and math.isfinite(value) for one in series for value in one):
+    if not (variant_s and reference_s and all(0 < value < math.inf for value in (*variant_s, *reference_s))):
         raise ValueError("seconds must be above 0")
-    logs = [[math.log(value) for value in one] for one in series]
+    logs = [[math.log(value) for value in one] for one in (variant_s, reference_s)]
     middle = fmean(logs[0]) - fmean(logs[1])
     interval = None
     if min(map(len, logs)) >= INTERVAL_MIN_ROUNDS:
@@ -154,12 +139,11 @@ def independent_ratio_of(variant_s: Sequence[float], reference_s: Sequence[float
 
 
 STUDENT = (
-    *(12.706204735, 4.302652727, 3.182446303, 2.776445104, 2.570581835, 2.446911850),
-    *(2.364624251, 2.306004134, 2.262157162, 2.228138850, 2.200985159, 2.178812828),
-    *(2.160368656, 2.144786688, 2.131449545, 2.119905298, 2.109815577, 2.100922039),
-    *(2.093024053, 2.085963446, 2.079613845, 2.073873066, 2.068657610, 2.063898561),
-    *(2.059538552, 2.055529437, 2.051830515, 2.048407142, 2.045229641, 2.042272456),
-)
+    12.706204735, 4.302652727, 3.182446303, 2.776445104, 2.570581835, 2.446911850, 2.364624251, 2.306004134,
+    2.262157162, 2.228138850, 2.200985159, 2.178812828, 2.160368656, 2.144786688, 2.131449545, 2.119905298,
+    2.109815577, 2.100922039, 2.093024053, 2.085963446, 2.079613845, 2.073873066, 2.068657610, 2.063898561,
+    2.059538552, 2.055529437, 2.051830515, 2.048407142, 2.045229641, 2.042272456,
+)  # fmt: skip
 """The 97.5% quantiles of Student's t distribution for 1 to 30 degrees of freedom."""
 
 

@@ -36,13 +36,9 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class Subject:
     """What was measured, as its row in the table names it.
 
-    name:               the checkpoint's folder.
-    base_model:         the model that was quantized.
-    variant:            the name of a row of VARIANTS.
-    method:             the table's column "Method".
-    q_group_size:       AWQ's group size.
-    w_bit:              bits a weight, None in half precision.
-    version:            AWQ's layout.
+    name:               the checkpoint's folder; base_model: the model that was quantized.
+    variant:            the name of a row of VARIANTS; method: the table's column "Method".
+    q_group_size:       AWQ's group size; w_bit: bits a weight, None in half precision; version: AWQ's layout.
     download:           where others find it, None where they do not.
     content_sha256:     over the manifest's file hashes: the same name with other contents is another subject.
     source_sha256:      of the weights that it was made from, None in older records and where they are random.
@@ -72,7 +68,10 @@ class Subject:
     dummy_hidden_size: int | None = None
     source_sha256: str | None = field(default=None, compare=False)
 
-    @property
+    def __hash__(self) -> int:  # of all fields it would be slow, and records are grouped by it
+        return hash((self.name, self.content_sha256))
+
+    @cached_property
     def baseline(self) -> str:
         """The base model whose reference this subject is compared with: rows of one baseline share one reference."""
         return self.family or self.base_model
@@ -82,7 +81,7 @@ class Subject:
         """Its checkpoint's: the name without the kernel that the user chose."""
         return self.name.removesuffix(name_on("", self.kernel))
 
-    @property
+    @cached_property
     def may_be_reference(self) -> bool:
         """Whether its rows can be compared with it: half precision, of the base model that the baseline names."""
         return self.variant == REFERENCE.name and self.base_model == self.baseline
@@ -132,10 +131,8 @@ class Memory:
     weights_bytes:   parameters and buffers of the loaded model, each storage once.
     source:          what the peaks mean: "RSS" (resident set size of the process) or "CUDA allocator".
     baseline_bytes:  after load, before the first run.
-    load_peak_bytes: highest while loading.
-    run_peak_bytes:  highest while running the scenario.
-    nvml_process_bytes: NVML's view of this process after the run.
-    nvml_device_bytes:  NVML's view of the whole device after the run.
+    load_peak_bytes: highest while loading; run_peak_bytes: highest while running the scenario.
+    nvml_process_bytes: NVML's view of this process after the run; nvml_device_bytes: NVML's view of the whole device.
     kv_cache_bytes:  keys and values held when the scenario's last token was made; a static cache holds all its slots.
     kv_cache_formula_bytes: 2 * layers * key-value heads * head size * tokens * batch * bytes of a value.
     reserved_peak_bytes: the most that CUDA's allocator had taken from the device, cached blocks included.
@@ -185,10 +182,8 @@ class Divergence:
 class Quality:
     """Perplexity on held-out text.
 
-    perplexity:  exp(mean negative log-likelihood a predicted token).
-    tokens:      how many were predicted.
-    text:        where the text is from.
-    text_sha256: of its token ids.
+    perplexity:  exp(mean negative log-likelihood a predicted token); tokens: how many were predicted.
+    text:        where the text is from; text_sha256: of its token ids.
     divergence:  from the reference; None for the reference itself and where it left nothing to compare with.
     noise_floor: of the reference alone: its divergence from itself when the same sums are done in another order.
     first_tokens: that the tokenizer put before each block; None in older records, which had none.
@@ -227,18 +222,14 @@ class TaskScore:
 class Record:
     """One run of one checkpoint: a latency run (one scenario, one round), a quality run, or tasks.
 
-    kind:          which of the three.
-    status:        "ok" exactly when the figures of its kind are there.
-    device:        "cpu" or "cuda".
+    kind:          which of the three; status: "ok" exactly when the figures of its kind are there.
+    device:        "cpu" or "cuda"; compute_dtype: what the activations were.
     started_at:    ISO 8601, UTC; wall_s: of the whole run.
     reason:        in one line why there are no figures, None where there are.
-    scenario, round: of a latency run.
-    position:      its place among the runs that were planned together.
-    compute_dtype: what the activations were.
-    kernels:       what ran the quantized layers.
-    latency, memory, quality, tasks: the figures.
-    prompt_sha256: of the prompt's token ids.
-    plan:          the rules that it was measured under.
+    scenario, round: of a latency run; position: its place among the runs that were planned together.
+
+    latency, memory, quality, tasks: the figures; prompt_sha256: of the prompt's token ids.
+    kernels:       what ran the quantized layers; plan: the rules that it was measured under.
     quantization:  what the loaded model says of its quantization (bitsandbytes' threshold and type among it).
     placement:     how a model too big for one GPU was spread, None for one on one device.
     quantized_share: of the decoder's matrices, None in half precision, for random weights and in older records.
@@ -287,34 +278,26 @@ class Record:
             return None
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
-    def seconds(self, phase: Phase) -> float | None:
-        """Seconds of this run in a phase, None where it has no sample of it.
+    @cached_property
+    def times(self) -> dict[Phase, float | None]:
+        """Seconds of this run by phase, None where it has no sample of one.
 
         total: median over repetitions of prefill plus all decode steps; prefill: median over repetitions; decode:
         median over all decode steps of all repetitions, that is seconds a token (of each prompt in the batch).
         Raises UserError for a time that is not above 0.
         """
-        seconds = self._seconds[phase]
-        if seconds is None or (math.isfinite(seconds) and seconds > 0):
-            return seconds
-        raise UserError(
-            f"a record of {self.subject.name} holds a {phase} time of {seconds} s, no measurement: "
-            "remove that line and measure again"
-        )
-
-    @cached_property
-    def _seconds(self) -> dict[Phase, float | None]:
-        return {phase: self._median(phase) for phase in PHASES}
-
-    def _median(self, phase: Phase) -> float | None:
         if self.latency is None:
-            return None
-        samples: Sequence[float] = self.latency.prefill_s
-        if phase == "decode":
-            samples = list(itertools.chain.from_iterable(self.latency.decode_s))
-        elif phase == "total" and self.latency.decode_s:
-            samples = [a + math.fsum(b) for a, b in zip(samples, self.latency.decode_s, strict=False)]
-        return statistics.median(samples) if samples else None
+            return dict.fromkeys(PHASES)
+        prefill, by_pass = self.latency.prefill_s, self.latency.decode_s
+        steps = list(itertools.chain.from_iterable(by_pass))
+        total = [a + math.fsum(b) for a, b in zip(prefill, by_pass, strict=False)] if steps else prefill
+        samples: dict[Phase, Sequence[float]] = {"prefill": prefill, "decode": steps, "total": total}
+        found = {phase: statistics.median(some) if some else None for phase, some in samples.items()}
+        for phase, seconds in found.items():
+            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+                said = f"a record of {self.subject.name} holds a {phase} time of {seconds} s, no measurement"
+                raise UserError(f"{said}: remove that line and measure again")
+        return found
 
 
 def latency_records(records: Iterable[Record]) -> list[Record]:

@@ -19,12 +19,9 @@ class Scenario:
     The first new token comes out of the prefill; the other `new_tokens - 1` are decode steps of one token.
 
     name:          as the user and the tables call it.
-    prompt_tokens: of one prompt, or the mean of `lengths`.
-    new_tokens:    of each prompt.
-    batch:         prompts at once.
-    seed:          fixes the prompts' token ids.
+    prompt_tokens: of one prompt, or the mean of `lengths`; new_tokens: of each prompt.
+    batch:         prompts at once; seed: fixes the prompts' token ids; mode: how the decode steps run.
     lengths:       tokens of several prompts, which take turns in every pass, in place of one (`Scenario.over`).
-    mode:          how the decode steps run.
     """
 
     name: str
@@ -77,10 +74,8 @@ class Scenario:
 
 
 SCENARIOS = {"published": Scenario("published", 1024, 1), "chat": Scenario("chat", 256, 64)}
-"""The named scenarios: `published` is a pure prefill, as in the published table; `chat` has both phases.
-
-The published protocol's own prompt lengths, which a suite measures, are in bench.suite.prompts.
-"""
+"""By name: `published` is a pure prefill, as in the published table (of whose own prompt lengths, in
+bench.suite.prompts, a suite is made); `chat` has both phases."""
 
 
 def scenario_named(name: str) -> Scenario:

@@ -18,8 +18,7 @@ PassesStopReason = Literal["noise", "time", "passes"]
 class RoundsRule:
     """How many rounds to measure: `least`, then more until every ratio is precise, at most `most`.
 
-    least:      rounds that are always measured.
-    most:       rounds that are never exceeded.
+    least:      rounds that are always measured; most: rounds that are never exceeded.
     noise:      half the width of the 95% interval of a ratio, as a share of it, that is precise enough.
     max_time_s: no further round begins that would end later than this after the bench began.
     """
@@ -63,10 +62,8 @@ class PassRule:
 
     steady_passes: the warm-up is over when this many passes in a row agree.
     steady_spread: they agree when the slowest is longer than the fastest by at most this share.
-    max_warmups:   passes after which the warm-up ends anyway.
-    max_warmup_s:  seconds of warm-up after which it ends anyway.
-    min_passes:    timed passes at least.
-    min_time_s:    seconds of timed passes at least.
+    max_warmups:   passes after which the warm-up ends anyway; max_warmup_s: seconds of warm-up that end it.
+    min_passes:    timed passes at least; min_time_s: seconds of timed passes at least.
     noise:         standard error of their mean, as a share of it, that is low enough.
     max_time_s:    seconds of timed passes after which no more follow, whatever the noise.
     max_passes:    timed passes after which no more follow.
@@ -104,9 +101,8 @@ def is_warmed_up(seconds: Sequence[float], rule: PassRule) -> bool:
 
 
 def warm_up(one_pass: Callable[[], float], rule: PassRule) -> tuple[tuple[float, ...], bool | None]:
-    """Run passes until they are steady or the rule gives up: their seconds, and whether they became steady.
-
-    None where the time was over before that could be said.
+    """Run passes until they are steady or the rule gives up: their seconds, and whether they became steady (None where
+    the time was over before that could be said).
     """
     seconds: list[float] = []
     while len(seconds) < rule.max_warmups:
@@ -120,9 +116,8 @@ def warm_up(one_pass: Callable[[], float], rule: PassRule) -> tuple[tuple[float,
 
 def standard_error(seconds: Sequence[float]) -> float:
     """Standard error of the mean over the mean; infinite for fewer than two values."""
-    if len(seconds) < 2:
-        return math.inf
-    return statistics.stdev(seconds) / math.sqrt(len(seconds)) / statistics.fmean(seconds)
+    few = len(seconds) < 2
+    return math.inf if few else statistics.stdev(seconds) / math.sqrt(len(seconds)) / statistics.fmean(seconds)
 
 
 def stop_reason(seconds: Sequence[float], rule: PassRule) -> PassesStopReason | None:

@@ -1,12 +1,18 @@
 """Record files: one JSON line a record, of every kind; appended under a lock, checked when read. Imports no torch."""
 
+import codecs
+import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -15,7 +21,8 @@ from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord,
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
-from quantize.schema import from_data, parse_json
+from quantize.process_memory import without_collector
+from quantize.schema import from_data, from_json, holds_dataclass, parse_json
 
 RECORDS_NAME = "records.jsonl"
 
@@ -23,19 +30,6 @@ AnyRecord = (
     Record | CrossoverEntry | RaceRecord | OverheadRecord | SideBySideRecord | ProfileRecord | ArchitectureRecord
 )
 R = TypeVar("R", bound=AnyRecord)
-
-TYPES: dict[str, type[AnyRecord]] = {
-    "latency": Record,
-    "quality": Record,
-    "tasks": Record,
-    "crossover": CrossoverEntry,
-    "race": RaceRecord,
-    "overhead": OverheadRecord,
-    "side by side": SideBySideRecord,
-    "profile": ProfileRecord,
-    "architecture": ArchitectureRecord,
-}
-"""By the `kind` of a line."""
 
 NAMES: dict[type[Any], str] = {
     Record: "measurements (`bench DIR`)",
@@ -47,13 +41,13 @@ NAMES: dict[type[Any], str] = {
     ArchitectureRecord: "architectures (`nox -s architectures`)",
 }
 
+TYPES: dict[str, type[AnyRecord]] = {kind: one for one in NAMES for kind in get_args(get_type_hints(one)["kind"])}
+"""By the `kind` of a line."""
+
 WITHOUT_KIND = {
-    "blocks_sha256": "race",
-    "decode_s_a_token": "overhead",
-    "iterations": "side by side",
-    "operations": "profile",
+    "blocks_sha256": "race", "decode_s_a_token": "overhead", "iterations": "side by side", "operations": "profile",
     "style": "crossover",
-}
+}  # fmt: skip
 """Lines of schema 1 of these kinds do not say their kind: the field that tells it."""
 
 
@@ -81,10 +75,8 @@ def append(path: Path, *records: AnyRecord) -> None:
 
 def write(path: Path, records: Iterable[AnyRecord]) -> None:
     """Write these records alone; a crash leaves the older ones. Raises UserError where `path` cannot be written."""
-    try:
+    with contextlib.suppress(OSError):  # what cannot be made cannot be written to either
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
     write_whole(path, "".join(f"{line_of(record)}\n" for record in records).encode())
 
 
@@ -115,24 +107,20 @@ def read_file(path: Path) -> RecordFile:
     """
     if not path.is_file():
         raise UserError(f"no record file {path}: run `bench` first")
-    found, torn, seen, shared = [], [], set[bytes](), _Shared()
+    found, torn, seen, reader = list[AnyRecord](), [], set[bytes](), _Reader()
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, without_collector():
             for number, line in enumerate(file, start=1):
-                where = f"{path}, line {number}"
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-                if not text or digest in seen:  # the same run, of two files made one
+                content = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
+                digest = hashlib.blake2b(content, digest_size=16).digest()
+                if not content or digest in seen:  # the same run, of two files made one
                     continue
                 seen.add(digest)
-                try:
-                    data = shared.parsed(text, where)
-                except UserError:
-                    if not _is_torn(text):
-                        raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
+                record = reader.measurement(content) or _record_of(content.decode(), f"{path}, line {number}")
+                if record is None:
                     torn.append(number)
                 else:
-                    found.append(shared.kept(record_from(data, where)))
+                    found.append(record)
     except UnicodeDecodeError:
         raise UserError(f"{path} is no record file: name the folder that `bench` measured") from None
     except OSError as error:
@@ -140,43 +128,68 @@ def read_file(path: Path) -> RecordFile:
     return RecordFile(path, tuple(found), tuple(torn))
 
 
-class _Shared:
-    """Parts that the records of a file have in common, checked once and held once: time and memory stay small."""
+def _record_of(line: str, where: str) -> AnyRecord | None:
+    """What `record_from` makes of a line, None for one that a crash cut off. Raises UserError for what is no record."""
+    try:
+        data = parse_json(line, where)
+    except UserError:
+        if _is_torn(line):
+            return None
+        raise UserError(f"{where} is no record: not a file that `bench` wrote?") from None
+    return record_from(data, where)
 
-    FIELDS = ("subject", "environment", "scenario", "plan", "kernels", "memory", "quantization")
+
+class _Reader:
+    """Makes measurements of lines in one step each; what lines have in common is made once and held once."""
+
+    COMMON = ("subject", "environment", "scenario", "plan", "kernels", "memory", "quantization")
 
     def __init__(self) -> None:
-        self._known: dict[tuple[bytes, str, bytes], object] = {}
-        self._new: list[tuple[bytes, str, bytes]] = []
+        self._kinds = get_type_hints(Record, include_extras=True)
+        self._known: dict[str, dict[bytes, object]] = {name: {} for name in self.COMMON}
+        version = Annotated[int, msgspec.Meta(ge=1, le=Record.schema_version)]
+        self._decoder = msgspec.json.Decoder(
+            _strict(Record, dict.fromkeys(self.COMMON, msgspec.Raw) | {"schema_version": version})
+        )
 
-    def parsed(self, line: str, where: str) -> Any:
-        """What a line holds, its known parts as they were made before. Raises UserError as `parse_json` does."""
-        decode = msgspec.json.decode
+    def measurement(self, line: bytes) -> Record | None:
+        """The Record in this line; None for any other line, of which `record_from` says what it is."""
         try:
-            raw = decode(line, type=dict[str, msgspec.Raw])
-            kind = bytes(raw.get("kind", b""))
-            keys = {name: (kind, name, bytes(raw[name])) for name in self.FIELDS if name in raw}
-            old = {name: self._known[key] for name, key in keys.items() if key in self._known}
-            self._new = [key for name, key in keys.items() if name not in old]
-            return {name: old[name] if name in old else decode(value) for name, value in raw.items()}
-        except (msgspec.DecodeError, RecursionError):
-            return parse_json(line, where)
+            fields = msgspec.structs.asdict(self._decoder.decode(line))
+            for name, known in self._known.items():
+                if (raw := fields[name]) is not None:
+                    content = bytes(raw)
+                    if content not in known:
+                        known[content] = from_json(self._kinds[name], content, name)
+                    fields[name] = known[content]
+            fields["schema_version"] = Record.schema_version
+            return msgspec.convert(fields, Record, from_attributes=True)
+        except (msgspec.DecodeError, UserError, ValueError, RecursionError):
+            return None
 
-    def kept(self, record: AnyRecord) -> AnyRecord:
-        """This record, made of what was last parsed."""
-        for key in self._new:
-            self._known[key] = getattr(record, key[1])
-        return record
+
+def _strict(kind: Any, instead: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """What takes the JSON of this type and refuses a field that it does not have. instead: types of some fields."""
+    if not holds_dataclass(kind):
+        return kind
+    if not dataclasses.is_dataclass(kind):
+        parts, origin = tuple(map(_strict, get_args(kind))), get_origin(kind)
+        return origin[parts] if origin is tuple else functools.reduce(operator.or_, parts)
+    kinds = {**get_type_hints(kind, include_extras=True), **instead}
+    fields: list[Any] = []
+    for one in dataclasses.fields(kind):
+        required = one.default is dataclasses.MISSING or one.name == "schema_version"
+        fields.append((one.name, _strict(kinds[one.name]), msgspec.NODEFAULT if required else one.default))
+    return msgspec.defstruct("Part", fields, kw_only=True, forbid_unknown_fields=True)
 
 
 def holds_records(path: Path) -> bool:
     """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else."""
     content = path.read_bytes() if path.is_file() else b"no file"
     marks = ('"kind":', *(f'"{name}":' for name in WITHOUT_KIND))
-    lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()]
-    if lines and lines[0] == "<!doctype html>":
-        return False
-    return not lines or any('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
+    lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()] or [""]
+    ours = ('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
+    return lines == [""] or (lines[0] != "<!doctype html>" and any(ours))
 
 
 def only(found: RecordFile, wanted: type[R]) -> list[R]:
@@ -213,19 +226,16 @@ def read_crossover(path: Path) -> list[CrossoverEntry]:
 
 def record_from(data: object, where: str) -> AnyRecord:
     """A record of any kind, from what its JSON line holds, brought up to date. Raises UserError for what is none."""
-    if not isinstance(data, dict):
-        raise UserError(f"{where} is no record: not a file that `bench` wrote?")
-    kind = data.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in data), None)
+    held: dict[str, Any] = data if isinstance(data, dict) else {}
+    kind = held.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in held), None)
     if not isinstance(kind, str) or kind not in TYPES:
         raise UserError(f"{where} is no record (kind {kind!r}): not a file that `bench` wrote?")
-    version, newest = data.get("schema_version"), TYPES[kind].schema_version
+    version, newest = held.get("schema_version"), TYPES[kind].schema_version
     if type(version) is not int or not 1 <= version <= newest:
-        raise UserError(
-            f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}: "
-            "use the quantable that wrote it, or measure again"
-        )
+        said = f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}"
+        raise UserError(f"{said}: use the quantable that wrote it, or measure again")
     # A later schema has more fields, unknown in older records; the first of a profile held a sum of the others.
-    fields = {**data, "kind": kind, "schema_version": newest}
+    fields = {**held, "kind": kind, "schema_version": newest}
     if kind == "profile" and version == 1:
         fields.pop("busy_s", None)
     return from_data(TYPES[kind], fields, where)

@@ -30,7 +30,7 @@ def quality_request(data: str | None) -> QualityRequest:
     return QualityRequest(data=data if name == data else str(Path(data).resolve()), label=f"{name}, sha256 {digest}")
 
 
-def expand_tasks(names: tuple[str, ...], folder: Path | None) -> tuple[str, ...]:
+def expand_tasks(names: tuple[str, ...], folder: str | None) -> tuple[str, ...]:
     """The tasks asked for, groups taken apart. Raises UserError for one that lm-eval lacks, before anything runs."""
     if not names:
         return ()
@@ -38,7 +38,7 @@ def expand_tasks(names: tuple[str, ...], folder: Path | None) -> tuple[str, ...]
 
     expanded = expand(names)
     with quiet_libraries():
-        task_manager(expanded, folder)
+        task_manager(expanded, Path(folder) if folder else None)
     return expanded
 
 
@@ -61,8 +61,7 @@ def check_models(targets: Iterable[Target], scenarios: Sequence[Scenario], quali
             model = empty_model(folder)
             for scenario in scenarios:
                 check_positions(model, scenario)
-            tokenizer = tokenizer_of(folder) if target.has_text else None
-            if quality is not None and tokenizer is not None:
+            if quality is not None and target.has_text and (tokenizer := tokenizer_of(folder)) is not None:
                 size = {"blocks": quality.blocks, "block_tokens": quality.block_tokens}
                 check_blocks(evaluation_blocks(tokenizer, **size, data=quality.data), model, "use --no-quality")
         except UserError as error:
@@ -75,15 +74,11 @@ def check_references(targets: Sequence[Target], sources: Sequence[str], folder: 
     for target, source in zip(targets, sources, strict=True):
         reference = references.get(target.subject.baseline)
         if reference is None:
-            raise UserError(
-                f"{folder} holds no reference of {target.subject.baseline}: make it with "
-                f"`quantize {source} --variant {REFERENCE.name} --out {folder}`"
-            )
+            command = f"quantize {source} --variant {REFERENCE.name} --out {folder}"
+            raise UserError(f"{folder} holds no reference of {target.subject.baseline}: make it with `{command}`")
         if target.subject.source_sha256 != reference.source_sha256:
-            raise UserError(
-                f"{target.subject.name} was made from other weights than its reference {reference.name}: give one of "
-                "the two models another name with `quantize --name`, or keep them in two folders"
-            )
+            said = f"{target.subject.name} was made from other weights than its reference {reference.name}"
+            raise UserError(f"{said}: give one model another name with `quantize --name`, or keep them in two folders")
 
 
 def check_continues(
@@ -111,9 +106,8 @@ def compute_dtypes(
     """
     begun = [record.environment.cpu_dtype for record in old if record.device == machine.device]
     chosen = dtype or next((one for one in begun if one), None) or machine.environment.cpu_dtype
-    return {
-        target.subject.baseline: chosen or target.half_dtype for target in targets if target.subject.may_be_reference
-    }
+    references = (target for target in targets if target.subject.may_be_reference)
+    return {target.subject.baseline: chosen or target.half_dtype for target in references}
 
 
 def records_to_continue(path: Path, *, fresh: bool) -> list[Record]:
@@ -121,13 +115,9 @@ def records_to_continue(path: Path, *, fresh: bool) -> list[Record]:
 
     Raises UserError for a file that holds no records.
     """
-    if not path.exists():
-        return []
-    if not fresh:
-        return read_records(path)
-    if not holds_records(path):
+    if path.exists() and fresh and not holds_records(path):
         raise UserError(f"{path} holds no records: give --records another name")
-    return []
+    return read_records(path) if path.exists() and not fresh else []
 
 
 def set_aside(path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bench.records.record import Record, Status
 from bench.records.store import read_records
@@ -25,8 +26,8 @@ Executor = Callable[[PlannedRun], list[Record]]
 class WorkerExecutor:
     """Runs `python -m bench.worker.worker` for every run.
 
-    command:  what is started, the two file names are appended; log: where the worker's own words go when a
-    run fails, None to drop them. Nothing the worker prints reaches the screen.
+    command: what is started, the two file names are appended; log: where the worker's own words go when a run fails,
+    None to drop them. Nothing the worker prints reaches the screen.
     """
 
     settings: Settings
@@ -39,20 +40,17 @@ class WorkerExecutor:
         with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
             request_path, result_path = Path(folder) / "request.json", Path(folder) / "result.jsonl"
             request.write(request_path)
-            ended = run_process(
-                [*self.command, str(request_path), str(result_path)],
-                timeout_s=self.settings.timeout_s,
-                environment=worker_environment(self.settings.threads),
-            )
+            options, command = self.settings.options, [*self.command, str(request_path), str(result_path)]
+            environment = worker_environment(options.threads)
+            ended = run_process(command, timeout_s=options.timeout_s, environment=environment)
             records = read_records(result_path) if result_path.is_file() else []
         wall_s = time.perf_counter() - start
         measured = {(record.kind, record.scenario) for record in records}
         if unmeasured := [work for work in run.works if work not in measured]:
-            status, reason = ended.verdict()
-            reason = without_folder(reason, run.target.checkpoint)
-            records += [
-                request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason) for work in unmeasured
-            ]
+            status, said = ended.verdict()
+            reason = without_folder(said, run.target.checkpoint)
+            for work in unmeasured:
+                records.append(request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason))
         if self.log is not None and any(record.status != "ok" for record in records):
             append_log(self.log, f"{run.subject.name}, {started_at}", ended)
         return records
@@ -83,16 +81,9 @@ class ProcessResult:
 
 def run_process(command: Sequence[str], *, timeout_s: float, environment: Mapping[str, str]) -> ProcessResult:
     """Run to the end or the time-out; whatever interrupts the waiting kills the process and its children."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    how: dict[str, Any] = {"env": environment, "text": True, "errors": "replace", "start_new_session": True}
+    process = subprocess.Popen(command, **streams, **how)
     try:
         output, _ = process.communicate(timeout=timeout_s)
         return ProcessResult(process.returncode, output, timeout_s)
@@ -132,6 +123,5 @@ def worker_environment(threads: int | None) -> dict[str, str]:
 
 
 def append_log(log: Path, title: str, ended: ProcessResult) -> None:
-    """Keep what a process said."""
     with log.open("a", encoding="utf-8") as file:
         file.write(f"--- {title}\n{ended.output}\n")

@@ -18,44 +18,24 @@ def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str 
     kernel: what AWQ layers shall run on, as quantize.load takes it; others have no choice.
     """
     manifest, variant = checkpoint.manifest, checkpoint.variant
-    subject = subject_of(
-        variant,
-        name=checkpoint.path.name,
-        base_model=manifest.base_model,
-        q_group_size=manifest.q_group_size,
-        content_sha256=checkpoint.content_sha256,
-        source_sha256=manifest.source.weights_sha256,
-        file_weights_bytes=manifest.weights_bytes,
-        rounding=manifest.options.get("rounding"),
-        family=family,
-        kernel=kernel if variant.is_awq else None,
-    )
+    made: dict[str, Any] = {"base_model": manifest.base_model, "q_group_size": manifest.q_group_size}
+    made |= {"content_sha256": checkpoint.content_sha256, "source_sha256": manifest.source.weights_sha256}
+    made |= {"file_weights_bytes": manifest.weights_bytes, "rounding": manifest.options.get("rounding")}
+    kernel = kernel if variant.is_awq else None
+    subject = subject_of(variant, name=checkpoint.path.name, kernel=kernel, family=family, **made)
     try:
         config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = {}
-    has_text = manifest.source.kind != "dummy"
-    return Target(
-        subject,
-        str(checkpoint.path.resolve()),
-        half_dtype=half_dtype(config),
-        has_text=has_text,
-        quantized_share=manifest.quantized_share,
-    )
+    found: dict[str, Any] = {"has_text": manifest.source.kind != "dummy", "quantized_share": manifest.quantized_share}
+    return Target(subject, str(checkpoint.path.resolve()), half_dtype=half_dtype(config), **found)
 
 
 def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any) -> Subject:
     """A subject of this variant, `fields` being Subject's; on a kernel of the user's choice it is a row of its own."""
-    return Subject(
-        name=name_on(name, kernel),
-        variant=variant.name,
-        method=variant.method,
-        w_bit=variant.w_bit,
-        version=variant.version,
-        download=None,
-        kernel=None if kernel == AUTO_KERNEL else kernel,
-        **fields,
-    )
+    fields |= {"variant": variant.name, "method": variant.method, "w_bit": variant.w_bit, "version": variant.version}
+    chosen = None if kernel == AUTO_KERNEL else kernel
+    return Subject(name=name_on(name, kernel), kernel=chosen, download=None, **fields)
 
 
 def half_dtype(config: Mapping[str, Any]) -> str:
@@ -74,9 +54,9 @@ def plan(
 ) -> list[PlannedRun]:
     """Every run of these rounds, in order: baseline by baseline, round by round.
 
-    The rounds of A, B, C go A B C, C B A, A B C: a machine that drifts treats all alike, which A A A, B B B
-    does not. The first round's processes measure the quality too, and the tasks, after their latencies; the reference
-    comes first there, since the others are compared with it.
+    The rounds of A, B, C go A B C, C B A, A B C, so that a machine that drifts treats all alike. The first round's
+    processes measure the quality too, and the tasks, after their latencies; the reference comes first there, since the
+    others are compared with it.
     """
     runs: list[PlannedRun] = []
     for baseline in dict.fromkeys(target.subject.baseline for target in targets):
@@ -85,17 +65,9 @@ def plan(
         for number in rounds:
             for target in group if number % 2 == 0 else reversed(group):
                 judged = number == 0 and target.has_text
-                runs.append(
-                    PlannedRun(
-                        target,
-                        len(runs),
-                        tuple(scenarios),
-                        number,
-                        quality=judged and quality,
-                        tasks=tuple(tasks) if judged else (),
-                        is_reference=target is group[0] and target.subject.may_be_reference,
-                    )
-                )
+                asked: dict[str, Any] = {"quality": judged and quality, "tasks": tuple(tasks) if judged else ()}
+                is_reference = target is group[0] and target.subject.may_be_reference
+                runs.append(PlannedRun(target, len(runs), tuple(scenarios), number, is_reference=is_reference, **asked))
     return runs
 
 
@@ -110,7 +82,7 @@ def missing(
     A record covers the same folder name with the same contents, scenario, round, device and compute dtype. A
     run that failed before is tried again. compute_dtypes: by baseline.
     """
-    done: dict[RunKey, Record] = {key_of(record): record for record in records if record.status == "ok"}
+    done = {key_of(record): record for record in records if record.status == "ok"}
     left = []
     for run in runs:
         dtype = compute_dtypes[run.subject.baseline]
@@ -134,12 +106,8 @@ def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept
     """
     judged = [run for run in left if run.quality]
     needed = {run.subject.base_model for run in judged} - {run.subject.base_model for run in judged if run.is_reference}
-    again = [
-        replace(run, scenarios=(), tasks=(), round=None)
-        for run in runs
-        if run.is_reference and run.quality and run.subject.base_model in needed - set(kept)
-    ]
-    return [*again, *left]
+    judges = [run for run in runs if run.is_reference and run.quality and run.subject.base_model in needed - set(kept)]
+    return [*(replace(run, scenarios=(), tasks=(), round=None) for run in judges), *left]
 
 
 def planned_keys(runs: Iterable[PlannedRun], *, device: str, compute_dtypes: Mapping[str, str]) -> set[RunKey]:
@@ -154,6 +122,5 @@ def key_of(record: Record) -> RunKey:
 
 
 def _key(run: PlannedRun, work: Work, device: str, dtype: str) -> RunKey:
-    subject, (kind, scenario) = run.subject, work
-    number = run.round if kind == "latency" else None
-    return (kind, subject.name, subject.content_sha256, scenario, number, device, dtype)
+    number = run.round if work[0] == "latency" else None
+    return (work[0], run.subject.name, run.subject.content_sha256, work[1], number, device, dtype)

@@ -15,9 +15,7 @@ from bench.worker.machine import copy_probe, cpu_compute_dtype, fingerprint, mat
 from quantize.errors import UserError
 from quantize.schema import from_json
 
-PROBE_TIMEOUT_S = 300.0
-NO_CUDA = 3
-"""The exit code of a probe that found no CUDA."""
+NO_CUDA = 3  # the exit code of a probe that found none
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def probe(device: str, threads: int | None) -> Machine:
     """
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         result = Path(folder) / "machine.json"
-        ended = run_module("bench.run.probe", device, str(result), timeout_s=PROBE_TIMEOUT_S, threads=threads)
+        ended = run_module("bench.run.probe", device, str(result), timeout_s=300.0, threads=threads)
         if result.is_file():
             return from_json(Machine, result.read_bytes(), str(result))
     if ended.exit_code == NO_CUDA:

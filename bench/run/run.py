@@ -1,6 +1,7 @@
 """`bench`: measure every checkpoint of a folder against its reference, and keep a record of each run."""
 
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,13 @@ from bench.records.stopping import RoundsStopReason
 from bench.records.store import RECORDS_NAME, append
 from bench.run import checks
 from bench.run.executor import Executor, WorkerExecutor
-from bench.run.options import BenchChoices, BenchOptions
 from bench.run.plan import RunKey, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.run.probe import Machine, probe
-from bench.worker.request import PlannedRun, QualityRequest, Settings, Target, TaskRequest
+from bench.worker.options import BenchChoices, BenchOptions
+from bench.worker.request import PlannedRun, QualityRequest, Settings, Target
 from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.files import only_writer
-from quantize.progress import Progress, silent
+from quantize.progress import Progress, Step
 from quantize.schema import with_choices
 
 
@@ -42,7 +43,6 @@ class Outcome:
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """The records without figures."""
         return tuple(record for record in self.records if record.status != "ok")
 
     @property
@@ -82,13 +82,13 @@ def bench(
     options: BenchOptions | None = None,
     *,
     records: Path | str | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     **choices: Unpack[BenchChoices],
 ) -> Outcome:
     """Measure every finished checkpoint in `directory` and append the records of each run to the records file.
 
     records:    the file, None for records.jsonl in the folder. What it has an ok record of is not run again.
-    progress:   told the run that begins, how many are done, and of how many.
+    progress:   told each step, and a line for each record.
     choices:    fields of BenchOptions by name, over those of `options`; of its `rounds`, too.
 
     Raises UserError before anything runs: no checkpoints, no reference, damaged files, no CUDA, a records file from
@@ -112,72 +112,46 @@ def measure(
     targets: Sequence[Target],
     path: Path,
     options: BenchOptions,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     instruments: Instruments | None = None,
 ) -> Outcome:
     """Measure these targets, each baseline's reference among them, into the records file `path`: see `bench`."""
+    instruments, progress = instruments or Instruments(), progress or Progress()
     busy = f"another `bench` is measuring into {path}: wait for it, since each would measure the other's load"
     with only_writer(path.with_name(f".{path.name}.bench.lock"), busy):
-        return _measure(targets, path, options, progress, instruments or Instruments())
-
-
-def _measure(
-    targets: Sequence[Target], path: Path, options: BenchOptions, progress: Progress, instruments: Instruments
-) -> Outcome:
-    began = instruments.now()
-    tasks = checks.expand_tasks(options.tasks, options.task_folder)
-    old = checks.records_to_continue(path, fresh=options.fresh)
-    scenarios = options.scenarios or tuple(SCENARIOS.values())
-    quality = checks.quality_request(options.quality_data)
-    progress("looking at the models", 0, 0)
-    instruments.check_models(targets, scenarios, quality if options.quality else None)
-    settings = settings_for(targets, path, old, options, quality, progress, instruments)
-    if options.fresh:
-        checks.set_aside(path)
-    executor = instruments.executor_for(settings, path)
-    series = _Series(path, list(old), settings, executor, progress)
-    done, round_s = 0, 0.0
-    while True:
-        elapsed_s = instruments.now() - began
-        stopped = options.rounds.stop_reason(done, lambda: widest_interval(series.latest()), elapsed_s, round_s)
-        if stopped is not None:
-            break
-        numbers = range(options.rounds.least) if done == 0 else [done]
-        round_began = instruments.now()
-        series.carry_out(plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks))
-        done = max(numbers) + 1
-        round_s = (instruments.now() - round_began) / len(numbers)
-    shutil.rmtree(checks.reference_logprobs_folder(path), ignore_errors=True)
-    return Outcome(path, series.latest(), series.measured, done, stopped)
-
-
-def settings_for(
-    targets: Sequence[Target],
-    path: Path,
-    old: Sequence[Record],
-    options: BenchOptions,
-    quality: QualityRequest,
-    progress: Progress,
-    instruments: Instruments,
-) -> Settings:
-    """What all runs share, once everything that must hold does. Raises UserError where it does not."""
-    progress("looking at the machine", 0, 0)
-    machine = instruments.probe_machine(options.device, options.threads)
-    checks.check_continues(path, old, machine, targets, quality if options.quality else None)
-    dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
-    folder = None if options.task_folder is None else str(options.task_folder.resolve())
-    return Settings(
-        machine.device,
-        dtypes,
-        machine.environment,
-        options.timeout_s,
-        options.threads,
-        options.rounds,
-        options.rule,
-        quality,
-        TaskRequest(folder, options.task_limit),
-        checks.reference_logprobs_paths(path, targets, dtypes, quality.label) if options.quality else {},
-    )
+        began = instruments.now()
+        tasks = checks.expand_tasks(options.tasks, options.task_folder)
+        old = checks.records_to_continue(path, fresh=options.fresh)
+        scenarios = options.scenarios or tuple(SCENARIOS.values())
+        quality = checks.quality_request(options.quality_data)
+        judged = quality if options.quality else None
+        progress.row(f"bench: {len(targets)} checkpoints, into {path}")
+        progress.begin("looking at the models")
+        if options.rounds.least < options.rounds.most:
+            progress.grows_until_s = progress.clock() + options.rounds.max_time_s
+        instruments.check_models(targets, scenarios, judged)
+        progress.begin("looking at the machine")
+        machine = instruments.probe_machine(options.device, options.threads)
+        checks.check_continues(path, old, machine, targets, judged)
+        dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
+        expected = checks.reference_logprobs_paths(path, targets, dtypes, quality.label) if judged else {}
+        settings = Settings(machine.device, dtypes, machine.environment, options, quality, expected)
+        if options.fresh:
+            checks.set_aside(path)
+        series = _Series(path, list(old), settings, instruments.executor_for(settings, path), progress)
+        done, round_s = 0, 0.0
+        while True:
+            elapsed_s = instruments.now() - began
+            stopped = options.rounds.stop_reason(done, lambda: widest_interval(series.latest()), elapsed_s, round_s)
+            if stopped is not None:
+                break
+            numbers = range(options.rounds.least) if done == 0 else [done]
+            round_began = instruments.now()
+            series.carry_out(plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks))
+            done = max(numbers) + 1
+            round_s = (instruments.now() - round_began) / len(numbers)
+        shutil.rmtree(checks.reference_logprobs_folder(path), ignore_errors=True)
+        return Outcome(path, series.latest(), series.measured, done, stopped)
 
 
 @dataclass
@@ -202,17 +176,47 @@ class _Series:
         left = with_references(left, runs, kept)
         for folder in dict.fromkeys(filter(None, (run.target.checkpoint for run in left))):
             if folder not in self.verified:
-                self.progress(f"checking the files of {Path(folder).name}", 0, 0)
+                self.progress.begin(f"checking the files of {Path(folder).name}")
                 verify(open_checkpoint(Path(folder)))
                 self.verified.add(folder)
-        for number, run in enumerate(left):
-            work = "quality" if run.round is None else f"round {run.round + 1}"
-            self.progress(f"{run.subject.name}, {work}", number, len(left))
+        self.progress.plan(step for run in left for step in _steps(run))
+        rounds = max((run.round or 0) + 1 for run in runs)
+        alone = len({run.subject.base_model for run in runs}) == 1
+        for run in left:
+            name = run.subject.name.removeprefix(f"{run.subject.base_model}-" if alone else "")
+            work = "quality" if run.round is None else f"round {run.round + 1} of {rounds}"
+            self.progress.begin(f"{name}, {work}", together=len(_steps(run)))
             for record in self.executor(run):
                 append(self.path, record)
                 self.records.append(record)
                 self.measured += 1
+                self.progress.advance(seconds=record.wall_s)
+                self.progress.row(f"{name}  {_line(record)}")
+            self.progress.advance()
 
     def latest(self) -> tuple[Record, ...]:
         """The last record of each work that was wanted."""
         return tuple({key_of(record): record for record in self.records if key_of(record) in self.wanted}.values())
+
+
+def _steps(run: PlannedRun) -> list[Step]:
+    """A run's works, then what its process takes beside them."""
+    kinds = [kind if scenario is None else scenario.name for kind, scenario in run.works]
+    return [(kind, run.subject.name, 1.0) for kind in (*kinds, "load")]
+
+
+def _line(record: Record) -> str:
+    """What a record says, in half a line."""
+    latency, quality, peak = record.latency, record.quality, record.memory and record.memory.run_peak_bytes
+    said = [f"{record.status}: {record.reason}"] if record.reason else []
+    said += [f"{score.name} {score.value:.3g}" for score in record.tasks or ()]
+    if quality is not None:
+        kld = f", KLD {quality.divergence.mean:.3g}" if quality.divergence else ""
+        said.append(f"perplexity {quality.perplexity:.4g}{kld}")
+    if latency is not None:
+        steps = [step for steps in latency.decode_s for step in steps]
+        said.append(f"prefill {statistics.median(latency.prefill_s):.3g} s")
+        said += [f"decode {1000 * statistics.median(steps):.3g} ms"] if steps else []
+        said += [f"peak {peak / 1e9:.2f} GB"] if peak else []
+    of = record.kind if record.scenario is None else f"{record.scenario.name}  round {(record.round or 0) + 1}"
+    return f"{of}: {', '.join(said)}"

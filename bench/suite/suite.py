@@ -5,7 +5,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from bench.records.record import name_on
 from bench.records.scenario import Scenario
@@ -61,11 +63,7 @@ class SuiteReference:
 class CrossoverBudget:
     """How long the crossover may take, 0 for none."""
 
-    budget_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.budget_s >= 0:
-            raise UserError("budget_s must be at least 0 seconds")
+    budget_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 @dataclass(frozen=True)

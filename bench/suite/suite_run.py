@@ -9,12 +9,12 @@ from bench.records.crossover import CROSSOVER_NAME
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, read_crossover
 from bench.run.executor import append_log, run_module
-from bench.run.options import BenchOptions
 from bench.run.run import Outcome, measure
 from bench.suite.prompts import TokensOf
 from bench.suite.suite import Suite, checkpoint_targets, dummy_targets
+from bench.worker.options import BenchOptions
 from quantize.errors import UserError
-from quantize.progress import Progress, silent
+from quantize.progress import Progress, span
 from quantize.quiet import quiet_libraries
 
 CROSSOVER_GRACE = 3.0
@@ -30,7 +30,7 @@ def run_suite(
     shape: str | None = None,
     scenarios: Sequence[str] = (),
     crossover_s: float | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> tuple[Outcome, str | None]:
     """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl, where none is kept.
 
@@ -55,7 +55,7 @@ def run_suite(
     outcome = measure(targets, out / RECORDS_NAME, replace(options, scenarios=wanted), progress)
     if not outcome.usable or budget_s == 0:
         return outcome, None
-    progress(f"writing {CROSSOVER_NAME}", 0, 0)
+    (progress or Progress()).begin(f"measuring for {CROSSOVER_NAME}, about {span(budget_s)}")
     return outcome, _crossover(shape or suite.shape, out, budget_s, options, outcome.records[0])
 
 

@@ -21,18 +21,16 @@ class Nvml:
     """One GPU. Every query that fails gives None; nothing here raises."""
 
     def __init__(self, pynvml: Any, handle: Any) -> None:
-        self._pynvml = pynvml
-        self._handle = handle
+        self._pynvml, self._handle = pynvml, handle
 
     def driver(self) -> str | None:
-        """The driver's version."""
         version = self._ask(lambda: self._pynvml.nvmlSystemGetDriverVersion())
         return version.decode(errors="replace") if isinstance(version, bytes) else version
 
     def state(self) -> GpuState:
-        """One look at the GPU now."""
         n, handle = self._pynvml, self._handle
         process_bytes, others = self._processes()
+        mask = self._ask(lambda: int(n.nvmlDeviceGetCurrentClocksThrottleReasons(handle)))
         return GpuState(
             process_bytes=process_bytes,
             device_bytes=self._ask(lambda: int(n.nvmlDeviceGetMemoryInfo(handle).used)),
@@ -40,7 +38,9 @@ class Nvml:
             memory_clock_mhz=self._ask(lambda: int(n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_MEM))),
             power_limit_w=self._ask(lambda: n.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
             temperature_c=self._ask(lambda: int(n.nvmlDeviceGetTemperature(handle, n.NVML_TEMPERATURE_GPU))),
-            throttle_reasons=self._throttle_reasons(),
+            throttle_reasons=None
+            if mask is None
+            else tuple(what for bit, what in THROTTLE_REASONS.items() if mask & bit),
             other_processes=others,
             energy_j=self._ask(lambda: n.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
         )
@@ -54,10 +54,6 @@ class Nvml:
         used = own[0].usedGpuMemory
         return (None if used is None else int(used)), len({process.pid for process in running}) - 1
 
-    def _throttle_reasons(self) -> tuple[str, ...] | None:
-        mask = self._ask(lambda: int(self._pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)))
-        return None if mask is None else tuple(words for bit, words in THROTTLE_REASONS.items() if mask & bit)
-
     def _ask(self, query: Callable[[], T]) -> T | None:
         try:
             return query()
@@ -68,8 +64,7 @@ class Nvml:
 def open_nvml(uuid: str | None = None) -> Nvml | None:
     """The GPU of this UUID, or the only one there is; None without pynvml, driver or such a GPU.
 
-    uuid: as CUDA names it, with or without the leading "GPU-". With several GPUs and no UUID it is not
-    guessed which one is meant.
+    uuid: as CUDA names it, with or without the leading "GPU-". With several GPUs and no UUID none is guessed.
     """
     try:
         pynvml: Any = importlib.import_module("pynvml")

@@ -18,7 +18,7 @@ from quantize.decoding.eager import EagerDecoder
 from quantize.errors import UserError
 
 WARMUP_DECODE_STEPS = 8
-"""Decode steps of a warm-up: all decode steps have the shape of one token, so a few are enough."""
+"""All decode steps have the shape of one token, so that a few are enough."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,10 @@ class Pass:
 
     @property
     def prefill_s(self) -> float:
-        """Of all prompts."""
         return math.fsum(self.prefill_by_length_s)
 
     @property
     def seconds(self) -> float:
-        """Of the whole pass."""
         return self.prefill_s + sum(self.decode_s)
 
 
@@ -77,20 +75,15 @@ def pass_over(
     """All prompts one after the other, as one pass: their prefills summed up, their decode steps in one series."""
     parts = [timed_pass(new_decoder(), prompt, decode_steps, clock) for prompt in prompts]
     held = [part.kv_cache_bytes for part in parts if part.kv_cache_bytes is not None]
-    return Pass(
-        prefill_by_length_s=tuple(part.prefill_s for part in parts),
-        decode_s=tuple(step for part in parts for step in part.decode_s),
-        kv_cache_bytes=max(held, default=None),
-    )
+    steps_s = tuple(step for part in parts for step in part.decode_s)
+    return Pass(tuple(part.prefill_s for part in parts), steps_s, max(held, default=None))
 
 
 def check_positions(model: Any, scenario: Scenario) -> None:
     """Raises UserError when the model has fewer positions than the scenario needs."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and scenario.positions > positions:
-        raise UserError(
-            f"needs {scenario.positions} positions, the model has {positions}: use a smaller --prompt or --new"
-        )
+    there = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if there is not None and scenario.positions > there:
+        raise UserError(f"needs {scenario.positions} positions, the model has {there}: use a smaller --prompt or --new")
 
 
 def measure_latency(
@@ -111,9 +104,8 @@ def measure_latency(
     cannot decode so; RuntimeError where that mode's logits are not those of eager decoding (quantize.decoding.static).
     """
     check_positions(model, scenario)
-    config = model.config.get_text_config()
+    config, dtype = model.config.get_text_config(), compute_dtype or model.dtype
     prompts = prompts_of(scenario, config.vocab_size, model.device)
-    dtype = compute_dtype or model.dtype
     new_decoder = decoders_for(model, scenario, prompts[0], dtype)
     warmup_steps = min(scenario.decode_steps, WARMUP_DECODE_STEPS)
 
@@ -123,15 +115,10 @@ def measure_latency(
 
     warmup_s, steady = warm_up(lambda: pass_over(new_decoder, prompts, warmup_steps, clock).seconds, rule)
     passes, stopped = repeat(one_pass, lambda one: one.seconds, rule)
-    latency = Latency(
-        prefill_s=tuple(one.prefill_s for one in passes),
-        decode_s=tuple(one.decode_s for one in passes),
-        warmup_s=warmup_s,
-        steady=steady,
-        stopped=stopped,
-        prefill_by_length_s=tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else (),
-        decode_mode=new_decoder().name if scenario.decode_steps else None,
-    )
+    prefill_s, decode_s = tuple(one.prefill_s for one in passes), tuple(one.decode_s for one in passes)
+    by_length_s = tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else ()
+    decode_mode = new_decoder().name if scenario.decode_steps else None
+    latency = Latency(prefill_s, decode_s, warmup_s, steady, stopped, by_length_s, decode_mode)
     formula_bytes = kv_cache_formula_bytes(config, scenario, dtype)
     return LatencyResult(latency, passes[-1].kv_cache_bytes, formula_bytes, tokens_sha256(prompts))
 

@@ -17,9 +17,6 @@ from quantize.versions import version_of
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """How much `copy_probe` copies at once: far more than any cache holds."""
 
-FAST_BFLOAT16_RATIO = 0.8
-"""bfloat16 counts as fast where its matrix product takes at most this share of float32's time."""
-
 
 def fingerprint(device_type: str) -> Environment:
     """What is known of machine, libraries and source, without the probes of speed.
@@ -34,7 +31,7 @@ def fingerprint(device_type: str) -> Environment:
         card, nvml = torch.cuda.get_device_properties(torch.cuda.current_device()), open_nvml(cuda_uuid())
     return Environment(
         cpu=cpu_model_name(),
-        cpu_cores=usable_cores(),
+        cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         torch_threads=torch.get_num_threads(),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpu=card.name if card else None,
@@ -49,17 +46,11 @@ def fingerprint(device_type: str) -> Environment:
 
 
 def cpu_model_name() -> str | None:
-    """The processor's own name for itself."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or None
-
-
-def usable_cores() -> int | None:
-    """Logical cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def source_state(root: Path) -> SourceState:
@@ -82,8 +73,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 def copy_probe(device_type: str, repeats: int = 11) -> float | None:
     """Bytes a second, read and written together, of a plain copy on the device: the median of some, after a warm-up.
 
-    What memory gives, next to which the bytes that a decode step reads are held (COPY_BYTES are copied). None on a GPU
-    that has no room for the two buffers.
+    Next to it the bytes that a decode step reads are held. None on a GPU that has no room for the two buffers.
     """
     import torch
 
@@ -111,5 +101,5 @@ def matmul_probe(repeats: int = 5) -> dict[str, float]:
 
 
 def cpu_compute_dtype(probe: Mapping[str, float]) -> str:
-    """float32, unless the probe found bfloat16 clearly faster."""
-    return "bfloat16" if probe["bfloat16"] <= FAST_BFLOAT16_RATIO * probe["float32"] else "float32"
+    """float32, unless bfloat16 is clearly faster: where its matrix product takes at most 0.8 of float32's time."""
+    return "bfloat16" if probe["bfloat16"] <= 0.8 * probe["float32"] else "float32"

@@ -16,8 +16,7 @@ class RssView:
     source = "RSS"
 
     def __init__(self, proc: Path = PROC) -> None:
-        self._proc = proc
-        self._older_peak_bytes = 0
+        self._proc, self._older_peak_bytes = proc, 0
 
     def reset_peak(self) -> None:
         """Give back what is held without need and start a new peak from what is left."""
@@ -30,7 +29,6 @@ class RssView:
             self._older_peak_bytes = status_bytes("VmHWM", self._proc) or 0
 
     def current_bytes(self) -> int | None:
-        """Held now."""
         return resident_bytes(self._proc)
 
     def peak_bytes(self) -> int | None:
@@ -69,7 +67,6 @@ class CudaAllocatorView:
 
 
 MemoryView = RssView | CudaAllocatorView
-"""One way of looking at memory."""
 
 
 def memory_view(device_type: str) -> MemoryView:

@@ -14,15 +14,14 @@ from bench.worker.request import BUILTIN_LABEL
 from quantize.calibration import blocks_sha256, builtin_text, text_from, token_blocks
 from quantize.errors import UserError
 
-LOGIT_ROWS = 64
-"""Positions whose logits are turned into float32 at a time."""
+LOGIT_ROWS = 64  # turned into float32 at a time
 
 
 def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: str | None = None) -> torch.Tensor:
     """Blocks of held-out text: int64 [blocks, block_tokens].
 
-    data: a text as `quantize.calibration.text_from` reads it; None for the built-in evaluation text, which no
-    calibration sees. Raises UserError for a text that cannot be read or is too short.
+    data: a text as `quantize.calibration.text_from` reads it; None for the built-in one, which no calibration sees.
+    Raises UserError for a text that cannot be read or is too short.
     """
     texts = [builtin_text("evaluation")] if data is None else text_from(data)
     return token_blocks(texts, tokenizer, blocks=blocks, block_tokens=block_tokens)
@@ -66,15 +65,8 @@ class _Likelihood:
             perplexity = math.exp(mean_loss)
         except OverflowError:
             raise FloatingPointError(f"its perplexity is too large for a number (mean loss {mean_loss:.0f})") from None
-        return Quality(
-            perplexity,
-            self._tokens,
-            self._text,
-            blocks_sha256(self._blocks),
-            divergence,
-            noise_floor,
-            vocabulary=self._vocabulary,
-        )
+        facts = (perplexity, self._tokens, self._text, blocks_sha256(self._blocks))
+        return Quality(*facts, divergence, noise_floor, vocabulary=self._vocabulary)
 
 
 def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expected: Path | None = None) -> Quality:
@@ -111,16 +103,14 @@ def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str
     write_logprobs(keep, log_probabilities(), blocks.shape[0] * (blocks.shape[1] - 1))
     again = _DivergenceSamples()
     before = getattr(model.config, "_attn_implementation", None)
-    switch = before not in (None, "eager")
+    switch = model.set_attn_implementation if before not in (None, "eager") else lambda name: None
+    switch("eager")
     try:
-        if switch:
-            model.set_attn_implementation("eager")
         expected = logprobs_reader(keep)
         for logits, _ in predictions(model, blocks, at_once=2):
             again.add(expected(len(logits)).to(logits.device), torch.log_softmax(logits, dim=-1))
     finally:
-        if switch:
-            model.set_attn_implementation(before)
+        switch(before)
     return likelihood.quality(noise_floor=again.summary())
 
 
@@ -177,7 +167,6 @@ class _DivergenceSamples:
         self._flips = 0
 
     def add(self, reference: torch.Tensor, own: torch.Tensor) -> None:
-        """Log-probabilities float32 [rows, vocabulary] of both."""
         self._parts.append(_divergence(reference, own).cpu())
         choice = own.argmax(dim=-1, keepdim=True)
         # A choice as likely as the reference's best is no flip: half precision makes ties.
@@ -187,12 +176,8 @@ class _DivergenceSamples:
         samples = torch.cat(self._parts)
         if not bool(samples.isfinite().all()):
             raise FloatingPointError("its divergence from the reference is not finite (NaN or infinity)")
-        return Divergence(
-            mean=float(samples.mean()),
-            median=float(samples.quantile(0.5)),
-            p99=float(samples.quantile(0.99)),
-            flips=self._flips / len(samples),
-        )
+        median, p99 = (float(samples.quantile(share)) for share in (0.5, 0.99))
+        return Divergence(float(samples.mean()), median, p99, flips=self._flips / len(samples))
 
 
 @torch.no_grad()
@@ -202,8 +187,7 @@ def divergences(reference: Any, model: Any, blocks: torch.Tensor) -> torch.Tenso
     The two models are walked side by side, so that no logits of the whole text are kept.
     """
     parts = []
-    pairs = zip(predictions(reference, blocks), predictions(model, blocks), strict=True)
-    for (expected, _), (logits, _) in pairs:
+    for (expected, _), (logits, _) in zip(predictions(reference, blocks), predictions(model, blocks), strict=True):
         exact, other = (torch.log_softmax(one.double(), dim=-1) for one in (expected, logits))
         parts.append(_divergence(exact, other))
     return torch.cat(parts)

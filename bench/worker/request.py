@@ -8,7 +8,8 @@ from typing import Any
 from bench.records.environment import Environment
 from bench.records.record import Kind, Record, Status, Subject
 from bench.records.scenario import Scenario
-from bench.records.stopping import PassRule, RoundsRule, Rules
+from bench.records.stopping import Rules
+from bench.worker.options import BenchOptions
 from quantize.schema import from_json
 
 BUILTIN_LABEL = "builtin evaluation"
@@ -32,14 +33,6 @@ class QualityRequest:
     label: str = BUILTIN_LABEL
     blocks: int = 12
     block_tokens: int = 512
-
-
-@dataclass(frozen=True)
-class TaskRequest:
-    """How to run tasks of lm-eval. folder: holds task files of the user's; limit: questions of each task."""
-
-    folder: str | None = None
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,6 @@ class PlannedRun:
 
     @property
     def subject(self) -> Subject:
-        """The target as its records name it."""
         return self.target.subject
 
 
@@ -103,22 +95,14 @@ class Settings:
     device:             "cpu" or "cuda".
     compute_dtypes:     by baseline.
     environment:        the fingerprint, for every record.
-    timeout_s:          for one process.
-    threads:            CPU threads of each process, None for torch's choice.
-    rounds:             how many rounds, for every record.
-    rule:               of every latency measurement.
     reference_logprobs: by base model, the file that holds what its reference expects.
     """
 
     device: str
     compute_dtypes: dict[str, str]
     environment: Environment
-    timeout_s: float
-    threads: int | None = None
-    rounds: RoundsRule | None = None
-    rule: PassRule = field(default_factory=PassRule)
+    options: BenchOptions = field(default_factory=BenchOptions)
     quality: QualityRequest = field(default_factory=QualityRequest)
-    tasks: TaskRequest = field(default_factory=TaskRequest)
     reference_logprobs: dict[str, str] = field(default_factory=dict)
 
 
@@ -139,7 +123,6 @@ class Request:
 
     @property
     def compute_dtype(self) -> str:
-        """What the activations are."""
         return self.settings.compute_dtypes[self.run.subject.baseline]
 
     @property
@@ -162,13 +145,12 @@ class Request:
             round=self.run.round if kind == "latency" else None,
             position=self.run.position,
             compute_dtype=self.compute_dtype,
-            plan=Rules(self.settings.rounds, self.settings.rule),
+            plan=Rules(self.settings.options.rounds, self.settings.options.rule),
             quantized_share=self.run.target.quantized_share,
             **figures,
         )
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @staticmethod

@@ -26,7 +26,7 @@ prompts are lm-eval's, not the card's, so that the figures compare variants with
 GROUPS: dict[str, tuple[str, ...]] = {"medical": MEDICAL_TASKS}
 """Names that stand for several tasks; lm-eval's own groups and tags work beside them."""
 
-SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234)
+SEEDS = {f"{name}_seed": 1234 for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
 MAIN_METRICS = ("acc_norm", "acc")
 """What counts where a task gives several metrics; without these, its first."""
 
@@ -61,14 +61,9 @@ def evaluate(
 
         with _no_output(), contextlib.chdir(folder or "."):
             tasks = {name: task for task_name in wanted for name, task in _load(manager, task_name).items()}
-            found = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32"),
-                tasks=list(tasks.values()),
-                task_manager=manager,
-                limit=limit,
-                log_samples=False,
-                **SEEDS,
-            )
+            asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32")
+            how = {"task_manager": manager, "limit": limit, "log_samples": False, **SEEDS}
+            found = simple_evaluate(model=asked, tasks=list(tasks.values()), **how)
     return tuple(_result(name, found, folder) for name in tasks)
 
 
@@ -124,15 +119,10 @@ def _result(name: str, found: Mapping[str, Any], folder: Path | None) -> TaskSco
     dataset = config.get("dataset_path") or ""
     of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not ((folder or Path()) / dataset).exists()
     whole = bool(of_hub and asked) and asked["effective"] == asked["original"]
+    error = float(stderr) if isinstance(stderr, float) else None
+    where = (dataset, config.get("dataset_name")) if whole else (None, None)
     return TaskScore(
-        name=name,
-        metric=metric,
-        value=float(figures[main]),
-        stderr=float(stderr) if isinstance(stderr, float) else None,
-        samples=asked.get("effective"),
-        shots=found["n-shot"].get(name),
-        dataset=dataset if whole else None,
-        configuration=config.get("dataset_name") if whole else None,
+        name, metric, float(figures[main]), error, asked.get("effective"), found["n-shot"].get(name), *where
     )
 
 

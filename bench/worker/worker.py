@@ -28,9 +28,9 @@ from quantize.quiet import quiet_libraries
 
 REASON_CHARACTERS = 300
 NO_MEMORY_WORDS = (
-    *("can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory"),
-    *("std::bad_alloc", "memoryerror"),
-)
+    "can't allocate memory", "cannot allocate memory", "out of memory", "not enough memory", "std::bad_alloc",
+    "memoryerror",
+)  # fmt: skip
 """What an error, or a process that dies without a record, says in lower case where memory ran out."""
 
 
@@ -47,7 +47,7 @@ class Bench:
 
 def work(request: Request, emit: Callable[[Record], None]) -> None:
     """Load the model, emit a record a work, failures included; a failure to load is one of everything asked for."""
-    started_at, start = _now(), time.perf_counter()
+    started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     try:
         bench = _load(request)
     except Exception as error:
@@ -63,49 +63,36 @@ def work(request: Request, emit: Callable[[Record], None]) -> None:
 def _load(request: Request) -> Bench:
     import torch
 
+    from quantize.loader import load, load_dummy
     from quantize.loading.device_map import decode_bytes, weights_bytes
 
-    if request.settings.threads is not None:
-        torch.set_num_threads(request.settings.threads)
+    if request.settings.options.threads is not None:
+        torch.set_num_threads(request.settings.options.threads)
     device_type = torch.device(request.settings.device).type
     view = memory_view(device_type)
     view.reset_peak()
-    loaded = _loaded(request, getattr(torch, request.compute_dtype))
+    target, dtype = request.run.target, getattr(torch, request.compute_dtype)
+    how: dict[str, Any] = {"device": device_type, "compute_dtype": dtype, "kernel": target.subject.kernel}
+    if target.checkpoint is not None:
+        loaded = load(target.checkpoint, **how)
+    else:
+        loaded = load_dummy(target.dummy or "", target.subject.variant, group_size=target.subject.q_group_size, **how)
     load_peak_bytes = view.peak_bytes()
     view.reset_peak()
     spread = loaded.placement is not None  # weights that wait in RAM are not in the model between two passes
-    memory = Memory(
-        weights_bytes=loaded.weights_bytes if spread else weights_bytes(loaded.model),
-        source=view.source,
-        baseline_bytes=view.current_bytes(),
-        load_peak_bytes=load_peak_bytes,
-        run_peak_bytes=None,
-        decode_bytes=None if spread else decode_bytes(loaded.model),
-    )
+    held_bytes = loaded.weights_bytes if spread else weights_bytes(loaded.model)
+    read_bytes = None if spread else decode_bytes(loaded.model)
+    memory = Memory(held_bytes, view.source, view.current_bytes(), load_peak_bytes, None, decode_bytes=read_bytes)
     nvml = open_nvml(cuda_uuid()) if device_type == "cuda" else None
     return Bench(loaded, clock_for(device_type), view, nvml, memory)
 
 
-def _loaded(request: Request, dtype: Any) -> Any:
-    """The model that the request names: a checkpoint, or random weights drawn here."""
-    from quantize.loader import load, load_dummy
-
-    target = request.run.target
-    how: dict[str, Any] = {"device": request.settings.device, "compute_dtype": dtype, "kernel": target.subject.kernel}
-    if target.dummy is not None:
-        return load_dummy(target.dummy, target.subject.variant, group_size=target.subject.q_group_size, **how)
-    assert target.checkpoint is not None
-    return load(target.checkpoint, **how)
-
-
 def _measured(request: Request, bench: Bench, asked: Work) -> Record:
     """The record of one scenario, of quality, or of tasks."""
-    started_at, start = _now(), time.perf_counter()
-    fields: dict[str, Any] = {
-        "kernels": Kernels(bench.loaded.prefill_kernel, bench.loaded.decode_kernel),
-        "quantization": quantization_of(bench.loaded.model),
-        "placement": bench.loaded.placement,
-    }
+    started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    loaded = bench.loaded
+    fields: dict[str, Any] = {"quantization": quantization_of(loaded.model), "placement": loaded.placement}
+    fields["kernels"] = Kernels(loaded.prefill_kernel, loaded.decode_kernel)
     looks: list[GpuState] = []
 
     def look() -> None:
@@ -116,21 +103,14 @@ def _measured(request: Request, bench: Bench, asked: Work) -> Record:
     bench.view.reset_peak()
     status: Status = "ok"
     try:
-        figures, cache = _figures(request, bench, asked, look)
-        run_peak_bytes = bench.view.peak_bytes()
+        figures, held = _figures(request, bench, asked, look)
+        held |= {"run_peak_bytes": bench.view.peak_bytes(), "reserved_peak_bytes": bench.view.reserved_peak_bytes()}
         look()
-        fields |= figures
-        fields["memory"] = replace(
-            bench.memory,
-            run_peak_bytes=run_peak_bytes,
-            nvml_process_bytes=looks[-1].process_bytes if looks else None,
-            nvml_device_bytes=looks[-1].device_bytes if looks else None,
-            reserved_peak_bytes=bench.view.reserved_peak_bytes(),
-            **cache,
-        )
         if looks:
             before, *between, after = looks
+            held |= {"nvml_process_bytes": after.process_bytes, "nvml_device_bytes": after.device_bytes}
             fields["device_state"] = GpuStates(before, extremes_of(between), after)
+        fields |= figures | {"memory": replace(bench.memory, **held)}
     except Exception as error:
         status, fields["reason"] = failure(error, request.run.target.checkpoint)
     wall_s = time.perf_counter() - start
@@ -141,24 +121,22 @@ def _figures(
     request: Request, bench: Bench, asked: Work, between: Callable[[], None]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one work gives by Record's fields, and the bytes of its cache by Memory's. between: before each pass."""
-    (kind, scenario), settings, loaded = asked, request.settings, bench.loaded
+    (kind, scenario), options, loaded = asked, request.settings.options, bench.loaded
     if scenario is not None:
         import torch
 
         from bench.worker.latency import measure_latency
 
         dtype = getattr(torch, request.compute_dtype)
-        found = measure_latency(
-            loaded.model, scenario, bench.clock, settings.rule, compute_dtype=dtype, between=between
-        )
+        found = measure_latency(loaded.model, scenario, bench.clock, options.rule, compute_dtype=dtype, between=between)
         cache = {"kv_cache_bytes": found.kv_cache_bytes, "kv_cache_formula_bytes": found.kv_cache_formula_bytes}
         return {"latency": found.latency, "prompt_sha256": found.prompt_sha256}, cache
     if kind == "quality":
         return {"quality": _quality(request, loaded)}, {}
     from bench.worker.tasks import evaluate
 
-    folder = None if settings.tasks.folder is None else Path(settings.tasks.folder)
-    scores = evaluate(loaded.model, loaded.tokenizer, request.run.tasks, folder=folder, limit=settings.tasks.limit)
+    folder = Path(options.task_folder) if options.task_folder else None
+    scores = evaluate(loaded.model, loaded.tokenizer, request.run.tasks, folder=folder, limit=options.task_limit)
     return {"tasks": scores}, {}
 
 
@@ -191,20 +169,13 @@ def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
 
     On a CPU torch has no error type for a failed allocation, so that its words decide.
     """
-    text = without_folder(
-        next((line.strip() for line in str(error).splitlines() if line.strip()), "no message"), checkpoint
-    )
-    if isinstance(error, UserError):
-        return "unsupported", text[:REASON_CHARACTERS]
-    if isinstance(error, FloatingPointError):
-        return "broken", text[:REASON_CHARACTERS]
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    text = without_folder(first, checkpoint)
+    if isinstance(error, UserError | FloatingPointError):
+        return "unsupported" if isinstance(error, UserError) else "broken", text[:REASON_CHARACTERS]
     traceback.print_exception(error)
-    no_memory = (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error).lower() for words in NO_MEMORY_WORDS)
-    )
+    said = f"{type(error).__name__}: {error}".lower()
+    no_memory = getattr(error, "errno", None) == errno.ENOMEM or any(words in said for words in NO_MEMORY_WORDS)
     return ("oom" if no_memory else "error"), f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]
 
 
@@ -216,14 +187,9 @@ def without_folder(text: str, checkpoint: str | None) -> str:
 def die_with(parent_pid: int) -> None:
     """Have the kernel end this process when its parent ends: an orphan would disturb the next measurement."""
     if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent_pid:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def main(arguments: list[str] | None = None) -> int:

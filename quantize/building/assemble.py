@@ -30,14 +30,19 @@ NOT_COPIED = ("config.json", MANIFEST_NAME)
 def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float], **facts: Any) -> Manifest:
     """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest.
 
-    facts: what the manifest says besides (quantized_share, layers, estimate, measured).
+    facts: what the manifest says besides (layers, estimate, measured).
     """
     source, weights_bytes = job.source, join_parts(folder)
     source.check_unchanged()
     _write_config(job, folder, recipe)
     for path in regular_files(source.folder, BESIDE_WEIGHTS):
-        if path.name not in NOT_COPIED and not path.name.endswith(".index.json"):
-            _copy(path, folder / path.name)
+        if path.name in NOT_COPIED or path.name.endswith(".index.json"):
+            continue
+        if path.suffix == ".json" and b'"auto_map"' in path.read_bytes():  # it names code that does not come along
+            data = {key: value for key, value in read_json(path).items() if key != "auto_map"}
+            (folder / path.name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        else:
+            shutil.copyfile(path, folder / path.name)
     manifest = Manifest(
         name=job.target(recipe).name,
         base_model=source.base_model,
@@ -50,29 +55,14 @@ def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float],
         seconds={phase: round(spent, 3) for phase, spent in seconds.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights_bytes,
+        quantized_share=recipe.quantized_share,
         **facts,
     )
     return seal(folder, manifest)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's config.json."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file; a setting loses its `auto_map`, which names code that does not come along."""
-    if source.suffix == ".json" and b'"auto_map"' in source.read_bytes():
-        data = read_json(source)
-        data.pop("auto_map", None)
-        target.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    else:
-        shutil.copyfile(source, target)
-
-
 def _write_config(job: Job, target: Path, recipe: Recipe) -> None:
-    config = read_config(job.source.folder)
+    config = read_json(job.source.folder / "config.json")
     for key in ("_name_or_path", "_model_name_or_path", "torch_dtype", "auto_map"):
         config.pop(key, None)
     for part, read in ((config, job.empty.config), (config.get("text_config"), job.empty.config.get_text_config())):
@@ -95,15 +85,14 @@ def write_part(folder: Path, part: int, tensors: Mapping[str, Tensor]) -> Path:
 def join_parts(folder: Path) -> int:
     """Join the parts into model.safetensors, or several files and their index; return the tensors' bytes."""
     shards: list[list[Path]] = [[]]
-    size = 0
+    weight_map: dict[str, str] = {}
+    size = total = 0
     for part in sorted(folder.glob(PART_GLOB)):
         if shards[-1] and size + part.stat().st_size > MAX_SHARD_BYTES:
             shards.append([])
             size = 0
         shards[-1].append(part)
         size += part.stat().st_size
-    weight_map: dict[str, str] = {}
-    total = 0
     for number, members in enumerate(shards, start=1):
         several = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         file_name = f"model{several}.safetensors"

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from quantize.building.job import Job
 from quantize.building.layer import BATCH_TOKENS
 from quantize.errors import UserError
 from quantize.methods.base import Recipe
@@ -18,6 +19,7 @@ from quantize.model.apart import experts_of, take_apart
 from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.pretrained import empty_model
 from quantize.process_memory import peak_resident_bytes, resident_bytes
+from quantize.progress import Step, span
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gram import column_blocks
 from quantize.source import config_source
@@ -57,12 +59,10 @@ class Estimate:
     free_disk_bytes: int
 
     def line(self) -> str:
-        """One line for the screen."""
         memory = f"{self.peak_bytes / 1e9:.1f} GB of memory ({self.free_memory_bytes / 1e9:.1f} free)"
         disk = f"{self.disk_bytes / 1e9:.1f} GB of disk ({self.free_disk_bytes / 1e9:.1f} free)"
-        span = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
         weights = f"{self.parameters / 1e9:.2f} billion weights in {self.layers} layers"
-        return f"{weights}: about {memory}, {disk}, {span}"
+        return f"{weights}: about {memory}, {disk}, {span(self.seconds)}"
 
     def check(self) -> None:
         """Raise UserError when memory or disk will not do."""
@@ -80,12 +80,10 @@ def estimate(
     """What it takes to make these calibrated variants of a model (weights on the meta device) from `tokens` tokens."""
     already_bytes = resident_bytes() if device.type == "cpu" else 0
     normalized = _normalized_config(model.config.get_text_config(decoder=True))
-    hidden = int(normalized.hidden_size)
-    layers = len(architecture.layers)
+    hidden, layers = int(normalized.hidden_size), len(architecture.layers)
     by_layer = [architecture.linears(index) for index in range(layers)]
     weights = [sum(one.weight.numel() for one in own.values()) for own in by_layer]
     largest = max(range(layers), key=weights.__getitem__)
-    layer_weights = weights[largest]
     linears = {name: (m.out_features, m.in_features) for name, m in by_layer[largest].items()}
     together: dict[tuple[str, int], list[str]] = {}  # layers of one module and width mostly share an input
     for name, (_, columns) in linears.items():
@@ -94,23 +92,23 @@ def estimate(
     widest = max(*inputs, hidden)
     largest_group = max(sum(linears[name][0] * linears[name][1] for name in names) for names in together.values())
     experts = any(experts_of(module) for module in architecture.layers[largest].modules())
-    parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
+    parameters = count_weights(model)
     embedding = model.get_input_embeddings().weight.numel()
 
-    activations = tokens * hidden
-    held = set(inputs) if experts else inputs  # one expert's at a time
+    activations, held = tokens * hidden, set(inputs) if experts else inputs  # one expert's at a time
     grams = sum(width * width for width in held) + 3 * widest * widest
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    in_layers = activations * (2 if experts else 1) + layer_weights + grams + max(batch, SEARCH_COPIES * largest_group)
-    before_layers = embedding + activations
-    peak = FLOAT_BYTES * max(in_layers, before_layers, 2 * embedding) + already_bytes
+    in_layers = (
+        activations * (2 if experts else 1) + weights[largest] + grams + max(batch, SEARCH_COPIES * largest_group)
+    )
+    peak = FLOAT_BYTES * max(in_layers, embedding + activations, 2 * embedding) + already_bytes
 
     quantized = sum(weights)
     bytes_of = [checkpoint_bytes(parameters, quantized, one.variant, one.group_size) for one in recipes]
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
-    operations = sum(weights) / layer_weights * layer_operations(list(linears.values()), inputs, tokens)
+    operations = sum(weights) / weights[largest] * layer_operations(list(linears.values()), inputs, tokens)
     return Estimate(
         parameters=parameters,
         layers=layers,
@@ -121,6 +119,11 @@ def estimate(
         free_memory_bytes=free_memory(device, already_bytes),
         free_disk_bytes=shutil.disk_usage(existing).free,
     )
+
+
+def count_weights(model: Any) -> int:
+    """Of a model, tied ones once."""
+    return sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
 
 
 def checkpoint_bytes(parameters: int, quantized: int, variant: Variant, group_size: int | None) -> int:
@@ -136,19 +139,32 @@ def variants_of(source: str) -> list[tuple[str, str, Variant, int, Any]]:
     """
     folder, base_model = config_source(source)
     model, found = empty_model(folder), []
-    parameters = sum(one.numel() for name, one in model.named_parameters() if name not in model.all_tied_weights_keys)
+    parameters = count_weights(model)
     for variant in sorted(variants_named(["all"]), key=lambda one: one.is_awq):
-        architecture, group_size = architecture_of(model), None
+        architecture = architecture_of(model)
         if variant.is_awq:  # experts are quantized in groups only
             take_apart(model)
             try:
-                architecture, group_size = architecture_of(model).with_group_size()
+                architecture = architecture_of(model).with_group_size()
             except UserError:
                 continue
         quantized = sum(rows * columns for _, rows, columns in architecture.shapes())
-        size = checkpoint_bytes(parameters, quantized, variant, group_size)
-        found.append((f"{base_model}-{variant.folder_suffix(group_size)}", base_model, variant, size, model.config))
+        size = checkpoint_bytes(parameters, quantized, variant, architecture.group_size)
+        name = f"{base_model}-{variant.folder_suffix(architecture.group_size)}"
+        found.append((name, base_model, variant, size, model.config))
     return found
+
+
+def steps_left(
+    job: Job, plain: Sequence[Variant], calibrated: Sequence[Variant], layers: Sequence[int] | None = None
+) -> list[Step]:
+    """What is left of a call, in weights copied. layers: weights of each that is left, None for all of one."""
+    count, hidden = count_weights(job.empty), job.empty.config.get_text_config(decoder=True).hidden_size
+    tokens = job.options.blocks * job.options.block_tokens
+    cost = (3 * tokens + SEARCH_POINTS * (hidden + ELEMENTWISE_FLOPS)) / ELEMENTWISE_FLOPS
+    in_layers = [("layer", "", cost * weights) for weights in ([count] if layers is None else layers) if calibrated]
+    joined = [("copy", one.name, count * (one.w_bit or 16) / 16) for one in calibrated]
+    return [*(("copy", one.name, 2.0 * count) for one in plain), *in_layers, *joined]
 
 
 def _normalized_config(config: Any) -> Any:

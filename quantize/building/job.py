@@ -1,22 +1,34 @@
 """One call of `quantize`: the opened source and what was asked for."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
-from quantize.checkpoint import MANIFEST_NAME, Checkpoint, Manifest, SourceFacts, clear, open_checkpoint, verify
+from quantize.checkpoint import (
+    MANIFEST_NAME,
+    CalibrationFacts,
+    Checkpoint,
+    Manifest,
+    SourceFacts,
+    clear,
+    open_checkpoint,
+    verify,
+)  # fmt: skip
 from quantize.dummy import dummy_weights
 from quantize.errors import UserError
 from quantize.methods import METHODS
 from quantize.methods.base import Choices, Method, Recipe
 from quantize.model.apart import take_apart
 from quantize.model.architecture import Architecture
+from quantize.model.names import kept_by_bnb, linear_layers, quantized_share
 from quantize.model.pretrained import empty_model
-from quantize.model.skeleton import Skeleton
+from quantize.model.skeleton import Skeleton, kept_names
 from quantize.progress import Progress
 from quantize.rounding.options import BnbOptions, QuantType, Rounding
 from quantize.source import Source
@@ -91,6 +103,7 @@ class Job:
     say:      told each line that a user should read.
     several:  whether the call asked for more than one variant.
     refused:  variants that could not be made, and why: one does not lose the others.
+    disk:     of a dry run, bytes that each variant will write.
     """
 
     source: Source
@@ -103,6 +116,7 @@ class Job:
     say: Say
     several: bool = False
     refused: dict[str, str] = field(default_factory=dict)
+    disk: dict[str, int] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def sparing(self, *variants: Variant) -> Iterator[None]:
@@ -116,8 +130,12 @@ class Job:
 
     @property
     def is_dummy(self) -> bool:
-        """Whether the weights are random."""
         return self.source.facts.kind == "dummy"
+
+    @cached_property
+    def linears(self) -> list[str]:
+        """The linear layers that bitsandbytes quantizes. Raises UserError where there are none."""
+        return linear_layers(self.empty)
 
     def skeleton(self) -> Skeleton:
         """Another model like `empty`, taken apart, to be filled."""
@@ -126,32 +144,45 @@ class Job:
             take_apart(model)
             return Skeleton.of(model, dummy_weights(model, self.device))
         made = Skeleton.of(model, self.weights)
-        held = [name for name in made.stored if name in made]
+        held = {name: made.stored[name] for name in made.stored if name in made}
         again = empty_model(self.source.folder, config=self.empty.config)
-        found = Skeleton.of(again, self.weights, [made.stored[name] for name in held]).stored
-        if lost := [name for name in held if found[name] != made.stored[name]]:
-            raise UserError(f"{lost[0]} would not be found again in a checkpoint of its own: use bnb-8bit or fp16")
+        found = Skeleton.of(again, self.weights, held.values()).stored
+        if lost := next((name for name, file_name in held.items() if found[name] != file_name), None):
+            raise UserError(f"{lost} would not be found again in a checkpoint of its own: use bnb-8bit or fp16")
         return made
 
     def target(self, recipe: Recipe) -> Path:
-        """The folder of this recipe's checkpoint."""
         return self.out / f"{self.source.base_model}-{recipe.variant.folder_suffix(recipe.group_size)}"
 
-    def choices(self) -> Choices:
-        """What the options and the weights say: bfloat16 for a source that is mostly in it, else float16."""
-        dtypes = [self.weights.dtype(name) for name in self.weights.names()]
-        half_dtype = torch.bfloat16 if dtypes.count(torch.bfloat16) > len(dtypes) / 2 else torch.float16
-        return Choices(half_dtype, self.options.rounding, self.options.bnb)
-
-    def in_groups(self, architecture: Architecture) -> tuple[Architecture, int]:
-        """The size of groups of codes, and the architecture without the layers that it does not fit.
+    def in_groups(self, architecture: Architecture) -> Architecture:
+        """The architecture with the size of groups of codes, and without the linear layers that it does not fit.
 
         Tells the user when the usual size does not fit. Raises UserError where none does.
         """
-        fitting, chosen = architecture.with_group_size(self.options.group_size)
-        if self.options.group_size is None and chosen != GROUP_SIZES[0]:
-            self.say(f"group size {chosen}: {GROUP_SIZES[0]} does not divide every layer of this model")
-        return fitting, chosen
+        fitting = architecture.with_group_size(self.options.group_size)
+        if self.options.group_size is None and fitting.group_size != GROUP_SIZES[0]:
+            self.say(f"group size {fitting.group_size}: {GROUP_SIZES[0]} does not divide every layer of this model")
+        return fitting
+
+    def recipe(
+        self, variant: Variant, apart: tuple[Skeleton, Architecture] | None, calibration: CalibrationFacts | None = None
+    ) -> Recipe:
+        """What the options and the weights say: bfloat16 for a source that is mostly in it, else float16.
+
+        apart: for a variant with groups of codes. Raises UserError where too little of the model can be quantized.
+        """
+        method, dtypes = method_of(variant), Counter(map(self.weights.dtype, self.weights.names()))
+        half_dtype = torch.bfloat16 if dtypes[torch.bfloat16] > dtypes.total() / 2 else torch.float16
+        choices = Choices(half_dtype, self.options.rounding, self.options.bnb, calibration=calibration)
+        share = None
+        if apart and method.in_groups:
+            skeleton, names, group_size = apart[0], apart[1].names(), apart[1].group_size
+            choices = replace(choices, group_size=group_size, kept=kept_names(skeleton, set(names)))
+            share = quantized_share(skeleton.model, names, variant.name)
+        elif method.quantize_layer:
+            choices = replace(choices, kept=kept_by_bnb(self.empty, set(self.linears)))
+            share = quantized_share(self.empty, self.linears, variant.name)
+        return replace(method.recipe(variant, choices), quantized_share=share)
 
     def kept(self, recipe: Recipe) -> BuiltCheckpoint | None:
         """The finished checkpoint that is there already, unless it is to be made again.
@@ -173,7 +204,6 @@ class Job:
 
 
 def method_of(variant: Variant) -> Method:
-    """The method that a variant names."""
     return METHODS[variant.method]
 
 

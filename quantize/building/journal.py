@@ -1,5 +1,6 @@
 """What a quantization run leaves on disk as it goes, so that a killed one goes on at the layer it was in."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -49,26 +50,19 @@ class Journal:
         self.folder = folder
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = folder / JOURNAL_NAME
-        try:
-            left = from_json(State, path.read_bytes(), str(path))
-        except (OSError, UserError):
-            left = None
-        if left is not None and left.key == digest and self._is_whole(left):
-            self.restarted, self.state = False, left
-        else:
-            self.restarted, self.state = folder.exists(), State(digest)
-            remove_working_folder(folder, JOURNAL_NAME)
-            folder.mkdir(parents=True)
-            path.touch()  # the mark of a folder of ours
-            self._write()
+        with contextlib.suppress(OSError, UserError, ValueError):
+            self.restarted, self.state = False, from_json(State, path.read_bytes(), str(path))
+            if self.state.key == digest and self._is_whole():
+                return
+        self.restarted, self.state = folder.exists(), State(digest)
+        remove_working_folder(folder, JOURNAL_NAME)
+        folder.mkdir(parents=True)
+        path.touch()  # the mark of a folder of ours
+        self._write()
 
-    def _is_whole(self, state: State) -> bool:
-        hidden = self._hidden_path(len(state.layers)).name
-        try:
-            same = all(sha256_of(self.folder / name) == sha256 for name, sha256 in state.files.items())
-        except (OSError, ValueError):
-            return False
-        return same and (not state.layers or hidden in state.files)
+    def _is_whole(self) -> bool:
+        same = all(sha256_of(self.folder / name) == sha256 for name, sha256 in self.state.files.items())
+        return same and (not self.state.layers or self._hidden_path(self.finished_layers).name in self.state.files)
 
     @property
     def finished_layers(self) -> int:
@@ -76,7 +70,6 @@ class Journal:
         return len(self.state.layers)
 
     def parts(self, variant: str) -> Path:
-        """The folder for the parts of one variant."""
         folder = self.folder / variant
         folder.mkdir(exist_ok=True)
         return folder
@@ -110,7 +103,6 @@ class Journal:
         self._hidden_path(result.index).unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the working folder."""
         remove_working_folder(self.folder, JOURNAL_NAME)
 
     def _write(self) -> None:

@@ -4,21 +4,19 @@ Memory holds one layer's weights, its Gram matrices and the activations between 
 model has.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from quantize.building.inputs import observe_layer
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.methods.base import LayerInputs
 from quantize.methods.routed import RoutedTokens
-from quantize.model.architecture import Architecture
-from quantize.model.layer_calls import LayerCall
-from quantize.model.scales import ScaleGroup, apply_scales
+from quantize.model.scales import Consumer, ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
 from quantize.rounding.awq_search import Reader, ScaleChoice, search_clip, search_scale
 from quantize.rounding.gptq import refit_scales, round_with_feedback
@@ -81,44 +79,45 @@ FromInputs = Callable[[LayerInputs], dict[str, Tensor]]
 """What another method makes of a layer before its scales move; its tensors come back in the result."""
 
 
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add what the block takes, in wall-clock seconds, to its phase."""
+    started = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started
+
+
 @torch.no_grad()
 def quantize_layer(
-    architecture: Architecture,
     index: int,
-    hidden: list[Tensor],
-    calls: Sequence[LayerCall],
+    seen: LayerInputs,
     options: AwqOptions | None,
-    groups: Sequence[ScaleGroup] = (),
-    before: Mapping[str, FromInputs] | None = None,
-    stored: Mapping[str, str] | None = None,
+    groups: Sequence[ScaleGroup],
+    before: Mapping[str, FromInputs],
+    seconds: dict[str, float],
 ) -> LayerResult:
-    """Quantize decoder layer `index`; arguments and errors as observe_layer's. The layer is left scaled.
+    """Quantize decoder layer `index`, which is left scaled. Raises UserError where it comes out too bad.
 
-    groups: where its scales may move; stored: names of parameters in files, for `before`. With no options nothing is
-    quantized here: only `before` sees the layer.
+    groups: where its scales may move; seconds: of the phases before this. With no options nothing is quantized here:
+    only `before` sees the layer.
     """
-    started = time.perf_counter()
-    seen = replace(observe_layer(architecture, index, hidden, calls), stored=stored or {})
-    seconds = {"forward": time.perf_counter() - started}
-    started = time.perf_counter()
-    made = {variant: make(seen) for variant, make in (before or {}).items()}
-    if made:
-        seconds["other variants"] = time.perf_counter() - started
+    made = {}
+    for variant, make in before.items():
+        with timed(seconds, "other variants"):
+            made[variant] = make(seen)
     if options is None:
         return LayerResult(index, {}, {}, (), seconds, made)
-    work = _Work(seen, options)
-    started = time.perf_counter()
-    work.scale(groups if options.search else ())
-    seconds["scale"] = time.perf_counter() - started
-    started = time.perf_counter()
-    for owner in seen.stats:
-        trim_memory(above=FREED_SHARE)
-        work.round(seen.sharing(owner), seen.stats[owner])
-    for block in seen.blocks:
-        for number in range(len(block.experts)):
+    work, groups = _Work(seen, options), groups if options.search else ()
+    with timed(seconds, "scale"):
+        work.scale(groups)
+    with timed(seconds, "round"):
+        for owner in seen.stats:
             trim_memory(above=FREED_SHARE)
-            work.quantize_expert(block, number, groups if options.search else ())
-    seconds["round"] = time.perf_counter() - started
+            work.round(seen.sharing(owner), seen.stats[owner])
+        for block in seen.blocks:
+            for number in range(len(block.experts)):
+                trim_memory(above=FREED_SHARE)
+                work.quantize_expert(block, number, groups)
     error, plain = sum(work.errors.values()), sum(work.plain_errors.values())
     if not error <= WORSE_THAN_PLAIN * plain:  # or is not finite
         raise UserError(
@@ -147,17 +146,9 @@ class _Work:
 
     def facts(self) -> tuple[LinearFacts, ...]:
         """Of every linear that was rounded, in the order of the layer."""
-        return tuple(
-            LinearFacts(
-                self._seen.prefix + name,
-                self.errors[name],
-                self.plain_errors[name],
-                self._exponents.get(name),
-                self._tokens.get(name),
-            )
-            for name in self._seen.linears
-            if name in self.errors
-        )
+        prefix, kept = self._seen.prefix, (self.errors, self.plain_errors, self._exponents, self._tokens)
+        rounded = [name for name in self._seen.linears if name in self.errors]
+        return tuple(LinearFacts(prefix + name, *(of.get(name) for of in kept)) for name in rounded)  # type: ignore
 
     def scale(self, groups: Sequence[ScaleGroup]) -> None:
         """Search and apply the scales of one group after the other, those inside experts aside.
@@ -166,7 +157,7 @@ class _Work:
         """
         seen = self._seen
         for group in groups:
-            if self._inside_expert(group):
+            if any(group.source.startswith(f"{block.name}.") for block in seen.blocks):
                 continue
             trim_memory(above=FREED_SHARE)
             owners = dict.fromkeys(seen.owners[one.name] for one in group.consumers if one.name in seen.owners)
@@ -180,8 +171,11 @@ class _Work:
                 for owner in owners
             }
             names = [seen.sharing(owner) for owner in owners]
-            blocks = [block for block in seen.blocks if self._read_by(group, block)]
-            experts = [reader for block in blocks for reader in self._expert_readers(group, block, names)]
+            read = {
+                block: [one for one in group.consumers if one.name.startswith(f"{block.name}.")]
+                for block in seen.blocks
+            }
+            experts = [reader for block, own in read.items() for reader in self._expert_readers(own, block, names)]
             if not readers and not experts:
                 continue
             choice = self._search([*readers.values(), *experts], group, names)
@@ -189,32 +183,29 @@ class _Work:
                 continue
             for owner, reader in readers.items():
                 seen.stats[owner] = seen.stats[owner].scaled(reader.spread(choice.scales))
-            for block in blocks:
-                self._scale_block(block, group, choice.scales)
+            for block, own in read.items():
+                if own:
+                    block.scale(own[0].spread(choice.scales))
+                    self._moved |= {one.name: one.spread(choice.scales) for one in own}
             if group.source in self._outputs:  # the scales are in its output now
                 stats = seen.stats[seen.owners[group.source]]
                 self._outputs[group.source] = self._output_square(group.source, stats)
         for owner, stats in seen.stats.items():
             self._note_plain([name for name in seen.sharing(owner) if name not in self.plain_errors], stats)
 
-    def _scale_block(self, block: RoutedTokens, group: ScaleGroup, scales: Tensor) -> None:
-        read = [one for one in group.consumers if one.name.startswith(f"{block.name}.")]
-        block.scale(read[0].spread(scales))
-        self._moved |= {one.name: one.spread(scales) for one in read}
-
     def quantize_expert(self, block: RoutedTokens, number: int, groups: Sequence[ScaleGroup]) -> None:
         """Scale one expert's middle, and round its layers by what it saw."""
         home = f"{block.name}.{number}."
         names = [name for name in self._seen.linears if name.startswith(home)]
         inner = f"{home}down_proj"
-        outer = [name for name in names if name != inner]
+        outer, inners = [name for name in names if name != inner], [name for name in names if name == inner]
         stats, inner_stats = block.expert_stats(number)
         self._tokens |= dict.fromkeys(names, block.tokens()[number])
-        for own, found in ((outer, stats), ([inner] if inner in names else [], inner_stats)):
+        for own, found in ((outer, stats), (inners, inner_stats)):
             self._outputs |= {name: self._output_square(name, found) for name in own}
             self._note_plain([name for name in own if name not in self.plain_errors], found)
         for group in groups:
-            if group.source.startswith(home) and inner in names:
+            if group.source.startswith(home) and inners:
                 channels = _as_tensor(group.consumers[0].channels, inner_stats.abs_mean)
                 reader = Reader(self._seen.linears[inner].weight.data, inner_stats, channels)
                 choice = self._search([reader], group, [[inner]])
@@ -223,8 +214,7 @@ class _Work:
                     if group.source in self._outputs:
                         self._outputs[group.source] = self._output_square(group.source, stats)
         self.round(outer, stats)
-        if inner in names:
-            self.round([inner], inner_stats)
+        self.round(inners, inner_stats)
 
     def round(self, names: Sequence[str], stats: InputStats) -> None:
         """Round the weights of linears that share one input, all their rows at once."""
@@ -232,10 +222,8 @@ class _Work:
             return
         linears, options = self._seen.linears, self._options
         rows = torch.cat([linears[name].weight.data for name in names])
-        clip = None
-        if options.clip:
-            clip = torch.cat([_clip(name, linears[name].weight.data, stats, options.group_size) for name in names])
-        gram = stats.shrunk()
+        clips = [_clip(name, linears[name].weight.data, stats, options.group_size) for name in names if options.clip]
+        clip, gram = torch.cat(clips) if clips else None, stats.shrunk()
         if options.rounding == "gptq":
             quantized = round_with_feedback(rows, gram, options.group_size, clip)
         else:
@@ -257,36 +245,31 @@ class _Work:
             apply_scales(self._seen.layer, group, choice.scales)
         for own, rows in zip(names, choice.unscaled_rows, strict=True):
             self._exponents |= dict.fromkeys(own, choice.exponent)
-            for name, part in zip(own, torch.split(rows, [self._rows(name) for name in own]), strict=True):
+            sizes = [self._seen.linears[name].out_features for name in own]
+            for name, part in zip(own, torch.split(rows, sizes), strict=True):
                 if name in self._outputs:
                     self.plain_errors[name] = float(part.sum()) / self._outputs[name]
         return choice
 
-    def _expert_readers(self, group: ScaleGroup, block: RoutedTokens, names: list[list[str]]) -> list[Reader]:
-        """Every expert's layers that read the group's source; their names are added.
+    def _expert_readers(
+        self, consumers: Sequence[Consumer], block: RoutedTokens, names: list[list[str]]
+    ) -> list[Reader]:
+        """Readers of these layers of a block's experts; their names are added.
 
         All take the statistics of the block's input, weighted by the tokens that each saw: an expert that saw few has
         no statistics of its own that a search could trust.
         """
-        stats, tokens = block.stats(), block.tokens()
-        readers = []
-        for consumer in group.consumers:
-            if consumer.name in self._seen.linears and consumer.name.startswith(f"{block.name}."):
+        if not consumers:
+            return []
+        stats, tokens, readers = block.stats(), block.tokens(), []
+        for consumer in consumers:
+            if consumer.name in self._seen.linears:
                 number = int(consumer.name.removeprefix(f"{block.name}.").split(".")[0])
                 weight = self._seen.linears[consumer.name].weight.data
                 share = tokens[number] / max(1, sum(tokens))
                 readers.append(Reader(weight, stats, _as_tensor(consumer.channels, weight), share))
                 names.append([consumer.name])
         return readers
-
-    def _inside_expert(self, group: ScaleGroup) -> bool:
-        return any(group.source.startswith(f"{block.name}.") for block in self._seen.blocks)
-
-    def _read_by(self, group: ScaleGroup, block: RoutedTokens) -> bool:
-        return any(one.name.startswith(f"{block.name}.") for one in group.consumers)
-
-    def _rows(self, name: str) -> int:
-        return self._seen.linears[name].out_features
 
     def _note_plain(self, names: Sequence[str], stats: InputStats) -> None:
         """The relative errors of rounding these linears to nearest."""

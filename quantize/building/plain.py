@@ -1,89 +1,53 @@
 """Checkpoints whose tensors need no calibration: the reference, plain rounding, bitsandbytes' 8-bit."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from quantize.building.assemble import finish, write_part
+from quantize.building.estimate import checkpoint_bytes, count_weights
 from quantize.building.job import BuiltCheckpoint, Job, method_of
 from quantize.checkpoint import Checkpoint, writing
 from quantize.methods.base import Recipe, Tensors, half
 from quantize.model.layer_calls import runnable
-from quantize.model.names import FileNames, Shapes, left_in_half, linear_layers, quantized_share
-from quantize.model.skeleton import Skeleton, kept_names
+from quantize.model.names import FileNames, Pieces
+from quantize.model.skeleton import Skeleton
+from quantize.process_memory import collector_paused
 from quantize.variant import Variant
 from quantize.weights import check_finite
 
 PART_BYTES = 256 * 10**6
 
-Pieces = Iterator[tuple[str, Tensor, bool]]
-"""(name in files, tensor, whether it is the weight of a linear layer to quantize)."""
 
-
-def build_plain(job: Job, variant: Variant) -> BuiltCheckpoint:
-    """Make one checkpoint, a tensor at a time; or the finished one that is there."""
-    method = method_of(variant)
-    choices = job.choices()
-    share, count = None, len(job.weights.names())
-    if method.in_groups:
+def build_plain(job: Job, variant: Variant, *, dry_run: bool = False) -> dict[str, BuiltCheckpoint]:
+    """The checkpoint of one variant by its name: made a tensor at a time, or there already. With dry_run, its size."""
+    names, apart = job.weights.names(), None
+    pieces: Pieces | None = None
+    if method_of(variant).in_groups:
         skeleton = job.skeleton()
-        architecture, group_size = job.in_groups(runnable(skeleton, job.device))
-        names = [name for name, _, _ in architecture.shapes()]
-        share = quantized_share(skeleton.model, names, variant.name)
-        choices = replace(choices, group_size=group_size, kept=kept_names(skeleton, set(names)))
-        pieces, count = _apart(skeleton, set(names)), len(skeleton.stored)
-    elif method.quantize_layer:
-        names = linear_layers(job.empty)
-        share = quantized_share(job.empty, names, variant.name)
-        choices = replace(choices, kept=kept_by_bnb(job.empty, names))
-        pieces = _as_filed(job, set(names))
-    else:
-        pieces = ((name, job.weights.get(name), False) for name in job.weights.names())
-    recipe = method.recipe(variant, choices)
+        apart = skeleton, job.in_groups(runnable(skeleton, job.device))
+        names, pieces = list(skeleton.stored), _apart(skeleton, set(apart[1].names()))
+    recipe = job.recipe(variant, apart)
     if built := job.kept(recipe):
-        return built
-    started = time.perf_counter()
-    target = job.target(recipe)
-    with writing(target, force=job.options.force) as folder:
-        _write_parts(job, recipe, pieces, count, folder)
-        manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started}, quantized_share=share)
-    return BuiltCheckpoint(Checkpoint(target, manifest), kept=False)
-
-
-def kept_by_bnb(model: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """What config.json has to name as left in half precision; nothing where transformers' own rule says the same."""
-    left = [name for name in left_in_half(model, set(names)) if not _is_stack(model, name)]
-    if not left:
-        return ()
-    modules = {module: name for name, module in model.named_modules()}
-    return (*left, modules[model.get_output_embeddings()])
-
-
-def _is_stack(model: Any, name: str) -> bool:
-    return not any(type(module) is nn.Linear for module in model.get_submodule(name).modules())
-
-
-def _as_filed(job: Job, quantized: Collection[str]) -> Pieces:
-    """Every tensor as the files have it; those that make linear layers together, as the model has them."""
-    model, files = Shapes(job.empty), FileNames.of(job.empty, job.weights.names())
-    split: set[str] = set()
-    for conversion in files.conversions.values():
-        sources = [name for name, _ in conversion.sources]
-        made = conversion.run(model, lambda name: torch.empty(job.weights.shape(name), device="meta"))
-        if any(name.removesuffix(".weight") in quantized for name in made):
-            split.update(sources)
-            for name, tensor in conversion.run(model, job.weights.get).items():
-                yield name, tensor, name.removesuffix(".weight") in quantized and name.endswith(".weight")
-    for name in job.weights.names():
-        if name not in split:
-            home = files.homes[name]
-            is_weight = home.endswith(".weight") and home.removesuffix(".weight") in quantized
-            yield name, job.weights.get(name), is_weight and files.plain.get(home) == name
+        return {variant.name: built}
+    if dry_run:
+        model, linears = (apart[0].model, apart[1].names()) if apart else (job.empty, list[str]())
+        if apart is None and method_of(variant).quantize_layer:
+            linears = job.linears
+        quantized = sum(model.get_submodule(name).weight.numel() for name in linears)
+        job.disk[variant.name] = checkpoint_bytes(count_weights(job.empty), quantized, variant, recipe.group_size)
+        return {}
+    started, target = time.perf_counter(), job.target(recipe)
+    if method_of(variant).quantize_layer is None:
+        pieces = ((name, job.weights.get(name), False) for name in names)
+    elif pieces is None:
+        pieces = FileNames.of(job.empty, names).pieces(job.weights, job.linears)
+    with writing(target, force=job.options.force) as folder, collector_paused():
+        _write_parts(job, recipe, pieces, len(names), folder)
+        job.progress.begin(f"{variant.name}, joining its files")
+        manifest = finish(folder, job, recipe, {"total": time.perf_counter() - started})
+    job.progress.advance()
+    return {variant.name: BuiltCheckpoint(Checkpoint(target, manifest), kept=False)}
 
 
 def _apart(skeleton: Skeleton, quantized: Collection[str]) -> Pieces:
@@ -97,21 +61,20 @@ def _apart(skeleton: Skeleton, quantized: Collection[str]) -> Pieces:
 
 
 def _write_parts(job: Job, recipe: Recipe, pieces: Pieces, count: int, folder: Path) -> None:
-    quantize_layer = method_of(recipe.variant).quantize_layer
-    variant = recipe.variant.name
-    part: Tensors = {}
+    quantize_layer, part = method_of(recipe.variant).quantize_layer, Tensors()
     parts = size = 0
-    for done, (name, tensor, quantized) in enumerate(pieces):
-        job.progress(variant, done, count)
-        check_finite(name, tensor)
+    for number, (name, tensor, quantized) in enumerate(pieces, start=1):
+        job.progress.begin(f"{recipe.variant.name}, tensor {number} of {count}")
         if quantize_layer and quantized:
+            check_finite(name, tensor)
             made = quantize_layer(name.removesuffix(".weight"), tensor.to(job.device), recipe)
         else:
             made = {name: half(name, tensor, recipe.dtype)}
-        if size and size + sum(one.nbytes for one in made.values()) > PART_BYTES:
+        made_bytes = sum(one.nbytes for one in made.values())
+        if size and size + made_bytes > PART_BYTES:
             write_part(folder, parts, part)
             part, parts, size = {}, parts + 1, 0
         part |= made
-        size += sum(one.nbytes for one in made.values())
+        size += made_bytes
+        job.progress.advance(tensor.numel())
     write_part(folder, parts, part)
-    job.progress(variant, count, count)

@@ -5,25 +5,28 @@ tells what the quantization costs, without ever holding the whole model in memor
 """
 
 import contextlib
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.building.inputs import run_layer, spilled
-from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer
+from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer, timed
 from quantize.errors import UserError
+from quantize.methods.base import LayerInputs
+from quantize.methods.routed import RoutedTokens
+from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
 from quantize.model.groups import WRAPPED_TYPES, Prober, tensors_in
-from quantize.model.layer_calls import LayerCall, layer_calls, layer_outputs, replace_layers, shared, structure
+from quantize.model.layer_calls import LayerCall, layer_calls, one_layer, replace_layers, shared, structure
 from quantize.model.scales import ScaleGroup
 from quantize.model.skeleton import Skeleton, empty
 from quantize.process_memory import trim_memory
+from quantize.rounding.gram import StatsAccumulator, multiplies_bfloat16
 from quantize.rounding.options import AwqOptions
 from quantize.weights import check_finite
 
@@ -48,24 +51,11 @@ class HeldOutResult:
 
     def check(self) -> None:
         """Raise UserError when the quantized model has lost what the source knows."""
-        ratio = self.perplexity / self.perplexity_source
-        if not math.isfinite(ratio) or ratio > JUMP:
+        if not self.perplexity / self.perplexity_source <= JUMP:  # or is not finite
             raise UserError(
                 f"the quantized model is broken: perplexity {self.perplexity:.4g} on held-out text, the source has "
                 f"{self.perplexity_source:.4g}; use more --blocks or other --calibration text, or a bnb variant"
             )
-
-
-@dataclass
-class HeldOut:
-    """Held-out text on its way through the layers.
-
-    blocks: token ids, int64 [n, t], t as in the calibration.
-    states: between two layers, of the source and of the quantized model; empty before the first layer.
-    """
-
-    blocks: Tensor
-    states: list[Tensor]
 
 
 class LayerStream:
@@ -74,7 +64,8 @@ class LayerStream:
     model:        the transformers model, its weights on the meta device but for the layer at work.
     architecture: where its layers are, and which of their linear layers get quantized.
     groups:       where scales may move, for each kind of layer that was tried; kinds: of each layer that was seen.
-    probed:       the input of the layer after the one yielded last, for the block that layers are tried with.
+    states:       the inputs of the layer after the one yielded last, [batch, tokens, hidden] each: of the calibration's
+                  batches, of the held-out text in the source and in the quantized model, and of the first block.
     """
 
     def __init__(
@@ -89,10 +80,8 @@ class LayerStream:
         self.architecture = architecture
         self.groups = dict(groups or {})
         self.kinds: dict[int, str] = {}
-        self.probed = torch.empty(0)
+        self.states: list[Tensor] = []
         self._device = device
-        self._layers_prefix = f"{architecture.layers_name}."
-        self._outputs = 0
 
     def quantized(
         self,
@@ -100,40 +89,35 @@ class LayerStream:
         options: AwqOptions | None,
         *,
         start: int = 0,
-        hidden: Sequence[Tensor] = (),
-        probed: Tensor | None = None,
+        states: Sequence[Tensor] = (),
         before: Mapping[str, FromInputs] | None = None,
-        held_out: HeldOut | None = None,
+        held_out: Tensor | None = None,
         spill: Path | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
-        """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it.
+        """Yield each decoder layer from `start` on, quantized, with the inputs of the layer after it: `self.states`.
 
         blocks:   calibration token ids, int64 [blocks, block_tokens].
-        hidden:   the inputs of layer `start` as an earlier run yielded them, [batch, block_tokens, hidden] each; none,
-                  and they are computed.
-        probed:   the input of layer `start` for the first block alone, as `self.probed` was then.
+        states:   the inputs of layer `start` as an earlier run yielded them; none, and they are computed.
         before:   by variant, called with each layer before its scales move.
-        held_out: text to run along, once `options` quantize something.
-        spill:    a folder for files that hold the inputs in place of memory.
+        held_out: token ids of text to run along, int64 [n, block_tokens], once `options` quantize something.
+        spill:    a folder for files that hold the batches' inputs in place of memory.
 
-        A layer's weights are freed when the next one is asked for.
+        A layer's weights, and its inputs, are freed when the next one is asked for.
         """
-        self._fill_outer()
-        self._outputs = layer_outputs(self.model, self.architecture, blocks[:1].to(self._device))
-        batches = batches_of(blocks)
-        beside = [held_out.blocks, held_out.blocks] if held_out else []  # the source's and the quantized model's
-        first, calls = self._record_all([*batches, *beside, blocks[:1]])
-        inputs = hidden or first[: len(batches)]
+        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
+        batches, judged = batches_of(blocks), [] if held_out is None else [held_out, held_out]
+        count = len(batches)
+        first, calls = self._record_all([*batches, *judged, blocks[:1]])
+        *hidden, probed = states or first
+        judged, hidden = [state.to(self._device) for state in hidden[count:]], hidden[:count]
         if spill is None:
-            hidden = [batch.to(self._device) for batch in inputs]
+            hidden = [batch.to(self._device) for batch in hidden]
         else:
             spill.mkdir(parents=True, exist_ok=True)
-            hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(inputs)]
-        if held_out is not None:
-            states = held_out.states or first[len(batches) :][:2]
-            held_out.states = [state.to(self._device) for state in states]
-        self.probed = (first[-1] if probed is None else probed).to(self._device)
-        del inputs, first
+            hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(hidden)]
+        probed = probed.to(self._device)
+        self.states = [*hidden, *judged, probed]
+        del states, first
         for module in self.model.modules():  # their outputs are there; buffers that no file holds stay
             if isinstance(module, nn.Embedding):
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
@@ -141,30 +125,22 @@ class LayerStream:
             layer, prefix = self.architecture.layers[index], self.architecture.prefix(index)
             self.skeleton.fill(layer, prefix, self._device)
             self.skeleton.forget_stacks()
+            self.states.clear()
             *of_batches, of_probe = [each[index] for each in calls]
-            started = time.perf_counter()
-            groups = self._groups(index, self.probed, of_probe) if options and options.search else ()
-            probing = time.perf_counter() - started
-            self.probed = next(run_layer(layer, [self.probed], [of_probe]))
-            of_held_out = of_batches[len(batches) :]
-            if held_out is not None:  # through the layer as the source has it
-                held_out.states[0] = next(run_layer(layer, held_out.states[:1], of_held_out[:1]))
-            result = quantize_layer(
-                self.architecture,
-                index,
-                hidden,
-                of_batches[: len(batches)],
-                options,
-                groups,
-                before,
-                self.skeleton.stored,
-            )
-            result.seconds["probe"] = probing
-            if held_out is not None:  # through the scaled layer with its quantized weights
+            seconds: dict[str, float] = {}
+            with timed(seconds, "probe"):
+                groups = self._groups(index, probed, of_probe) if options and options.search else ()
+            (probed,) = run_layer(layer, [probed], [of_probe])
+            judged[:1] = run_layer(layer, judged[:1], of_batches[count:][:1])  # as the source has the layer
+            with timed(seconds, "forward"):
+                seen = observe_layer(self.architecture, index, hidden, of_batches[:count], self.skeleton.stored)
+            result = quantize_layer(index, seen, options, groups, before or {}, seconds)
+            if judged:  # through the scaled layer with its quantized weights
                 for name, linear in self.architecture.linears(index).items():
                     linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
-                held_out.states[1] = next(run_layer(layer, held_out.states[1:], of_held_out[1:]))
-            yield result, hidden
+                judged[1:] = run_layer(layer, judged[1:], of_batches[count:][1:])
+            self.states += [*hidden, *judged, probed]
+            yield result, self.states
             empty(layer)
             trim_memory()
 
@@ -193,19 +169,17 @@ class LayerStream:
         hidden, calls = [], []
         of_size: dict[int, list[LayerCall]] = {}
         for batch in batches:
-            recorded = self._record(batch)
-            own = [kwargs for _, kwargs in recorded]
-            like = of_size.setdefault(len(batch), own)
-            calls.append(
-                [{key: shared(one[key], other.get(key)) for key in one} for one, other in zip(own, like, strict=True)]
-            )
+            recorded = layer_calls(self.model, self.architecture, batch.to(self._device))
+            like = of_size.setdefault(len(batch), [call for _, call in recorded])
+            pairs = zip((call for _, call in recorded), like, strict=True)
+            calls.append([{key: shared(value, other.get(key)) for key, value in own.items()} for own, other in pairs])
             hidden.append(recorded[0][0])
         return hidden, calls
 
     @torch.no_grad()
-    def judge(self, held_out: HeldOut) -> HeldOutResult:
-        """Compare what source and quantized model predict, after the last layer."""
-        self._fill_outer()
+    def judge(self, held_out: Tensor) -> HeldOutResult:
+        """Compare what source and quantized model predict of held-out token ids, after the last layer."""
+        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
         head = self.model.get_output_embeddings()
         names = {module: name for name, module in self.model.named_modules()}
         self.skeleton.fill(head, f"{names[head]}.", self._device, recurse=False)
@@ -213,16 +187,15 @@ class LayerStream:
 
         def log_probabilities(ids: Tensor, last: Tensor) -> Tensor:
             """Of the next token at every position but the last, float32 [t - 1, vocabulary]."""
-            with replace_layers(self.architecture, lambda *_: last, outputs=self._outputs):
+            with replace_layers(self.architecture, lambda *_: last):
                 logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             return torch.log_softmax(logits.float(), dim=-1)
 
         losses, divergence, tokens = [0.0, 0.0], 0.0, 0
-        blocks, first = held_out.blocks.to(self._device), held_out.states[0]
-        dim = first.dim() - 3  # some stack several streams before the batch
-        apart = [torch.split(state, 1, dim=dim) for state in held_out.states]
-        for ids, *states in zip(blocks, *apart, strict=True):
-            exact, other = (log_probabilities(ids, last) for last in states)
+        states = self.states[-3:-1]
+        apart = [torch.split(state, 1, dim=state.dim() - 3) for state in states]  # some stack streams before the batch
+        for ids, *ends in zip(held_out.to(self._device), *apart, strict=True):
+            exact, other = (log_probabilities(ids, last) for last in ends)
             for row, predicted in enumerate((exact, other)):
                 losses[row] -= float(predicted.gather(1, ids[1:, None]).double().sum())
             divergence += float((exact.exp() * (exact - other)).sum().double())
@@ -232,33 +205,84 @@ class LayerStream:
 
     def other_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor outside the decoder layers, one after the other, by its name in the files."""
-        files, known = self.skeleton.files, set(self.model.state_dict()) | self.skeleton.parts.keys()
-        known |= {part.parameter for part in self.skeleton.parts.values()}
-        for file_name, home in files.homes.items():
-            if not home.startswith(self._layers_prefix) or home not in known:
+        for file_name, home in self.skeleton.files.homes.items():
+            if not home.startswith(f"{self.architecture.layers_name}.") or home not in self.skeleton.files.known:
                 tensor = self.skeleton.weights.get(file_name)
                 check_finite(file_name, tensor)
                 yield file_name, tensor
 
-    def layer_tensors(self, index: int) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of a decoder layer as the files have them; those that the model has converted, by its names."""
-        prefix, files = self.architecture.prefix(index), self.skeleton.files
-        linears = self.architecture.linears(index)
-        for home, name in files.plain.items():
-            if home.startswith(prefix):
-                yield name, self.skeleton.weights.get(name)
-        for home, conversion in files.conversions.items():
-            if home.startswith(prefix):
-                if home.removeprefix(prefix).removesuffix(".weight") in linears:
-                    yield from self.skeleton.converted(conversion).items()
-                else:
-                    yield from ((name, self.skeleton.weights.get(name)) for name, _ in conversion.sources)
 
-    def _record(self, blocks: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-        return layer_calls(self.model, self.architecture, blocks.to(self._device), outputs=self._outputs)
+@torch.no_grad()
+def run_layer(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[LayerCall]) -> Iterator[Tensor]:
+    """The layer's output for each batch [b, t, hidden] with its call, one after the other.
 
-    def _fill_outer(self) -> None:
-        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
+    Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
+    """
+    device = next(layer.parameters()).device
+    for batch, call in zip(hidden, calls, strict=True):
+        with one_layer(layer), torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
+            output = layer(batch.to(device), **call)
+        yield output[0] if isinstance(output, tuple) else output
+
+
+def spilled(batch: Tensor, path: Path) -> Tensor:
+    """A float32 copy of this batch that lives in a file: the system may drop its pages when memory is short."""
+    kept = torch.from_file(str(path), shared=True, size=batch.numel(), dtype=torch.float32).view(batch.shape)
+    return kept.copy_(batch)
+
+
+def is_spilled(batch: Tensor) -> bool:
+    return batch.untyped_storage().filename is not None
+
+
+@torch.no_grad()
+def observe_layer(
+    architecture: Architecture,
+    index: int,
+    hidden: list[Tensor],
+    calls: Sequence[LayerCall],
+    stored: Mapping[str, str] = MappingProxyType({}),
+) -> LayerInputs:
+    """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
+
+    hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; calls: what the model calls
+    the layer with besides, for each batch; stored: as LayerInputs'. Raises UserError when an output is not finite.
+    """
+    layer, linears, prefix = architecture.layers[index], architecture.linears(index), architecture.prefix(index)
+    owners: dict[str, str] = {}
+    accumulators: dict[str, StatsAccumulator] = {}
+    last: tuple[Tensor | None, str] = (None, "")
+
+    def observe(name: str, linear: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal last
+        inputs: Tensor = args[0]
+        owner = owners.setdefault(name, last[1] if inputs is last[0] else name)
+        if owner == name:
+            if name not in accumulators:
+                accumulators[name] = StatsAccumulator(inputs.shape[-1], inputs.device)
+            accumulators[name].add(inputs)
+        last = inputs, owner
+
+    blocks = {name: RoutedTokens(name, module) for name, module in layer.named_modules() if experts_of(module)}
+    inside = {f"{name}.{key}" for name in blocks for key, _ in layer.get_submodule(name).named_modules()}
+    with contextlib.ExitStack() as hooks:
+        for name, linear in linears.items():
+            if name not in inside:
+                hooks.enter_context(linear.register_forward_pre_hook(partial(observe, name)))
+        for name, block in blocks.items():
+            module = layer.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(block.record, with_kwargs=True))
+        for position, output in enumerate(run_layer(layer, hidden, calls)):
+            hidden[position] = hidden[position].copy_(output) if is_spilled(hidden[position]) else output
+    stats = {name: accumulator.finish() for name, accumulator in accumulators.items()}
+    for name, linear in linears.items():  # one that the model never calls
+        if name not in inside and name not in owners:
+            owners[name] = name
+            stats[name] = StatsAccumulator(linear.in_features, linear.weight.device).finish()
+    sums = (*(batch.sum() for batch in hidden), *(one.gram.diagonal().sum() for one in stats.values()))
+    if not all(bool(torch.isfinite(one)) for one in sums):  # NaN and Inf stay in a sum
+        raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
+    return LayerInputs(layer, prefix, linears, owners, stats, tuple(blocks.values()), stored)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,6 @@ class EagerDecoder:
         self._take(self._model(input_ids=prompt, use_cache=True, **self._last_only))
 
     def step(self) -> None:
-        """Feed the last token and take the next."""
         self._take(self._model(input_ids=self.token, past_key_values=self._cache, use_cache=True))
 
     def _take(self, output: Any) -> None:

@@ -18,12 +18,8 @@ from quantize.errors import UserError
 CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"
 """How the steps of mode "graph" run: replayed on CUDA; elsewhere the same steps, called one by one."""
 
-SLOTS_STEP = 64
-"""A cache has slots in multiples of this: attention kernels want aligned masks, and pad others at every call."""
-
-CAPTURE_WARMUPS = 3
-"""Runs before the recorded one: libraries set themselves up and kernels are tuned outside the graph."""
-
+SLOTS_STEP = 64  # slots come in multiples of this: attention kernels want aligned masks, and pad others at every call
+CAPTURE_WARMUPS = 3  # runs before the recorded one: libraries set themselves up, kernels are tuned outside the graph
 CHECKED_STEPS = 4
 RELATIVE_ERROR = {torch.float32: 2e-2, torch.float16: 5e-2, torch.bfloat16: 5e-2}
 """How far the logits may lie from the eager decoder's (2-norm of the difference over that of the eager ones).
@@ -32,8 +28,7 @@ The two sum up in different orders (4e-7 apart in float32). Kernels that round i
 bitsandbytes' 4-bit kernel for CPUs works in bfloat16, and its logits lay 3e-3 apart.
 """
 
-MASKED_ATTENTION = ("sdpa", "eager")
-"""Attention implementations of transformers that take a mask of ours."""
+MASKED_ATTENTION = ("sdpa", "eager")  # the attention implementations of transformers that take a mask of ours
 
 
 class _Slots(StaticLayer):  # type: ignore[misc]
@@ -97,11 +92,8 @@ class StaticDecoder(EagerDecoder):
         dtype = self._layers[0].keys.dtype
         self._seen = torch.zeros((), dtype=dtype, device=device)
         self._unseen = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self.name = STATIC_CACHE
-        if device.type == "cuda":
-            self._record()
-            self.name = CUDA_GRAPH
+        self._graph = self._record() if device.type == "cuda" else None
+        self.name = STATIC_CACHE if self._graph is None else CUDA_GRAPH
 
     def prefill(self, prompt: Tensor) -> None:
         output = self._model(input_ids=prompt, use_cache=True, **self._last_only)
@@ -120,21 +112,17 @@ class StaticDecoder(EagerDecoder):
 
     def _run(self) -> Tensor:
         """One step; everything that it reads and leaves is on the device."""
-        mask = torch.where(self._slots <= self._position, self._seen, self._unseen)
+        mask = torch.where(self._slots <= self._position, self._seen, self._unseen).view(1, 1, 1, -1)
+        mask = mask.expand(self.token.shape[0], -1, -1, -1)
+        place = {"attention_mask": mask, "position_ids": self._position, "past_key_values": self._cache}
         with fused_steps(self._norms, self._rotary):
-            output = self._model(
-                input_ids=self.token,
-                attention_mask=mask.view(1, 1, 1, -1).expand(self.token.shape[0], -1, -1, -1),
-                position_ids=self._position,
-                past_key_values=self._cache,
-                use_cache=True,
-            )
+            output = self._model(input_ids=self.token, use_cache=True, **place)
         logits: Tensor = output.logits[:, -1]
         self.token.copy_(logits.argmax(dim=-1, keepdim=True))
         self._position.add_(1)
         return logits
 
-    def _record(self) -> None:
+    def _record(self) -> torch.cuda.CUDAGraph:
         warm_up(self._run)
         self._position.zero_()
         graph = torch.cuda.CUDAGraph()
@@ -147,7 +135,7 @@ class StaticDecoder(EagerDecoder):
                 raise cause from None
             why = next(iter(str(cause).splitlines()), type(cause).__name__)
             raise UserError(f"a decode step cannot be recorded as a CUDA graph: {why}") from None
-        self._graph = graph
+        return graph
 
 
 def warm_up(work: Callable[[], object]) -> None:

@@ -36,17 +36,12 @@ def unpack_words(packed: Tensor, order: tuple[int, ...]) -> Tensor:
 
 def pack_gemm(weight: Int4Weight) -> dict[str, Tensor]:
     """The GEMM layout: qweight int32 [in, out / 8], qzeros int32 [groups, out / 8], scales float16 [groups, out]."""
-    return {
-        "qweight": pack_words(weight.codes.t().contiguous(), GEMM_ORDER),
-        "qzeros": pack_words(weight.zeros.t().contiguous(), GEMM_ORDER),
-        "scales": weight.scales.t().contiguous(),
-    }
+    codes, zeros = (pack_words(rows.t().contiguous(), GEMM_ORDER) for rows in (weight.codes, weight.zeros))
+    return {"qweight": codes, "qzeros": zeros, "scales": weight.scales.t().contiguous()}
 
 
 def unpack_gemm(tensors: dict[str, Tensor], in_features: int, group_size: int) -> Int4Weight:
-    """Undo pack_gemm."""
-    codes = unpack_words(tensors["qweight"], GEMM_ORDER).t().contiguous()
-    zeros = unpack_words(tensors["qzeros"], GEMM_ORDER).t().contiguous()
+    codes, zeros = (unpack_words(tensors[name], GEMM_ORDER).t().contiguous() for name in ("qweight", "qzeros"))
     return Int4Weight(codes, tensors["scales"].t().contiguous(), zeros)
 
 
@@ -67,21 +62,16 @@ def pack_gemv(weight: Int4Weight) -> dict[str, Tensor]:
     """
     width = gemv_zeros_width(weight.codes.shape[1], weight.group_size) * CODES_PER_WORD
     padding = (0, width - weight.scales.shape[1])
-    return {
-        "qweight": pack_words(weight.codes, PLAIN_ORDER),
-        "qzeros": pack_words(functional.pad(weight.zeros, padding), PLAIN_ORDER),
-        "scales": functional.pad(weight.scales, padding),
-    }
+    zeros = pack_words(functional.pad(weight.zeros, padding), PLAIN_ORDER)
+    codes, scales = pack_words(weight.codes, PLAIN_ORDER), functional.pad(weight.scales, padding)
+    return {"qweight": codes, "qzeros": zeros, "scales": scales}
 
 
 def unpack_gemv(tensors: dict[str, Tensor], in_features: int, group_size: int) -> Int4Weight:
     """Undo pack_gemv; the sizes tell the padding from the groups."""
     groups = in_features // group_size
-    return Int4Weight(
-        unpack_words(tensors["qweight"], PLAIN_ORDER),
-        tensors["scales"][:, :groups].contiguous(),
-        unpack_words(tensors["qzeros"], PLAIN_ORDER)[:, :groups].contiguous(),
-    )
+    codes, zeros = (unpack_words(tensors[name], PLAIN_ORDER) for name in ("qweight", "qzeros"))
+    return Int4Weight(codes, tensors["scales"][:, :groups].contiguous(), zeros[:, :groups].contiguous())
 
 
 PACKERS: dict[str, Callable[[Int4Weight], dict[str, Tensor]]] = {"GEMM": pack_gemm, "GEMV": pack_gemv}

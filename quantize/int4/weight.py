@@ -5,11 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEVELS = 15
-"""The highest 4-bit code: codes run from 0 to 15."""
-
-SMALLEST_RANGE = 1e-5
-"""A group of equal weights still gets a scale above zero; the same floor as autoawq's."""
+LEVELS = 15  # the highest 4-bit code: codes run from 0 to 15
+SMALLEST_RANGE = 1e-5  # a group of equal weights still gets a scale above zero; the same floor as autoawq's
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,9 @@ class Int4Weight:
 
     @property
     def group_size(self) -> int:
-        """Input features that share one scale and one zero point."""
         return self.codes.shape[1] // self.scales.shape[1]
 
     def to(self, device: torch.device) -> "Int4Weight":
-        """The same weight on this device."""
         return Int4Weight(self.codes.to(device), self.scales.to(device), self.zeros.to(device))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -9,8 +9,6 @@ from quantize.kernels.triton import TRITON, TRITON_GEMV, TRITON_TILES
 
 _ROWS = (TORCH_CPU, TRITON, TRITON_TILES, TORCH_CUDA, AUTOAWQ_GEMM, AUTOAWQ_GEMV, TRITON_GEMV, *GPTQMODEL, DEQUANTIZE)
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in _ROWS}
-"""Every kernel by name."""
-
 NATIVE: dict[str, tuple[str, ...]] = {"GEMM": ("autoawq-gemm",), "GEMV": ("autoawq-gemv", "triton-gemv")}
 """Layout -> the kernels that its name stood for, the first that can run is meant."""
 

@@ -11,11 +11,8 @@ from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import Int4Linear, Kernel, Style
 from quantize.quiet import quiet_libraries
 
-DEQUANTIZE_TOKENS = 1024
-"""From this many tokens on autoawq's GEMM layer dequantizes and multiplies, in either implementation."""
-
-MATVEC_TOKENS = 8
-"""Up to here its GEMV layer multiplies token by token, above with a second kernel for the same layout."""
+DEQUANTIZE_TOKENS = 1024  # from here on autoawq's GEMM layer dequantizes and multiplies, in either implementation
+MATVEC_TOKENS = 8  # up to here its GEMV layer multiplies token by token, above with a second kernel for the layout
 
 
 class AutoawqLinear(Int4Linear):
@@ -41,7 +38,6 @@ class AutoawqLinear(Int4Linear):
 
 
 def compiled_kernels() -> bool:
-    """Whether autoawq's compiled extension imports here."""
     try:
         import awq_ext  # type: ignore[import-not-found] # noqa: F401
     except (ImportError, OSError):
@@ -61,11 +57,11 @@ def _unsupported_reason(layout: Style, weight: Int4Weight, device: torch.device,
     return None
 
 
-def _describe(layout: Style, tokens: int, dtype: torch.dtype) -> str:
+def _way(layout: Style, tokens: int) -> str:
     if layout == "GEMV":
-        return f"autoawq compiled {'GEMV' if tokens <= MATVEC_TOKENS else 'GEMV layout GEMM'} (float16)"
+        return f"autoawq compiled {'GEMV' if tokens <= MATVEC_TOKENS else 'GEMV layout GEMM'}"
     way = "dequantize + matmul" if tokens >= DEQUANTIZE_TOKENS else "GEMM"
-    return f"autoawq {'compiled' if compiled_kernels() else 'Triton'} {way} (float16)"
+    return f"autoawq {'compiled' if compiled_kernels() else 'Triton'} {way}"
 
 
 def _kernel(layout: Style) -> Kernel:
@@ -73,7 +69,7 @@ def _kernel(layout: Style) -> Kernel:
         name=f"autoawq-{layout.lower()}",
         unsupported_reason=partial(_unsupported_reason, layout),
         prepare=partial(AutoawqLinear, layout),
-        describe=partial(_describe, layout),
+        way=partial(_way, layout),
         compute_dtype=lambda tokens, dtype: torch.float16,
         style=layout,
     )

@@ -1,7 +1,4 @@
-"""What a runtime kernel for 4-bit weights has to offer, and whether it multiplies with them at all.
-
-The layout of a file is storage; the kernel is a choice.
-"""
+"""What a runtime kernel for 4-bit weights has to offer, and whether it multiplies with them at all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,22 +47,25 @@ class Kernel:
 
     name:          short, for `--kernel` and the code.
     unsupported_reason: (weight, device, compute dtype) -> None when it can run this layer there, else the reason.
-    prepare:   (weight, bias, device, compute dtype) -> the layer ready to run.
-    describe:  (tokens, compute dtype) -> what really runs for that many tokens, as records and tables name it.
+    prepare:       (weight, bias, device, compute dtype) -> the layer ready to run.
+    way:           tokens -> what really runs for that many.
     compute_dtype: (tokens, compute dtype) -> the dtype that is multiplied in.
-    style:     how it treats several tokens.
+    style:         how it treats several tokens.
     """
 
     name: str
     unsupported_reason: Callable[[Int4Weight, torch.device, torch.dtype], str | None]
     prepare: Callable[[Int4Weight, Tensor | None, torch.device, torch.dtype], Int4Linear]
-    describe: Callable[[int, torch.dtype], str]
+    way: Callable[[int], str]
     compute_dtype: Callable[[int, torch.dtype], torch.dtype] = lambda tokens, dtype: dtype
     style: Style = "GEMM"
 
+    def describe(self, tokens: int, dtype: torch.dtype) -> str:
+        """What runs for so many tokens in this compute dtype, as records and tables name it."""
+        return f"{self.way(tokens)} ({dtype_name(self.compute_dtype(tokens, dtype))})"
+
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`float32` for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -95,7 +95,6 @@ def check_layer(
         x = torch.randn((tokens, in_features), generator=generator).to(device, dtype)
         error, bound = relative_error(layer(x), x.float() @ exact), BOUNDS[kernel.compute_dtype(tokens, dtype)]
         if not error <= bound:
-            raise KernelFault(
-                f"the kernel {kernel.name} is wrong by {error:.2g} (bound {bound:g}) on a layer of {out_features} x "
-                f"{in_features} with {tokens} tokens: choose another --kernel"
-            )
+            where = f"on a layer of {out_features} x {in_features} with {tokens} tokens"
+            wrong = f"the kernel {kernel.name} is wrong by {error:.2g} (bound {bound:g})"
+            raise KernelFault(f"{wrong} {where}: choose another --kernel")

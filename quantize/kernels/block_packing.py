@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from quantize.int4.packing import PLAIN_ORDER, pack_words, unpack_words
 from quantize.int4.weight import Int4Weight
-from quantize.kernels.base import Int4Linear, Kernel, dtype_name
+from quantize.kernels.base import Int4Linear, Kernel
 
 BLOCK_INPUTS, BLOCK_WORDS = 128, 16
 
@@ -47,10 +47,5 @@ class WordsLinear(Int4Linear):
         return x @ Int4Weight(codes, self.scales, self.zeros).dequantize(self.dtype).t()
 
 
-DEQUANTIZE = Kernel(
-    name="dequantize",
-    unsupported_reason=lambda weight, device, dtype: None,
-    prepare=WordsLinear,
-    describe=lambda tokens, dtype: f"dequantize + matmul ({dtype_name(dtype)})",
-)
+DEQUANTIZE = Kernel("dequantize", lambda weight, device, dtype: None, WordsLinear, lambda tokens: "dequantize + matmul")
 """The reference kernel, an ordinary matrix product: every other is tested against it."""

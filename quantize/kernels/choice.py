@@ -18,12 +18,10 @@ from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS, NATIVE, Kernel
 from quantize.kernels.base import Int4Linear, KernelFault, check_layer
 from quantize.schema import from_data, parse_json, to_data
-from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL
+from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL, check_kernel
 from quantize.versions import version_of
 
-PROBED_TOKENS = (1, 512)
-"""Decode and prefill, as the probe sees them."""
-
+PROBED_TOKENS = (1, 512)  # decode and prefill
 PROBE_SAMPLES = 7
 FLUSHED_BYTES = 256 * 10**6
 """Written before each timed call on a GPU, so that its cache holds no weights, as in a real model's turn."""
@@ -37,6 +35,9 @@ class LayerShape:
 
     weight: Int4Weight
     count: int
+
+
+Shapes = Sequence[LayerShape]
 
 
 class KernelTiming(NamedTuple):
@@ -55,13 +56,7 @@ class KernelChoice:
 
 
 def choose_kernel(
-    wanted: str | None,
-    shapes: Sequence[LayerShape],
-    version: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    cache: Path | None = None,
+    wanted: str | None, shapes: Shapes, version: str, device: torch.device, dtype: torch.dtype, cache: Path | None
 ) -> Kernel:
     """The kernel for a checkpoint whose layers have these shapes.
 
@@ -72,39 +67,27 @@ def choose_kernel(
     if wanted in (None, AUTO_KERNEL):
         names = [name for name in KERNELS if _unsupported_reason(KERNELS[name], shapes, device, dtype) is None]
         return KERNELS[_fastest(names, shapes, device, dtype, cache)]
+    check_kernel(wanted)
     meant = NATIVE[version] if wanted == NATIVE_KERNEL else (str(wanted),)
-    reasons = []
-    for name in meant:
-        if name not in KERNELS:
-            known = ", ".join((AUTO_KERNEL, NATIVE_KERNEL, *KERNELS))
-            raise UserError(f"unknown kernel {wanted!r}; there are: {known}")
-        reason = _unsupported_reason(KERNELS[name], shapes, device, dtype)
-        if reason is None:
-            return KERNELS[name]
-        reasons.append(f"{name}: {reason}")
-    words = "; ".join(reasons)
+    reasons = {name: _unsupported_reason(KERNELS[name], shapes, device, dtype) for name in meant}
+    if able := [name for name, reason in reasons.items() if reason is None]:
+        return KERNELS[able[0]]
+    words = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise UserError(f"the kernel asked for cannot run this checkpoint on {device} ({words}): use --kernel auto")
 
 
-def _unsupported_reason(
-    kernel: Kernel, shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype
-) -> str | None:
-    """Why the kernel cannot run some of the shapes; None when it can run all."""
+def _unsupported_reason(kernel: Kernel, shapes: Shapes, device: torch.device, dtype: torch.dtype) -> str | None:
     return next((why for shape in shapes if (why := kernel.unsupported_reason(shape.weight, device, dtype))), None)
 
 
-def _fastest(
-    names: Sequence[str], shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, cache: Path | None
-) -> str:
-    """The name of the fastest of these kernels, from the cache or from a probe."""
+def _fastest(names: Sequence[str], shapes: Shapes, device: torch.device, dtype: torch.dtype, cache: Path | None) -> str:
     if len(names) == 1:
         return names[0]
     key = cache_key(names, shapes, device, dtype)
     known = _read(cache).get(key) if cache else None
     if known and known.kernel in names:
         return known.kernel
-    probed = {name: probe_kernel(KERNELS[name], shapes, device, dtype) for name in names}
-    seconds = {name: timing for name, timing in probed.items() if timing is not None}
+    seconds = {name: timing for name in names if (timing := probe_kernel(KERNELS[name], shapes, device, dtype))}
     if not seconds:
         raise KernelFault(f"no kernel gives right results here (tried {', '.join(names)})")
     chosen = best(seconds)
@@ -127,9 +110,7 @@ def best(seconds: dict[str, KernelTiming]) -> str:
 
 
 @torch.no_grad()
-def probe_kernel(
-    kernel: Kernel, shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype
-) -> KernelTiming | None:
+def probe_kernel(kernel: Kernel, shapes: Shapes, device: torch.device, dtype: torch.dtype) -> KernelTiming | None:
     """How long all layers take on this kernel, one of each shape timed; None for one that fails or is wrong."""
     on_cuda = device.type == "cuda"
     flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device) if on_cuda else None
@@ -143,9 +124,8 @@ def probe_kernel(
         for place, tokens in enumerate(PROBED_TOKENS):
             x = torch.randn((tokens, layer.in_features), generator=torch.Generator().manual_seed(0)).to(device, dtype)
             call_seconds(layer, x, flushed)
-            totals[place] += shape.count * statistics.median(
-                call_seconds(layer, x, flushed) for _ in range(PROBE_SAMPLES)
-            )
+            samples = [call_seconds(layer, x, flushed) for _ in range(PROBE_SAMPLES)]
+            totals[place] += shape.count * statistics.median(samples)
     return KernelTiming(*totals)
 
 
@@ -164,7 +144,7 @@ def call_seconds(layer: Int4Linear, x: torch.Tensor, flushed: torch.Tensor | Non
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def cache_key(names: Sequence[str], shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> str:
+def cache_key(names: Sequence[str], shapes: Shapes, device: torch.device, dtype: torch.dtype) -> str:
     """What a probe's outcome depends on, as a hash: the device, the libraries, the candidates, the shapes."""
     on_cuda = device.type == "cuda"
     facts = {

@@ -3,10 +3,10 @@
 import contextlib
 import importlib
 import importlib.util
+import io
 import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantize.int4.packing import pack_gemm
 from quantize.int4.weight import Int4Weight
-from quantize.kernels.base import Int4Linear, Kernel, dtype_name
+from quantize.kernels.base import Int4Linear, Kernel
 from quantize.quiet import quiet_libraries
 
 CLASSES = {
@@ -47,7 +47,7 @@ class GptqmodelLinear(Int4Linear):
 
 
 def half_of(dtype: torch.dtype) -> torch.dtype:
-    """The half dtype that these layers compute in: bfloat16 stays, everything else is float16."""
+    """What these layers compute in."""
     return dtype if dtype == torch.bfloat16 else torch.float16
 
 
@@ -55,13 +55,8 @@ def half_of(dtype: torch.dtype) -> torch.dtype:
 def _kept_to_itself() -> Iterator[None]:
     """Importing gptqmodel prints a banner and sets environment variables (the order of devices, the allocator's
     settings), which would change what is measured beside it: neither leaves this block."""
-    before = dict(os.environ)
-    with (
-        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-        quiet_libraries(),
-    ):
+    before, nowhere = dict(os.environ), io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), quiet_libraries():
         try:
             yield
         finally:
@@ -75,9 +70,8 @@ def _class_of(name: str) -> Any:
 
 
 def _arguments(weight: Int4Weight) -> dict[str, Any]:
-    out_features, in_features = weight.codes.shape
-    sizes = {"bits": 4, "group_size": weight.group_size, "in_features": in_features, "out_features": out_features}
-    return {**sizes, "desc_act": False, "sym": False}
+    sizes = dict(zip(("out_features", "in_features"), weight.codes.shape, strict=True))
+    return {"bits": 4, "group_size": weight.group_size, **sizes, "desc_act": False, "sym": False}
 
 
 def _unsupported_reason(name: str, weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -97,14 +91,13 @@ def _unsupported_reason(name: str, weight: Int4Weight, device: torch.device, dty
 
 
 def _kernel(name: str) -> Kernel:
-    described = CLASSES[name][2]
     return Kernel(
         name=name,
         unsupported_reason=partial(_unsupported_reason, name),
         prepare=partial(GptqmodelLinear, name),
-        describe=lambda tokens, dtype: f"gptqmodel {described} ({dtype_name(half_of(dtype))})",
+        way=lambda tokens: f"gptqmodel {CLASSES[name][2]}",
         compute_dtype=lambda tokens, dtype: half_of(dtype),
     )
 
 
-GPTQMODEL = tuple(_kernel(name) for name in CLASSES)
+GPTQMODEL = tuple(map(_kernel, CLASSES))

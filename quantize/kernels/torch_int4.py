@@ -6,19 +6,12 @@ import torch
 from torch import Tensor
 
 from quantize.int4.weight import Int4Weight
-from quantize.kernels.base import Int4Linear, Kernel, dtype_name
+from quantize.kernels.base import Int4Linear, Kernel
 
-LONG_PROMPT_TOKENS = 64
-"""From this many tokens on, dequantizing once and multiplying in float32 is no slower than the int4 kernel."""
-
-ROW_BLOCKS = (64, 32)
-"""Rows that are packed together: with AVX-512, with AVX2."""
-
-INT4_DTYPE = torch.bfloat16
-"""A CPU's kernel is fast in bfloat16 alone and adds up in float32; CUDA's takes nothing else."""
-
-INNER_K_TILES = 8
-"""How tinygemm packs weights for the tensor cores."""
+LONG_PROMPT_TOKENS = 64  # from here on, dequantizing once and multiplying in float32 is no slower than the int4 kernel
+ROW_BLOCKS = (64, 32)  # rows that are packed together: with AVX-512, with AVX2
+INT4_DTYPE = torch.bfloat16  # a CPU's kernel is fast in it alone and adds up in float32; CUDA's takes nothing else
+INNER_K_TILES = 8  # how tinygemm packs weights for the tensor cores
 
 
 def scale_and_zero(weight: Int4Weight) -> Tensor:
@@ -95,17 +88,11 @@ def _unsupported_on_cpu(weight: Int4Weight, device: torch.device, dtype: torch.d
     return None
 
 
-def _describe(tokens: int, dtype: torch.dtype) -> str:
-    if tokens < LONG_PROMPT_TOKENS:
-        return f"torch int4 ({dtype_name(INT4_DTYPE)})"
-    return f"dequantize + matmul ({dtype_name(dtype)})"
-
-
 TORCH_CPU = Kernel(
     name="torch-cpu",
     unsupported_reason=_unsupported_on_cpu,
     prepare=TorchCpuLinear,
-    describe=_describe,
+    way=lambda tokens: "torch int4" if tokens < LONG_PROMPT_TOKENS else "dequantize + matmul",
     compute_dtype=lambda tokens, dtype: INT4_DTYPE if tokens < LONG_PROMPT_TOKENS else dtype,
 )
 
@@ -141,9 +128,5 @@ def _unsupported_on_cuda(weight: Int4Weight, device: torch.device, dtype: torch.
 
 
 TORCH_CUDA = Kernel(
-    name="torch-cuda",
-    unsupported_reason=_unsupported_on_cuda,
-    prepare=TorchCudaLinear,
-    describe=lambda tokens, dtype: f"torch int4 ({dtype_name(INT4_DTYPE)})",
-    compute_dtype=lambda tokens, dtype: INT4_DTYPE,
+    "torch-cuda", _unsupported_on_cuda, TorchCudaLinear, lambda tokens: "torch int4", lambda tokens, dtype: INT4_DTYPE
 )

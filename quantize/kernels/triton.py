@@ -10,38 +10,30 @@ import torch
 from torch import Tensor
 
 from quantize.int4.weight import Int4Weight
-from quantize.kernels.base import Kernel, Style, dtype_name
+from quantize.kernels.base import Kernel, Style
 from quantize.kernels.block_packing import BLOCK_INPUTS, WordsLinear
 
-SIXTEEN = 0x41800000
-"""The bits of the float 16.0, which the programs set codes into."""
+SIXTEEN = 0x41800000  # the bits of the float 16.0, which the programs set codes into
 
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}
 """A multiplication and an addition in one instruction: Triton 3.9 wants to be told, and 3.10 will not by itself."""
 
-FEW_TOKENS = 64
-"""Up to here the tensor cores multiply tiles of 4-bit weights; from here on one kernel dequantizes them once."""
+FEW_TOKENS = 64  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
 
 WARPS_A_PROCESSOR = 12
 """So many warps of the mat-vec should fall to each multiprocessor of a GPU: fewer leave its memory waiting, and more
 than 16, with 128 registers a thread, take turns."""
 
-WARP_QUADS = 32
-"""Quads of words that one warp of the mat-vec and of the dequantizing program takes at a time, one a lane."""
-
-COPY_BYTES = 2**27
-"""Dequantized weights that may lie in memory at a time: the gate projection of a 7B model, 117 MB, fits."""
-
+WARP_QUADS = 32  # quads of words that a warp of the mat-vec and the dequantizing program takes at a time, one a lane
+COPY_BYTES = 2**27  # of dequantized weights in memory at a time: the gate projection of a 7B model, 117 MB, fits
 MATVEC_ROWS, TILE_ROWS, COPY_ROWS = 4, 64, 4
-SMALL_GROUPS = (32, 64)
-"""Group sizes below a block of inputs that the programs know; all others are whole blocks."""
+SMALL_GROUPS = (32, 64)  # sizes below a block of inputs that the programs know; all others are whole blocks
 
 
 def matvec(layer: WordsLinear, x: Tensor) -> Tensor:
     """x [tokens, in] -> [tokens, out], each token on its own."""
     from quantize.kernels.triton_kernels import matvec_program
 
-    x = x.contiguous()
     out = x.new_empty((x.shape[0], layer.out_features))
     programs = -(-layer.out_features // MATVEC_ROWS)
     warps = warps_a_program(programs, layer.words.shape[1], processors(x.device))
@@ -55,7 +47,6 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     """x [tokens, in] -> [tokens, out], in tiles of tokens and output features."""
     from quantize.kernels.triton_kernels import tile_program
 
-    x = x.contiguous()
     tokens = x.shape[0]
     out = x.new_empty((tokens, layer.out_features))
     most = 32 if x.dtype == torch.float32 else 128  # what the registers have room for
@@ -68,25 +59,19 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     return out
 
 
-def dequantized(layer: WordsLinear, dtype: torch.dtype, start: int, stop: int) -> Tensor:
-    """The layer's weights for the output features `start` to `stop`: [stop - start, in] in `dtype`."""
-    from quantize.kernels.triton_kernels import dequantize_program
-
-    out = torch.empty((stop - start, layer.in_features), dtype=dtype, device=layer.words.device)
-    grid = (-(-(stop - start) // COPY_ROWS), -(-layer.words.shape[1] // (4 * WARP_QUADS)))
-    operands = [tensor[start:stop] for tensor in _operands(layer)]
-    sizes = (stop - start, *_sizes(layer)[1:])
-    dequantize_program[grid](*operands, out, *sizes, ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1, **FUSED)
-    return out
-
-
 def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
     """x [tokens, in] -> [tokens, out], no more than COPY_BYTES of weights dequantized at a time."""
-    rows = max(1, COPY_BYTES // (layer.in_features * x.element_size()))
-    out = x.new_empty((x.shape[0], layer.out_features))
+    from quantize.kernels.triton_kernels import dequantize_program
+
+    rows = min(layer.out_features, max(1, COPY_BYTES // (layer.in_features * x.element_size())))
+    copy, out = x.new_empty((rows, layer.in_features)), x.new_empty((x.shape[0], layer.out_features))
     for start in range(0, layer.out_features, rows):
-        stop = min(start + rows, layer.out_features)
-        torch.mm(x, dequantized(layer, x.dtype, start, stop).t(), out=out[:, start:stop])
+        operands = [tensor[start : start + rows] for tensor in _operands(layer)]
+        weight = copy[: len(operands[0])]
+        grid = (-(-len(weight) // COPY_ROWS), -(-layer.words.shape[1] // (4 * WARP_QUADS)))
+        sizes = (len(weight), *_sizes(layer)[1:])
+        dequantize_program[grid](*operands, weight, *sizes, ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1, **FUSED)
+        torch.mm(x, weight.t(), out=out[:, start : start + rows])
     return out
 
 
@@ -103,7 +88,6 @@ def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
 
 @cache
 def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 for a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
@@ -128,31 +112,21 @@ def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.d
 
 
 WAYS = {"mat-vec": matvec, "tiles": tiles, "dequantize + matmul": dequantize_and_multiply}
-Way = Callable[[int], str]
-"""Tokens -> the name in WAYS of what multiplies so many."""
+Way = Callable[[int], str]  # tokens -> the name in WAYS of what multiplies so many contiguous ones
 
 
 class TritonLinear(WordsLinear):
-    """One of WAYS for every number of tokens."""
-
-    def __init__(
-        self, way: Way, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        super().__init__(weight, bias, device, dtype)
+    def __init__(self, way: Way, *made_of: Any) -> None:
+        super().__init__(*made_of)
         self._way = way
 
     def matmul(self, x: Tensor) -> Tensor:
-        return WAYS[self._way(x.shape[0])](self, x)
+        return WAYS[self._way(x.shape[0])](self, x.contiguous())
 
 
 def _kernel(name: str, way: Way, style: Style = "GEMM") -> Kernel:
-    return Kernel(
-        name=name,
-        unsupported_reason=_unsupported_reason,
-        prepare=partial(TritonLinear, way),
-        describe=lambda tokens, dtype: f"Triton {way(tokens)} ({dtype_name(dtype)})",
-        style=style,
-    )
+    layer = partial(TritonLinear, way)
+    return Kernel(name, _unsupported_reason, layer, lambda tokens: f"Triton {way(tokens)}", style=style)
 
 
 def _one_or_many(tokens: int) -> str:
@@ -160,8 +134,6 @@ def _one_or_many(tokens: int) -> str:
 
 
 TRITON = _kernel("triton", lambda tokens: _one_or_many(tokens) if tokens <= FEW_TOKENS else "dequantize + matmul")
-TRITON_TILES = _kernel("triton-tiles", _one_or_many)
-"""A long prompt costs no dequantized copy, but slower products."""
-
+TRITON_TILES = _kernel("triton-tiles", _one_or_many)  # a long prompt costs no dequantized copy, but slower products
 TRITON_GEMV = _kernel("triton-gemv", lambda tokens: "mat-vec", style="GEMV")
 """The mat-vec for every token of a prompt too: what the layout GEMV stood for."""

@@ -8,20 +8,21 @@ of the program, the `&` and the `|` of `code_pair` would be two instructions in 
 The shapes of the loads are what makes Triton give a thread 16 bytes at a time and leave every value with the thread
 that multiplies it: neighbours in memory are the last dimension, and no other dimension is as dense.
 """
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def turned(packed):  # type: ignore[no-untyped-def]
+def turned(packed):
     """Words int32 -> uint32, turned left by three bits: the code at place p then begins at bit 4 p + 3."""
     words = packed.to(tl.uint32, bitcast=True)
     return (words << 3) | (words >> 29)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def code_pair(words, SIXTEEN, PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def code_pair(words, SIXTEEN, PLACE: tl.constexpr):
     """The codes at places PLACE and PLACE + 4 of turned words, as floats `code + offset(PLACE)`.
 
     A code is no number yet when it has been cut out of its word; set into the digits of the float 16.0 or 256.0 it is
@@ -40,41 +41,25 @@ def code_pair(words, SIXTEEN, PLACE: tl.constexpr):  # type: ignore[no-untyped-d
     return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def offset(PLACE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def offset(PLACE: tl.constexpr):
     """What `code_pair` adds to the codes at a place."""
     return 16.0 if PLACE % 2 == 0 else 256.0
 
 
 @triton.jit
-def load_range(scales, zeros, places, mask):  # type: ignore[no-untyped-def]
+def load_range(scales, zeros, places, mask):
     """Scale and zero point as float32; 0 where masked out."""
     scale = tl.load(scales + places, mask=mask, other=0).to(tl.float32)
     zero = tl.load(zeros + places, mask=mask, other=0).to(tl.float32)
     return scale, zero
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def of_quads(values, QUADS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sums of four neighbours: [4 QUADS] -> [QUADS]."""
-    return tl.sum(tl.reshape(values, [QUADS, 4]), axis=1)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def matvec_program(  # type: ignore[no-untyped-def]
-    x,
-    words,
-    scales,
-    zeros,
-    out,
-    out_features,
-    in_features,
-    groups,
-    SIXTEEN,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    QUADS: tl.constexpr,
-):
+@triton.jit
+def matvec_program(
+    x, words, scales, zeros, out, out_features, in_features, groups, SIXTEEN,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
+):  # fmt: skip
     """One token times ROWS output features: x [tokens, in], out [tokens, out]; grid (blocks of rows, tokens).
 
     A thread takes quads of words, 32 codes, against the same 32 inputs for all ROWS. Zero points and offsets leave the
@@ -107,28 +92,18 @@ def matvec_program(  # type: ignore[no-untyped-def]
             inputs += even + odd
             offsets += (even + odd) * offset(place)
             if (place + 1) * 32 % GROUP == 0 or place == 3:
-                fixed = of_quads(offsets, QUADS)[None, :] + tl.trans(zero) * of_quads(inputs, QUADS)[None, :]
+                shifts, sums = tl.reshape(offsets, [QUADS, 4]), tl.reshape(inputs, [QUADS, 4])
+                fixed = tl.sum(shifts, axis=1)[None, :] + tl.trans(zero) * tl.sum(sums, axis=1)[None, :]
                 total += tl.trans(scale) * (tl.sum(tl.reshape(products, [ROWS, QUADS, 4]), axis=2) - fixed)
-    sums = tl.sum(total, axis=1)
-    tl.store(out + token * out_features + rows, sums.to(out.dtype.element_ty), mask=rows < out_features)
+    totals = tl.sum(total, axis=1).to(out.dtype.element_ty)
+    tl.store(out + token * out_features + rows, totals, mask=rows < out_features)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def tile_program(  # type: ignore[no-untyped-def]
-    x,
-    words,
-    scales,
-    zeros,
-    out,
-    tokens,
-    out_features,
-    in_features,
-    groups,
-    SIXTEEN,
-    GROUP: tl.constexpr,
-    TOKENS: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+@triton.jit
+def tile_program(
+    x, words, scales, zeros, out, tokens, out_features, in_features, groups, SIXTEEN,
+    GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """ROWS output features times TOKENS tokens on the tensor cores; grid (blocks of rows, blocks of tokens).
 
     A block of 128 inputs is four products over 32 neighbours each, one for every place in a word.
@@ -158,20 +133,11 @@ def tile_program(  # type: ignore[no-untyped-def]
     tl.store(out + lines[None, :] * out_features + rows[:, None], total.to(out.dtype.element_ty), mask=kept)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def dequantize_program(  # type: ignore[no-untyped-def]
-    words,
-    scales,
-    zeros,
-    out,
-    out_features,
-    in_features,
-    groups,
-    SIXTEEN,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    QUADS: tl.constexpr,
-):
+@triton.jit
+def dequantize_program(
+    words, scales, zeros, out, out_features, in_features, groups, SIXTEEN,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
+):  # fmt: skip
     """The weights themselves, out [out_features, in_features]; grid (blocks of rows, blocks of quads of words)."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     quads = tl.program_id(1) * QUADS + tl.arange(0, QUADS)

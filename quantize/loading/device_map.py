@@ -73,6 +73,24 @@ class Placement:
             dispatch_model(model, self.as_map(), main_device=self.main, force_hooks=True)
 
 
+@dataclass(frozen=True)
+class Running:
+    """How a model is to run.
+
+    variant:    the row of the table.
+    place:      where its modules go.
+    dtype:      compute dtype.
+    kernel:     as quantize.load takes it.
+    group_size: of groups of codes, None for none, or for the largest that fits.
+    """
+
+    variant: Variant
+    place: Placement
+    dtype: torch.dtype
+    kernel: str | None = None
+    group_size: int | None = None
+
+
 def placement_for(
     model: Any, variant: Variant, device: torch.device, dtype: torch.dtype, *, free: Memory | None = None
 ) -> Placement:
@@ -145,10 +163,8 @@ def decode_bytes(model: Any) -> int | None:
     if not hasattr(model, "get_input_embeddings"):
         return None
     embedding = model.get_input_embeddings()
-    passed_over = set() if embedding is None else set(embedding.modules())
-    read = [module for module in model.modules() if module not in passed_over]
-    own = (tensor for module in read for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
-    return _storage_bytes(own)
+    read = set(model.modules()) - set(embedding.modules() if embedding is not None else ())
+    return _storage_bytes(one for own in read for one in (*own.parameters(recurse=False), *own.buffers(recurse=False)))
 
 
 def _storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

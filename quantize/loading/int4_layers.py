@@ -1,6 +1,12 @@
-"""4-bit layers in the place of a model's linear layers, and what is not quantized around them."""
+"""4-bit layers in the place of a model's linear layers, and what is not quantized around them.
 
-from collections.abc import Callable, Sequence
+Linear layers that share an input (query, key and value; gate and up) run as one: what a kernel costs beside its
+products, in Python, to start and to wind down, it then costs once; a key projection alone is also too small to keep a
+GPU's memory busy. autoawq merges query, key and value as well (its `fuse_layers`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -9,10 +15,9 @@ from torch import Tensor, nn
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import Kernel
-from quantize.kernels.base import check_layer
+from quantize.kernels.base import Int4Linear, check_layer
 from quantize.kernels.choice import LayerShape, choose_kernel
-from quantize.loading.device_map import Placement
-from quantize.loading.merged import layers_by_input, replace_merged, stacked
+from quantize.loading.device_map import Placement, Running
 from quantize.model.names import put
 from quantize.model.skeleton import Skeleton
 from quantize.source import cache_folder
@@ -22,57 +27,52 @@ VOCABULARY_CHUNK = 4096
 """Rows of a half-precision output head that are converted at a time."""
 
 MERGED_ON = ("cuda",)
-"""Devices on which 4-bit layers with one input run as one (quantize.loading.merged): where starting a kernel counts."""
+"""Devices on which 4-bit layers with one input run as one: where starting a kernel counts."""
+
+ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+"""Names that layers with one input have inside their module: of attention, of gated MLPs, and of experts.
+
+autoawq's maps know them as well, but importing autoawq takes 150 MB and two seconds, which a loaded model has no other
+use for.
+"""
 
 
 def place_int4_layers(
-    model: nn.Module,
-    names: Sequence[str],
-    read: Callable[[str], Int4Weight],
-    skeleton: Skeleton,
-    *,
-    version: str,
-    kernel: str | None,
-    place: Placement,
-    dtype: torch.dtype,
+    skeleton: Skeleton, names: Sequence[str], read: Callable[[str], Int4Weight], how: Running
 ) -> Kernel:
     """Put 4-bit layers in the place of these linear layers, those with one input merged, and fill in the rest.
 
-    Returns the kernel that they run on. read: a layer's name -> its weight; skeleton: everything else, biases as well;
-    version: the layout; kernel: as `load` takes it. One layer of each shape is compared with its dequantized weights:
-    raises KernelFault for a kernel that gives wrong results, and UserError when a tensor is missing.
+    Returns the kernel that they run on. read: a layer's name -> its weight; skeleton: the model, and everything else,
+    biases as well. One layer of each shape is compared with its dequantized weights: raises KernelFault for a kernel
+    that gives wrong results, and UserError when a tensor is missing.
     """
-    device = place.main
+    model, place, device, dtype = skeleton.model, how.place, how.place.main, how.dtype
 
     def read_stacked(several: Sequence[str]) -> tuple[Int4Weight, Tensor | None]:
         biases = (skeleton.read(f"{name}.bias") if f"{name}.bias" in skeleton else None for name in several)
         return stacked([(read(name), bias) for name, bias in zip(several, biases, strict=True)])
 
-    sizes: dict[str, tuple[int, int]] = {}
-    for name in names:
-        linear = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise UserError(f"{name} is no linear layer of this architecture: make the checkpoint again")
-        sizes[name] = linear.out_features, linear.in_features
-    merge = device.type in MERGED_ON and kernel != NATIVE_KERNEL  # the layouts' names stand for layers run one by one
+    linears = {name: model.get_submodule(name) for name in names}
+    merge = device.type in MERGED_ON and how.kernel != NATIVE_KERNEL  # a layout's name stands for layers one by one
     together = layers_by_input(model, names, place) if merge else [(name,) for name in names]
     by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
     for several in together:
-        by_shape.setdefault((sum(sizes[name][0] for name in several), sizes[several[0]][1]), []).append(several)
+        rows = sum(linears[name].out_features for name in several)
+        by_shape.setdefault((rows, linears[several[0]].in_features), []).append(several)
     shapes = [LayerShape(read_stacked(found[0])[0], len(found)) for found in by_shape.values()]
-    chosen = choose_kernel(kernel, shapes, version, device, dtype, cache=cache_folder() / "kernels.json")
+    cache = cache_folder() / "kernels.json"
+    chosen = choose_kernel(how.kernel, shapes, str(how.variant.version), device, dtype, cache=cache)
     for shape in shapes:
         check_layer(chosen, chosen.prepare(shape.weight, None, device, dtype), shape.weight, device, dtype)
     del shapes
     for several in together:
-        weight, bias = read_stacked(several)
-        made = chosen.prepare(weight, bias, place.of(several[0]), dtype)
-        replace_merged(model, {name: sizes[name][0] for name in several}, made)
-    fill_rest(skeleton, names, place, dtype)
+        made = chosen.prepare(*read_stacked(several), place.of(several[0]), dtype)
+        replace_merged(model, {name: linears[name].out_features for name in several}, made)
+    fill_rest(skeleton, names, how)
     return chosen
 
 
-def fill_rest(skeleton: Skeleton, quantized: Sequence[str], place: Placement, dtype: torch.dtype) -> None:
+def fill_rest(skeleton: Skeleton, quantized: Sequence[str], how: Running) -> None:
     """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision.
 
     quantized: the linear layers that are placed already. Raises UserError when a tensor is missing.
@@ -83,15 +83,15 @@ def fill_rest(skeleton: Skeleton, quantized: Sequence[str], place: Placement, dt
         if name.startswith(done) or name not in skeleton or name in model.all_tied_weights_keys:
             continue
         parent, _, leaf = name.rpartition(".")
-        module, tensor, device = modules[parent], skeleton.read(name), place.of(name)
+        module, tensor, device = modules[parent], skeleton.read(name), how.place.of(name)
         half = isinstance(module, nn.Embedding) or module is head
-        own = module._buffers[leaf].dtype if leaf in module._buffers else dtype
+        own = module._buffers[leaf].dtype if leaf in module._buffers else how.dtype
         own = own if tensor.is_floating_point() else tensor.dtype
         put(model, name, tensor.to(device) if half else tensor.to(device, own))
     skeleton.forget_stacks()
     model.tie_weights()
-    keep_half_embeddings(model, dtype)
-    place_buffers(model, place)
+    keep_half_embeddings(model, how.dtype)
+    place_buffers(model, how.place)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise UserError(f"the checkpoint lacks {missing[0]}: make it again with `quantize --force`")
@@ -128,12 +128,90 @@ class HalfHead(nn.Module):
 
 def keep_half_embeddings(model: Any, dtype: torch.dtype) -> None:
     """On a CPU that computes in float32, embeddings and head stay as stored, in half the bytes."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if isinstance(head, nn.Linear) and head.weight.dtype != dtype:
-        names = {module: name for name, module in model.named_modules()}
-        model.set_submodule(names[head], HalfHead(head))
-    if embedding.weight.dtype != dtype:
-        if type(embedding) is nn.Embedding:
-            embedding.register_forward_hook(lambda module, ids, rows: rows.to(dtype))
-        else:  # it scales its rows or more, and would round them
-            embedding.to(dtype)
+    head = model.get_output_embeddings()
+    for name, module in list(model.named_modules()):
+        if module is head and isinstance(head, nn.Linear) and head.weight.dtype != dtype:
+            model.set_submodule(name, HalfHead(head))
+        elif type(module) is nn.Embedding and module.weight.dtype != dtype:
+            module.register_forward_hook(lambda module, ids, rows: rows.to(dtype))
+        elif isinstance(module, nn.Embedding):  # it scales its rows or more, and would round them
+            module.to(dtype)
+
+
+class MergedLinear(nn.Module):
+    """Several layers' output features in one; `Part` hands out each layer's share of them."""
+
+    def __init__(self, inner: Int4Linear, parts: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self._parts = parts
+        self._x: Tensor | None = None
+        self._out: Tensor | None = None
+        self._taken = 0
+
+    def take(self, x: Tensor, features: slice) -> Tensor:
+        """These output features for x [..., in]: computed with the first part of an input, kept until the last."""
+        if self._out is None or self._x is not x:
+            self._x, self._out, self._taken = x, self.inner(x), 0
+        out = self._out[..., features]
+        self._taken += 1
+        if self._taken == self._parts:
+            self._x = self._out = None
+        return out
+
+
+class Part(nn.Module):
+    """One of the layers in a MergedLinear: forward takes [..., in] and returns its [..., out], a view.
+
+    All parts of a MergedLinear are called with the same tensor, one after another, and it is not changed in between.
+    """
+
+    def __init__(self, merged: MergedLinear, start: int, stop: int) -> None:
+        super().__init__()
+        self.merged = merged
+        self._features = slice(start, stop)
+        self.in_features, self.out_features = merged.inner.in_features, stop - start
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.merged.take(x, self._features)
+
+
+def layers_by_input(model: nn.Module, names: Sequence[str], place: Placement) -> list[tuple[str, ...]]:
+    """These linear layers of a model, each in one tuple: those in one that read the same input on the same device.
+
+    What reads the same input is told by its name and its neighbours. Where that is wrong, results stay right: a Part
+    that is called with another tensor computes anew, and costs what all parts together cost.
+    """
+    known = dict.fromkeys(names)
+    found = []
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        for leaves in ONE_INPUT:
+            whole = [name for leaf in leaves if (name := f"{parent}.{leaf}") in known]
+            for _, together in groupby(whole, key=lambda name: (model.get_submodule(name).in_features, place.of(name))):
+                found.append(tuple(together))
+    merged = [several for several in found if len(several) > 1]
+    done = {name for several in merged for name in several}
+    return [*merged, *((name,) for name in names if name not in done)]
+
+
+def stacked(parts: Sequence[tuple[Int4Weight, Tensor | None]]) -> tuple[Int4Weight, Tensor | None]:
+    """Weights [out_i, in] and biases [out_i] of layers with one input, as one weight [sum of out_i, in] and bias."""
+    weights, biases = zip(*parts, strict=True)
+    if len(parts) == 1:
+        return parts[0]
+    whole = Int4Weight(*(torch.cat([getattr(w, part) for w in weights]) for part in ("codes", "scales", "zeros")))
+    given = next((bias for bias in biases if bias is not None), None)
+    if given is None:
+        return whole, None
+    return whole, torch.cat([given.new_zeros(len(w.codes)) if bias is None else bias for w, bias in parts])
+
+
+def replace_merged(model: nn.Module, sizes: Mapping[str, int], made: Int4Linear) -> None:
+    """Put a prepared layer in the place of those that it stands for; sizes: each one's name and output features."""
+    if len(sizes) == 1:
+        model.set_submodule(next(iter(sizes)), made)
+        return
+    merged, start = MergedLinear(made, len(sizes)), 0
+    for name, size in sizes.items():
+        model.set_submodule(name, Part(merged, start, start + size))
+        start += size

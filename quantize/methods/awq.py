@@ -1,25 +1,25 @@
 """4-bit codes in groups, in AWQ's format: searched scales (AWQ), or plain rounding (RTN)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from quantize.checkpoint import Checkpoint
 from quantize.dummy import DummyWeights, dummy_weights, random_int4
 from quantize.errors import UserError
 from quantize.int4.packing import PACKERS, UNPACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import Kernel
-from quantize.loading.device_map import Placement
+from quantize.loading.device_map import Running
 from quantize.loading.int4_layers import place_int4_layers
-from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe, Tensors
+from quantize.methods.base import Choices, Kernels, Method, Recipe, Tensors
 from quantize.model.apart import take_apart
 from quantize.model.layer_calls import runnable
 from quantize.model.pretrained import config_of, empty_model
 from quantize.model.scales import ScaledActivation
-from quantize.model.skeleton import Skeleton, linear_names
+from quantize.model.skeleton import Skeleton
 from quantize.rounding.options import AwqOptions
 from quantize.variant import Variant
 from quantize.weights import open_weights
@@ -31,15 +31,9 @@ PREFILL_TOKENS = 1024
 """A long prompt, for naming the kernel that runs it."""
 
 
-def _recipe_awq(variant: Variant, choices: Choices) -> Recipe:
-    return _recipe(variant, choices, AwqOptions(choices.group_size or 0, rounding=choices.rounding))
-
-
-def _recipe_rtn(variant: Variant, choices: Choices) -> Recipe:
-    return _recipe(variant, choices, AwqOptions(choices.group_size or 0, search=False, clip=False, refit=False))
-
-
-def _recipe(variant: Variant, choices: Choices, settings: AwqOptions) -> Recipe:
+def _recipe(variant: Variant, choices: Choices) -> Recipe:
+    searched = AwqOptions(choices.group_size or 0, rounding=choices.rounding)
+    plain = AwqOptions(choices.group_size or 0, search=False, clip=False, refit=False)
     quantization = {
         "quant_method": "awq",
         "bits": variant.w_bit,
@@ -48,7 +42,14 @@ def _recipe(variant: Variant, choices: Choices, settings: AwqOptions) -> Recipe:
         "version": str(variant.version).lower(),
         "modules_to_not_convert": list(choices.kept) or None,
     }
-    return Recipe(variant, torch.float16, quantization, choices.group_size, choices.calibration, settings)
+    return Recipe(
+        variant,
+        torch.float16,
+        quantization,
+        choices.group_size,
+        choices.calibration,
+        plain if variant.method == RTN.name else searched,
+    )
 
 
 def _quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> Tensors:
@@ -60,60 +61,53 @@ def _pack(weights: Mapping[str, Int4Weight], recipe: Recipe) -> Tensors:
     return {f"{name}.{part}": tensor for name, weight in weights.items() for part, tensor in pack(weight).items()}
 
 
-def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, Kernels]:
-    config = config_of(checkpoint.path)
+def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
+    config = config_of(folder)
     del config.quantization_config
-    model = empty_model(checkpoint.path, config=config, dtype=dtype)
-    weights = open_weights(checkpoint.path)
+    model = empty_model(folder, config=config, dtype=how.dtype)
+    weights = open_weights(folder)
     packed = {name.removesuffix(".qweight") for name in weights.names() if name.endswith(".qweight")}
-    group_size = checkpoint.manifest.q_group_size
+    group_size = how.group_size
     if group_size is None or not packed:
-        raise UserError(f"{checkpoint.path} holds no AWQ layers: make it again with `quantize --force`")
-    version = str(checkpoint.variant.version)
+        raise UserError(f"{folder} holds no AWQ layers: make it again with `quantize --force`")
     beside = {f"{name}.{part}" for name in packed for part in PACKED}
     held = [name for name in weights.names() if name not in beside]
     skeleton = Skeleton.of(model, weights, [*held, *(f"{name}.weight" for name in packed)])
-    files = {name: skeleton.stored[f"{name}.weight"].removesuffix(".weight") for name in linear_names(model)}
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    files = {name: skeleton.stored[f"{name}.weight"].removesuffix(".weight") for name in linears}
     quantized = [name for name, file_name in files.items() if file_name in packed]
-    if len(quantized) < len(packed):
-        lost = sorted(packed - {files[name] for name in quantized})[0]
-        raise UserError(f"{lost} is no linear layer of this architecture: make the checkpoint again")
+    if lost := sorted(packed - {files[name] for name in quantized}):
+        raise UserError(f"{lost[0]} is no linear layer of this architecture: make the checkpoint again")
 
     def read(name: str) -> Int4Weight:
         tensors = {part: weights.get(f"{files[name]}.{part}") for part in PACKED}
-        return UNPACKERS[version](tensors, model.get_submodule(name).in_features, group_size)
+        return UNPACKERS[str(how.variant.version)](tensors, linears[name].in_features, group_size)
 
     for name in held:  # AWQ scales that no weight could absorb stand beside the activation function
         path, _, leaf = name.rpartition(".")
         if leaf == "scales" and name not in skeleton:
-            scales = weights.get(name).to(place.of(path), dtype)
+            scales = weights.get(name).to(how.place.of(path), how.dtype)
             model.set_submodule(path, ScaledActivation(model.get_submodule(path), scales))
-    chosen = place_int4_layers(
-        model, quantized, read, skeleton, version=version, kernel=kernel, place=place, dtype=dtype
-    )
-    place.dispatch(model)
-    return model, _kernels(chosen, dtype)
+    chosen = place_int4_layers(skeleton, quantized, read, how)
+    how.place.dispatch(model)
+    return model, _kernels(chosen, how.dtype)
 
 
-def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
+def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     take_apart(model)
-    skeleton = Skeleton.of(model, dummy_weights(model, drawing.place.main))
-    architecture, group_size = runnable(skeleton, drawing.place.main).with_group_size(drawing.group_size)
+    skeleton = Skeleton.of(model, dummy_weights(model, how.place.main))
+    architecture = runnable(skeleton, how.place.main).with_group_size(how.group_size)
     sizes = {name: (rows, columns) for name, rows, columns in architecture.shapes()}
 
     def read(name: str) -> Int4Weight:
-        return random_int4(name, *sizes[name], group_size, drawing.place.main)
+        return random_int4(name, *sizes[name], architecture.group_size or 0, how.place.main)
 
-    version, kernel, place, dtype = str(drawing.variant.version), drawing.kernel, drawing.place, drawing.dtype
-    chosen = place_int4_layers(
-        model, list(sizes), read, skeleton, version=version, kernel=kernel, place=place, dtype=dtype
-    )
-    return _kernels(chosen, dtype)
+    return _kernels(place_int4_layers(skeleton, list(sizes), read, how), how.dtype)
 
 
 def _kernels(chosen: Kernel, dtype: torch.dtype) -> Kernels:
     return chosen.describe(PREFILL_TOKENS, dtype), chosen.describe(1, dtype)
 
 
-AWQ = Method("AWQ", _recipe_awq, _load, _draw, needs_calibration=lambda rounding: True, pack=_pack, in_groups=True)
-RTN = Method("RTN", _recipe_rtn, _load, _draw, quantize_layer=_quantize_layer, in_groups=True)
+AWQ = Method("AWQ", _recipe, _load, _draw, needs_calibration=lambda rounding: True, pack=_pack, in_groups=True)
+RTN = Method("RTN", _recipe, _load, _draw, quantize_layer=_quantize_layer, in_groups=True)

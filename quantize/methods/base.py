@@ -2,23 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.checkpoint import CalibrationFacts, Checkpoint
+from quantize.checkpoint import CalibrationFacts
 from quantize.dummy import DummyWeights
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import dtype_name
-from quantize.loading.device_map import Placement
+from quantize.loading.device_map import Running
 from quantize.methods.routed import RoutedTokens
 from quantize.rounding.gram import InputStats
 from quantize.rounding.options import AwqOptions, BnbOptions, Rounding
 from quantize.schema import to_data
 from quantize.variant import Variant
-from quantize.weights import check_finite
+from quantize.weights import check_finite, is_finite
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Recipe:
     group_size:   of groups of codes.
     calibration:  the text that was looked at.
     settings:     a dataclass of the choices that decide the bytes; the method works with this one object.
+    quantized_share: of the decoder's matrices, None where nothing is quantized.
     """
 
     variant: Variant
@@ -59,6 +61,7 @@ class Recipe:
     group_size: int | None = None
     calibration: CalibrationFacts | None = None
     settings: Any = None
+    quantized_share: float | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -98,7 +101,6 @@ class LayerInputs:
         return self.stored.get(full, full).removesuffix(".weight")
 
     def sharing(self, owner: str) -> list[str]:
-        """The linears with this owner's input, in order."""
         return [name for name in self.linears if self.owners.get(name) == owner]
 
     def others(self) -> dict[str, Tensor]:
@@ -108,24 +110,6 @@ class LayerInputs:
             for name, tensor in self.layer.state_dict().items()
             if name.removesuffix(".weight") not in self.linears
         }
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What random weights are drawn for.
-
-    variant:    the row of the table.
-    place:      where the model's modules go.
-    dtype:      compute dtype.
-    kernel:     as quantize.load takes it.
-    group_size: of groups of codes, None for the largest that fits.
-    """
-
-    variant: Variant
-    place: Placement
-    dtype: torch.dtype
-    kernel: str | None
-    group_size: int | None
 
 
 Tensors = dict[str, Tensor]
@@ -139,8 +123,8 @@ class Method:
 
     name:              the table's column "Method", by which a Variant refers to it.
     recipe:            (variant, choices) -> how one checkpoint is made.
-    load:              (checkpoint, place, compute dtype, kernel) -> the model, and what runs its quantized layers.
-    draw:              (empty model, random weights, drawing) -> what runs them, once the weights are in the model.
+    load:              (folder of the checkpoint, how it runs) -> the model, and what runs its quantized layers.
+    draw:              (empty model, random weights, how it runs) -> what runs them, the weights now in the model.
     quantize_layer:    (name, weight [out, in], recipe) -> the tensors of one linear layer, made without calibration;
                        None where nothing is quantized, or never so.
     needs_calibration: rounding -> whether the codes are chosen on calibration text.
@@ -152,8 +136,8 @@ class Method:
 
     name: str
     recipe: Callable[[Variant, Choices], Recipe]
-    load: Callable[[Checkpoint, Placement, torch.dtype, str | None], tuple[Any, Kernels]]
-    draw: Callable[[Any, DummyWeights, Drawing], Kernels]
+    load: Callable[[Path, Running], tuple[Any, Kernels]]
+    draw: Callable[[Any, DummyWeights, Running], Kernels]
     quantize_layer: Callable[[str, Tensor, Recipe], Tensors] | None = None
     needs_calibration: Callable[[Rounding], bool] = lambda rounding: False
     from_inputs: Callable[[LayerInputs, Recipe], Tensors] | None = None
@@ -163,10 +147,8 @@ class Method:
 
 def half(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A floating-point tensor in half precision, others as they are. Raises UserError when a value does not fit."""
-    if not tensor.is_floating_point():
-        return tensor
-    converted = tensor.to(dtype)
-    if not bool(torch.isfinite(converted.sum(dtype=torch.float32))) and not bool(torch.isfinite(converted).all()):
+    converted = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if not is_finite(converted):
         check_finite(name, tensor)
         raise UserError(
             f"weight {name} holds {float(tensor.abs().max()):.3g}, more than {dtype_name(dtype)} can: give a model "

@@ -7,16 +7,16 @@ what was quantized.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantize.checkpoint import Checkpoint
 from quantize.dummy import DummyWeights, fill
 from quantize.kernels.base import dtype_name
-from quantize.loading.device_map import Placement
-from quantize.methods.base import Choices, Drawing, Kernels, LayerInputs, Method, Recipe, Tensors, half
+from quantize.loading.device_map import Running
+from quantize.methods.base import Choices, Kernels, LayerInputs, Method, Recipe, Tensors, half
 from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
 from quantize.quiet import quiet_libraries
@@ -92,12 +92,8 @@ def _quantize_4bit(weight: Tensor, options: BnbOptions) -> tuple[Tensor, Any]:
     """bitsandbytes' own: the packed codes, two a byte, and its QuantState."""
     from bitsandbytes import functional
 
-    packed, state = functional.quantize_4bit(
-        weight.contiguous(),
-        blocksize=options.blocksize,
-        compress_statistics=options.double_quant,
-        quant_type=options.quant_type,
-    )
+    how = {"compress_statistics": options.double_quant, "quant_type": options.quant_type}
+    packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=options.blocksize, **how)
     return packed, state
 
 
@@ -142,15 +138,14 @@ def bnb_linear(
     """
     from bitsandbytes import nn as bnb_nn
 
-    (out_features, in_features), codes = shape, tensors[f"{name}.weight"]
     layer: Any
+    codes = tensors[f"{name}.weight"]
+    sizes = {"input_features": shape[1], "output_features": shape[0], "bias": False, "device": "meta"}
     if (scales := tensors.get(f"{name}.SCB")) is not None:
-        layer = bnb_nn.Linear8bitLt(
-            in_features, out_features, bias=False, has_fp16_weights=False, threshold=INT8_THRESHOLD, device="meta"
-        )
+        layer = bnb_nn.Linear8bitLt(**sizes, has_fp16_weights=False, threshold=INT8_THRESHOLD)
         layer.weight = bnb_nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
     else:
-        layer = bnb_nn.Linear4bit(in_features, out_features, bias=False, compute_dtype=compute_dtype, device="meta")
+        layer = bnb_nn.Linear4bit(**sizes, compute_dtype=compute_dtype)
         beside = f"{name}.weight."
         stats = {key.removeprefix(beside): value for key, value in tensors.items() if key.startswith(beside)}
         layer.weight = bnb_nn.Params4bit.from_prequantized(codes, stats, device=device, module=layer)
@@ -158,14 +153,10 @@ def bnb_linear(
     return layer
 
 
-def _recipe_4bit(variant: Variant, choices: Choices) -> Recipe:
-    settings = replace(choices.bnb, rounding=choices.rounding)
-    quantization = bnb_quantization_config(variant, settings, choices.kept)
+def _recipe(variant: Variant, choices: Choices) -> Recipe:
+    settings = replace(choices.bnb, rounding=choices.rounding) if variant.w_bit == 4 else None
+    quantization = bnb_quantization_config(variant, choices.bnb, choices.kept)
     return Recipe(variant, choices.half_dtype, quantization, None, choices.calibration, settings)
-
-
-def _recipe_8bit(variant: Variant, choices: Choices) -> Recipe:
-    return Recipe(variant, choices.half_dtype, bnb_quantization_config(variant, choices.bnb, choices.kept))
 
 
 def _quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> Tensors:
@@ -183,50 +174,42 @@ def _from_inputs(seen: LayerInputs, recipe: Recipe) -> Tensors:
     return tensors
 
 
-def _load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, Kernels]:
-    model = model_of(checkpoint.path, dtype=dtype, device_map=place.as_map())
-    _set_compute_dtype(model, dtype)
-    quantization = config_of(checkpoint.path).quantization_config
-    return model, _kernels(checkpoint.variant, quantization["bnb_4bit_quant_type"], dtype)
-
-
-def _set_compute_dtype(model: Any, dtype: torch.dtype) -> None:
-    """Compute in `dtype`: transformers leaves a quantized checkpoint's other tensors in the dtype of the file."""
+def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
     from bitsandbytes.nn import Linear4bit
 
-    for parameter in model.parameters():
+    model = model_of(folder, dtype=how.dtype, device_map=how.place.as_map())
+    for parameter in model.parameters():  # transformers leaves a quantized checkpoint's others in the dtype of the file
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(how.dtype)
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            module.compute_dtype = dtype
-            module.compute_type_is_set = True
+            module.compute_dtype, module.compute_type_is_set = how.dtype, True
     model.tie_weights()
+    return model, _kernels(config_of(folder).quantization_config["bnb_4bit_quant_type"], how)
 
 
-def _draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
+def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     names = linear_layers(model)
     for name in names:
-        linear, device = model.get_submodule(name), drawing.place.of(name)
-        tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), drawing.variant, BnbOptions())
-        layer = bnb_linear(name, tensors, (linear.out_features, linear.in_features), device, drawing.dtype)
+        linear, device = model.get_submodule(name), how.place.of(name)
+        tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), how.variant, BnbOptions())
+        layer = bnb_linear(name, tensors, (linear.out_features, linear.in_features), device, how.dtype)
         model.set_submodule(name, layer)
-    fill(model, weights, names, drawing.place, drawing.dtype)
-    return _kernels(drawing.variant, BnbOptions().quant_type, drawing.dtype)
+    fill(model, weights, names, how)
+    return _kernels(BnbOptions().quant_type, how)
 
 
-def _kernels(variant: Variant, quant_type: str, dtype: torch.dtype) -> Kernels:
-    name = f"bitsandbytes {'int8' if variant.w_bit == 8 else quant_type} ({dtype_name(dtype)})"
-    return name, name
+def _kernels(quant_type: str, how: Running) -> Kernels:
+    return (f"bitsandbytes {'int8' if how.variant.w_bit == 8 else quant_type} ({dtype_name(how.dtype)})",) * 2
 
 
 BNB_4BIT = Method(
     "BnB.4",
-    _recipe_4bit,
+    _recipe,
     _load,
     _draw,
     quantize_layer=_quantize_layer,
     needs_calibration=lambda rounding: rounding == "gptq",
     from_inputs=_from_inputs,
 )
-BNB_8BIT = Method("BnB.8", _recipe_8bit, _load, _draw, quantize_layer=_quantize_layer)
+BNB_8BIT = Method("BnB.8", _recipe, _load, _draw, quantize_layer=_quantize_layer)

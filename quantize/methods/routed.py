@@ -69,11 +69,10 @@ class RoutedTokens:
         down = expert.down_proj
         outer = StatsAccumulator(expert.up_proj.in_features, down.weight.device)
         inner = StatsAccumulator(down.in_features, down.weight.device)
-        handle = down.register_forward_pre_hook(lambda module, args: inner.add(args[0]))
-        for rows in self._seen_by(number):
-            outer.add(rows)
-            expert(rows, self._gate)
-        handle.remove()
+        with down.register_forward_pre_hook(lambda module, args: inner.add(args[0])):
+            for rows in self._seen_by(number):
+                outer.add(rows)
+                expert(rows, self._gate)
         return outer.finish(), inner.finish()
 
     def _seen_by(self, number: int) -> Iterator[Tensor]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 Cut = Callable[[Tensor], Tensor]
 """A parameter as transformers keeps it -> the part of it that one linear layer has."""
 
+_as_is: Cut = nn.Identity()
+
 
 @dataclass(frozen=True)
 class Part:
@@ -126,12 +128,6 @@ def _forward_blocks(self: Any, hidden_states: Tensor) -> Tensor:
     return out.view(-1, hidden_states.shape[-1])
 
 
-def _default_gate(module: Any, gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    gated: Tensor = module.act_fn(gate) * up
-    return gated
-
-
 def take_apart(model: nn.Module) -> dict[str, Part]:
     """Take the matrices of a model on the meta device apart, in place; returns where the new parameters come from."""
     parts: dict[str, Part] = {}
@@ -147,9 +143,7 @@ def take_apart(model: nn.Module) -> dict[str, Part]:
 
 
 def _experts_apart(prefix: str, module: Any, form: StackedForm) -> dict[str, Part]:
-    stacks = {
-        key: p for key, p in module._parameters.items() if p is not None and key.endswith(("_proj", "_proj_bias"))
-    }
+    stacks = {key: p for key, p in module.named_parameters(recurse=False) if key.endswith(("_proj", "_proj_bias"))}
     first = "gate_up_proj" if form.has_gate else "up_proj"
     count, (_, rows, columns) = len(stacks["down_proj"]), stacks[first].shape
     hidden, width = (rows, columns) if form.is_transposed else (columns, rows)
@@ -167,8 +161,8 @@ def _experts_apart(prefix: str, module: Any, form: StackedForm) -> dict[str, Par
             stack = "down_proj" if layer == "down_proj" else first
             stack += "_bias" if leaf == "bias" else ""
             parts[f"{prefix}{number}.{key}"] = Part(prefix + stack, partial(_cut, form, number, layer, leaf))
-    gate = module._apply_gate if form.has_gate and hasattr(module, "_apply_gate") else None
-    module._gate = gate or (partial(_default_gate, module) if form.has_gate else module.act_fn)
+    default = lambda both: module.act_fn(both.chunk(2, dim=-1)[0]) * both.chunk(2, dim=-1)[1]  # noqa: E731
+    module._gate = getattr(module, "_apply_gate", default) if form.has_gate else module.act_fn
     module._has_identity = form.has_identity
     module.forward = MethodType(_forward_blocks if form.by_block else _forward_chosen, module)
     return parts
@@ -184,10 +178,6 @@ def _cut(form: StackedForm, number: int, layer: str, leaf: str, stack: Tensor) -
     if form.is_concatenated:
         return own.chunk(2)[0 if layer == "gate_proj" else 1]
     return own[0 if layer == "gate_proj" else 1 :: 2]
-
-
-def _as_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _replaced(model: nn.Module, name: str, module: Any, sizes: tuple[int, int], weight: Cut) -> dict[str, Part]:

@@ -27,14 +27,17 @@ class Architecture:
     layers:      in order.
     layers_name: of their list in the model.
     kept:        full names of the linear layers inside them that stay in half precision.
+    outputs:     what the model expects of a layer: 0 for a tensor, else how many in a tuple of which it is the first.
+    group_size:  of groups of codes, None where there are none.
     """
 
     layers: nn.ModuleList
     layers_name: str
     kept: frozenset[str] = frozenset()
+    outputs: int = 0
+    group_size: int | None = None
 
     def prefix(self, index: int) -> str:
-        """What the names in layer `index` begin with."""
         return f"{self.layers_name}.{index}."
 
     def linears(self, index: int) -> dict[str, nn.Linear]:
@@ -47,22 +50,24 @@ class Architecture:
         }
 
     def shapes(self) -> list[Shape]:
-        """Every linear layer that gets quantized."""
         return [
             (self.prefix(index) + name, module.out_features, module.in_features)
             for index in range(len(self.layers))
             for name, module in self.linears(index).items()
         ]
 
-    def with_group_size(self, wanted: int | None = None) -> tuple["Architecture", int]:
-        """The size of groups of codes, `wanted` or the largest that fits; and this, less the layers it does not fit.
+    def names(self) -> list[str]:
+        """The full names of the linear layers that get quantized."""
+        return [name for name, _, _ in self.shapes()]
+
+    def with_group_size(self, wanted: int | None = None) -> "Architecture":
+        """This with `wanted` or the largest group size that fits, less the layers it does not fit.
 
         Raises UserError when `wanted` does not fit, or when no size does.
         """
-        shapes = self.shapes()
-        size = group_size_for(shapes, wanted)
-        unfit = {name for name, rows, columns in shapes if rows % PACKED_ROWS or columns % size}
-        return replace(self, kept=self.kept | unfit), size
+        size = group_size_for(self.shapes(), wanted)
+        unfit = {name for name, rows, columns in self.shapes() if rows % PACKED_ROWS or columns % size}
+        return replace(self, kept=self.kept | unfit, group_size=size)
 
 
 def architecture_of(model: Any) -> Architecture:
@@ -104,17 +109,14 @@ def _routers(layers: nn.ModuleList) -> list[str]:
     """Linear layers that choose experts, or say how much one shared expert counts."""
     experts = {name: len(experts_of(module)) for name, module in layers.named_modules()}
     blocks = {name.rpartition(".")[0]: count for name, count in experts.items() if count}
-    found = []
-    for name, module in layers.named_modules():
-        if type(module) is not nn.Linear:
-            continue
+
+    def routes(name: str, out_features: int) -> bool:
         own = [count for block, count in blocks.items() if name.startswith(f"{block}." if block else "")]
-        leaves = name.split(".")
-        chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in leaves)
-        routes = any("router" in leaf for leaf in leaves)
-        if module.out_features == 1 or routes or (chooses and module.out_features in own):
-            found.append(name)
-    return found
+        chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in name.split("."))
+        return out_features == 1 or "router" in name or (chooses and out_features in own)
+
+    linears = {name: module for name, module in layers.named_modules() if type(module) is nn.Linear}
+    return [name for name, module in linears.items() if routes(name, module.out_features)]
 
 
 def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
@@ -123,17 +125,17 @@ def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
     A size fits when it divides the input features of every layer, few small ones aside. Raises UserError when it does
     not, or when no size does, or where no layer's output features are a multiple of eight.
     """
-    packed = [shape for shape in shapes if shape[1] % PACKED_ROWS == 0]
-    weights = sum(rows * columns for _, rows, columns in shapes)
 
     def lost(layers: Sequence[Shape]) -> bool:
-        return sum(rows * columns for _, rows, columns in layers) > NEGLIGIBLE_SHARE * weights
+        held, all_held = (sum(rows * columns for _, rows, columns in own) for own in (layers, shapes))
+        return held > NEGLIGIBLE_SHARE * all_held
 
-    if lost([shape for shape in shapes if shape[1] % PACKED_ROWS]):
-        name, out_features, _ = next(shape for shape in shapes if shape[1] % PACKED_ROWS)
+    unpacked = [shape for shape in shapes if shape[1] % PACKED_ROWS]
+    if lost(unpacked):
+        name, out_features, _ = unpacked[0]
         raise UserError(f"{name} has {out_features} output features, no multiple of 8: AWQ cannot pack it")
     sizes = ", ".join(map(str, GROUP_SIZES))
-    unfit = {size: [shape for shape in packed if shape[2] % size] for size in GROUP_SIZES}
+    unfit = {size: [one for one in shapes if one[1] % PACKED_ROWS == 0 and one[2] % size] for size in GROUP_SIZES}
     fitting = [size for size in GROUP_SIZES if not lost(unfit[size])]
     if wanted is None:
         if not fitting:

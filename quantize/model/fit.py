@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from quantize.errors import UserError
+from quantize.kernels.base import dtype_name
 from quantize.model.names import FileNames
 from quantize.model.pretrained import empty_model, readable, refuse_misfit
 from quantize.quiet import quiet_libraries
@@ -41,35 +42,29 @@ def check_fit(folder: Path, model: Any, weights: TensorReader, files: FileNames)
 
     names = weights.names()
     parameters = dict(model.named_parameters())
-    homes = files.homes
-    for name in names:
-        if not weights.dtype(name).is_floating_point and homes[name] in parameters:
-            kind = str(weights.dtype(name)).removeprefix("torch.")
+    for name, home in files.homes.items():
+        if not weights.dtype(name).is_floating_point and home in parameters:
+            kind = dtype_name(weights.dtype(name))
             raise UserError(f"{folder}: weight {name} is of type {kind}: give the model in half precision")
-    held = {name: tuple(weights.shape(name)) for name in names}
-    asked = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
-    asked = {name: shape for name, shape in asked.items() if name in held or name not in ties}
-    if held == asked and all(name == home for name, home in homes.items()):
+    held, ties = {name: tuple(weights.shape(name)) for name in names}, model.all_tied_weights_keys
+    whole = {name: tuple(tensor.shape) for name, tensor in files.known.items()}
+    asked = {name: shape for name, shape in whole.items() if name in held or name not in ties}
+    if held == asked and all(name == home for name, home in files.homes.items()):
         return  # every name and shape as transformers saves them
-    shapes = {name: torch.empty(weights.shape(name), dtype=weights.dtype(name), device="meta") for name in names}
+    on_cpu = {name for one in files.conversions.values() if one.converter.force_cpu for name, _ in one.sources}
+    shapes = {
+        name: torch.empty(held[name], dtype=weights.dtype(name), device="cpu" if name in on_cpu else "meta")
+        for name in names
+    }
     with quiet_libraries(), readable(folder, "the weights"), no_init_weights():
-        _, found = type(model).from_pretrained(
-            None,
-            config=model.config,
-            state_dict=shapes,
-            device_map={"": "meta"},
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            use_safetensors=True,
-        )
+        how = {"config": model.config, "state_dict": shapes, "device_map": {"": "meta"}, "dtype": torch.float32}
+        how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        _, found = type(model).from_pretrained(None, **how, use_safetensors=True)
     refuse_misfit(folder, found)
 
 
 def differing_ties(model: Any, weights: TensorReader, files: FileNames) -> list[tuple[str, str]]:
     """(target, source) of parameters that the model ties to one another and whose tensors in the files differ."""
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
     plain = files.plain
-    both = [(target, source) for target, source in ties.items() if target in plain and source in plain]
+    both = [pair for pair in model.all_tied_weights_keys.items() if plain.keys() >= set(pair)]
     return [pair for pair in both if not torch.equal(*(weights.get(plain[name]) for name in pair))]

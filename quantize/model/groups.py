@@ -8,11 +8,11 @@ then gives what it gave before, bit for bit, nothing else has seen those channel
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,11 @@ class Refusal:
 
 
 class _Refused(Exception):  # noqa: N818 - it says what a try has shown
-    """This source's channels cannot be scaled."""
+    """This source's channels cannot be scaled. width: of the input that shows it, 0 where none does."""
+
+    def __init__(self, reason: str, width: int = 0) -> None:
+        super().__init__(reason)
+        self.width = width
 
 
 Run = Callable[[], Sequence[Tensor]]
@@ -55,16 +59,17 @@ class Prober:
     """Tries sources of one decoder layer.
 
     layer: with its weights, in float32. run: runs it once on recorded inputs; it must give the same bits each time.
-    matrices: what it calls that may be a reader, by name.
+    matrices: what it calls that may be a reader, by name: linear layers, and modules that may work like one (routers).
     """
 
     def __init__(self, layer: nn.Module, run: Run) -> None:
         self._layer = layer
         self._run = run
-        self.matrices = {name: module for name, module in layer.named_modules() if _is_matrix(module)}
+        weights = {name: module._parameters.get("weight") for name, module in layer.named_modules()}
+        found = [name for name, weight in weights.items() if weight is not None and weight.dim() == 2]
+        self.matrices = {name: layer.get_submodule(name) for name in found}
         self._seen: dict[str, _Record] = {}
         self._peers = _peers(layer)
-        self._reason, self._spoiled_width = "", 0
         self._output = self._record()
 
     def groups(self, head_sizes: Sequence[int] = (), wrapped: bool = False) -> tuple[list[ScaleGroup], list[Refusal]]:
@@ -93,13 +98,9 @@ class Prober:
 
     def _sources(self, wrapped: bool) -> list[list[str]]:
         """Modules to try, norms first; experts' layers of one name are tried together."""
-        norms: list[list[str]] = []
-        acts: list[list[str]] = []
-        for name, module in self._layer.named_modules():
-            if is_norm(module):
-                norms.append([name])
-            elif wrapped and name in ACTIVATIONS:
-                acts.append([name])
+        modules = dict(self._layer.named_modules())
+        norms = [[name] for name, module in modules.items() if is_norm(module)]
+        acts = [[name] for name in modules if wrapped and name in ACTIVATIONS]
         return [*norms, *self._peers.values(), *acts]
 
     def _try(self, names: list[str], head_sizes: Sequence[int]) -> list[ScaleGroup]:
@@ -111,10 +112,12 @@ class Prober:
         try:
             self._pass(names, everything)
             free = everything
-        except _Refused:
+        except _Refused as refusal:
             if len(names) > 1 or type(self._layer.get_submodule(names[0])) is not nn.Linear:
                 raise
-            free = self._some_rows(names, total, head_sizes)
+            if not total > refusal.width > 0:
+                raise
+            free = self._some_rows(names, total, refusal.width, head_sizes)
         fed = {name: state for name, state in self._pass(names, free).items() if bool((state == 2).any())}
         if not fed:
             raise _Refused("no matrix reads it")
@@ -140,8 +143,8 @@ class Prober:
         own = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]
         for one_plus in (False, True):
             given.clear()
-            with _hooks() as hooks:
-                hooks.append(module.register_forward_hook(lambda module, args, output: given.append(output)))
+            with ExitStack() as hooks:
+                hooks.enter_context(module.register_forward_hook(lambda module, args, output: given.append(output)))
                 try:
                     for parameter, data in own:
                         plus = float(one_plus and parameter is module.weight)
@@ -198,13 +201,12 @@ class Prober:
             return []
         first, home = groups[0], groups[0].source.rpartition(".")[0]
         (consumer, *more) = first.consumers
-        alike = not more and consumer.name.startswith(f"{home}.") and all(_alike(first, group) for group in groups)
-        if not alike:
+        channels = {(group.free, *(one.channels for one in group.consumers)) for group in groups}
+        if more or not consumer.name.startswith(f"{home}.") or len(channels) > 1:
             return []
+        inside = consumer.name.removeprefix(home)
         return [
-            ScaleGroup(
-                name, first.free, (Consumer(name.rpartition(".")[0] + consumer.name[len(home) :], consumer.channels),)
-            )
+            ScaleGroup(name, first.free, (Consumer(name.rpartition(".")[0] + inside, consumer.channels),))
             for name in names
         ]
 
@@ -212,11 +214,8 @@ class Prober:
         outputs = self._seen[name].outputs if name in self._seen else []
         return int(outputs[0][0].shape[-1]) if outputs and len(outputs[0]) == 1 else 0
 
-    def _some_rows(self, names: list[str], total: int, head_sizes: Sequence[int]) -> Tensor:
+    def _some_rows(self, names: list[str], total: int, target: int, head_sizes: Sequence[int]) -> Tensor:
         """Rows of a fused projection that can be scaled while others cannot; raises _Refused where none are found."""
-        target = self._spoiled_width
-        if not total > target > 0:
-            raise _Refused(self._reason)
         for rows in _row_choices(total, target, head_sizes):
             try:
                 if self._pass(names, rows):
@@ -230,24 +229,23 @@ class Prober:
 
         Raises _Refused where anything else has seen them.
         """
-        self._reason, self._spoiled_width = "", 0
         factors = doubled.to(torch.float32) + 1
         states: dict[str, Tensor] = {}
         calls = {name: count() for name in self.matrices}
         start = 0
-        with _hooks() as hooks:
+        with ExitStack() as hooks:
             for name in names:
                 module = self._layer.get_submodule(name)
                 own = factors[start : start + self._width(name)]
                 start += self._width(name)
-                hooks.append(module.register_forward_hook(partial(_scaled, own)))
+                hooks.enter_context(module.register_forward_hook(partial(_scaled, own)))
             for name, module in self.matrices.items():
                 if name not in names:
                     hook = partial(self._compare, name, calls[name], states)
-                    hooks.append(module.register_forward_pre_hook(hook))
+                    hooks.enter_context(module.register_forward_pre_hook(hook))
             output = self._run_once()
         if not _same(output, self._output):
-            self._refuse("the layer's output depends on it")
+            raise _Refused("the layer's output depends on it")
         return states
 
     def _compare(
@@ -257,7 +255,7 @@ class Prober:
         number, x = next(calls), args[0]
         record = self._seen[name]
         if number >= len(record.inputs) or record.inputs[number].shape != x.shape:
-            self._refuse(f"{name} is then called in another way")
+            raise _Refused(f"{name} is then called in another way")
         before = record.inputs[number]
         if torch.equal(before, x):
             state = torch.ones(x.shape[-1], dtype=torch.int8, device=x.device)
@@ -265,10 +263,10 @@ class Prober:
         else:
             same, twice, zero = _channelwise(x == before), _channelwise(x == 2 * before), _channelwise(before == 0)
             if not bool((same | twice).all()):
-                self._refuse(f"{name} does not see it channel by channel", x.shape[-1])
+                raise _Refused(f"{name} does not see it channel by channel", x.shape[-1])
             state = torch.where(zero & same, 0, torch.where(same, 1, 2)).to(torch.int8)
             if type(module) is not nn.Linear and not self._divides(module, args, state, record.outputs[number]):
-                self._refuse(f"{name} is no plain product", x.shape[-1])
+                raise _Refused(f"{name} is no plain product", x.shape[-1])
         states[name] = self._merged(name, states.get(name), state.cpu())
         return before, *args[1:]
 
@@ -278,7 +276,7 @@ class Prober:
             return state
         known = (before != 0) & (state != 0)
         if bool((before != state)[known].any()):
-            self._refuse(f"{name} sees it in one call as it does not in another")
+            raise _Refused(f"{name} sees it in one call as it does not in another")
         return torch.maximum(before, state)
 
     def _divides(self, module: Any, args: tuple[Any, ...], state: Tensor, recorded: list[Tensor]) -> bool:
@@ -296,10 +294,6 @@ class Prober:
             module.weight.data = weight
         return _same(given, recorded)
 
-    def _refuse(self, reason: str, width: int = 0) -> NoReturn:
-        self._reason, self._spoiled_width = reason, width
-        raise _Refused(reason)
-
     def _record(self) -> Sequence[Tensor]:
         """What every matrix and every source sees and gives, and what the layer gives."""
 
@@ -309,13 +303,13 @@ class Prober:
                 record.inputs.append(args[0].clone())
             record.outputs.append([tensor.clone() for tensor in tensors_in(output)])
 
-        with _hooks() as hooks:
+        with ExitStack() as hooks:
             for name, module in self._layer.named_modules():
                 if name in self.matrices or is_norm(module) or name in ACTIVATIONS:
-                    hooks.append(module.register_forward_hook(partial(remember, name)))
+                    hooks.enter_context(module.register_forward_hook(partial(remember, name)))
             output = self._run_once()
-        self.matrices = {name: module for name, module in self.matrices.items() if self._seen.get(name)}
-        self.matrices = {name: module for name, module in self.matrices.items() if self._seen[name].inputs}
+        called = {name for name, record in self._seen.items() if record.inputs}
+        self.matrices = {name: module for name, module in self.matrices.items() if name in called}
         return output
 
     def _run_once(self) -> Sequence[Tensor]:
@@ -323,24 +317,8 @@ class Prober:
             return [tensor.clone() for tensor in self._run()]
 
 
-@contextmanager
-def _hooks() -> Iterator[list[Any]]:
-    handles: list[Any] = []
-    try:
-        yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _scaled(factors: Tensor, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     return output * factors.to(output) if len(factors) else output
-
-
-def _is_matrix(module: nn.Module) -> bool:
-    """A linear layer, or a module with a matrix of its own that may work like one (a router)."""
-    weight = module._parameters.get("weight")
-    return type(module) is nn.Linear or (weight is not None and weight.dim() == 2)
 
 
 def _peers(layer: nn.Module) -> dict[str, list[str]]:
@@ -385,8 +363,3 @@ def _row_choices(total: int, target: int, head_sizes: Sequence[int]) -> Iterator
                 yield number % (total // groups) >= total // groups - size
             if size * groups < total:
                 yield number >= total - size * groups
-
-
-def _alike(left: ScaleGroup, right: ScaleGroup) -> bool:
-    channels = [[consumer.channels for consumer in group.consumers] for group in (left, right)]
-    return left.free == right.free and channels[0] == channels[1]

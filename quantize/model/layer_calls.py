@@ -18,14 +18,14 @@ from quantize.model.skeleton import Skeleton, empty
 Answer = Callable[[int, Tensor, dict[str, Any]], Tensor]
 """(layer number, its input, keywords of its call) -> what it gives instead of its output."""
 
-
 LayerCall = dict[str, Any]
 """What a model calls a layer with besides its input, by keyword: masks and biases that fit one batch."""
 
 
 @contextlib.contextmanager
-def replace_layers(architecture: Architecture, answer: Answer, *, outputs: int) -> Iterator[None]:
-    """Have every decoder layer give what `answer` says, inside the block; outputs: as `layer_outputs` says."""
+def replace_layers(architecture: Architecture, answer: Answer) -> Iterator[None]:
+    """Have every decoder layer give what `answer` says, inside the block."""
+    outputs = architecture.outputs
 
     def forward(index: int, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:
         given = dict(zip(names, args, strict=False)) | kwargs
@@ -42,9 +42,7 @@ def replace_layers(architecture: Architecture, answer: Answer, *, outputs: int) 
             del layer.forward
 
 
-MOST_OUTPUTS = 3
-
-SOME_TOKENS = 16
+MOST_OUTPUTS, SOME_TOKENS = 3, 16
 
 
 class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
@@ -52,13 +50,10 @@ class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
 
 
 @torch.no_grad()
-def layer_calls(
-    model: Any, architecture: Architecture, blocks: Tensor, *, outputs: int = 0
-) -> list[tuple[Tensor, LayerCall]]:
+def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[tuple[Tensor, LayerCall]]:
     """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
 
-    outputs: as `layer_outputs` says. Only the modules before the layers must hold weights; the recorded input is
-    right for the first layer alone.
+    Only the modules before the layers must hold weights; the recorded input is right for the first layer alone.
     """
     calls: list[tuple[Tensor, LayerCall]] = []
 
@@ -68,23 +63,26 @@ def layer_calls(
             raise _AllRecorded
         return hidden
 
-    with replace_layers(architecture, record, outputs=outputs), contextlib.suppress(_AllRecorded):
+    with replace_layers(architecture, record), contextlib.suppress(_AllRecorded):
         model(input_ids=blocks, use_cache=False)
     return calls
 
 
-def layer_outputs(model: Any, architecture: Architecture, blocks: Tensor) -> int:
-    """How many things the model expects of a layer: 0 for a tensor, else those in a tuple of which it is the first."""
+def _first_calls(
+    model: Any, architecture: Architecture, blocks: Tensor
+) -> tuple[Architecture, list[tuple[Tensor, LayerCall]]]:
+    """The architecture with its outputs, found by trying, and what `layer_calls` gives with them."""
     failed: Exception | None = None
     for outputs in range(MOST_OUTPUTS + 1):
+        found = replace(architecture, outputs=outputs)
         try:
-            inputs = [hidden for hidden, _ in layer_calls(model, architecture, blocks, outputs=outputs)]
+            calls = layer_calls(model, found, blocks)
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
             failed = failed or error
         else:
-            alike = all(hidden.shape == inputs[0].shape for hidden in inputs)
-            if alike and len(inputs) == len(architecture.layers):
-                return outputs
+            alike = all(hidden.shape == calls[0][0].shape for hidden, _ in calls)
+            if alike and len(calls) == len(architecture.layers):
+                return found, calls
     reason = failed or "not each of them once"
     raise UserError(f"{type(model).__name__} calls its layers in a way that is not known here ({reason}): use bnb-8bit")
 
@@ -116,15 +114,16 @@ def structure(layer: nn.Module) -> str:
 
 @torch.no_grad()
 def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
-    """The decoder layers, without the linear layers that are not called but read, or never used: they cannot be packed.
+    """The decoder layers, without the linear layers that cannot be packed.
 
-    Runs the first layer of each kind on a few tokens; memory holds the embeddings and that layer. Raises UserError as
+    Those are read and not called, or never used, or files name their weights otherwise than `.weight`. Runs the first
+    layer of each kind on a few tokens; memory holds the embeddings and that layer. Raises UserError as
     `architecture_of` does, and for layers that cannot be run by themselves.
     """
     model, architecture = skeleton.model, architecture_of(skeleton.model)
     ids = torch.arange(SOME_TOKENS, device=device).view(1, SOME_TOKENS) + 3
     skeleton.fill_outer(architecture.layers_name, device)
-    calls = layer_calls(model, architecture, ids, outputs=layer_outputs(model, architecture, ids))
+    architecture, calls = _first_calls(model, architecture, ids)
     kinds: dict[str, set[str]] = {}
     for index, (layer, (_, call)) in enumerate(zip(architecture.layers, calls, strict=True)):
         kind = structure(layer)
@@ -132,26 +131,23 @@ def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
             continue
         skeleton.fill(layer, architecture.prefix(index), device)
         called: set[str] = set()
-        handles = [
-            module.register_forward_pre_hook(lambda module, args, own=(called, name): own[0].add(own[1]))
-            for name, module in layer.named_modules()
-            if type(module) is nn.Linear
-        ]
-        with one_layer(layer):
+        with contextlib.ExitStack() as hooks, one_layer(layer):
+            for name in architecture.linears(index):
+                note = partial(lambda own, name, module, args: own.add(name), called, name)
+                hooks.enter_context(layer.get_submodule(name).register_forward_pre_hook(note))
             layer(calls[0][0].clone(), **call)
-        for handle in handles:
-            handle.remove()
         empty(layer)
         skeleton.forget_stacks()
+        uncalled = architecture.linears(index).keys() - called
         kinds[kind] = {
-            name
-            for name in architecture.linears(index)
-            if name not in called and not isinstance(layer.get_submodule(name.rpartition(".")[0]), Expert)
+            name for name in uncalled if not isinstance(layer.get_submodule(name.rpartition(".")[0]), Expert)
         }
     skeleton.empty_outer(architecture.layers_name)
-    uncalled = {
+    kept = {
         architecture.prefix(index) + name
         for index, layer in enumerate(architecture.layers)
-        for name in kinds[structure(layer)]
+        for name in architecture.linears(index)
+        if name in kinds[structure(layer)]
+        or not skeleton.stored[f"{architecture.prefix(index)}{name}.weight"].endswith(".weight")
     }
-    return replace(architecture, kept=architecture.kept | uncalled)
+    return replace(architecture, kept=architecture.kept | kept)

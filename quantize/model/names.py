@@ -1,8 +1,9 @@
 """Which tensors of a folder's files make which parameter of a transformers model, by transformers' own rules."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,65 +16,72 @@ from quantize.weights import TensorReader
 
 LEAST_SHARE = 0.9
 
-
-class Shapes:
-    """What transformers' conversions ask of a model, kept from before it is changed: its parameters' shapes.
-
-    config: the model's.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.config = model.config
-        self._parameters = {name: one.to("meta") for name, one in model.named_parameters(remove_duplicate=False)}
-
-    def get_parameter(self, name: str) -> Tensor:
-        """A parameter on the meta device. Raises KeyError for an unknown one."""
-        parameter: Tensor = self._parameters[name]
-        return parameter
+Pieces = Iterator[tuple[str, Tensor, bool]]
+"""(name in files, tensor, whether it is the weight of a linear layer to quantize)."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Conversion:
     """Tensors of files that transformers makes parameters of together: experts stacked, fused projections split.
 
     home:      the first parameter that they become.
     sources:   (file name, transformers' pattern that it fits), in transformers' order.
     converter: transformers' WeightConverter.
+    model:     what it asks of the model: its config and its parameters' shapes.
     """
 
     home: str
     sources: list[tuple[str, str]]
     converter: Any
+    model: Any
 
-    def run(self, model: Shapes, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    def run(self, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
         """Parameter -> tensor. read: a file name -> its tensor."""
         converter = deepcopy(self.converter)
         for name, pattern in self.sources:
             converter.collected_tensors[pattern].append(lambda name=name: read(name))
-        made = converter.convert(self.home, model=model, config=model.config)
+        made = converter.convert(self.home, model=self.model, config=self.model.config)
         return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
 
+    def parameters(self, weights: TensorReader) -> list[str]:
+        """The names of what `run` makes of these weights, of which it reads none."""
+        return list(self.run(lambda name: torch.empty(weights.shape(name), dtype=weights.dtype(name), device="meta")))
 
-@dataclass
+    def origins(self, cuts: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, str]:
+        """Part of the home -> the one file name that holds just that part; parts of several are left out.
+
+        cuts: how each part, a matrix, is cut out of the parameter. Proven by converting marked tensors, [1, 2] each, in
+        the place of those in the files.
+        """
+        marks = {name: torch.tensor([[2.0 * n, 2.0 * n + 1]]) for n, (name, _) in enumerate(self.sources)}
+        try:
+            made = self.run(marks.__getitem__)[self.home]
+            found = {part: cut(made) for part, cut in cuts.items()}
+        except (RuntimeError, ValueError, IndexError, KeyError):
+            return {}
+        held = {tuple(mark[0].tolist()): name for name, mark in marks.items()}
+        keys = {part: tuple(tensor[0].tolist()) for part, tensor in found.items() if tensor.shape == (1, 2)}
+        return {part: held[key] for part, key in keys.items() if key in held}
+
+
+@dataclass(frozen=True)
 class FileNames:
-    """Tensors of files by the parameters that they make.
+    """Tensors of files by the parameters that they make, as transformers finds when it loads.
 
     homes:       file name -> the parameter or buffer that transformers would load it into, the first of several.
     plain:       parameter -> the file name that holds it as it is.
     conversions: of the others, by their first parameter.
+    known:       the model's tensors, as transformers has it and as it was taken apart; their shapes count.
     """
 
-    homes: dict[str, str] = field(default_factory=dict)
-    plain: dict[str, str] = field(default_factory=dict)
-    conversions: dict[str, Conversion] = field(default_factory=dict)
+    homes: dict[str, str]
+    plain: dict[str, str]
+    conversions: dict[str, Conversion]
+    known: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, model: Any, file_names: Iterable[str], known: Collection[str] | None = None) -> "FileNames":
-        """The same as transformers finds when it loads.
-
-        model: its weights may be on the meta device; known: the names of its parameters and buffers, where it has been
-        changed since it was built.
-        """
+    def of(cls, model: Any, file_names: Iterable[str], known: Mapping[str, Tensor] | None = None) -> "FileNames":
+        """model: its weights may be on the meta device; known: where it was changed since it was built."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
@@ -81,75 +89,35 @@ class FileNames:
         converters = [one for one in transforms if isinstance(one, WeightConverter)]
         renamings = [one for one in transforms if not isinstance(one, WeightConverter)]
         by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
-        known = model.state_dict() if known is None else known
-        by_name, prefix = dict.fromkeys(known, True), model.base_model_prefix
-        names = cls()
+        known, prefix = model.state_dict() if known is None else known, model.base_model_prefix
+        asked = SimpleNamespace(config=model.config, get_parameter=known.__getitem__)
+        names = cls({}, {}, {}, known)
         for name in sorted(file_names, key=dot_natural_key):
-            home, pattern = rename_source_key(name, renamings, converters, prefix, by_name)
+            home, pattern = rename_source_key(name, renamings, converters, prefix, known)
             if home not in known and name in known:
-                home, pattern = rename_source_key(name, [], [], prefix, by_name)
+                home, pattern = rename_source_key(name, [], [], prefix, known)
             names.homes[name] = home
             if pattern is None:
                 names.plain[home] = name
             else:
-                conversion = names.conversions.setdefault(home, Conversion(home, [], by_pattern[pattern]))
+                conversion = names.conversions.setdefault(home, Conversion(home, [], by_pattern[pattern], asked))
                 conversion.sources.append((name, pattern))
         return names
 
+    def pieces(self, weights: TensorReader, linears: Collection[str], within: str = "") -> Pieces:
+        """Every tensor as the files have it; those that make linear layers together, as the model has them.
 
-class ModelTensors:
-    """The tensors of a transformers model by its own names, made of those in files when they are asked for."""
-
-    def __init__(self, model: Shapes, files: FileNames, reader: TensorReader) -> None:
-        self._model = model
-        self._files = files
-        self._reader = reader
-        self._made_in = self._targets()
-        self._last: tuple[str, dict[str, Tensor]] = ("", {})
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files.plain or name in self._made_in
-
-    def get(self, name: str) -> Tensor:
-        """A parameter's tensor, in the dtype of the files. Raises KeyError where the files hold none."""
-        if name in self._files.plain:
-            return self._reader.get(self._files.plain[name])
-        home = self._made_in[name]
-        if self._last[0] != home:
-            self._last = "", {}  # freed before the next is read
-            self._last = home, self._files.conversions[home].run(self._model, self._reader.get)
-        return self._last[1][name]
-
-    def _targets(self) -> dict[str, str]:
-        """Parameter -> the conversion that makes it."""
-        held = set(self._reader.names())
-
-        def shape_of(name: str) -> Tensor:
-            return torch.empty(self._reader.shape(name), dtype=self._reader.dtype(name), device="meta")
-
-        return {
-            name: home
-            for home, conversion in self._files.conversions.items()
-            if all(source in held for source, _ in conversion.sources)
-            for name in conversion.run(self._model, shape_of)
-        }
-
-
-def origins(model: Shapes, conversion: Conversion, cuts: Mapping[str, Callable[[Tensor], Tensor]]) -> dict[str, str]:
-    """Part of a converted parameter -> the one file name that holds just that part; parts of several are left out.
-
-    cuts: how each part, a matrix, is cut out of the parameter. Proven by converting marked tensors, [1, 2] each, in
-    the place of those in the files.
-    """
-    marks = {name: torch.tensor([[2.0 * n, 2.0 * n + 1]]) for n, (name, _) in enumerate(conversion.sources)}
-    try:
-        made = conversion.run(model, lambda name: marks[name])[conversion.home]
-        found = {part: cut(made) for part, cut in cuts.items()}
-    except (RuntimeError, ValueError, IndexError, KeyError):
-        return {}
-    held = {tuple(mark[0].tolist()): name for name, mark in marks.items()}
-    keys = {part: tuple(tensor[0].tolist()) for part, tensor in found.items() if tensor.shape == (1, 2)}
-    return {part: held[key] for part, key in keys.items() if key in held}
+        linears: names of linear layers to quantize; within: what the names of the parameters begin with.
+        """
+        to_quantize, split = {f"{name}.weight" for name in linears}, set[str]()
+        for home, conversion in self.conversions.items():
+            if home.startswith(within) and not to_quantize.isdisjoint(conversion.parameters(weights)):
+                split.update(name for name, _ in conversion.sources)
+                yield from ((name, one, name in to_quantize) for name, one in conversion.run(weights.get).items())
+        for name in weights.names():
+            home = self.homes[name]
+            if home.startswith(within) and name not in split:
+                yield name, weights.get(name), home in to_quantize and self.plain.get(home) == name
 
 
 def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
@@ -205,6 +173,16 @@ def left_in_half(model: Any, quantized: Collection[str]) -> list[str]:
                 name = parent
             found[name] = None
     return list(found)
+
+
+def kept_by_bnb(model: Any, quantized: Collection[str]) -> tuple[str, ...]:
+    """What config.json has to name as left in half precision; nothing where transformers' own rule says the same."""
+
+    def has_linears(name: str) -> bool:
+        return any(type(module) is nn.Linear for module in model.get_submodule(name).modules())
+
+    left, head = [name for name in left_in_half(model, quantized) if has_linears(name)], model.get_output_embeddings()
+    return (*left, *(name for name, module in model.named_modules() if module is head)) if left else ()
 
 
 def linear_layers(model: Any) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from quantize.errors import UserError
+from quantize.process_memory import collector_paused
 
-MOST_LAYERS = 10_000
-"""More are a damaged config, which would take for ever to build."""
+MOST_LAYERS = 10_000  # more are a damaged config, which would take for ever to build
+WHOLE = "give the whole model, as its causal-LM class saves it"
 
 
 def config_of(folder: Path) -> Any:
@@ -68,24 +69,21 @@ def model_of(folder: Path, **how: Any) -> Any:
 def refuse_misfit(folder: Path, found: Mapping[str, Any]) -> None:
     """Raise UserError for what transformers found missing, left over or of another shape: its loading info."""
     if missing := sorted(found["missing_keys"]):
-        raise UserError(
-            f"{folder}: the weights lack {_first(missing)}, which config.json asks for: the folder holds another model "
-            "than its config says, or a part of it; give the whole model, as its causal-LM class saves it"
-        )
+        why = "the folder holds another model than its config says, or a part of it"
+        raise UserError(f"{folder}: the weights lack {_first(missing)}, which config.json asks for: {why}; {WHOLE}")
     if wrong := sorted((name, list(held), list(asked)) for name, held, asked in found["mismatched_keys"]):
         shapes = f"of shape {wrong[0][1]} where config.json asks for {wrong[0][2]}, as if it mixed files of two models"
         raise UserError(f"{folder} has {_first([one[0] for one in wrong])} {shapes}: download it again")
     if extra := sorted(found["unexpected_keys"]):
-        raise UserError(
-            f"{folder}: the model of config.json has no place for {_first(extra)}: the folder holds another model, or "
-            "an adapter that was not merged; give the whole model, as its causal-LM class saves it"
-        )
+        why = "the folder holds another model, or an adapter that was not merged"
+        raise UserError(f"{folder}: the model of config.json has no place for {_first(extra)}: {why}; {WHOLE}")
 
 
 def _first(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
+@collector_paused()
 def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.float32) -> Any:
     """The transformers model of a folder's config.json, or of this config, its weights on the meta device.
 
@@ -113,6 +111,5 @@ def readable(folder: Path, what: str) -> Iterator[None]:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             reason = "its model is code of its own (auto_map), which is never run"
-        raise UserError(
-            f"{folder}: transformers cannot read {what} ({reason}): give a causal language model that transformers has"
-        ) from None
+        advice = "give a causal language model that transformers has"
+        raise UserError(f"{folder}: transformers cannot read {what} ({reason}): {advice}") from None

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-UNSEEN, OTHER = -1, -2
-"""Input channels of a consumer that were zero throughout, and those that another module gives."""
+UNSEEN, OTHER = -1, -2  # input channels of a consumer that were zero throughout, and those that another module gives
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,7 @@ class Consumer:
     def spread(self, values: Tensor) -> Tensor:
         """A value a channel of the source -> a value an input feature, 1 where none is known; [in]."""
         channels = torch.tensor(self.channels, device=values.device)
-        spread = values.new_ones(len(channels))
-        spread[channels >= 0] = values[channels[channels >= 0]]
-        return spread
+        return torch.where(channels >= 0, values[channels.clamp(min=0)], 1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A model on the meta device whose matrices are nn.Linear layers, and where its tensors stand in files."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quantize.model.apart import Part, take_apart
 from quantize.model.architecture import towers
-from quantize.model.names import Conversion, FileNames, ModelTensors, Shapes, left_in_half, origins, put
+from quantize.model.names import FileNames, left_in_half, put
 from quantize.weights import TensorReader, check_finite
 
 
@@ -18,20 +18,20 @@ class Skeleton:
     """A transformers model taken apart, without its weights.
 
     model:   on the meta device.
+    weights: the files.
     files:   which tensors of the files make which parameter, by the names of the model as transformers has it.
     parts:   where the parameters come from that transformers keeps in another form.
     stored:  parameter -> its name in files: of the tensor that holds it, else the one that a checkpoint gives it.
-    weights: the files.
     """
 
     model: Any
+    weights: TensorReader
     files: FileNames
     parts: dict[str, Part]
     stored: dict[str, str]
-    weights: TensorReader
-    _tensors: ModelTensors
-    _shapes: Shapes
     _own_file: frozenset[str]
+    _made_in: dict[str, str]
+    _made: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     _stacks: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -41,63 +41,77 @@ class Skeleton:
         names: what the files count as holding, all that they hold by default; a checkpoint's 4-bit layers count as the
         weights that they stand for.
         """
-        known, shapes = set(model.state_dict()), Shapes(model)
+        before = model.state_dict()
         parts = take_apart(model)
-        files = FileNames.of(model, weights.names() if names is None else names, known | parts.keys())
+        known, held = {**model.state_dict(), **before}, set(weights.names())
+        files = FileNames.of(model, held if names is None else names, known)
         by_source: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {}
         for name, part in parts.items():
             by_source.setdefault(part.parameter, {})[name] = part.cut
         stored: dict[str, str] = {}
+        beside: dict[str, str] = {}
         for source, cuts in by_source.items():
             if source in cuts:
                 continue
             if source in files.conversions:
-                stored |= origins(shapes, files.conversions[source], cuts)
+                stored |= files.conversions[source].origins(cuts)
             stored |= {name: files.plain[name] for name in cuts if name in files.plain}
+            if source in files.plain:  # a part of a stack stands beside that stack's own name
+                home, inside = files.plain[source].rpartition(".")[0], len(source.rpartition(".")[0])
+                beside |= {name: home + name[inside:] for name in cuts}
         own_file = frozenset(stored)
-        beside = {
-            name: _beside(files.plain[source], source, name)
-            for source, cuts in by_source.items()
-            if source in files.plain and source not in cuts
-            for name in cuts
-        }
-        back = FileNames.of(model, beside.values(), known | parts.keys()).homes if beside else {}
+        back = FileNames.of(model, beside.values(), known).homes if beside else {}
         stored |= {name: file_name for name, file_name in beside.items() if back[file_name] == name}
         every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
         stored = {name: stored.get(name) or files.plain.get(name) or name for name, _ in every}
-        return cls(model, files, parts, stored, weights, ModelTensors(shapes, files, weights), shapes, own_file)
+        made_in = {
+            name: home
+            for home, conversion in files.conversions.items()
+            if all(source in held for source, _ in conversion.sources)
+            for name in conversion.parameters(weights)
+        }
+        return cls(model, weights, files, parts, stored, own_file, made_in)
 
     def __contains__(self, name: str) -> bool:
         """Whether the files hold a parameter or buffer of the model taken apart."""
-        return name in self._own_file or self._source(name) in self._tensors
+        return name in self._own_file or self._is_whole(self._source(name))
 
     def read(self, name: str) -> Tensor:
         """A parameter's tensor, in the dtype of the files. Raises KeyError where the files hold none."""
         if name in self._own_file:
             return self.weights.get(self.stored[name])
-        if name not in self.parts:
-            return self._tensors.get(self._source(name))
-        part = self.parts[name]
-        if part.parameter == name:
-            return part.cut(self._tensors.get(name))
-        if part.parameter not in self._stacks:
-            self._stacks[part.parameter] = self._tensors.get(part.parameter)
-        return part.cut(self._stacks[part.parameter])
+        source, part = self._source(name), self.parts.get(name)
+        if part is None or part.parameter == name:
+            return part.cut(self._whole(source)) if part else self._whole(source)
+        if source not in self._stacks:
+            module = source.rpartition(".")[0]
+            if not all(other.startswith(f"{module}.") for other in self._stacks):
+                self.forget_stacks()
+            self._stacks[source] = self._whole(source)
+        return part.cut(self._stacks[source])
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether the files hold a parameter of the model as transformers has it."""
+        return name in self.files.plain or name in self._made_in
+
+    def _whole(self, name: str) -> Tensor:
+        if name in self.files.plain:
+            return self.weights.get(self.files.plain[name])
+        home = self._made_in[name]
+        if home not in self._made:
+            self._made.clear()  # freed before the next is read
+            self._made[home] = self.files.conversions[home].run(self.weights.get)
+        return self._made[home][name]
 
     def _source(self, name: str) -> str:
         """The parameter, as transformers has it, whose tensor in the files a parameter is cut from."""
         source = self.parts[name].parameter if name in self.parts else name
-        if source not in self._tensors:
-            ties = getattr(self.model, "all_tied_weights_keys", None) or {}
-            return next((target for target, tied in ties.items() if tied == source and target in self._tensors), source)
+        if not self._is_whole(source):
+            ties = self.model.all_tied_weights_keys.items()
+            return next((target for target, tied in ties if tied == source and self._is_whole(target)), source)
         return source
 
-    def converted(self, conversion: Conversion) -> dict[str, Tensor]:
-        """What tensors of the files become together, by the names of the model as transformers has it."""
-        return conversion.run(self._shapes, self.weights.get)
-
     def forget_stacks(self) -> None:
-        """Free the stacks that parts were cut out of."""
         self._stacks.clear()
 
     def fill(self, module: nn.Module, prefix: str, device: torch.device, *, recurse: bool = True) -> None:
@@ -147,30 +161,14 @@ def empty(module: nn.Module, *, recurse: bool = True) -> None:
         put(module, name, parameter.to("meta"))
 
 
-def _beside(file_name: str, parameter: str, name: str) -> str:
-    """The name of a part of a stack, beside that stack's own name in the files."""
-    inside = name.removeprefix(parameter.rpartition(".")[0])
-    return file_name.rpartition(".")[0] + inside
-
-
 def kept_names(skeleton: Skeleton, quantized: Collection[str]) -> tuple[str, ...]:
     """What config.json names as left in half precision: by the names in files, and by transformers' where they differ.
 
     Some engines go by the one, some by the other.
     """
-    left = left_in_half(skeleton.model, quantized)
-    return tuple(dict.fromkeys(name for module in left for name in (_file_name(skeleton.stored, module), module)))
-
-
-def _file_name(stored: Mapping[str, str], module: str) -> str:
-    """The name that files have for a module of the model: what the names of its tensors there begin with."""
-    for name, file_name in stored.items():
-        leaf = name.removeprefix(module)
-        if name.startswith(f"{module}.") and file_name.endswith(leaf):
-            return file_name.removesuffix(leaf)
-    return module
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """The full names of a model's linear layers."""
-    return [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    found: dict[str, None] = {}
+    for module in left_in_half(skeleton.model, quantized):
+        names = {name.removeprefix(module): at for name, at in skeleton.stored.items() if name.startswith(f"{module}.")}
+        in_files = (file_name.removesuffix(leaf) for leaf, file_name in names.items() if file_name.endswith(leaf))
+        found |= dict.fromkeys((next(in_files, module), module))
+    return tuple(found)

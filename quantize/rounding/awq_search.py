@@ -9,16 +9,13 @@ from torch import Tensor
 from quantize.int4.weight import rounded
 from quantize.rounding.gram import InputStats, row_errors
 
-SCALE_GRID = 20
-CLIP_GRID = 20
-CLIP_STEPS = 10
+SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10
 """autoawq's grids: 20 scale exponents; clipping to 1, 0.95, ... 0.55 of a group's largest magnitude."""
 
 COARSE_STEPS = (4, 2)
 """The grid is walked in steps of 4, then 2 around the best, on a sample of the rows, then in steps of 1 on all."""
 
-SAMPLED_ROWS = 512
-"""From this many rows on, every second one is enough to find the neighbourhood of the best scale."""
+SAMPLED_ROWS = 512  # from here on, every second row is enough to find the neighbourhood of the best scale
 
 
 @dataclass(frozen=True)
@@ -27,31 +24,26 @@ class Reader:
 
     weight:   float32 [out, in].
     stats:    of their input.
-    channels: int64 [in], the channel that each input feature comes from, negative for none; None, each its own.
+    channels: int64 [in], the channel that each input feature comes from, negative for none.
     share:    of the tokens that they see.
     """
 
     weight: Tensor
     stats: InputStats
-    channels: Tensor | None = None
+    channels: Tensor
     share: float = 1.0
 
     def spread(self, scales: Tensor) -> Tensor:
         """Scales a channel -> a scale an input feature, 1 where it comes from none; [in]."""
-        if self.channels is None:
-            return scales
         known = self.channels >= 0
         return torch.where(known, scales[self.channels.clamp(min=0)], scales.new_ones(()))
 
     def gather(self, values: Tensor, count: int) -> Tensor:
         """A value an input feature -> their mean a channel, 0 for a channel that none comes from; [count]."""
-        if self.channels is None:
-            return values
         known = self.channels >= 0
-        total, number = values.new_zeros(count), values.new_zeros(count)
-        total.index_add_(0, self.channels[known], values[known])
-        number.index_add_(0, self.channels[known], torch.ones_like(values[known]))
-        return total / number.clamp(min=1)
+        channels = self.channels[known]
+        total = values.new_zeros(count).index_add_(0, channels, values[known])
+        return total / torch.bincount(channels, minlength=count).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -86,49 +78,44 @@ def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
     return scales
 
 
-def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor | None = None) -> ScaleChoice:
+def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> ScaleChoice:
     """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4), summed over the readers.
 
-    free: bool [channels], those that may be scaled; all by default. The grid is walked in ever finer steps around the
+    free: bool [channels], those that may be scaled. The grid is walked in ever finer steps around the
     best (COARSE_STEPS). No scaling is one of the candidates, so the choice is never worse than it.
     """
-    count = len(readers[0].stats.abs_mean) if free is None else len(free)
-    rows = sum(len(one.weight) for one in readers)
+    count, rows = len(free), sum(len(one.weight) for one in readers)
     abs_mean = readers[0].stats.abs_mean.new_zeros(count)
     magnitude = abs_mean.clone()
     for one in readers:
         abs_mean += one.gather(one.stats.abs_mean, count) * one.share
         magnitude += one.gather(relative_magnitude(one.weight, group_size), count) * (len(one.weight) / rows)
-    free = torch.ones_like(abs_mean, dtype=torch.bool) if free is None else free
 
     def scales_of(step: int) -> Tensor:
         scales = torch.ones_like(abs_mean)
         scales[free] = grid_scales(abs_mean[free], magnitude[free], step)
         return scales
 
-    def losses_of(one: Reader, scales: Tensor | None, weight: Tensor) -> Tensor:
-        spread = None if scales is None else one.spread(scales)
-        scaled = weight if spread is None else weight * spread
-        difference = rounded(scaled.view(weight.shape[0], -1, group_size)).view(weight.shape)
-        if spread is not None:
-            difference.div_(spread)
-        return row_errors(difference.sub_(weight), one.stats.gram_lowp)
+    def losses_of(one: Reader, scales: Tensor, weight: Tensor) -> Tensor:
+        spread = one.spread(scales)
+        difference = rounded((weight * spread).view(weight.shape[0], -1, group_size)).view(weight.shape)
+        return row_errors(difference.div_(spread).sub_(weight), one.stats.gram_lowp)
 
     def loss_of(step: int, every: int = 1) -> float:
         scales = scales_of(step)
-        parts = (one.share * float(losses_of(one, scales, one.weight[::every]).sum()) for one in readers)
-        return sum(parts)
+        return sum(one.share * float(losses_of(one, scales, one.weight[::every]).sum()) for one in readers)
 
     sampled = 2 if rows >= SAMPLED_ROWS else 1
     first, second = COARSE_STEPS
     coarse = {step: loss_of(step, sampled) for step in range(0, SCALE_GRID, first)}
     coarse |= {step: loss_of(step, sampled) for step in _around(coarse, second) if step not in coarse}
-    unscaled = [losses_of(one, None, one.weight) for one in readers]
+    ones = torch.ones_like(abs_mean)
+    unscaled = [losses_of(one, ones, one.weight) for one in readers]
     plain = sum(one.share * float(own.sum()) for one, own in zip(readers, unscaled, strict=True))
     losses = {step: loss_of(step) for step in _around(coarse, 1)}
     chosen = min(losses, key=losses.__getitem__)
     if not losses[chosen] < plain:
-        return ScaleChoice(torch.ones_like(abs_mean), None, plain, unscaled)
+        return ScaleChoice(ones, None, plain, unscaled)
     return ScaleChoice(scales_of(chosen), chosen / SCALE_GRID, losses[chosen], unscaled)
 
 
@@ -148,12 +135,10 @@ def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
     blocks = stats.gram.view(len(grouped), group_size, len(grouped), group_size)
     blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()  # [groups, size, size]
     largest = grouped.abs().amax(dim=-1)
-    best_clip = largest.clone()
-    best_error = torch.full_like(largest, torch.inf)
+    best_clip, best_error = largest, torch.full_like(largest, torch.inf)
     for step in range(CLIP_STEPS):
         clip = largest * (1 - step / CLIP_GRID)
-        clipped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
-        difference = rounded(clipped).sub_(grouped)
+        difference = rounded(torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))).sub_(grouped)
         error = torch.bmm(difference, blocks).mul_(difference).sum(dim=-1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)

@@ -7,18 +7,11 @@ from torch import Tensor
 
 from quantize.int4.weight import LEVELS, Int4Weight, minmax_range
 
-DAMPING = 0.05
-"""Share of the mean diagonal added to the Gram matrix; the paper adds 0.01."""
-
+DAMPING = 0.05  # share of the mean diagonal added to the Gram matrix; the paper adds 0.01
+MOST_DAMPING = 1e9  # with so much the matrix is its diagonal: what cannot be factorised then is not finite
 COLUMN_BLOCK = 128
-SMALLEST_BLOCK = 16
-"""A block of columns is halved down to this size: small products between the halves in place of many outer ones."""
-
-MOST_DAMPING = 1e9
-"""With so much the matrix is its diagonal: what cannot be factorised then is not finite."""
-
-LARGEST_STEP = 0.3
-"""A refitted scale moves by less than this share of itself: further out the codes would no longer be the nearest."""
+SMALLEST_BLOCK = 16  # blocks of columns are halved down to it: small products between halves in place of outer ones
+LARGEST_STEP = 0.3  # a refitted scale moves by less than this share of itself: beyond, other codes would be nearer
 
 Nearest = Callable[[int, Tensor, Tensor, Tensor], None]
 """Called with a column's number, its values [out], and where to write the nearest codes [out], whole numbers, and the

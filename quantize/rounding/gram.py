@@ -10,13 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-SHRINKAGE = 0.2
-"""Share of what two input features have in common that is taken for an accident of the calibration text."""
-
+SHRINKAGE = 0.2  # of what two input features have in common: taken for an accident of the calibration text
 HALF_TOKENS = 2048
-
-COLUMN_BLOCKS = 4
-SMALLEST_BLOCKED = 512
+COLUMN_BLOCKS, SMALLEST_BLOCKED = 4, 512
 """A symmetric matrix in 4 by 4 blocks takes 10 products of 16; below 512 features the calls cost more."""
 
 

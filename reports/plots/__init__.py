@@ -3,7 +3,6 @@
 Needs matplotlib, which is imported when a figure is made.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from reports.results import Measurement
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "plots", "size_bytes", "svg_element"]
+__all__ = ["draw", "plots", "svg_element"]
 
 
 def plots(
@@ -71,12 +70,3 @@ def draw(
     for name, data in content.items():
         write_whole(folder / name, data)
     return [folder / name for name in content], left_out
-
-
-def size_bytes(text: str) -> int:
-    """Bytes of a size as people write it: 6GB, 6GiB, 512 MB, 8e9. Raises UserError for another, and for none at all."""
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?(?:e\d{1,2})?) ?(?:([KMGT]?)(i?)B)?", text.strip())
-    size = float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ") if found else 0.0
-    if not 1 <= size < 1e18:
-        raise UserError(f"{text!r} is no size of memory: write it as 6GB or 6GiB")
-    return int(size)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 from bench.records.comparison import grouped
 from bench.records.ratio import CONFIDENCE
 from bench.records.record import Phase
-from bench.records.scenario import Scenario
 from quantize.errors import UserError
-from reports.notes import machine_text, shape_text
+from reports.notes import joined, machine_text, shape_text
 from reports.plots.labels import Point, place
 from reports.plots.style import COLORS, INK, MUTED, SHADE, method_colors, name_text, new_figure, scale
-from reports.results import Measurement, Result, Timing
+from reports.results import PARTS, Measurement, Result, Timing
 from reports.table import UNKNOWN, gigabytes_text, per_second_text, ratio_text
 
 if TYPE_CHECKING:
@@ -27,10 +26,6 @@ ON_BAR = "#111111"
 SAME = 300
 """Points within one part in so many of the axes are one to the eye."""
 
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
-PANELS = 3
-"""Side by side."""
-
 
 def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> "Figure":
     """Loss over GB of weights or, with `memory_bytes`, over GB of the peak; a name and tokens/s at each point.
@@ -38,7 +33,7 @@ def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int
     A broken row is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known.
     """
     known, meaning = losses_of(measurement.results)
-    scenario = _peak_scenario(measurement)
+    scenario = measurement.peak_scenario
     points: list[tuple[Result, Point]] = []
     for row, loss in zip(measurement.results, known, strict=True):
         size = sum(shares_of(row.timing(scenario), context).values()) if memory_bytes else row.weights_bytes
@@ -47,9 +42,10 @@ def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int
     if all(row.is_reference for row, _ in points) or not measurement.scenarios:
         random = all(row.subject.dummy for row in measurement.results)
         raise UserError("random weights have no quality" if random else "no row's loss is known")
-    timed = max(measurement.scenarios, key=lambda one: one.decode_steps)
-    what = ("peak RAM" if measurement.memory_is_ram else "peak VRAM") if memory_bytes else "weights"
-    note = f"Lower left is better; dashed: no other row is better in both. Tokens/s: {_phase(timed)} in {timed.name}."
+    phase: Phase = "decode" if measurement.scenario_of("decode") else "prefill"
+    what = f"peak {measurement.memory_name}" if memory_bytes else "weights"
+    timed = getattr(measurement.scenario_of(phase), "name", "")
+    note = f"Lower left is better; dashed: no other row is better in both. Tokens/s: {phase} in {timed}."
     notes = [note, _peak_note(measurement, context) if memory_bytes else ""]
     figure = _figure(measurement, f"loss against {what}", 5 + 0.12 * len(points), [row for row, _ in points], *notes)
     axes = figure.add_subplot(xlabel=f"{what}, GB", ylabel=meaning)
@@ -64,7 +60,7 @@ def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int
     _memory_line(axes, memory_bytes)
     to_axes = axes.transScale + axes.transLimits
     seen = grouped(points, lambda one: tuple(round(SAME * float(way)) for way in to_axes.transform(one[1])))
-    place(axes, [(one[0][1], _words(measurement, [row for row, _ in one], timed)) for one in seen.values()])
+    place(axes, [(one[0][1], _words(measurement, [row for row, _ in one], phase)) for one in seen.values()])
     return figure
 
 
@@ -73,11 +69,10 @@ def losses_of(rows: Sequence[Result]) -> tuple[list[float | None], str]:
 
     The mean divergence (KLD) or, where no row has one, how much the perplexity is above the reference's, in percent.
     """
-    divergences = [row.quality.divergence.mean if row.quality and row.quality.divergence else None for row in rows]
-    if any(divergence is not None for divergence in divergences):
-        losses, meaning = divergences, "KLD: KL(reference || row), nats a token"
-    else:
-        losses = [None if row.perplexity_ratio is None else 100 * (row.perplexity_ratio - 1) for row in rows]
+    losses = [row.quality.divergence.mean if row.quality and row.quality.divergence else None for row in rows]
+    meaning = "KLD: KL(reference || row), nats a token"
+    if not any(loss is not None for loss in losses):
+        losses = [row.perplexity_ratio and 100 * (row.perplexity_ratio - 1) for row in rows]
         meaning = "perplexity above the reference's, %"
     return [0.0 if row.is_reference else loss for row, loss in zip(rows, losses, strict=True)], meaning
 
@@ -88,26 +83,13 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return [point for n, point in enumerate(ordered) if all(point[1] < other[1] for other in ordered[:n])]
 
 
-def joined(names: Sequence[str]) -> str:
-    """Several rows' names as one, what they share said once: AWQ GEMM, GEMV, group 64."""
-    heads, rests = zip(*(name.partition(", ")[::2] for name in names), strict=True)
-    starts, ends = zip(*(head.rpartition(" ")[::2] for head in heads), strict=True)
-    if len(set(rests)) > 1 or len(set(starts)) > 1:
-        return ",\n".join(names)
-    return ", ".join([heads[0], *ends[1:], *filter(None, rests[:1])])
-
-
-def _words(measurement: Measurement, rows: Sequence[Result], scenario: Scenario) -> str:
+def _words(measurement: Measurement, rows: Sequence[Result], phase: Phase) -> str:
     """What stands at a point: the rows there, and their tokens a second."""
-    timings = [timing for row in rows if (timing := row.timing(scenario))]
-    speeds = sorted(filter(None, (getattr(one, f"{_phase(scenario)}_tokens_per_s") for one in timings)))
+    timings = [timing for row in rows if (timing := row.timing(measurement.scenario_of(phase)))]
+    speeds = sorted(filter(None, (timing.tokens_per_s(phase) for timing in timings)))
     texts = dict.fromkeys(per_second_text(speed) for speed in speeds[:1] + speeds[-1:])
-    names = joined([name_text(measurement.labels[row.subject]) for row in rows])
+    names = joined([name_text(measurement.labels[row.subject]) for row in rows], ",\n")
     return names + (f"\n{' to '.join(texts)} tokens/s" if texts else "")
-
-
-def _phase(scenario: Scenario) -> Phase:
-    return "decode" if scenario.decode_steps else "prefill"
 
 
 def speed_figure(measurement: Measurement) -> "Figure":
@@ -118,16 +100,16 @@ def speed_figure(measurement: Measurement) -> "Figure":
     from matplotlib.ticker import LogLocator, NullLocator
 
     rows = [row for row in measurement.results if not row.is_reference]
-    kinds = [(phase, scenario) for phase in PHASES for scenario in measurement.scenarios]
+    kinds = [(phase, scenario) for phase in PARTS for scenario in measurement.scenarios]
     shown = [one for one in kinds if any(timing.ratio(one[0]) for row in rows if (timing := row.timing(one[1])))]
     if not shown:
         raise UserError("no row has a time to compare with the reference's")
-    lines = math.ceil(len(shown) / PANELS)
     note = f"Right is slower. Bars: {CONFIDENCE:.0%} intervals over rounds. Pale: unsure, more rounds would tell."
-    figure = _figure(measurement, "time against FP16", 1.2 + lines * (0.7 + 0.3 * len(rows)), measurement.results, note)
-    grid = figure.subplots(lines, min(PANELS, len(shown)), sharex=True, sharey=True, squeeze=False)
+    height_in = 1 + len(shown) * (0.4 + 0.3 * len(rows))
+    figure = _figure(measurement, "time against FP16", height_in, measurement.results, note)
+    panels = figure.subplots(len(shown), sharex=True, sharey=True, squeeze=False)[:, 0]
     drawn = [0.5, 2.0]
-    for axes, (phase, scenario) in zip(grid.flat, shown, strict=False):
+    for axes, (phase, scenario) in zip(panels, shown, strict=True):
         axes.set_title(name_text(f"{phase} in {scenario.name}"), loc="left")
         axes.axvline(1.0, color=INK, linewidth=1)
         for height, row in enumerate(rows):
@@ -142,9 +124,7 @@ def speed_figure(measurement: Measurement) -> "Figure":
                 axes.plot([low, high], [height] * 2, color=color, alpha=alpha, linewidth=2)
                 axes.plot(ratio.value, height, "o", color=color, alpha=alpha, mfc="none" if row.broken else color)
                 drawn += [low, high]
-    for axes in grid.flat[len(shown) :]:
-        axes.remove()
-    first = grid[0, 0]
+    first = panels[0]
     first.set_yticks(range(len(rows)), [name_text(measurement.labels[row.subject]) for row in rows])
     first.set_xscale("log", base=2)
     first.set(xlim=(0.9 * min(drawn), 1.1 * max(drawn)), ylim=(len(rows) - 0.5, -0.5))
@@ -156,14 +136,13 @@ def speed_figure(measurement: Measurement) -> "Figure":
 
 def memory_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> "Figure":
     """One bar a row, in parts: what the peak is for (`shares_of`). Raises UserError where no row has a peak."""
-    scenario = _peak_scenario(measurement)
+    scenario = measurement.peak_scenario
     found = [(row, shares_of(row.timing(scenario), context)) for row in measurement.results]
     bars = [(row, shares, sum(shares.values())) for row, shares in found if shares]
     if not bars:
         raise UserError(f"no row's peak memory is known{' by what it is for' if context else ''}")
-    unit, rows = "RAM" if measurement.memory_is_ram else "VRAM", [row for row, _, _ in bars]
-    note = _peak_note(measurement, context)
-    figure = _figure(measurement, f"peak {unit} by what it is for", 1.9 + 0.32 * len(rows), rows, note)
+    rows, title = [row for row, _, _ in bars], f"peak {measurement.memory_name} by what it is for"
+    figure = _figure(measurement, title, 1.9 + 0.32 * len(rows), rows, _peak_note(measurement, context))
     right = 1.05 * max(memory_bytes or 0, *(peak for _, _, peak in bars)) / 1e9
     axes = figure.add_subplot(xlabel="GB", xlim=(0, right), ylim=(len(rows) - 0.5, -0.5))
     for height, (_, shares, peak) in enumerate(bars):
@@ -203,15 +182,9 @@ def shares_of(timing: Timing | None, context: int | None = None) -> dict[str, in
     return shares
 
 
-def _peak_scenario(measurement: Measurement) -> Scenario | None:
-    """The scenario that peaks are shown of: `published`, or when that was not run, the one with the most tokens."""
-    longest = max(measurement.scenarios, key=lambda one: one.positions * one.batch, default=None)
-    return measurement.headline or longest
-
-
 def _peak_note(measurement: Measurement, context: int | None) -> str:
     """Which scenario's peaks they are, and how the KV cache of another context was reckoned."""
-    scenario = _peak_scenario(measurement)
+    scenario = measurement.peak_scenario
     said = f"Peaks are of {scenario.name}: {shape_text(scenario)}." if scenario else ""
     if context:
         said += f" The KV cache is that of {context:,} tokens, in proportion; activations as they were."

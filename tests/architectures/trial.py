@@ -37,7 +37,6 @@ from quantize.errors import UserError
 from quantize.loader import load
 from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.layer_calls import runnable
-from quantize.model.names import put
 from quantize.model.pretrained import empty_model, model_of
 from quantize.model.scales import ScaleGroup, apply_scales
 from quantize.model.skeleton import Skeleton
@@ -252,16 +251,14 @@ def scales_moved(source: Path, expected: Tensor) -> Moved:
     The scales are powers of two: others would change the last bit of a router's output, and with it the experts.
     """
     skeleton = Skeleton.of(empty_model(source), open_weights(source))
-    quantized, _ = runnable(skeleton, CPU).with_group_size()
+    quantized = runnable(skeleton, CPU).with_group_size()
     stream = LayerStream(skeleton, quantized, CPU)
     blocks = torch.arange(2 * BLOCK_TOKENS).view(2, BLOCK_TOKENS) * 11 % 470 + 5
     for _ in stream.quantized(blocks, AwqOptions(32, clip=False, refit=False)):
         pass
     skeleton = Skeleton.of(empty_model(source), open_weights(source))
     model = skeleton.model
-    for name in skeleton.stored:
-        if name in skeleton and name not in model.all_tied_weights_keys:
-            put(model, name, skeleton.read(name).float())
+    skeleton.fill(model, "", CPU)
     model.tie_weights()
     before = logits(model)
     assert relative(before, expected) < 1e-4, "taken apart, the model gives something else"
@@ -309,7 +306,7 @@ def with_ratios(out: Path, outcomes: dict[str, VariantOutcome]) -> dict[str, Var
     seconds: dict[str, list[float]] = {}
     for record in read_only(out / RECORDS_NAME, Record):
         if record.latency is not None:
-            seconds.setdefault(record.subject.variant, []).append(record.seconds("total") or math.inf)
+            seconds.setdefault(record.subject.variant, []).append(record.times["total"] or math.inf)
     median = {variant: statistics.median(values) for variant, values in seconds.items()}
     reference = median.get(REFERENCE.name)
     return {

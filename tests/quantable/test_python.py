@@ -13,7 +13,7 @@ import quantable
 import quantize
 import reports
 from bench.records.stopping import RoundsRule
-from bench.run.options import BenchChoices, BenchOptions
+from bench.worker.options import BenchChoices, BenchOptions
 from quantable import BuildOptions, UserError
 from quantize.building.job import BuildChoices
 from quantize.rounding.options import BnbOptions

@@ -66,7 +66,7 @@ def test_one_name_with_other_facts_is_refused_by_field(builder: "Builder") -> No
         builder.latency("awq-gemm", subject=subject),
         builder.latency("awq-gemm", round=1, subject=replace(subject, q_group_size=32)),
     ]
-    with pytest.raises(UserError, match=r"disagree on q_group_size \(64 against 32\)"):
+    with pytest.raises(UserError, match=r"disagree \(q_group_size: 64 against 32\)"):
         measurements(records)
 
 

@@ -8,19 +8,18 @@ from bench.records.environment import Environment
 from bench.records.gpu_state import GpuExtremes, GpuState, GpuStates
 from bench.records.record import Latency, Record
 from bench.records.scenario import SCENARIOS, Scenario
-from reports.notes import broken_lines, paragraph, warnings
+from reports.notes import broken_lines, how_measured, warnings
 from reports.results import measurements
 
 if TYPE_CHECKING:
     from tests.builder import Builder
 
 CHAT = SCENARIOS["chat"]
-CHAT_GRAPH = replace(CHAT, name="chat-graph", mode="graph")
 
 
 def words(records: list[Record]) -> str:
     [found] = measurements(records)
-    return paragraph(found)
+    return " ".join(how_measured(found))
 
 
 def warned(records: list[Record]) -> tuple[str, ...]:
@@ -28,16 +27,13 @@ def warned(records: list[Record]) -> tuple[str, ...]:
     return warnings(found)
 
 
-def test_the_paragraph_of_a_cpu(builder: "Builder") -> None:
+def test_what_is_said_of_a_cpu(builder: "Builder") -> None:
     text = words(builder.five_rows())
     for sentence in (
         "Measured on a CPU (Epyc 9, 2 threads) on 2025-03-01 in 3 rounds.",
         "Versions: Python 3.11.9, torch 2.13.0, transformers 5.23.0, quantable 0.1.0.",
         "The reference is stored in half precision and computed in float32.",
-        "`published`: 1024 prompt tokens, then 1 new token, batch 1.",
-        "`chat`: 256 prompt tokens, then 64 new tokens, batch 1.",
-        "RAM GB is the largest resident set size of the process while running `published`; GB are 1e9 bytes.",
-        "x2.00 takes twice as long, so higher is slower.",
+        "Scenarios: `published` (1024 prompt tokens, 1 new, batch 1), `chat` (256 prompt tokens, 64 new, batch 1).",
         "Perplexity is over 4096 tokens of held-out text (pydoc topics).",
     ):
         assert sentence in text
@@ -45,45 +41,30 @@ def test_the_paragraph_of_a_cpu(builder: "Builder") -> None:
     assert "bitsandbytes" not in text
 
 
-def test_the_paragraph_of_a_gpu(new_builder: "type[Builder]") -> None:
+def test_what_is_said_of_a_gpu(new_builder: "type[Builder]") -> None:
     card = {"gpu": "NVIDIA H100", "gpu_memory_bytes": 85_000_000_000, "gpu_driver": "570.1", "cuda": "12.8"}
     environment = replace(new_builder().environment, **card)  # type: ignore[arg-type]
     builder = new_builder(device="cuda", compute_dtype="bfloat16", environment=environment)
     text = words([builder.latency("fp16")])
     assert "Measured on a GPU (NVIDIA H100, 85.00 GB, driver 570.1, CUDA 12.8; host Epyc 9)" in text
     assert "The reference computed in bfloat16." in text
-    assert "VRAM GB is the most that PyTorch's CUDA allocator had handed out while running `published`" in text
     assert "in 1 round." in text
 
 
 def test_several_prompt_lengths_are_told(builder: "Builder") -> None:
     scenario = Scenario.over("published", (100, 1300), 1)
     text = words([builder.at_lengths("fp16", scenario, (1.0, 2.0))])
-    assert "`published`: 2 prompts of 100 to 1,300 tokens, then 1 new token each, the prompts one after" in text
+    assert "`published` (2 prompts of 100 to 1,300 tokens, 1 new, batch 1)" in text
 
 
-def test_decoding_by_graph_and_eagerly_are_told_apart(new_builder: "type[Builder]") -> None:
-    builder = new_builder(device="cuda", compute_dtype="float16")
-    eager, graph = builder.decoded("fp16", "eager"), builder.decoded("fp16", "CUDA graph", scenario=CHAT_GRAPH)
-    recorded = "In `chat-graph` tokens are decoded on a static cache: one step is recorded as a CUDA graph"
-    launched = "In `chat` decoding is eager: Python launches the kernels of every step"
-    assert recorded in words([eager, graph])
-    assert launched in words([eager, graph])
-    assert "eager" not in words([graph])
-    assert "static cache" not in words([eager])
-    text = words([builder.decoded("fp16", "static cache", scenario=CHAT_GRAPH), eager])
-    assert "In `chat-graph` tokens are decoded on a static cache: step by step, without a CUDA graph." in text
-    assert launched not in text
-
-
-def test_what_bytes_a_second_mean_is_said_where_they_are(new_builder: "type[Builder]") -> None:
+def test_what_a_copy_moves_is_said_where_bytes_a_second_are(new_builder: "type[Builder]") -> None:
     environment = replace(new_builder().environment, copy_bytes_per_s=2.5e12)
     builder = new_builder(device="cuda", compute_dtype="float16", environment=environment)
     assert "GB/s" not in words([builder.decoded("fp16", "eager")])
     text = words([builder.decoded("fp16", "eager", read_bytes=10**9)])
-    assert "keys and values not counted; a plain copy moves 2500.0 GB/s here, read and written together." in text
+    assert "A plain copy moves 2500.0 GB/s, read and written together." in text
     bare = new_builder(device="cuda", compute_dtype="float16")
-    assert "keys and values not counted." in words([bare.decoded("fp16", "eager", read_bytes=10**9)])
+    assert "GB/s" not in words([bare.decoded("fp16", "eager", read_bytes=10**9)])
 
 
 def test_what_the_fingerprint_does_not_know_is_not_said(new_builder: "type[Builder]") -> None:
@@ -102,10 +83,9 @@ def test_dates_and_rounds_may_be_ranges(builder: "Builder") -> None:
     assert "from 2025-03-01 to 2025-03-02 in 2 to 3 rounds." in text
 
 
-def test_without_published_the_column_time_is_explained(builder: "Builder") -> None:
+def test_without_published_time_and_peak_are_explained(builder: "Builder") -> None:
     text = words([builder.latency("fp16", CHAT)])
-    assert "`published` was not run." in text
-    assert "while running any scenario" in text
+    assert "`published` was not run: there is no Time, and peaks are of `chat`." in text
 
 
 def test_references_in_several_dtypes_are_named(new_builder: "type[Builder]") -> None:
@@ -152,7 +132,7 @@ def test_outliers_are_counted_told_and_not_dropped(builder: "Builder") -> None:
         builder.latency("fp16", prefill_s=(2.0,) * 8),
         builder.latency("awq-gemm", prefill_s=(2.0, 2.01, 1.99, 2.0, 2.02, 1.98, 2.0, 9.0)),
     ]
-    assert "1 of 16 samples lie more than 5 scaled median absolute deviations" in words(records)
+    assert "1 of 16 samples are outliers; none is dropped" in words(records)
     assert any(
         "in `published` 1 of 8 samples lie far from the rest (none is dropped)" in line for line in warned(records)
     )

@@ -19,7 +19,7 @@ from reports.pages import (
     task_table,
 )
 from reports.results import Measurement, measurements
-from reports.table import UNKNOWN, Bullets, Heading, Table
+from reports.table import UNKNOWN, Heading, Paragraph, Table
 
 if TYPE_CHECKING:
     from tests.builder import Builder
@@ -165,7 +165,7 @@ def test_graph_decode_is_told_from_eager_and_compared_with_the_references_graph(
     assert column(eager, "Time")[2:] == ["x1.00", "x1.00"]
     assert column(graph, "Time")[2:] == ["x1.00", "x0.50"]
     text = markdown(page([found]))
-    assert "Speed in the scenario `chat-graph` (256 prompt tokens, 64 new, batch 1, graph decode):" in text
+    assert "In `chat-graph` (256 prompt tokens, 64 new, batch 1, graph decode):" in text
 
 
 def test_a_graph_row_without_a_known_kernel_still_says_how_it_ran(new_builder: "type[Builder]") -> None:
@@ -187,8 +187,8 @@ def test_prompt_lengths_have_a_table_relative_to_the_reference(builder: "Builder
     assert length_table(found, CHAT).rows == ()
     assert column(speed_table(found, scenario), "Tokens/s") == ["280", "280"]
     text = markdown(page([found]))
-    assert "Speed in the scenario `published` (2 prompts of 100 to 1,300 tokens, 1 new, batch 1):" in text
-    assert "Prefill time in `published` by tokens of the prompt:" in text
+    assert "In `published` (2 prompts of 100 to 1,300 tokens, 1 new, batch 1):" in text
+    assert "In `published`, prefill time by tokens of the prompt:" in text
 
 
 def test_lengths_without_their_reference_have_no_table(builder: "Builder") -> None:
@@ -310,21 +310,29 @@ def test_two_base_models_share_one_table(new_builder: "type[Builder]") -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_headings_only_where_there_are_several_measurements(new_builder: "type[Builder]", several: bool) -> None:
-    records = [new_builder().latency("fp16")]
+def test_sections_stand_under_headings_and_measurements_where_there_are_several(
+    new_builder: "type[Builder]", several: bool
+) -> None:
+    records = [new_builder().latency("fp16"), new_builder().quality("fp16", 15.0)]
     if several:
         records.append(new_builder(device="cuda", compute_dtype="float16").latency("fp16"))
     blocks = page(measurements(records))
-    headings = [block.text for block in blocks if isinstance(block, Heading)]
-    assert headings == (["On cpu, computing in float32", "On cuda, computing in float16"] if several else [])
-    assert isinstance(blocks[1 if several else 0], Table)
-    assert not any(isinstance(block, Bullets) for block in blocks)
+    headings = [(block.level, block.text) for block in blocks if isinstance(block, Heading)]
+    sections = [(int(several), title) for title in ("Speed", "Memory", "Quality", "How it was measured")]
+    if several:
+        tops = [(0, "On cpu, computing in float32"), (0, "On cuda, computing in float16")]
+        assert headings == [tops[0], *sections, tops[1], *sections]
+    else:
+        assert headings == sections
+    assert isinstance(blocks[int(several)], Table)
+    assert isinstance(blocks[-1], Paragraph)
+    assert blocks[-1].text.endswith("docs/method.md.")
 
 
 def test_a_scenario_of_ones_own_has_its_table(builder: "Builder") -> None:
     own = Scenario("512/128 x4", prompt_tokens=512, new_tokens=128, batch=4)
     text = markdown(page(measurements(builder.rounds({"fp16": 1.0, "bnb-4bit": 2.0}, own))))
-    assert "Speed in the scenario `512/128 x4` (512 prompt tokens, 128 new, batch 4):" in text
+    assert "In `512/128 x4` (512 prompt tokens, 128 new, batch 4):" in text
 
 
 def test_the_share_that_is_quantized_is_shown_where_it_is_not_all(builder: "Builder") -> None:

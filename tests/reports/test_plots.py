@@ -21,9 +21,10 @@ from bench.records.record import Divergence, Memory, Record
 from bench.records.store import only, read_crossover, read_file, write
 from quantize.errors import UserError
 from reports.api import draw_plots
-from reports.plots import draw, plots, size_bytes, svg_element
+from reports.notes import joined
+from reports.plots import draw, plots, svg_element
 from reports.plots.crossover import height_at, relative_to_dense
-from reports.plots.rows import joined, pareto, shares_of
+from reports.plots.rows import pareto, shares_of
 from reports.plots.style import file_bytes, matplotlib_as_it_comes
 from reports.results import Measurement, measurements
 from tests.builder import CHAT, Builder
@@ -125,7 +126,7 @@ def test_gemm_and_gemv_at_one_point_share_a_label() -> None:
     figures, _ = plots(measured(gallery()))
     assert "AWQ GEMM, GEMV, group 64\n42.3 to 42.6 tokens/s" in check_texts(figures["loss"])
     assert joined(["AWQ GEMM, group 64", "AWQ GEMV, group 64"]) == "AWQ GEMM, GEMV, group 64"
-    assert joined(["BnB.4", "AWQ GEMV, group 64"]) == "BnB.4,\nAWQ GEMV, group 64"
+    assert joined(["BnB.4", "AWQ GEMV, group 64"], ",\n") == "BnB.4,\nAWQ GEMV, group 64"
 
 
 def test_one_colour_a_method_in_every_plot() -> None:
@@ -252,19 +253,6 @@ def test_the_peak_is_told_apart_and_the_cache_reckoned_for_a_context(builder: Bu
 def test_the_axis_is_logarithmic_where_figures_span_much() -> None:
     assert plots(measured(CASES["an outlier"]()))[0]["loss"].axes[0].get_yscale() == "symlog"
     assert plots(measured(gallery()))[0]["loss"].axes[0].get_yscale() == "linear"
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("6GB", 6e9), ("6GiB", 6 * 2**30), ("8e9", 8e9), ("512 MB", 512e6), ("1.5TB", 1.5e12)]
-)
-def test_sizes_of_memory(text: str, size: float) -> None:
-    assert size_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-6GB", "0GB", "6 apples", "1e99", "nan", "6GBit"])
-def test_what_is_no_size_is_a_user_error(text: str) -> None:
-    with pytest.raises(UserError, match="write it as 6GB"):
-        size_bytes(text)
 
 
 def test_a_folder_with_both_and_one_with_neither(crossover: list[CrossoverEntry], tmp_path: Path) -> None:

@@ -234,6 +234,6 @@ def test_the_first_table_of_the_report_names_the_random_weights_and_the_kernels(
     for record in records:
         append(tmp_path / "records.jsonl", record)
     text = report(tmp_path, view="full")
-    assert "Quality:" not in text  # random weights have none
+    assert "### Quality" not in text  # random weights have none
     assert "BioMistral-7B AWQ GEMV, group 128, native kernel" in text
     assert f"random, in the shape mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}" in " ".join(text.split())

@@ -13,29 +13,28 @@ from torch import Tensor, nn
 
 from bench.crossover import measure as measure_module
 from bench.crossover.__main__ import main
-from bench.crossover.contenders import BNB_8BIT, Built, CannotRun, Contender, Setting, contenders, dense, int4
+from bench.crossover.contenders import Built, CannotRun, Contender, Setting, bnb, contenders, dense, int4
 from bench.crossover.measure import (
     MAX_COPIES,
-    TURN_S,
     TURNS,
     Layer,
-    blank_entry,
+    Workload,
     build_layer,
     copies_wanted,
     layer_shapes,
     measure_crossover,
-    passes_and_turns,
-    random_inputs,
     runnable,
     time_layers,
 )
 from bench.records.crossover import CROSSOVER_NAME, MIN_TURNS, SAME_WITHIN, CrossoverEntry, crossings
 from bench.records.environment import Environment
-from bench.records.store import line_of, read_crossover, write
+from bench.records.store import line_of, read_crossover, record_from, write
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS
 from quantize.kernels.base import Int4Linear
+from quantize.progress import Progress
+from quantize.schema import to_data
 from tests.fake_clock import FakeClock
 
 CPU = torch.device("cpu")
@@ -204,18 +203,8 @@ def test_what_is_no_crossover_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_an_entry_has_seconds_or_a_reason(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
-        replace(BLANK, **fields)
-
-
-def test_a_budget_shortens_turns_and_then_takes_some_away() -> None:
-    pass_s = [TURN_S / 10, TURN_S / 100, 3 * TURN_S]
-    needed_s = TURNS * 5 * TURN_S
-    assert passes_and_turns(pass_s, 2 * needed_s) == ([10, 100, 1], TURNS)
-    assert passes_and_turns(pass_s, needed_s / 2) == ([5, 50, 1], 5)
-    assert passes_and_turns(pass_s, 3.2 * TURN_S) == ([1, 7, 1], MIN_TURNS)
-    assert passes_and_turns(pass_s, -1.0) == ([1, 1, 1], MIN_TURNS)
-    assert passes_and_turns([], -1.0)[0] == []
+    with pytest.raises(UserError):
+        record_from({**to_data(BLANK), **fields}, "here")
 
 
 class Ticking(nn.Module):
@@ -241,20 +230,23 @@ def ticking(name: str, clock: FakeClock, seconds_of: Callable[[int], float], ord
     return Contender(name, "GEMM", build, lambda tokens, setting: name, lambda tokens, setting: 1e-5)
 
 
+def layer_of(contender: Contender, work: Workload) -> Layer:
+    return build_layer(contender, work, replace(work.entry, contender=contender.name, style=contender.style))
+
+
 def test_turns_are_reversed_and_the_seconds_are_those_that_passed() -> None:
     clock, order = FakeClock(), list[str]()
     setting, linears = Setting(CPU, torch.float32, 128), (("one", 16, 128), ("two", 16, 128))
-    inputs = random_inputs(linears, COUNTS, setting)
+    work, entries = Workload.of("x", linears, setting, COUNTS), list[CrossoverEntry]()
     racing = [
         ticking("flat", clock, lambda tokens: 0.02, order),
         ticking("steep", clock, lambda tokens: 0.02 * tokens / 24, order),
         ticking("third", clock, lambda tokens: 0.5, order),
     ]
-    blank, entries = blank_entry("x", linears, setting), []
-    layers = [build_layer(contender, setting, inputs, blank) for contender in racing]
+    layers = [layer_of(contender, work) for contender in racing]
     for tokens in COUNTS:
         order.clear()
-        entries += time_layers(layers, tokens, clock, 1e9)  # type: ignore[arg-type]
+        entries += time_layers(layers, tokens, clock, math.inf)
         if tokens == 64:  # a pass of every contender is longer than a turn: one pass, two linears
             turns = [order[-6 * TURNS :][place : place + 6 : 2] for place in range(0, 6 * TURNS, 6)]
             assert turns[0] == ["flat", "steep", "third"]
@@ -264,6 +256,25 @@ def test_turns_are_reversed_and_the_seconds_are_those_that_passed() -> None:
     assert by_name["flat", 8].seconds == pytest.approx([0.04] * TURNS)
     assert by_name["steep", 8].seconds == pytest.approx([0.04 / 3] * TURNS)
     assert crossings(entries)[0].tokens == pytest.approx(24)
+    assert {len(entry.seconds) for entry in time_layers(layers, 1, clock, 0.0)} == {MIN_TURNS}
+
+
+def test_what_fails_after_its_check_leaves_the_others_alone() -> None:
+    clock, calls = FakeClock(), list[int]()
+
+    def failing(tokens: int) -> float:
+        calls.append(tokens)
+        if len(calls) > 12:
+            raise MemoryError("no memory left")
+        return 0.5
+
+    setting, linears = Setting(CPU, torch.float32, 128), (("one", 16, 128), ("two", 16, 128))
+    work = Workload.of("x", linears, setting, (8,))
+    racing = [ticking("sound", clock, lambda tokens: 0.5, []), ticking("failing", clock, failing, [])]
+    sound, failed = time_layers([layer_of(one, work) for one in racing], 8, clock, math.inf)
+    assert len(sound.seconds) == TURNS
+    assert failed.seconds == ()
+    assert "no memory left" in (failed.reason or "")
 
 
 def test_the_linear_layers_of_one_decoder_layer(config: str) -> None:
@@ -285,11 +296,9 @@ def test_the_shape_of_the_published_table() -> None:
 
 
 def test_every_way_that_runs_here_is_timed_and_the_others_say_why_not(config: str, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    entries = measure_crossover(
-        config, "cpu", None, tmp_path / "out", 1e6, lambda what, done, total: told.append((what, done, total)),
-        counts=(64, 1, 4),
-    )  # fmt: skip
+    told: list[str] = []
+    progress = Progress(changed=lambda progress: told.append(progress.doing))
+    entries = measure_crossover(config, "cpu", None, tmp_path / "out", 1e6, progress, counts=(64, 1, 4))
     assert read_crossover(tmp_path / "out" / CROSSOVER_NAME) == entries
     ran = {name: [e for e in entries if e.contender == name] for name in dict.fromkeys(e.contender for e in entries)}
     assert set(ran) == {"FP32", "BnB.4", "BnB.8", *KERNELS}
@@ -310,13 +319,14 @@ def test_every_way_that_runs_here_is_timed_and_the_others_say_why_not(config: st
     assert 0.25 < packed_bytes / dense_bytes < 0.28
     assert ran["FP32"][0].style == "dense"
     assert ran["triton-gemv"][0].style == "GEMV"
-    assert {what for what, _, _ in told} == {"crossover"}
-    assert told[-1][1] == told[-1][2] == len(KERNELS) + 3 + 3
+    assert told[0] == "crossover: making FP32"
+    assert [one.split(",")[0] for one in told[-3:]] == [f"crossover: {tokens} tokens" for tokens in (1, 4, 64)]
+    assert len(told) == len(KERNELS) + 3 + 3
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_holds_its_bounds_too(config: str, tmp_path: Path, dtype: str) -> None:
-    entries = measure_crossover(config, "cpu", dtype, tmp_path, 5.0, counts=(1, 64))
+    entries = measure_crossover(config, "cpu", dtype, tmp_path, 600.0, counts=(1, 64))
     assert {entry.contender for entry in entries if entry.seconds} >= {"dequantize", "BnB.4", "BnB.8"}
     assert [entry.reason for entry in entries if entry.tokens and entry.reason] == []
 
@@ -399,7 +409,7 @@ def test_int8_rounds_its_inputs_and_is_allowed_that_much() -> None:
         x = torch.randn((8, width), generator=torch.Generator().manual_seed(width))
         step = x.abs().amax(dim=-1, keepdim=True) / 127
         error = float(((x / step).round() * step - x).norm() / x.norm())
-        assert 0.4 < error / BNB_8BIT.bound(1, setting) < 0.65
+        assert 0.4 < error / bnb("bnb-8bit").bound(1, setting) < 0.65
 
 
 def test_enough_copies_to_leave_a_gpus_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,17 +426,17 @@ def test_enough_copies_to_leave_a_gpus_cache(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_cannot_be_captured_is_timed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     setting, linears, cuda = Setting(CPU, torch.float32, 128), (("one", 16, 128),), torch.device("cuda")
-    inputs, clock, order = random_inputs(linears, (4,), setting), FakeClock(), list[str]()
+    clock, order = FakeClock(), list[str]()
+    work = Workload.of("x", linears, setting, (4,))
     ticks = ticking("ticks", clock, lambda tokens: 1.0, order)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
     def run(contender: Contender, captured: Callable[[Callable[[], None]], Callable[[], None]]) -> tuple[str, float]:
         monkeypatch.setattr(measure_module, "captured", captured)
-        layer = build_layer(contender, setting, inputs, blank_entry("x", linears, setting))
-        assert isinstance(layer, Layer)
-        work, mode = runnable(replace(layer, setting=replace(setting, device=cuda)), 4)
+        layer = layer_of(contender, work)
+        done, mode = runnable(replace(layer, work=replace(work, setting=replace(setting, device=cuda))), 4)
         before = clock.now_s
-        work()
+        done()
         return mode, clock.now_s - before
 
     def refused(work: Callable[[], None]) -> Callable[[], None]:
@@ -452,7 +462,7 @@ def test_the_command(config: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
         out.splitlines()[-1]
         == f"{tmp_path / CROSSOVER_NAME}: `report {tmp_path / CROSSOVER_NAME} --plots` makes tables and plots of it"
     )
-    assert err == ""
+    assert all(line.startswith("after ") for line in err.splitlines())
     entries = read_crossover(tmp_path / CROSSOVER_NAME)
     assert {entry.tokens for entry in entries if entry.contender == "FP32"} == set(COUNTS)
 
@@ -461,7 +471,6 @@ def test_the_command(config: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
     ("options", "words"),
     [
         (["--shape", "no-such-model", "--device", "cpu"], "is no config.json"),
-        (["--shape", "mistral-7b", "--device", "cpu", "--dtype", "int3"], "unknown dtype 'int3'"),
         (["--shape", "mistral-7b", "--device", "cpu", "--budget", "nan"], "--budget must be at least 0"),
     ],
 )

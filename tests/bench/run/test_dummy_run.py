@@ -14,6 +14,7 @@ from bench.records.stopping import PassRule
 from bench.run.executor import WorkerExecutor
 from bench.run.plan import plan
 from bench.suite.suite import dummy_targets, suite_named
+from bench.worker.options import BenchOptions
 from bench.worker.request import PlannedRun, Request, Settings, Target
 from bench.worker.worker import work
 
@@ -29,7 +30,7 @@ def targets(shrunken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def measured(target: Target, **changed: Any) -> list[Record]:
     rule = PassRule(max_time_s=0.0)
-    settings = Settings("cpu", {"BioMistral-7B": "float32"}, Environment(), timeout_s=60.0, rule=rule)
+    settings = Settings("cpu", {"BioMistral-7B": "float32"}, Environment(), BenchOptions(timeout_s=60.0, rule=rule))
     records: list[Record] = []
     work(Request(settings, PlannedRun(replace(target, **changed), 0, (SHORT,))), records.append)
     return records
@@ -64,7 +65,7 @@ def test_an_unknown_kernel_is_a_record(targets: list[Target]) -> None:
 
 def test_a_worker_is_asked_for_weights_and_no_checkpoint(targets: list[Target], tmp_path: Path) -> None:
     """The worker is replaced by a copy of its request."""
-    settings = Settings("cpu", {"BioMistral-7B": "float32"}, Environment(), timeout_s=60.0)
+    settings = Settings("cpu", {"BioMistral-7B": "float32"}, Environment(), BenchOptions(timeout_s=60.0))
     kept = tmp_path / "kept.json"
     copying = f"import shutil, sys; shutil.copy(sys.argv[1], {str(kept)!r})"
     command = (sys.executable, "-c", copying)

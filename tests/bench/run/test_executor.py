@@ -11,6 +11,7 @@ from bench.records.record import Record
 from bench.records.scenario import SCENARIOS
 from bench.run.executor import ProcessResult, WorkerExecutor, worker_environment
 from bench.run.plan import plan, target_of
+from bench.worker.options import BenchOptions
 from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint
 
@@ -23,6 +24,7 @@ import sys
 from pathlib import Path
 from bench.records.record import Latency
 from bench.records.store import append
+from bench.worker.options import BenchOptions
 from bench.worker.request import Request
 
 request, result = Request.read(Path(sys.argv[1])), Path(sys.argv[2])
@@ -38,7 +40,7 @@ DIES = SUCCEEDS + "succeed(request.run.scenarios[0])\n"
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings("cpu", {"Tiny": "float32"}, Environment(cpu="Model 1"), timeout_s=600.0, threads=2)
+    return Settings("cpu", {"Tiny": "float32"}, Environment(cpu="Model 1"), BenchOptions(timeout_s=600.0, threads=2))
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def test_a_worker_that_dies_leaves_its_records_and_a_reason_for_the_rest(
 
 
 def test_a_worker_that_takes_too_long_is_killed(settings: Settings, run: PlannedRun) -> None:
-    impatient = Settings("cpu", settings.compute_dtypes, settings.environment, timeout_s=0.5)
+    impatient = Settings("cpu", settings.compute_dtypes, settings.environment, BenchOptions(timeout_s=0.5))
     records = executor(impatient, "import signal; signal.pause()")(run)
     assert [(record.status, record.reason) for record in records] == [
         ("timeout", "took longer than 0.5 s (see --timeout)")

@@ -12,10 +12,10 @@ from bench.records.record import Record
 from bench.records.scenario import SCENARIOS
 from bench.records.stopping import RoundsRule
 from bench.records.store import read_records
-from bench.run.options import BenchOptions
 from bench.run.plan import key_of
 from bench.run.probe import Machine
 from bench.run.run import Instruments, measure, targets_in
+from bench.worker.options import BenchOptions
 from quantize.checkpoint import Checkpoint
 from tests.dying import every_death
 

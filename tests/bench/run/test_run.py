@@ -19,14 +19,15 @@ from bench.records.store import RECORDS_NAME, read_records
 from bench.run import run as module
 from bench.run.checks import compute_dtypes, set_aside
 from bench.run.executor import Executor
-from bench.run.options import BenchOptions
 from bench.run.plan import target_of
 from bench.run.probe import Machine
 from bench.run.run import Instruments, Outcome, bench, targets_in
+from bench.worker.options import BenchOptions
 from bench.worker.request import PlannedRun, Settings
 from quantize.checkpoint import Checkpoint, Manifest, SourceFacts, open_checkpoint, seal
 from quantize.errors import UserError
 from quantize.files import only_writer
+from quantize.progress import Progress
 from tests.fake_clock import FakeClock
 
 Make = Callable[..., Checkpoint]
@@ -111,14 +112,14 @@ def test_all_runs_share_device_dtype_threads_and_timeout(
     measure(rounds=1, threads=3, timeout_s=7.0)
     settings = executor.settings
     assert settings is not None
-    assert (settings.device, settings.compute_dtypes, settings.timeout_s, settings.threads) == (
+    assert (settings.device, settings.compute_dtypes, settings.options.timeout_s, settings.options.threads) == (
         "cpu",
         {"Tiny": "float32"},
         7.0,
         3,
     )
     assert settings.environment == machine.environment
-    assert (settings.rounds, settings.rule) == (RoundsRule(least=1, most=1), PassRule())
+    assert (settings.options.rounds, settings.options.rule) == (RoundsRule(least=1, most=1), PassRule())
     measure(rounds=1, dtype="bfloat16")
     assert executor.settings is not None
     assert executor.settings.compute_dtypes == {"Tiny": "bfloat16"}
@@ -173,7 +174,7 @@ from bench.records.environment import Environment
 from bench.records.stopping import RoundsRule
 from bench.run.executor import WorkerExecutor
 from bench.run.probe import Machine
-from bench.run.options import BenchOptions
+from bench.worker.options import BenchOptions
 from bench.run.run import Instruments, measure, targets_in
 from quantize.schema import from_json
 
@@ -282,13 +283,39 @@ def test_set_aside_overwrites_nothing(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_each_step(measure: Callable[..., Outcome]) -> None:
-    told: list[Any] = []
-    measure(rounds=1, progress=lambda *step: told.append(step))
-    models, machine, files, *_ = told
-    assert [models, machine] == [("looking at the models", 0, 0), ("looking at the machine", 0, 0)]
-    assert files == ("checking the files of A", 0, 0)
-    assert told[7:9] == [("A, round 1", 0, 5), ("B, round 1", 1, 5)]
-    assert told[-1] == ("E, round 1", 4, 5)
+    told: list[str] = []
+    measure(rounds=2, quality=False, progress=Progress(changed=lambda progress: told.append(progress.doing)))
+    steps = list(dict.fromkeys(told))
+    assert steps[:3] == ["looking at the models", "looking at the machine", "checking the files of A"]
+    assert steps[7:] == [
+        f"{name}, round {number} of 2" for number, names in ((1, "ABCDE"), (2, "EDCBA")) for name in names
+    ]
+
+
+def test_each_record_is_a_line_as_it_comes_and_tells_of_those_to_come(
+    measure: Callable[..., Outcome], executor: FakeExecutor, folder: Path
+) -> None:
+    clock, lines, left = FakeClock(), list[str](), list[float]()
+    executor.failing = {"B": "oom"}
+
+    def row(line: str) -> None:
+        clock.advance(1)  # what the fake records say that they took
+        lines.append(line)
+
+    def changed(progress: Progress) -> None:
+        if seconds := progress.seconds():
+            left.append(seconds[1])
+
+    measure(rounds=1, progress=Progress(changed=changed, row=row, clock=clock.mark))
+    assert lines[:5] == [
+        f"bench: 5 checkpoints, into {folder / RECORDS_NAME}",
+        "A  published  round 1: prefill 1 s, decode 100 ms",
+        "A  chat  round 1: prefill 1 s, decode 100 ms",
+        "A  quality: perplexity 15",
+        "B  published  round 1: oom: why",
+    ]
+    assert len(lines) == 16
+    assert left[0] > left[-1] == 0
 
 
 # What the user gets to fix

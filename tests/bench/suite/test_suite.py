@@ -121,7 +121,7 @@ def test_lengths_of_ones_own(tmp_path: Path) -> None:
             HEAD + ROWS + SCENARIO + "[rounds]\nmax_time_s = nan\n",
             r"own\.toml: rounds\.max_time_s must be at least 0 seconds",
         ),
-        (HEAD + ROWS + SCENARIO + "[crossover]\nbudget_s = nan\n", r"budget_s must be at least 0 seconds"),
+        (HEAD + ROWS + SCENARIO + "[crossover]\nbudget_s = nan\n", r"crossover.budget_s: expected `float` >= 0"),
         (HEAD + ROWS + SCENARIO + "[rule]\nmax_time_s = nan\n", r"rule: a rule that can never be met"),
         (HEAD + ROWS + SCENARIO + "[rule]\nmax_warmups = 1\n", r"own\.toml: rule: a rule that can never be met"),
         (HEAD + ROWS + SCENARIO + 'batch = "two"\n', r"own\.toml, scenario 1: batch: expected `int`, got `str`"),

@@ -9,9 +9,9 @@ import pytest
 from bench.records.scenario import Scenario
 from bench.records.stopping import RoundsRule
 from bench.run.executor import Executor, WorkerExecutor
-from bench.run.options import BenchOptions
 from bench.run.probe import Machine
 from bench.run.run import Instruments, measure, targets_in
+from bench.worker.options import BenchOptions
 from bench.worker.request import Settings
 from quantize.checkpoint import Checkpoint
 from reports.pages import failure_table, published_table

@@ -13,6 +13,7 @@ from bench.records.environment import Environment
 from bench.records.scenario import Scenario
 from bench.records.stopping import PassRule
 from bench.run.plan import target_of
+from bench.worker.options import BenchOptions
 from bench.worker.request import PlannedRun, Request, Settings
 from quantize.checkpoint import Checkpoint
 
@@ -26,6 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 import json, torch
+from bench.worker.options import BenchOptions
 from bench.worker.request import Request
 import quantize.loader
 from bench.worker.worker import work
@@ -66,8 +68,8 @@ print(json.dumps({"status": records[0].reason, **asdict(memory), **roles}))
 def measured(make_checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> Callable[[int], dict[str, Any]]:
     checkpoint = make_checkpoint("fp16")
     target = target_of(checkpoint)
-    rule = PassRule(max_time_s=0.0)
-    settings = Settings("cpu", {target.subject.baseline: "float32"}, Environment(), timeout_s=60.0, rule=rule)
+    options = BenchOptions(timeout_s=60.0, rule=PassRule(max_time_s=0.0))
+    settings = Settings("cpu", {target.subject.baseline: "float32"}, Environment(), options)
     request = Request(settings, PlannedRun(target, 0, (Scenario("prefill", prompt_tokens=4, new_tokens=1),)))
     request.write(tmp_path / "request.json")
 

@@ -8,7 +8,8 @@ from bench.records.environment import Environment
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import PassRule, RoundsRule, Rules
 from bench.run.plan import target_of
-from bench.worker.request import PlannedRun, QualityRequest, Request, Settings, Target, TaskRequest
+from bench.worker.options import BenchOptions
+from bench.worker.request import PlannedRun, QualityRequest, Request, Settings, Target
 from quantize.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
@@ -26,12 +27,15 @@ def settings() -> Settings:
         "cpu",
         {"Tiny": "float32"},
         Environment(cpu="Model 1", libraries={"torch": "1", "triton": None}),
-        timeout_s=9.0,
-        threads=2,
-        rounds=RoundsRule(least=2),
-        rule=PassRule(noise=0.5),
+        BenchOptions(
+            timeout_s=9.0,
+            threads=2,
+            rounds=RoundsRule(least=2),
+            rule=PassRule(noise=0.5),
+            task_folder="x",
+            task_limit=3,
+        ),
         quality=QualityRequest(label="mine"),
-        tasks=TaskRequest(limit=3),
         reference_logprobs={"Tiny": "x.npy"},
     )
 

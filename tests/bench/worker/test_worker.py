@@ -20,7 +20,8 @@ from bench.records.store import read_records
 from bench.run.plan import target_of
 from bench.worker import worker
 from bench.worker.gpu import Nvml
-from bench.worker.request import PlannedRun, QualityRequest, Request, Settings, TaskRequest
+from bench.worker.options import BenchOptions
+from bench.worker.request import PlannedRun, QualityRequest, Request, Settings
 from bench.worker.worker import REASON_CHARACTERS, failure, main, work
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
@@ -37,12 +38,11 @@ def request_for(checkpoint: Checkpoint, *scenarios: Scenario, **changed: Any) ->
         "cpu",
         {target.subject.baseline: "float32"},
         Environment(cpu="Model 1"),
-        timeout_s=60.0,
-        rule=PassRule(max_time_s=0.0),
+        BenchOptions(timeout_s=60.0, rule=PassRule(max_time_s=0.0)),
         quality=QualityRequest(blocks=2, block_tokens=64),
     )
     run = PlannedRun(target, 0, scenarios, quality=not scenarios)
-    shared = {name: changed.pop(name) for name in list(changed) if hasattr(settings, name) and name != "tasks"}
+    shared = {name: changed.pop(name) for name in list(changed) if hasattr(settings, name)}
     if "quality" in shared:
         changed["quality"] = True
     return Request(replace(settings, **shared), replace(run, **changed))
@@ -140,7 +140,7 @@ def test_the_gpu_is_looked_at_before_between_and_after(
     load = worker._load
     monkeypatch.setattr(worker, "_load", lambda request: replace(load(request), nvml=FakeNvml()))
     rule = PassRule(min_passes=3, max_passes=3, min_time_s=0.0, max_time_s=1e6, noise=0.0)
-    [record] = records_from(request_for(make_checkpoint("fp16"), SHORT, rule=rule), load_tiny)
+    [record] = records_from(request_for(make_checkpoint("fp16"), SHORT, options=BenchOptions(rule=rule)), load_tiny)
     assert record.memory is not None
     assert record.memory.nvml_process_bytes == 50
     assert record.device_state is not None
@@ -157,7 +157,7 @@ def test_tasks_are_a_record_of_their_own(
 
     monkeypatch.setattr("bench.worker.tasks.evaluate", evaluate)
     asked = request_for(make_checkpoint("fp16"), SHORT, tasks=("anatomy",))
-    asked = replace(asked, settings=replace(asked.settings, tasks=TaskRequest("own", 7)))
+    asked = replace(asked, settings=replace(asked.settings, options=BenchOptions(task_folder="own", task_limit=7)))
     latency, tasks = records_from(asked, load_tiny)
     assert (latency.kind, tasks.kind, tasks.status) == ("latency", "tasks", "ok")
     assert tasks.tasks == (TaskScore("anatomy", "acc", 0.5),)

@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import quantize
 from quantize.building.assemble import join_parts, write_part
-from quantize.building.inputs import observe_layer
 from quantize.building.job import BuildOptions
 from quantize.building.journal import JOURNAL_NAME, Journal, discard_finished
 from quantize.building.layer import LayerResult, LinearFacts
-from quantize.building.stream import HeldOutResult, tensor_core_products
+from quantize.building.stream import HeldOutResult, observe_layer, tensor_core_products
 from quantize.checkpoint import open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.model.architecture import architecture_of

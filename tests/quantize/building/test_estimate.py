@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +58,35 @@ def test_a_dry_run_makes_nothing(capsys: pytest.CaptureFixture[str], tiny_llama:
     assert not (tmp_path / "out").exists()
     assert main([str(tiny_llama), "--dry-run", "--variant", "fp16", "--out", str(tmp_path / "out")]) == 0
     assert "nothing here needs calibration" in capsys.readouterr().out
+
+
+def test_a_dry_run_adds_up_what_all_variants_will_write_but_not_what_is_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, tmp_path: Path
+) -> None:
+    def told() -> tuple[dict[str, float], float, float]:
+        """GB by variant, in all, and at the worst moment."""
+        monkeypatch.setattr(Estimate, "line", lambda self: f"{self.disk_bytes / 1e9} GB of disk")
+        capsys.readouterr()
+        assert main([str(tiny_llama), "--variant", "all", "--blocks", "2", "--dry-run", "--out", str(tmp_path)]) == 0
+        worst, sizes = capsys.readouterr().out.splitlines()[-2:]
+        in_all = re.search(r"to write, (\S+) GB in all", sizes)
+        at_once = re.search(r"(\S+) GB of disk", worst)
+        assert in_all
+        assert at_once
+        own = {name: float(size) for name, size in re.findall(r"(\S+) (\S+) GB(?:,| to)", sizes)}
+        return own, float(in_all[1]), float(at_once[1])
+
+    sizes, in_all, at_once = told()
+    assert in_all < at_once < 2 * in_all
+    assert list(sizes) == ["fp16", "bnb-8bit", "awq-gemm", "awq-gemv", "bnb-4bit"]
+    assert in_all == pytest.approx(sum(sizes.values()), rel=0.02)
+    options = BuildOptions(device="cpu", blocks=2)
+    for item in quantize.quantize(str(tiny_llama), ["all"], tmp_path, options=options):
+        manifest = item.checkpoint.manifest
+        assert sizes[manifest.variant] == pytest.approx(manifest.weights_bytes / 1e9, rel=0.1)
+    shutil.rmtree(tmp_path / "tiny-llama-FP16")
+    shutil.rmtree(tmp_path / "tiny-llama-BnB.4")
+    assert list(told()[0]) == ["fp16", "bnb-4bit"]
 
 
 def test_a_run_that_cannot_fit_is_refused_before_any_work(

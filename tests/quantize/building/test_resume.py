@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import quantize
-from quantize.building.inputs import is_spilled
 from quantize.building.job import BuildOptions
+from quantize.building.stream import is_spilled
 from quantize.checkpoint import find_checkpoints, verify
 from tests.dying import every_death
 
@@ -24,11 +24,13 @@ KILLED = """
 import os, sys
 import quantize
 from quantize.building.job import BuildOptions
-def die(what, done, total):
-    if what == "layers" and done == 2:
+from quantize.progress import Progress
+def die(progress):
+    if "joining" in progress.doing:
         os.kill(os.getpid(), 9)
 options = BuildOptions(blocks=4, block_tokens=64, device="cpu")
-quantize.quantize(sys.argv[1], ["awq-gemm", "awq-gemv", "bnb-4bit"], sys.argv[2], options=options, progress=die)
+quantize.quantize(sys.argv[1], ["awq-gemm", "awq-gemv", "bnb-4bit"], sys.argv[2],
+    options=options, progress=Progress(changed=die))
 """
 
 
@@ -82,7 +84,7 @@ def test_activations_in_files_give_the_same_files(
         seen.append(is_spilled(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr("quantize.building.inputs.is_spilled", note)
+    monkeypatch.setattr("quantize.building.stream.is_spilled", note)
     quantize.quantize(str(tiny_llama), VARIANTS, tmp_path / "files", options=replace(OPTIONS, spill=True))
     assert seen
     assert all(seen)

@@ -13,6 +13,7 @@ from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import KERNELS, choice
 from quantize.kernels.base import Int4Linear, Kernel, KernelFault
 from quantize.kernels.choice import PROBE_SAMPLES, KernelTiming, LayerShape, best, choose_kernel, probe_kernel
+from quantize.variant import KERNEL_NAMES
 
 CPU = torch.device("cpu")
 
@@ -28,6 +29,10 @@ def shapes() -> list[LayerShape]:
 
 def choose(wanted: str | None, shapes: list[LayerShape], cache: Path | None = None, version: str = "GEMM") -> str:
     return choose_kernel(wanted, shapes, version, CPU, torch.float32, cache=cache).name
+
+
+def test_every_kernel_can_be_asked_for() -> None:
+    assert tuple(KERNELS) == KERNEL_NAMES
 
 
 def test_a_kernel_asked_for_is_taken(shapes: list[LayerShape]) -> None:

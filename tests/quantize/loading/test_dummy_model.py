@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import quantize
 from quantize.building.job import BuildOptions
@@ -14,6 +15,7 @@ from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS
 from quantize.kernels.base import Int4Linear, KernelFault
 from quantize.loader import load_dummy
+from quantize.loading.int4_layers import keep_half_embeddings
 from quantize.variant import VARIANTS
 
 CONFIG = {
@@ -102,3 +104,20 @@ def test_layers_with_biases_have_them(variant: str, config: Path) -> None:
     assert model.get_submodule("model.layers.1.self_attn.o_proj").bias is None
     with torch.no_grad():
         assert bool(torch.isfinite(model(input_ids=torch.arange(12).view(1, 12)).logits).all())
+
+
+def test_every_embedding_in_half_precision_gives_rows_in_the_compute_dtype() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.inside = (nn.Embedding(4, 8, dtype=torch.float16) for _ in range(2))
+            self.head = nn.Linear(8, 4, bias=False, dtype=torch.float16)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+    model = Model()
+    keep_half_embeddings(model, torch.float32)
+    assert {one.weight.dtype for one in (model.tokens, model.inside)} == {torch.float16}
+    rows = [one(torch.tensor([1])) for one in (model.tokens, model.inside)]
+    assert {given.dtype for given in (*rows, model.head(rows[0]))} == {torch.float32}

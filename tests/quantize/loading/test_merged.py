@@ -15,7 +15,7 @@ from quantize.kernels.base import Int4Linear
 from quantize.loader import load_dummy
 from quantize.loading import int4_layers
 from quantize.loading.device_map import Placement
-from quantize.loading.merged import Part, layers_by_input, replace_merged, stacked
+from quantize.loading.int4_layers import Part, layers_by_input, replace_merged, stacked
 from quantize.quiet import quiet_libraries
 from tests.quantize.building.test_architectures import MODELS
 

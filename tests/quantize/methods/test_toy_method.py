@@ -9,8 +9,8 @@ import quantize
 from bench.records.record import Record
 from bench.records.stopping import PassRule, RoundsRule
 from bench.run.executor import Executor
-from bench.run.options import BenchOptions
 from bench.run.run import Instruments, measure, targets_in
+from bench.worker.options import BenchOptions
 from bench.worker.request import PlannedRun, Request, Settings
 from bench.worker.worker import work
 from quantize.building.job import BuildOptions

@@ -1,14 +1,14 @@
 """A method in one file: every weight a signed byte, with a scale for each output row."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.checkpoint import Checkpoint
 from quantize.dummy import DummyWeights, fill
-from quantize.loading.device_map import Placement
-from quantize.methods.base import Choices, Drawing, Kernels, Method, Recipe
+from quantize.loading.device_map import Running
+from quantize.methods.base import Choices, Kernels, Method, Recipe
 from quantize.model.pretrained import empty_model
 from quantize.variant import Variant
 from quantize.weights import open_weights
@@ -41,22 +41,22 @@ def quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> dict[str, Tenso
     return {f"{name}.codes": (weight / scale).round().to(torch.int8), f"{name}.scale": scale}
 
 
-def load(checkpoint: Checkpoint, place: Placement, dtype: torch.dtype, kernel: str | None) -> tuple[Any, Kernels]:
-    model, weights = empty_model(checkpoint.path), open_weights(checkpoint.path)
+def load(folder: Path, how: Running) -> tuple[Any, Kernels]:
+    model, weights = empty_model(folder), open_weights(folder)
     for name in weights.names():
         parent, _, leaf = name.rpartition(".")
         if leaf == "codes":
             layer = ByteLinear(weights.get(name), weights.get(f"{parent}.scale"))
-            model.set_submodule(parent, layer.to(place.of(parent)))
+            model.set_submodule(parent, layer.to(how.place.of(parent)))
         elif leaf != "scale":
-            value = weights.get(name).to(place.of(name), dtype)
+            value = weights.get(name).to(how.place.of(name), how.dtype)
             setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
     model.tie_weights()
     return model, KERNELS
 
 
-def draw(model: Any, weights: DummyWeights, drawing: Drawing) -> Kernels:
-    fill(model, weights, [], drawing.place, drawing.dtype)
+def draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
+    fill(model, weights, [], how)
     return KERNELS
 
 

@@ -15,6 +15,7 @@ from quantize.errors import UserError
 from quantize.model.fit import fitting_model
 from quantize.quiet import quiet_libraries
 from quantize.weights import open_weights
+from tests.architectures.tiny_models import architectures, tiny_model
 
 Tensors = dict[str, Tensor]
 SMALL = {
@@ -151,3 +152,11 @@ def test_tied_weights_may_stand_in_the_files_once_or_twice(absent: str | None, s
     tensors.pop(absent or "", None)
     write(folder, tensors, tie_word_embeddings=True)
     assert said_of(folder) == []
+
+
+def test_conversions_that_run_on_the_cpu_alone_and_integers_are_checked_too(tmp_path: Path) -> None:
+    if "qwen4_exp_text" not in architectures():
+        pytest.skip("this transformers has no qwen4_exp_text")
+    with quiet_libraries():
+        tiny_model("qwen4_exp_text").half().save_pretrained(tmp_path)
+    assert said_of(tmp_path) == []

@@ -1,6 +1,7 @@
 """A model taken apart computes what it computed, and every tensor finds its way from the files and back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,12 @@ def test_a_router_is_kept_whatever_stands_beside_its_experts(tmp_path: Path) -> 
         transformers.HunYuanMoEV1ForCausalLM(config).save_pretrained(tmp_path)
     kept = architecture_of(skeleton_of(tmp_path).model).kept
     assert kept == {f"model.layers.{index}.mlp.gate.wg" for index in range(2)}
+
+
+def test_a_linear_layer_whose_weight_files_name_otherwise_is_kept(saved: Callable[[str], Path]) -> None:
+    """A checkpoint would name its packed parts beside a weight that is no `.weight`, and not find them again."""
+    skeleton = skeleton_of(saved("gpt_neox"))
+    odd = "gpt_neox.layers.1.attention.dense"
+    renamed = replace(skeleton, stored=skeleton.stored | {f"{odd}.weight": "layers.1.weight_proj"})
+    with quiet_libraries():
+        assert runnable(renamed, torch.device("cpu")).kept == {odd}

@@ -6,7 +6,15 @@ from torch import Tensor, nn
 
 from quantize.int4.weight import LEVELS, round_to_nearest, rounded
 from quantize.quiet import quiet_libraries
-from quantize.rounding.awq_search import SCALE_GRID, Reader, grid_scales, relative_magnitude, search_clip, search_scale
+from quantize.rounding.awq_search import (
+    SCALE_GRID,
+    Reader,
+    ScaleChoice,
+    grid_scales,
+    relative_magnitude,
+    search_clip,
+    search_scale,
+)
 from quantize.rounding.gptq import inverse_factor, inverse_triangle, refit_scales, round_with_feedback
 from quantize.rounding.gram import InputStats, StatsAccumulator, column_blocks, row_errors
 
@@ -46,6 +54,11 @@ def weight_for(inputs: Tensor, out_features: int = 64) -> Tensor:
 
 def token_error(inputs: Tensor, difference: Tensor) -> float:
     return float((inputs.double() @ difference.double().t()).pow(2).sum() / inputs.shape[0])
+
+
+def searched(weight: Tensor, stats: InputStats) -> ScaleChoice:
+    channels = torch.arange(weight.shape[1])
+    return search_scale([Reader(weight, stats, channels)], GROUP, channels >= 0)
 
 
 def autoawq() -> AwqQuantizer:
@@ -93,7 +106,7 @@ def test_the_scales_are_those_that_autoawq_finds(inputs: Tensor) -> None:
     linear.state_dict = lambda: {"weight": weight.clone()}  # type: ignore[method-assign,assignment]
     with torch.no_grad():
         _, _, theirs = autoawq()._search_best_scale(nn.Sequential(linear), prev_op=linear, layers=[linear], inp=inputs)
-    ours = search_scale([Reader(weight, stats)], GROUP)
+    ours = searched(weight, stats)
     assert ours.exponent is not None
     torch.testing.assert_close(ours.scales, theirs, rtol=1e-3, atol=1e-3)
     assert ours.loss < float(ours.unscaled_rows[0].sum())
@@ -106,7 +119,7 @@ def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(inputs: Tenso
         scales = grid_scales(stats.abs_mean, relative_magnitude(weight, GROUP), step)
         scaled = rounded((weight * scales).view(weight.shape[0], -1, GROUP)).view(weight.shape) / scales
         losses[step / SCALE_GRID] = token_error(inputs, scaled - weight)
-    choice = search_scale([Reader(weight, stats)], GROUP)
+    choice = searched(weight, stats)
     assert choice.loss == pytest.approx(min(losses.values()), rel=1e-3)
     assert choice.exponent == min(losses, key=lambda exponent: losses[exponent])
 
@@ -208,7 +221,7 @@ def test_products_in_bfloat16_change_little(inputs: Tensor, monkeypatch: pytest.
     for half in (False, True):
         monkeypatch.setattr("quantize.rounding.gram.multiplies_bfloat16", lambda device, half=half: half)
         stats = stats_of(inputs)
-        found[half] = (stats, search_scale([Reader(weight, stats)], GROUP))
+        found[half] = (stats, searched(weight, stats))
     (exact, exact_choice), (rounded_stats, rounded_choice) = found[False], found[True]
     loudness = torch.outer(exact.gram.diagonal().sqrt(), exact.gram.diagonal().sqrt())
     assert float(((rounded_stats.gram - exact.gram).abs() / loudness).max()) < 2**-8

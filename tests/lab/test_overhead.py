@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.lab.overhead import main
 from bench.records.lab import OverheadRecord
 from bench.records.store import read_only
 from reports import report
+from tests.lab.overhead import main
 
 
 def test_both_loops_take_turns_and_leave_a_record(

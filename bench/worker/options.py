@@ -1,7 +1,6 @@
 """What a user may choose of a bench. Imports no torch, and little else: `bench --help` is quick."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypedDict
 
 from bench.records.scenario import Scenario
@@ -46,7 +45,7 @@ class BenchOptions:
     quality: bool = True
     quality_data: str | None = None
     tasks: tuple[str, ...] = ()
-    task_folder: Path | None = None
+    task_folder: str | None = None
     task_limit: int | None = None
     fresh: bool = False
 
@@ -67,7 +66,7 @@ BenchChoices = TypedDict(  # noqa: UP013
         "scenarios": tuple[Scenario, ...] | None, "rounds": int | RoundsRule, "most": int, "noise": float,
         "max_time_s": float, "rule": PassRule, "device": str, "dtype": str | None, "kernel": str | None,
         "timeout_s": float, "threads": int | None, "quality": bool, "quality_data": str | None,
-        "tasks": tuple[str, ...], "task_folder": Path | None, "task_limit": int | None, "fresh": bool,
+        "tasks": tuple[str, ...], "task_folder": str | None, "task_limit": int | None, "fresh": bool,
     },
     total=False,
 )  # fmt: skip

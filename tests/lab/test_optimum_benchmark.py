@@ -6,19 +6,18 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bench.lab import optimum_benchmark
-from bench.lab.optimum_benchmark import ASLEEP, OURS, THEIRS, Work
-from bench.records.environment import Environment
 from bench.records.lab import SideBySideRecord
-from bench.records.store import append, read_only
+from bench.records.store import read_only, write
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports import report
+from tests.lab import optimum_benchmark
+from tests.lab.optimum_benchmark import ASLEEP, OURS, THEIRS
 
 MakeCheckpoint = Callable[..., Checkpoint]
 
@@ -60,7 +59,9 @@ class Benchmark:
             pass
         return Report()
 """
-"""As much of optimum-benchmark 0.6.0 as `launched` touches, its launcher's way of waiting included."""
+"""As much of optimum-benchmark 0.6.0 as PROGRAM touches, its launcher's way of waiting included."""
+
+ASKED = {"prompt": 8, "new": 3, "iterations": 1, "duration_s": 0, "seed": 0}
 
 
 def their_list(times: list[list[float]]) -> list[float]:
@@ -80,32 +81,21 @@ def test_steps_once_each_out_of_their_list() -> None:
     assert optimum_benchmark.steps_of(values, passes=3, new=3) == ((1.0, 2.0), (4.0, 5.0), (6.0, 7.0))
 
 
-def test_a_list_without_repeats_is_taken_as_it_is() -> None:
-    assert optimum_benchmark.steps_of([1.0, 2.0, 3.0, 4.0], passes=2, new=3) == ((1.0, 2.0), (3.0, 4.0))
-
-
 def test_a_list_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="5 per-token values for 2 passes of 3 tokens"):
         optimum_benchmark.steps_of([1.0] * 5, passes=2, new=3)
 
 
-def test_rounds_of_a_second_call_are_other_rounds(tmp_path: Path) -> None:
-    path = tmp_path / "side_by_side.jsonl"
-    assert optimum_benchmark.next_round(path) == 0
-    append(path, SideBySideRecord("2026", OURS, 2, 1.0, "Tiny", "0", 256, 16, 3, 10, 0, Environment()))
-    assert optimum_benchmark.next_round(path) == 3
-
-
-def test_the_reference_is_found_or_asked_for(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    make_checkpoint("bnb-8bit")
-    with pytest.raises(UserError, match="holds no half-precision checkpoint"):
-        optimum_benchmark.reference_in(tmp_path / "models")
-    one = make_checkpoint("fp16")
-    assert optimum_benchmark.reference_in(tmp_path / "models") == one
-    assert optimum_benchmark.reference_in(one.path) == one
-    make_checkpoint("fp16", base_model="Other")
-    with pytest.raises(UserError, match="several half-precision checkpoints"):
-        optimum_benchmark.reference_in(tmp_path / "models")
+def test_only_a_half_precision_checkpoint_is_measured(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_checkpoint("bnb-8bit").path
+    options = ["--theirs", str(tmp_path / "python"), "--out", str(tmp_path), "--model"]
+    assert optimum_benchmark.main([*options, str(model)]) == 2
+    assert "is quantized: give --model the checkpoint of --variant fp16" in capsys.readouterr().err
+    for bad in (["--prompt", "0"], ["--new", "1"], ["--iterations", "0"], ["--duration", "-1"], ["--rounds", "0"]):
+        assert optimum_benchmark.main([*options, str(model), *bad]) == 2
+        assert "must be at least 1, --new 2 and --duration 0" in capsys.readouterr().err
 
 
 def test_an_older_transformers_finds_the_rope_base(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -116,35 +106,12 @@ def test_an_older_transformers_finds_the_rope_base(make_checkpoint: MakeCheckpoi
     assert (copy / "model.safetensors").read_bytes() == b"w"
 
 
-@pytest.mark.parametrize("shape", [(0, 16, 3, 10), (256, 1, 3, 10), (256, 16, 0, 10), (256, 16, 3, -1)])
-def test_impossible_shapes_are_refused(shape: tuple[int, int, int, int]) -> None:
-    with pytest.raises(UserError, match="at least"):
-        optimum_benchmark.Shape(*shape)
-
-
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--theirs", str(tmp_path / "python"), "--model", str(tmp_path / "none"), "--out", str(tmp_path)]
     assert optimum_benchmark.main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: no such folder")
     with pytest.raises(UserError, match="no interpreter"):
         optimum_benchmark.interpreter(str(tmp_path / "python"))
-
-
-def echo(request: dict[str, Any]) -> dict[str, Any]:
-    import os
-
-    if request["said"] == "fail":
-        raise RuntimeError("no echo")
-    return {"said": request["said"], "path": os.environ.get("PYTHONPATH")}
-
-
-def test_another_interpreter_gets_the_work_and_not_our_packages() -> None:
-    wall_s, result = optimum_benchmark.run_inside(Path(sys.executable), echo, {"said": "hello"})
-    assert result == {"said": "hello", "path": None}
-    assert wall_s > 0
-    _, reason = optimum_benchmark.run_inside(Path(sys.executable), echo, {"said": "fail"})
-    assert isinstance(reason, str)
-    assert reason.endswith("RuntimeError: no echo")
 
 
 @pytest.fixture
@@ -164,9 +131,10 @@ def theirs(tmp_path: Path) -> Path:
 def test_asleep_the_launcher_waits_without_using_the_processor(theirs: Path, tmp_path: Path) -> None:
     used = {}
     for asleep in (False, True):
-        request = {"model": os.fspath(tmp_path), **vars(optimum_benchmark.Shape(8, 3, 1, 0)), "asleep": asleep}
-        _, result = optimum_benchmark.run_inside(theirs, optimum_benchmark.launched, request)
+        request = {"model": os.fspath(tmp_path), **ASKED, "asleep": asleep}
+        wall_s, result = optimum_benchmark.run_inside(theirs, request)
         assert isinstance(result, dict), result
+        assert wall_s > 0
         assert result["latency"]["prefill"] == {"values": [1.0], "p50": 1.0, "mean": 1.0, "count": 1}
         assert set(result["latency"]) == {"prefill", "per_token"}
         used[asleep] = result["launcher_cpu_s"]
@@ -178,7 +146,8 @@ def test_all_contenders_run_every_other_round_backwards(theirs: Path, tiny_refer
     options = ["--prompt", "8", "--new", "3", "--iterations", "1", "--duration", "0", "--rounds", "2"]
     command = ["--theirs", str(theirs), "--model", str(tiny_reference), "--out", str(tmp_path / "out"), *options]
     assert optimum_benchmark.main(command) == 0
-    ran = read_only(tmp_path / "out" / "side_by_side.jsonl", SideBySideRecord)
+    path = tmp_path / "out" / "side_by_side.jsonl"
+    ran = read_only(path, SideBySideRecord)
     assert [one.contender for one in ran] == [OURS, THEIRS, ASLEEP, ASLEEP, THEIRS, OURS]
     assert [(one.round, one.reason) for one in ran] == [(number, None) for number in (0, 0, 0, 1, 1, 1)]
     ours, stub, asleep = ran[:3]
@@ -186,33 +155,34 @@ def test_all_contenders_run_every_other_round_backwards(theirs: Path, tiny_refer
     assert len(ours.prefill_s) == len(ours.decode_s) > 0
     assert stub.prefill_s == asleep.prefill_s == (1.0,)
     assert stub.decode_s == asleep.decode_s == ((0.5, 0.25),)
-    assert "within 5% of optimum-benchmark" in report(tmp_path / "out" / "side_by_side.jsonl")
+    assert "within 5% of optimum-benchmark" in report(path)
+    write(path, [replace(ours, round=6)])
+    assert optimum_benchmark.main([*command, "--rounds", "1"]) == 0
+    assert [one.round for one in read_only(path, SideBySideRecord)] == [6, 7, 7, 7]
 
 
 def test_a_contender_without_figures_fails_the_comparison(theirs: Path, tmp_path: Path) -> None:
     """The stub has two steps a pass, not three."""
-    shape = optimum_benchmark.Shape(8, 4, 1, 0)
-    outcome = optimum_benchmark.run_theirs(theirs, tmp_path, shape, asleep=True)
+    asked = {"model": os.fspath(tmp_path), **ASKED, "new": 4, "asleep": True}
+    outcome = optimum_benchmark.run_theirs(theirs, asked)
     assert outcome["reason"] == "2 per-token values for 1 passes of 4 tokens: another version?"
     assert outcome["prefill_s"] == (1.0,)
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no python here\nexit 1\n")
     broken.chmod(0o755)
-    outcome = optimum_benchmark.run_theirs(broken, tmp_path, shape, asleep=True)
+    outcome = optimum_benchmark.run_theirs(broken, asked)
     assert outcome["reason"] == "the process ended with code 1 and no record: no python here"
 
 
-def test_the_machine_is_described_by_the_interpreter_that_measures() -> None:
-    """`facts`, which is one of the programs sent to another interpreter, in this one."""
-    found = optimum_benchmark.environment_of(Path(sys.executable), theirs=False)
-    assert found.libraries["torch"]
-    assert (found.torch_threads or 0) >= 1
-    with pytest.raises(UserError, match="cannot import optimum-benchmark"):
-        optimum_benchmark.environment_of(Path(sys.executable), theirs=True)
+def test_the_libraries_are_those_of_the_interpreter_that_measures(theirs: Path) -> None:
+    _, found = optimum_benchmark.interpreter(str(theirs))
+    assert found["libraries"]["torch"]
+    assert found["torch_threads"] >= 1
+    with pytest.raises(UserError, match=r"cannot import optimum-benchmark .*No module named 'optimum_benchmark'"):
+        optimum_benchmark.interpreter(sys.executable)
 
 
-@pytest.mark.parametrize("work", [optimum_benchmark.launched, optimum_benchmark.facts])
-def test_each_program_needs_none_of_our_packages(work: Work) -> None:
-    program = ast.walk(ast.parse(optimum_benchmark.program_of(work)))
+def test_the_program_needs_none_of_our_packages() -> None:
+    program = ast.walk(ast.parse(optimum_benchmark.PROGRAM.read_text()))
     names = {node.module for node in program if isinstance(node, ast.ImportFrom)}
     assert not {name for name in names if str(name).split(".")[0] in ("bench", "quantize", "reports")}
