@@ -44,7 +44,10 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """The text that calibration looked at: where from, how many blocks of how many tokens, a hash of their ids."""
+    """The text that calibration looked at.
+
+    text: where from; blocks: how many; block_tokens: of how many tokens; sha256: of their token ids.
+    """
 
     text: str
     blocks: int

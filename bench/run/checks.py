@@ -61,7 +61,8 @@ def check_models(targets: Iterable[Target], scenarios: Sequence[Scenario], quali
             model = empty_model(folder)
             for scenario in scenarios:
                 check_positions(model, scenario)
-            if quality is not None and target.has_text and (tokenizer := tokenizer_of(folder)) is not None:
+            tokenizer = tokenizer_of(folder) if target.has_text else None
+            if quality is not None and tokenizer is not None:
                 size = {"blocks": quality.blocks, "block_tokens": quality.block_tokens}
                 check_blocks(evaluation_blocks(tokenizer, **size, data=quality.data), model, "use --no-quality")
         except UserError as error:

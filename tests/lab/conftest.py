@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.conftest import make_checkpoint as make_checkpoint
+
 
 @pytest.fixture(scope="session")
 def tiny_reference(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
