@@ -1,7 +1,4 @@
-"""Measure memory, latency and quality of checkpoints against their reference: `bench.bench(...)`.
-
-Importing the package imports no torch, and nothing of the run; the function does, when it is first used.
-"""
+"""Measure memory, latency and quality of checkpoints against their reference: `bench.bench(...)`."""
 
 from typing import TYPE_CHECKING
 

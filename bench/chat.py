@@ -19,7 +19,7 @@ from bench.worker.worker import die_with, failure
 from quantize.checkpoint import find_checkpoints
 from quantize.errors import UserError
 from quantize.schema import from_json
-from quantize.shell import Parser, guarded, say
+from quantize.shell import Parser, command, say
 from quantize.variant import REFERENCE, variants_named
 
 
@@ -65,8 +65,8 @@ def _answer(folder: Path, prompt: str, new: int, device: str) -> Answer:
         return Answer(problem=": ".join(failure(error, str(folder))))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `quantable chat`."""
+def parser() -> Parser:
+    """The command line."""
     p = Parser(prog="quantable chat", description="See what each variant answers to one prompt.")
     p.add_argument("directory", type=Path, metavar="DIR", help="where `quantize --out` put the checkpoints")
     p.add_argument("--prompt", required=True, metavar="TEXT")
@@ -76,12 +76,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is 1 where a checkpoint gives no answer, else as `guarded` says."""
-    return guarded("quantable chat", lambda: _run(parser().parse_args(argv)))
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Ask each checkpoint, and say side by side what it answers; 1 where one gives no answer."""
     chosen = variants_named(options.variant.split(","))
     found = [one for one in find_checkpoints(options.directory) if one.variant in chosen]
     if not found or not options.prompt.strip() or options.new < 1:
@@ -92,13 +88,14 @@ def _run(options: argparse.Namespace) -> int:
     for checkpoint, made in pairs:
         title, reference = checkpoint.path.name, references.get(checkpoint.manifest.base_model)
         if reference and made.tokens and checkpoint.variant != REFERENCE:
-            alike = takewhile(lambda pair: pair[0] == pair[1], zip(made.tokens, reference, strict=False))
-            same = sum(1 for _ in alike)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(made.tokens, reference, strict=False)))
             title += f" (its first {same} of {len(made.tokens)} tokens are those of FP16)"
         text = f"no answer: {made.problem}" if made.problem else made.text
         say(title, *(f"  {line}" for line in text.splitlines()), "")
     return int(any(made.problem for made in said))
 
+
+main = command(parser, run)
 
 if __name__ == "__main__":
     die_with(int(sys.argv[6]))

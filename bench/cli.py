@@ -14,7 +14,7 @@ from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
 from bench.worker.options import DEVICES, DTYPES, BenchOptions
 from quantize.errors import UserError
 from quantize.progress import progress_bar
-from quantize.shell import Parser, called, guarded, say
+from quantize.shell import Parser, called, command, reject, say
 
 if TYPE_CHECKING:
     from bench.run.run import Outcome
@@ -146,10 +146,7 @@ def run(arguments: argparse.Namespace, closing: Callable[[Path], str] | None = N
 
 def measure_folder(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     """Measure the checkpoints of a folder: what came of it, and how to make the table."""
-    for name in SUITE_ONLY:
-        given = getattr(arguments, name)
-        if given is not None and given is not False:
-            raise UserError(f"--{name.replace('_', '-')} is of a whole table: name it with --suite, or leave it out")
+    reject(arguments, SUITE_ONLY, "is of a whole table: name it with --suite, or leave it out")
     directory = arguments.directory
     if directory is None:
         raise UserError("name the folder of the checkpoints: bench DIR")
@@ -168,10 +165,7 @@ def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     from bench.suite.suite_run import run_suite
 
     suite = suite_named(arguments.suite)
-    for name in NOT_WITH_SUITE:
-        if getattr(arguments, name) is not None:
-            shown = "DIR" if name == "directory" else f"--{name}"
-            raise UserError(f"{shown} does not go with --suite, which says what to measure: leave one of the two out")
+    reject(arguments, NOT_WITH_SUITE, "does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem
     options = options_from(arguments, None, suite.rounds, suite.rule)
     what = {"dummy": arguments.dummy, "shape": arguments.shape, "scenarios": arguments.scenario or ()}
@@ -202,5 +196,5 @@ def options_from(
 
 
 def main(argv: Sequence[str] | None = None, closing: Callable[[Path], str] | None = None) -> int:
-    """Run the command; return its exit code: 0, 1 where a run failed or a checkpoint is broken, else as `guarded`."""
-    return guarded(called("bench"), lambda: run(parser().parse_args(argv), closing))
+    """Run the command; return its exit code. closing: as `run` takes it."""
+    return command(parser, lambda given: run(given, closing))(argv)

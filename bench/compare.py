@@ -1,7 +1,6 @@
 """Two record files of the same checkpoints: what changed, and what of it is a regression. Imports no torch."""
 
 import argparse
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,9 +14,8 @@ from bench.records.ratio import Ratio, independent_ratio_of
 from bench.records.record import PHASES, Record, latency_records
 from bench.records.store import RECORDS_NAME, read_records
 from quantize.errors import UserError
-from quantize.schema import to_data
-from quantize.shell import Parser, guarded, say
-from quantize.units import parse_share
+from quantize.shell import Parser, command, tell
+from quantize.units import aligned, parse_share
 
 MACHINE = ("cpu", "cpu_cores", "torch_threads", "gpu")
 THRESHOLDS = {"speed": 0.05, "memory": 0.02, "ppl": 0.01, "kld": 0.1, "flips": 0.1, "share": 0.0, "kernel": None}
@@ -60,7 +58,6 @@ class Change:
 
     @property
     def line(self) -> str:
-        """Where, and what changed."""
         shown = SHOWN.get(self.figure, str)
         parts = [] if self.figure in PHASES else [f"{shown(self.before)} to {shown(self.after)}"]
         if self.ratio:
@@ -84,7 +81,6 @@ class FileComparison:
         return [f"regression: {one.line}; {one.regression}" for one in self.changes if one.regression]
 
     def lines(self) -> list[str]:
-        """All of it for the screen."""
         shown = [one.line for one in self.changes if one.figure not in ("kernel", "broken") or one.before != one.after]
         bad = self.regressions
         return [*shown, *self.notes, *bad, *[f"{len(bad) or 'no'} regression{'s' * (len(bad) > 1)}"] * self.judged]
@@ -109,18 +105,15 @@ def compare_files(
     fail_on: what is a regression (`parse_fail_on`); with it so is what the second lacks, or what is broken there alone.
     allow:   "libraries": judge although versions differ.
 
-    Raises UserError, naming the field, for checkpoints of other models, other prompts, texts or compute dtypes; for
-    nothing in common; where what shall fail cannot be judged: other libraries, times of two machines, few rounds.
+    Raises UserError for what was not measured alike; for nothing in common; where what shall fail cannot be judged:
+    other libraries, times of two machines, few rounds.
     """
     files = [unique(read_records(p / RECORDS_NAME if (p := Path(one)).is_dir() else p)) for one in (before, after)]
     wanted = None if fail_on is None else parse_fail_on(fail_on)
     _check_alike(files[0], files[1])
     first, second = ({one.device: one.environment for one in reversed(records)} for records in files)
-    pairs = [
-        (device, name, old, new)
-        for device in first.keys() & second.keys()
-        for name, (old, new) in differing(first[device], second[device]).items()
-    ]
+    apart = {device: differing(first[device], second[device]) for device in first.keys() & second.keys()}
+    pairs = [(device, name, *both) for device, found in apart.items() for name, both in found.items()]
     moved = {device: f"{name}: {old} against {new}" for device, name, old, new in pairs[::-1] if name in MACHINE}
     libraries = {name: (old, new) for _, name, old, new in pairs if name not in MACHINE}
     if wanted and "speed" in wanted and moved:
@@ -132,7 +125,7 @@ def compare_files(
     if all(change.after is None for change in changes):
         raise UserError("the two files have no checkpoint and scenario in common: nothing to compare")
     table = {"library": ("first", "second"), **libraries} if libraries else {}
-    notes = [f"{name:<16}{old or '-':<16}{new or '-'}" for name, (old, new) in table.items()]
+    notes = aligned([(name, str(old or "-"), str(new or "-")) for name, (old, new) in table.items()])
     notes += [f"Times on {device} are not compared: two machines ({why})." for device, why in moved.items()]
     return FileComparison(changes, (*notes, APART), wanted is not None)
 
@@ -203,7 +196,7 @@ def _check_alike(before: Sequence[Record], after: Sequence[Record]) -> None:
                 raise UserError(f"{what} ({field}: {old} against {new}): measure again")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     about = "Compare what `bench` measured of the same checkpoints at two times; nothing is measured."
     code = "Exit code 1: a regression, a figure that B lacks, or a checkpoint that is broken in B alone."
@@ -218,12 +211,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; 1 for a regression. Raises UserError."""
-    found = compare_files(arguments.before, arguments.after, fail_on=arguments.fail_on, allow=arguments.allow)
-    say(*([json.dumps(to_data(found))] if arguments.json else found.lines()))
+    """Compare; 1 for a regression."""
+    found = compare_files(**{name: given for name, given in vars(arguments).items() if name != "json"})
+    tell(found, found.lines(), as_json=arguments.json)
     return 1 if found.regressions else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says; 1 for a regression."""
-    return guarded("quantable compare", lambda: run(parser().parse_args(argv)))
+main = command(parser, run)

@@ -9,7 +9,7 @@ import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +21,7 @@ from bench.worker.clock import Clock, clock_for, seconds_of_each
 from bench.worker.machine import fingerprint
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
-from quantize.shell import Parser, guarded
+from quantize.shell import Parser, command
 from quantize.variant import VARIANTS
 
 PASSES = 5
@@ -119,10 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"the operations: report {arguments.out}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Profile; return the exit code."""
-    return guarded("quantable profile", lambda: run(parser().parse_args(argv)))
-
+main = command(parser, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,20 +9,16 @@ Importing this imports no torch; what needs it does, when it is first used.
 
 from typing import TYPE_CHECKING
 
-from quantize import versions
-from quantize.errors import UserError
+from quantize import VARIANTS, UserError, versions
 from quantize.lazy import lazily
-from quantize.variant import VARIANTS
 
 if TYPE_CHECKING:
+    from bench import bench
     from bench.compare import compare_files
-    from bench.run.run import bench
     from bench.worker.options import BenchOptions
-    from quantize.building.build import quantize
-    from quantize.building.job import BuildOptions
+    from quantize import BuildOptions, load, quantize
     from quantize.checkpoint import open_checkpoint, verify
-    from quantize.loader import load
-    from reports.api import report
+    from reports import report
     from reports.choose import choose
 
 __all__ = [
@@ -31,8 +27,6 @@ __all__ = [
 ]  # fmt: skip
 __version__ = versions.VERSION
 
-BENCH = {"bench.worker.options": ("BenchOptions",), "bench.run.run": ("bench",), "bench.compare": ("compare_files",)}
-BUILDING = {"quantize.building.build": ("quantize",), "quantize.building.job": ("BuildOptions",)}
-CHECKPOINTS = {"quantize.checkpoint": ("open_checkpoint", "verify"), "quantize.loader": ("load",)}
-REPORTS = {"reports.api": ("report",), "reports.choose": ("choose",)}
-__getattr__ = lazily(__name__, {**BENCH, **BUILDING, **CHECKPOINTS, **REPORTS})
+QUANTIZE = {"quantize": ("BuildOptions", "load", "quantize"), "quantize.checkpoint": ("open_checkpoint", "verify")}
+BENCH = {"bench": ("bench",), "bench.worker.options": ("BenchOptions",), "bench.compare": ("compare_files",)}
+__getattr__ = lazily(__name__, {**QUANTIZE, **BENCH, "reports": ("report",), "reports.choose": ("choose",)})

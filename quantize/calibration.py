@@ -150,13 +150,10 @@ def _from_hub(spec: str) -> list[str]:
 def token_blocks(texts: Sequence[str], tokenizer: Any, *, blocks: int, block_tokens: int) -> torch.Tensor:
     """Texts as packed token ids: int64 of shape [blocks, block_tokens].
 
-    All texts follow one another in one stream, the tokenizer's end-of-sequence token between two of them;
-    nothing is truncated or padded. Each block begins with the `first_tokens`. When the stream is longer than needed,
-    the blocks are spread evenly over it, from its first token to its last; when it is shorter, there are fewer blocks
-    than asked for, and less than one block at its end is left over. Of far more text than needed, only every n-th text
-    is tokenised.
-
-    Raises UserError when the texts are empty or too short for one block.
+    All texts follow one another in one stream, the tokenizer's end-of-sequence token between two of them; nothing is
+    truncated or padded. Each block begins with the `first_tokens`. The blocks are spread evenly over a stream that is
+    longer than needed; of one that is shorter there are fewer. Of far more text than needed, only every n-th text is
+    tokenised. Raises UserError when the texts are empty or too short for one block.
     """
     if blocks < 1 or block_tokens < 1:
         raise UserError(f"{blocks} blocks of {block_tokens} tokens: both must be at least 1")
@@ -172,9 +169,8 @@ def token_blocks(texts: Sequence[str], tokenizer: Any, *, blocks: int, block_tok
         raise UserError("the text is empty: choose another")
     found = min(blocks, len(stream) // length)
     if found == 0:
-        raise UserError(
-            f"the text has {len(stream)} tokens, too few for a block of {block_tokens}: choose a longer one"
-        )
+        lacking = f"the text has {len(stream)} tokens, too few for a block of {block_tokens}"
+        raise UserError(f"{lacking}: choose a longer one")
     spare = len(stream) - length if found == blocks else (found - 1) * length
     starts = [number * spare // max(1, found - 1) for number in range(found)]
     return torch.tensor([first + stream[start : start + length] for start in starts], dtype=torch.int64)
@@ -182,11 +178,9 @@ def token_blocks(texts: Sequence[str], tokenizer: Any, *, blocks: int, block_tok
 
 def first_tokens(tokenizer: Any) -> list[int]:
     """What a tokenizer puts before a text: its beginning-of-sequence token where the model was trained with one."""
-    text = "a"
     with quiet_libraries():
-        whole, bare = (
-            list(tokenizer(text, add_special_tokens=added, truncation=False)["input_ids"]) for added in (True, False)
-        )
+        asked = (tokenizer("a", add_special_tokens=added, truncation=False) for added in (True, False))
+        whole, bare = (list(one["input_ids"]) for one in asked)
     starts = [n for n in range(len(whole)) if whole[n : n + len(bare)] == bare]
     return whole[: starts[0]] if starts and bare else []
 
@@ -203,9 +197,8 @@ def check_blocks(blocks: torch.Tensor, model: Any, shorter: str = "use fewer --b
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
     learned = any(positions <= one.num_embeddings <= positions + 2 for one in tables)  # OPT has two rows more
     if learned and 0 < positions < blocks.shape[1]:
-        raise UserError(
-            f"the model has {positions} positions, too few for blocks of {blocks.shape[1]} tokens: {shorter}"
-        )
+        lacking = f"the model has {positions} positions, too few for blocks of {blocks.shape[1]} tokens"
+        raise UserError(f"{lacking}: {shorter}")
 
 
 def _token_stream(texts: Sequence[str], tokenizer: Any) -> list[int]:

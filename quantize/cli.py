@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from quantize.errors import UserError
 from quantize.process_memory import prefer_huge_pages
 from quantize.progress import Progress, progress_bar
-from quantize.shell import Parser, called, guarded, say
+from quantize.schema import to_data
+from quantize.shell import Parser, called, command, reject, say
 from quantize.variant import GROUP_SIZES, VARIANTS, variants_named
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
+    prefer_huge_pages()
     for call in calls_from(arguments):
         with progress_bar(f"quantize: reading {call.source}", quiet=arguments.quiet) as progress:
             make(call, arguments, progress)
@@ -102,8 +103,7 @@ def facts_of(built: "BuiltCheckpoint") -> dict[str, Any]:
     hashes = {"content_sha256": checkpoint.content_sha256, "source_sha256": manifest.source.weights_sha256}
     sizes = {"weights_bytes": manifest.weights_bytes, "bytes": sum(one.bytes for one in manifest.files.values())}
     facts = {"path": str(checkpoint.path), "variant": manifest.variant, "kept": built.kept, **hashes, **sizes}
-    files = {name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in manifest.files.items()}
-    return {**facts, "seconds": sum(manifest.seconds.values()), "files": files}
+    return {**facts, "seconds": sum(manifest.seconds.values()), "files": to_data(manifest.files)}
 
 
 def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
@@ -114,10 +114,7 @@ def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
     from quantize.suite import QuantizeCall, calls_of, suite_rows
 
     if arguments.suite is not None:
-        for name in NOT_WITH_SUITE:
-            if getattr(arguments, name) is not None:
-                shown = name if name == "source" else f"--{name.replace('_', '-')}"
-                raise UserError(f"{shown} does not go with --suite, which says what to make: leave one of the two out")
+        reject(arguments, NOT_WITH_SUITE, "does not go with --suite, which says what to make: leave one of the two out")
         return calls_of(suite_rows(arguments.suite))
     if arguments.source is None:
         raise UserError("name the model to quantize: quantize SOURCE --out DIR")
@@ -126,7 +123,4 @@ def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
     return [QuantizeCall(None, arguments.source, arguments.revision, arguments.group_size, names)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code, as `guarded` says."""
-    prefer_huge_pages()
-    return guarded(called("quantize"), lambda: run(parser().parse_args(argv)))
+main = command(parser, run)

@@ -16,6 +16,7 @@ from quantize.int4.weight import LEVELS, Int4Weight
 from quantize.loading.device_map import Running
 from quantize.model.names import put
 from quantize.quiet import quiet_libraries
+from quantize.weights import read_json
 
 DUMMY_PREFIX = "dummy:"
 SHAPES = {"mistral-7b": "MistralConfig", "llama-2-7b": "LlamaConfig"}
@@ -41,11 +42,8 @@ def dummy_config(spec: str) -> tuple[str, dict[str, Any]]:
     path = Path(spec)
     if not path.is_file():
         raise UserError(f"dummy:{spec} is no config.json and not one of {', '.join(SHAPES)}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}): give a model's config.json") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+    config = read_json(path)
+    if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path} does not say its model_type: give a model's config.json")
     config.pop("quantization_config", None)
     name = path.parent.resolve().name if path.name == "config.json" else path.stem

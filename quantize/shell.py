@@ -3,15 +3,18 @@
 import argparse
 import errno
 import io
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from quantize.errors import UserError, printable
+from quantize.schema import to_data
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -46,6 +49,24 @@ class _Version(argparse.Action):
 
         say(f"quantable {VERSION}", *(f"{name} {version}" for name, version in maker_versions().items()))
         parser.exit()
+
+
+def command(parser: Callable[[], Parser], run: Callable[[argparse.Namespace], object]) -> Callable[..., int]:
+    """The `main` of a command: parse these words, or those of the shell, and run; the exit code as `guarded` says."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        cli = parser()
+        return guarded(cli.prog, lambda: run(cli.parse_args(argv)))
+
+    return main
+
+
+def reject(given: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raise UserError for the first of these arguments that is given: its name as the user writes it, and why."""
+    for name in names:
+        if (value := getattr(given, name)) is not None and value is not False:
+            shown = {"source": "source", "directory": "DIR"}.get(name, f"--{name.replace('_', '-')}")
+            raise UserError(f"{shown} {why}")
 
 
 class _Terminated(BaseException):
@@ -90,6 +111,11 @@ def say(*lines: str, to: TextIO | None = None, quiet: bool = False) -> None:
     """
     for line in () if quiet else lines:
         print(printable(line), file=to or sys.stdout, flush=True)
+
+
+def tell(found: object, lines: Iterable[str], *, as_json: bool) -> None:
+    """Print what a command found: these lines, or all of it as one JSON object on one line."""
+    say(*([json.dumps(to_data(found))] if as_json else lines))
 
 
 class _Outlet(io.RawIOBase):
@@ -143,12 +169,10 @@ def _terminable() -> Iterator[None]:
     def stop(signum: int, frame: object) -> NoReturn:
         raise _Terminated
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
+    ours = threading.current_thread() is threading.main_thread()  # else signals are somebody else's
+    before = signal.signal(signal.SIGTERM, stop) if ours else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if ours:
+            signal.signal(signal.SIGTERM, before)

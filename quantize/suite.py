@@ -4,12 +4,13 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quantize.errors import UserError
 from quantize.schema import from_data
 from quantize.variant import GROUP_SIZES, VARIANTS, Variant, check_kernel
 
+T = TypeVar("T")
 SUITES = Path(__file__).resolve().parent / "suites"  # where the named ones lie
 
 
@@ -94,12 +95,12 @@ def suite_table(name_or_path: str) -> dict[str, Any]:
 
 def suite_rows(name_or_path: str) -> tuple[SuiteRow, ...]:
     """The rows of a suite, in the table's order. Raises UserError for what is no suite, naming the row."""
-    return rows_in(suite_table(name_or_path), suite_file(name_or_path).name)
+    return entries_in(suite_table(name_or_path), "row", SuiteRow, suite_file(name_or_path).name)
 
 
-def rows_in(table: Mapping[str, Any], where: str) -> tuple[SuiteRow, ...]:
-    """The rows of what a suite's file holds; `where` begins the message of what is wrong with one."""
-    rows = table.get("row")
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{where} has no [[row]]: give each row of the table one")
-    return tuple(from_data(SuiteRow, row, f"{where}, row {number}") for number, row in enumerate(rows, start=1))
+def entries_in(table: Mapping[str, Any], key: str, cls: type[T], where: str) -> tuple[T, ...]:
+    """Every [[key]] of a suite's file as one of these; `where` begins the message of what is wrong."""
+    entries = table.get(key)
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{where} has no [[{key}]]: write one or more")
+    return tuple(from_data(cls, entry, f"{where}, {key} {number}") for number, entry in enumerate(entries, start=1))

@@ -1,6 +1,7 @@
-"""Sizes and shares as a user writes them. Imports no torch."""
+"""Sizes and shares as a user writes them, and as they are shown. Imports no torch."""
 
 import re
+from collections.abc import Sequence
 
 from quantize.errors import UserError
 
@@ -24,3 +25,9 @@ def parse_share(text: str) -> float:
     if not found or not (found[2] or float(found[1]) < 1):
         raise UserError(f"{text!r} is no share: write 5% or 0.05")
     return float(found[1]) / (100 if found[2] else 1)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines, each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -15,7 +15,7 @@ from typing import Any
 from quantize.checkpoint import CARD_NAME, PLOT_NAME, Checkpoint, Manifest, open_checkpoint
 from quantize.errors import UserError
 from quantize.files import sha256_of, write_whole
-from quantize.shell import Parser, guarded, say
+from quantize.shell import Parser, command, say
 from quantize.variant import Variant
 from reports.api import Reading
 from reports.markdown import markdown
@@ -88,8 +88,6 @@ def card(
     records:    of `bench`, None for those beside the folder.
     base_model: on the hub, None for what the card says, or for the source where that is of the hub.
     namespace:  the user or organization on the hub to whose repositories the column Download leads.
-
-    Raises UserError for random weights, for a README.md that cannot be read, and what `open_checkpoint` raises.
     """
     checkpoint = open_checkpoint(folder)
     source, sha256 = checkpoint.manifest.source, checkpoint.content_sha256
@@ -250,8 +248,8 @@ def public_text(text: str) -> str:
     return text if text == "builtin" or text.startswith("hub:") else "a text of the maker's own"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `quantable card`."""
+def parser() -> Parser:
+    """The command line."""
     p = Parser(prog="quantable card", description="Make the model card of a checkpoint.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder")
     p.add_argument("--write", action="store_true", help=f"into the folder's {CARD_NAME}, not on the screen")
@@ -261,12 +259,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is 1 for a checkpoint that its records show broken, else as `guarded` says."""
-    return guarded("quantable card", lambda: _run(parser().parse_args(argv)))
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Make the card; 1 for a checkpoint that its records show broken."""
     how = {name: getattr(options, name) for name in ("records", "base_model", "namespace")}
     made = card(options.checkpoint, **how)
     if options.write:
@@ -276,3 +270,6 @@ def _run(options: argparse.Namespace) -> int:
         say(*made.text.splitlines())
     say(*made.advice, *([f"it is broken: {made.broken}"] if made.broken else []), to=sys.stderr)
     return int(made.broken is not None)
+
+
+main = command(parser, run)

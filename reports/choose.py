@@ -1,9 +1,7 @@
 """The best variant that fits into a memory, by what was measured, else by an estimate; only that needs torch."""
 
 import argparse
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +12,7 @@ from bench.records.store import RECORDS_NAME
 from quantize.checkpoint import MANIFEST_NAME, find_checkpoints
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
-from quantize.schema import to_data
-from quantize.shell import Parser, guarded, say
+from quantize.shell import Parser, command, tell
 from quantize.units import parse_bytes, parse_share
 from reports.api import Reading
 from reports.results import Result
@@ -81,10 +78,8 @@ def choose(
 ) -> Choice:  # fmt: skip
     """The variants of one base model that fit into so much memory with one prompt of `context` tokens, the best first.
 
-    source: a folder that was measured, or its records; else an estimate is made, of a folder of checkpoints or of a
-            model as `quantize` takes it. device: of the measurement, CUDA where both were. model: the base model.
-
-    Raises UserError for none of these, and for several base models of which none is chosen.
+    source: a folder that was measured, or its records; else an estimate is made, of checkpoints or a model.
+    device: of the measurement, CUDA where both were. model: the base model, where there are several.
     """
     path = Path(source)
     measured = path.is_file() or (path / RECORDS_NAME).is_file()
@@ -110,15 +105,8 @@ def choose(
         loss = math.inf if one.loss is None else one.loss
         return not loss <= limit, (one.time or math.inf) if loss <= limit else loss, -one.w_bit
 
-    others = tuple(one for one in judged if one.problem)
-    return Choice(
-        memory_bytes,
-        context,
-        f"the rule: of those that fit, {best}; {basis}",
-        phase,
-        tuple(sorted(fit, key=place)),
-        others,
-    )
+    rule, others = f"the rule: of those that fit, {best}; {basis}", tuple(one for one in judged if one.problem)
+    return Choice(memory_bytes, context, rule, phase, tuple(sorted(fit, key=place)), others)
 
 
 def _problem(one: Candidate, memory_bytes: int, max_loss: float | None) -> str | None:
@@ -151,10 +139,8 @@ def _measured(path: Path, context: int, device: str | None) -> tuple[list[Candid
 def need_at(result: Result, context: int) -> tuple[float | None, str]:
     """The bytes that a run with one prompt of so many tokens needs at its peak, None where that is unknown; and how.
 
-    At a context that was measured it is the measured peak. Keys and values, and the activations of a prompt, grow with
-    the tokens, and the rest stays: it is linear between two contexts and beyond the last, there never flatter than the
-    keys and values alone. Beyond a single one the activations grow in proportion, which is the most they can. Below
-    the first it is the first's.
+    Measured; between two contexts, and beyond the last, linear, there never flatter than the keys and values alone.
+    Beyond a single one the activations grow in proportion, the most they can. Below the first it is the first's.
     """
     runs = [one for one in result.timings.values() if one.scenario.batch == 1 and one.run_peak_bytes]
     runs.sort(key=lambda one: (one.scenario.positions, one.run_peak_bytes))
@@ -205,16 +191,16 @@ def _estimated(source: str, context: int) -> tuple[list[Candidate], Phase, str]:
     return found, "decode", basis
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
     rule = "of those that fit, the fastest in decoding that loses at most --max-loss, or 1% more than the least"
-    about, code = f"The best variant for a memory: {rule}.", "Exit code 1: nothing to take."
-    cli = Parser(prog="quantable choose", description=about, epilog=code)
+    about = f"The best variant for a memory: {rule}."
+    cli = Parser(prog="quantable choose", description=about, epilog="Exit code 1: nothing to take.")
     add = cli.add_argument
     add("source", metavar="DIR", help="what `bench` measured; or checkpoints, or a model, to estimate")
-    add("--memory", required=True, help="that there is, such as 6GB or 6GiB")
+    add("--memory", dest="memory_bytes", type=parse_bytes, required=True, metavar="SIZE", help="such as 6GB or 6GiB")
     add("--context", type=int, required=True, metavar="N", help="tokens of the prompt and the answer together")
-    add("--max-loss", metavar="SHARE", help="of perplexity, such as 5%%")
+    add("--max-loss", type=parse_share, metavar="SHARE", help="of perplexity, such as 5%%")
     add("--device", choices=("cpu", "cuda"), help="of the measurement (default: cuda where there is one)")
     add("--model", metavar="NAME", help="the base model, where there are several")
     add("--json", action="store_true", help="all of it as JSON")
@@ -222,14 +208,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; 1 where nothing fits. Raises UserError."""
-    loss = None if arguments.max_loss is None else parse_share(arguments.max_loss)
-    given = {"device": arguments.device, "model": arguments.model}
-    found = choose(arguments.source, parse_bytes(arguments.memory), arguments.context, max_loss=loss, **given)
-    say(*([json.dumps(to_data(found))] if arguments.json else found.lines()))
+    """Choose; 1 where nothing fits."""
+    found = choose(**{name: given for name, given in vars(arguments).items() if name != "json"})
+    tell(found, found.lines(), as_json=arguments.json)
     return 0 if found.fit else 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says; 1 where nothing fits."""
-    return guarded("quantable choose", lambda: run(parser().parse_args(argv)))
+main = command(parser, run)

@@ -2,23 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from quantize.errors import UserError
-from quantize.shell import Parser, called, guarded, say
+from quantize.shell import Parser, called, command, say
 
 FORMATS = ("text", "md", "csv", "json", "html")
 """Those of reports.api, which is imported when something is to be read."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says; 1 for a run that failed or a broken checkpoint."""
-    return guarded(called("report"), lambda: run(parser().parse_args(arguments)))
-
-
 def run(options: argparse.Namespace) -> int:
-    """Do what the command line says. Raises UserError for bad input."""
+    """Do what the command line says; 1 for a run that failed or a broken checkpoint. Raises UserError for bad input."""
     from reports.api import Reading, draw_plots, write_all
 
     if options.all:
@@ -67,3 +61,6 @@ def parser() -> Parser:
     add("--memory", metavar="SIZE", help="what there is, as 6GB or 6GiB: a line in the plots")
     add("--context", type=int, metavar="N", help="tokens that the plots reckon the KV cache for")
     return cli
+
+
+main = command(parser, run)

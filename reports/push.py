@@ -2,14 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, Manifest, open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.schema import to_data
-from quantize.shell import Parser, guarded, say
+from quantize.shell import Parser, command, say
 from reports.card import BEGIN, HUB_ID, card, public_text
 
 
@@ -57,8 +56,8 @@ def _without_paths(manifest: Manifest) -> Manifest:
     return replace(manifest, source=shown, calibration=text and replace(text, text=public_text(text.text)))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of `quantable push`."""
+def parser() -> Parser:
+    """The command line."""
     p = Parser(prog="quantable push", description="Offer a checkpoint to the hub as a pull request.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, with the card in it")
     p.add_argument("repository", metavar="ORG/NAME", help="on the hub; made where there is none")
@@ -66,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says."""
-    given = parser().parse_args(argv)
-    return guarded("quantable push", lambda: say(push(given.checkpoint, given.repository, private=given.private)))
+def run(options: argparse.Namespace) -> None:
+    """Push, and say where the pull request is."""
+    say(push(options.checkpoint, options.repository, private=options.private))
+
+
+main = command(parser, run)

@@ -1,9 +1,10 @@
 """What the files hold, field by field, from the types that check them and their docstrings. Imports no torch."""
 
+import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -12,7 +13,7 @@ from bench.records.record import PHASES, Divergence, Latency, Memory, Quality, R
 from bench.records.scenario import Scenario
 from bench.records.store import TYPES
 from quantize.checkpoint import Manifest
-from quantize.shell import Parser, guarded
+from quantize.shell import Parser, command
 from reports.export import column_names
 from reports.results import Measurement, Result, Timing
 
@@ -117,6 +118,9 @@ def parser() -> Parser:
     return cli
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is as `guarded` says."""
-    return guarded("quantable schema", lambda: print(json.dumps(schema(parser().parse_args(argv).what), indent=1)))
+def run(options: argparse.Namespace) -> None:
+    """Print it."""
+    print(json.dumps(schema(options.what), indent=1))
+
+
+main = command(parser, run)

@@ -6,13 +6,12 @@ batch in decode (1 to 32) and the prompt in prefill (64 to 2048).
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records.crossover import CROSSOVER_NAME, crossings
 from bench.worker.options import DTYPES
 from quantize.progress import progress_bar
-from quantize.shell import Parser, guarded
+from quantize.shell import Parser, command
 
 
 def parser() -> Parser:
@@ -41,10 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{path}: `report {path} --plots` makes tables and plots of it")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the measurement; return its exit code."""
-    return guarded("quantable crossover", lambda: run(parser().parse_args(argv)))
-
+main = command(parser, run)
 
 if __name__ == "__main__":
     sys.exit(main())

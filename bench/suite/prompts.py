@@ -16,11 +16,20 @@ from quantize.schema import from_data
 LETTERS = "ABCDE"
 SHOTS = 3
 
+MMLU = (4, "{text}\n{options}")
+MMLU_HEAD = "The following are multiple choice questions (with answers) about {}.\n\n"
+FORMS = {
+    "medqa_4options": ("medqa", 4, "Question: {text}\n{options}"),
+    "medqa_5options": ("medqa", 5, "Question: {text}\n{options}"),
+    "pubmedqa": ("pubmedqa", 0, "Abstract: {context}\nQuestion: {text}"),
+    "medmcqa": ("medmcqa", 4, "Question: {text}\nChoices:\n{options}"),
+}
+"""Task -> its questions in questions.toml, how many options it shows, and how it puts one."""
+
 WORDS = re.compile(r"\w+|[^\w\s]|\n")
 TOKENS_PER_WORD = 1.23
-"""Mistral-7B's tokenizer (32,000 pieces) makes so many tokens of a word, a mark or the end of a line in these prompts.
-
-It is 1.14 to 1.42 over the ten of them, so that no estimate is further than 14% from that tokenizer's count.
+"""Mistral-7B's tokenizer (32,000 pieces) makes so many tokens of a word, a mark or the end of a line in these prompts:
+1.14 to 1.42 over the ten of them, so that no estimate is further than 14% from that tokenizer's count.
 """
 
 TokensOf = Callable[[str], Sized]
@@ -46,31 +55,17 @@ def questions() -> dict[str, tuple[Question, ...]]:
 
 
 def published_prompts() -> dict[str, str]:
-    """The prompt of each of the ten tasks of the BioMistral-7B model card, in its order, each in its own form.
-
-    MMLU's begins with a line that names the subject; MedQA's question is a patient's story, PubMedQA's is about an
-    abstract and is to be answered with yes, no or maybe.
-    """
-    asked, prompts = questions(), {}
-    for name in asked:
-        if name not in ("medqa", "medmcqa", "pubmedqa"):
-            head = f"The following are multiple choice questions (with answers) about {name.replace('_', ' ')}.\n\n"
-            prompts[f"mmlu_{name}"] = head + _few_shot(asked[name], lambda one: f"{one.text}\n{_options(one, 4)}")
-    forms: dict[str, tuple[str, Callable[[Question], str]]] = {
-        "medqa_4options": ("medqa", lambda one: f"Question: {one.text}\n{_options(one, 4)}"),
-        "medqa_5options": ("medqa", lambda one: f"Question: {one.text}\n{_options(one, 5)}"),
-        "pubmedqa": ("pubmedqa", lambda one: f"Abstract: {one.context}\nQuestion: {one.text}"),
-        "medmcqa": ("medmcqa", lambda one: f"Question: {one.text}\nChoices:\n{_options(one, 4)}"),
+    """The prompt of each of the ten tasks of the BioMistral-7B model card, in its order, each in its own form."""
+    asked = questions()
+    subjects = [name for name in asked if name not in {subject for subject, *_ in FORMS.values()}]
+    mmlu = {
+        f"mmlu_{name}": MMLU_HEAD.format(name.replace("_", " ")) + _few_shot(asked[name], *MMLU) for name in subjects
     }
-    return prompts | {task: _few_shot(asked[name], form) for task, (name, form) in forms.items()}
+    return mmlu | {task: _few_shot(asked[name], count, form) for task, (name, count, form) in FORMS.items()}
 
 
 def published_lengths(tokens_of: TokensOf | None = None) -> tuple[int, ...]:
-    """Tokens of each of the ten prompts, ascending.
-
-    tokens_of: a tokenizer, for its own counts. Without one, as with dummy weights, each word, mark and end of a line
-    counts as TOKENS_PER_WORD.
-    """
+    """Tokens of each of the ten prompts, ascending; estimated without a tokenizer, as with dummy weights."""
     count = estimated_tokens if tokens_of is None else lambda text: len(tokens_of(text))
     return tuple(sorted(count(prompt) for prompt in published_prompts().values()))
 
@@ -80,11 +75,11 @@ def estimated_tokens(text: str) -> int:
     return round(len(WORDS.findall(text)) * TOKENS_PER_WORD)
 
 
-def _few_shot(questions: Sequence[Question], form: Callable[[Question], str]) -> str:
+def _few_shot(questions: Sequence[Question], count: int, form: str) -> str:
     """The first questions as worked examples, the next one left open."""
-    solved = [f"{form(one)}\nAnswer: {one.answer}" for one in questions[:SHOTS]]
-    return "\n\n".join([*solved, f"{form(questions[SHOTS])}\nAnswer:"])
-
-
-def _options(question: Question, count: int) -> str:
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, question.options[:count], strict=False))
+    shown: list[str] = []
+    for one in questions[: SHOTS + 1]:
+        lines = (f"{letter}. {option}" for letter, option in zip(LETTERS[:count], one.options, strict=False))
+        put = form.format(text=one.text, context=one.context, options="\n".join(lines))
+        shown.append(f"{put}\nAnswer:" + f" {one.answer}" * (len(shown) < SHOTS))
+    return "\n\n".join(shown)

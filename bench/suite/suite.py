@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +15,10 @@ from bench.records.stopping import PassRule, RoundsRule
 from bench.run.plan import half_dtype, subject_of, target_of
 from bench.suite.prompts import TokensOf, published_lengths
 from bench.worker.request import Target
-from quantize.checkpoint import MANIFEST_NAME, Checkpoint, find_checkpoints
+from quantize.checkpoint import MANIFEST_NAME, find_checkpoints
 from quantize.errors import UserError
 from quantize.schema import from_data
-from quantize.suite import SuiteRow, rows_in, suite_file, suite_table
+from quantize.suite import SuiteRow, entries_in, suite_file, suite_table
 from quantize.variant import REFERENCE
 
 THREE_SHOT = "3-shot"
@@ -45,12 +44,12 @@ class SuiteScenario:
         self.scenario()  # which rejects what no scenario may be
 
     def scenario(self, tokens_of: TokensOf | None = None) -> Scenario:
-        """The scenario to run. tokens_of: as bench.suite.prompts.published_lengths takes it."""
-        more: dict[str, Any] = {"batch": self.batch, "mode": self.mode}
+        """The scenario to run. tokens_of: as `published_lengths` takes it."""
+        more: dict[str, Any] = {"new_tokens": self.new_tokens, "batch": self.batch, "mode": self.mode}
         if self.prompt_tokens is not None:
-            return Scenario(self.name, self.prompt_tokens, self.new_tokens, **more)
+            return Scenario(self.name, self.prompt_tokens, **more)
         lengths = self.lengths if isinstance(self.lengths, tuple) else published_lengths(tokens_of)
-        return Scenario.over(self.name, lengths, self.new_tokens, **more)
+        return Scenario.over(self.name, lengths, **more)
 
 
 @dataclass(frozen=True)
@@ -94,37 +93,26 @@ class Suite(SuiteTables):
         reference = self.reference.base_model
         if not any(row.variant == REFERENCE.name and row.base_model == reference for row in self.rows):
             raise UserError(f"no row is the reference, {reference} as {REFERENCE.name}: add it")
-        if not self.scenarios:
-            raise UserError("no [[scenario]]: say what to measure")
-        _reject_twins("scenario", [scenario.name for scenario in self.scenarios])
-        _reject_twins("row", [name_on(row.checkpoint_name, row.kernel) for row in self.rows])
+        names = [f"scenario {scenario.name!r}" for scenario in self.scenarios]
+        names += [f"row {name_on(row.checkpoint_name, row.kernel)!r}" for row in self.rows]
+        if len(set(names)) < len(names):
+            raise UserError(f"the {max(names, key=names.count)} stands there more than once: leave one")
 
     def scenarios_named(self, names: Sequence[str], tokens_of: TokensOf | None = None) -> tuple[Scenario, ...]:
         """The scenarios of these names in the suite's order, all of them for no name. Raises UserError for others."""
         known = [scenario.name for scenario in self.scenarios]
-        unknown = [name for name in names if name not in known]
-        if unknown:
+        if unknown := [name for name in names if name not in known]:
             raise UserError(f"suite {self.name} has no scenario {unknown[0]!r}; there are: {', '.join(known)}")
         return tuple(one.scenario(tokens_of) for one in self.scenarios if not names or one.name in names)
-
-
-def _reject_twins(what: str, names: Iterable[str]) -> None:
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"the {what} {name!r} stands there {count} times: leave one")
 
 
 def suite_named(name_or_path: str) -> Suite:
     """The suite of this name (a file in quantize/suites), or in this .toml file. Raises UserError for what is none."""
     where, data = suite_file(name_or_path).name, suite_table(name_or_path)
-    rows, entries = rows_in(data, where), data.get("scenario", [])
-    if not isinstance(entries, list):
-        raise UserError(f"{where}: a scenario is one of a list: write [[scenario]]")
-    scenarios = tuple(from_data(SuiteScenario, one, f"{where}, scenario {n}") for n, one in enumerate(entries, start=1))
-    once = {key: value for key, value in data.items() if key not in ("row", "scenario")}
-    tables = from_data(SuiteTables, once, where)
+    rows, scenarios = entries_in(data, "row", SuiteRow, where), entries_in(data, "scenario", SuiteScenario, where)
+    once = from_data(SuiteTables, {key: x for key, x in data.items() if key not in ("row", "scenario")}, where)
     try:
-        return Suite(**vars(tables), name=name_or_path, rows=rows, scenarios=scenarios)
+        return Suite(**vars(once), name=name_or_path, rows=rows, scenarios=scenarios)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -135,9 +123,13 @@ def dummy_targets(suite: Suite, shape: str | None = None) -> list[Target]:
 
     spec = shape or suite.shape
     name, config = dummy_config(spec)
-    if spec not in SHAPES:
-        spec = str(Path(spec).resolve())
     layers, hidden_size = config.get("num_hidden_layers"), config.get("hidden_size")
+    common: dict[str, Any] = {
+        **{"file_weights_bytes": None, "family": suite.reference.base_model},
+        **{"dummy": shape_name(name.removeprefix("dummy-"), layers, hidden_size)},
+        **{"dummy_layers": layers, "dummy_hidden_size": hidden_size},
+    }
+    place = spec if spec in SHAPES else str(Path(spec).resolve())
     targets = []
     for row in suite.rows:
         contents = json.dumps([config, row.variant, row.group_size], sort_keys=True)
@@ -147,14 +139,10 @@ def dummy_targets(suite: Suite, shape: str | None = None) -> list[Target]:
             base_model=row.base_model,
             q_group_size=row.group_size,
             content_sha256=hashlib.sha256(contents.encode()).hexdigest(),
-            file_weights_bytes=None,
-            family=suite.reference.base_model,
             kernel=row.kernel,
-            dummy=shape_name(name.removeprefix("dummy-"), layers, hidden_size),
-            dummy_layers=layers,
-            dummy_hidden_size=hidden_size,
+            **common,
         )
-        targets.append(Target(subject, dummy=spec, half_dtype=half_dtype(config)))
+        targets.append(Target(subject, dummy=place, half_dtype=half_dtype(config)))
     return targets
 
 
@@ -166,10 +154,8 @@ def shape_name(name: str, layers: int | None, hidden_size: int | None) -> str:
 
 def checkpoint_targets(suite: Suite, folder: Path) -> list[Target]:
     """The suite's rows as the checkpoints in this folder. Raises UserError, saying how to make those that lack."""
-    there: dict[tuple[str, str, int | None], Checkpoint] = {}
-    if any(folder.glob(f"*/{MANIFEST_NAME}")):
-        for one in find_checkpoints(folder):
-            there[one.manifest.base_model, one.manifest.variant, one.manifest.q_group_size] = one
+    made = find_checkpoints(folder) if any(folder.glob(f"*/{MANIFEST_NAME}")) else []
+    there = {(one.manifest.base_model, one.manifest.variant, one.manifest.q_group_size): one for one in made}
     found = [(row, there.get((row.base_model, row.variant, row.group_size))) for row in suite.rows]
     missing = list(dict.fromkeys(row.checkpoint_name for row, checkpoint in found if checkpoint is None))
     if missing:

@@ -32,16 +32,15 @@ def run_suite(
     crossover_s: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[Outcome, str | None]:
-    """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl.
+    """Measure the suite's rows into out/records.jsonl, then the crossover into out/crossover.jsonl, where none is kept.
 
-    out:         the folder for everything that is written, with the checkpoints in it where the weights are not random.
-    options:     how to measure. What is measured already is kept, a crossover on the same device too, unless fresh.
+    out:         holds the checkpoints, too, where the weights are not random.
     dummy:       random weights, in this shape or the suite's.
     scenarios:   names of the suite's, none for all; they take the place of those in `options`.
     crossover_s: how long the crossover may take, None for what the suite says, 0 for none.
 
-    Returns what `bench` does, and why there is no crossover, None where there is one or none was wanted. Raises
-    UserError as `bench` does, and for checkpoints that are not there.
+    Returns what `bench` does, and why a crossover that was wanted is not there, else None. Raises UserError as `bench`
+    does, and for checkpoints that are not there.
     """
     if shape is not None and not dummy:
         raise UserError("--shape is of random weights: add --dummy, or leave it out")

@@ -77,7 +77,7 @@ GOOD = {"base_model": "A", "source": "org/a", "variant": "fp16"}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"s\.toml has no \[\[row\]\]: give each row of the table one"),
+        ("", r"s\.toml has no \[\[row\]\]: write one or more"),
         ("row = 3", r"s\.toml has no \[\[row\]\]"),
         ("row = [3]", r"s\.toml, row 1: expected `object`, got `int`"),
         ("[[row]", r"s\.toml is no suite \(.*\): fix it, or name another"),

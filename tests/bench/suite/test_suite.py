@@ -108,13 +108,13 @@ def test_lengths_of_ones_own(tmp_path: Path) -> None:
     [
         (ROWS + SCENARIO, r"own\.toml: object missing required field `shape`"),
         ('shape = "x"\n' + ROWS + SCENARIO, r"own\.toml: object missing required field `reference`"),
-        (HEAD.replace('"mistral-7b"', "7") + ROWS, r"own\.toml: shape: expected `str`, got `int`"),
+        (HEAD.replace('"mistral-7b"', "7") + ROWS + SCENARIO, r"own\.toml: shape: expected `str`, got `int`"),
         (HEAD + SCENARIO, r"own\.toml has no \[\[row\]\]"),
-        (HEAD + ROWS, r"own\.toml: no \[\[scenario\]\]: say what to measure"),
-        (HEAD + ROWS + "[scenario]\n", r"own\.toml: a scenario is one of a list: write \[\[scenario\]\]"),
+        (HEAD + ROWS, r"own\.toml has no \[\[scenario\]\]: write one or more"),
+        (HEAD + ROWS + "[scenario]\n", r"own\.toml has no \[\[scenario\]\]"),
         (HEAD.replace("Tiny", "Other") + ROWS + SCENARIO, r"own\.toml: no row is the reference, Other as fp16: add it"),
-        (HEAD + ROWS + SCENARIO * 2, r"own\.toml: the scenario 'own' stands there 2 times: leave one"),
-        (HEAD + ROWS * 2 + SCENARIO, r"own\.toml: the row 'Tiny-FP16' stands there 2 times: leave one"),
+        (HEAD + ROWS + SCENARIO * 2, r"own\.toml: the scenario 'own' stands there more than once: leave one"),
+        (HEAD + ROWS * 2 + SCENARIO, r"own\.toml: the row 'Tiny-FP16' stands there more than once: leave one"),
         (HEAD + ROWS + SCENARIO + "[speed]\n", r"own\.toml: unknown field speed; there are: shape, reference"),
         (HEAD + ROWS + SCENARIO + "[rounds]\nleast = 0\n", r"own\.toml: rounds\.least must be at least 1"),
         (
