@@ -29,7 +29,9 @@ def parser() -> Parser:
     seconds: dict[str, Any] = {"type": float, "metavar": "S"}
     least, noise, max_time_s = RoundsRule.least, RoundsRule.noise, RoundsRule.max_time_s
     named = f"what to measure ({', '.join(SCENARIOS)}; default: all); repeatable"
-    add("directory", metavar="DIR", type=Path, nargs="?", help="where `quantize --out` put the checkpoints")
+    place = "where `quantize --out` put the checkpoints, or one of another maker: its folder, or its hub id"
+    add("directory", metavar="DIR", type=Path, nargs="?", help=place)
+    add("--reference", metavar="MODEL", help="base model of another maker's checkpoint (default: as its card says)")
     add("--scenario", metavar="NAME", action="append", help=named)
     add("--prompt", metavar="N", **whole, help="a scenario of your own: prompt tokens")
     add("--new", metavar="M", **whole, help="a scenario of your own: new tokens (default 1)")
@@ -47,6 +49,7 @@ def parser() -> Parser:
     timeout = f"seconds for one process (default {BenchOptions.timeout_s:g})"
     add("--timeout", dest="timeout_s", **seconds, default=BenchOptions.timeout_s, help=timeout)
     add("--threads", metavar="N", **whole, help="CPU threads of each run (default: torch's choice)")
+    add("--no-speed", dest="speed", action="store_false", help="no latency, no peak: only what it loses")
     add("--no-quality", dest="quality", action="store_false", help="no perplexity, no divergence")
     text = "judge on this text (.txt, .json, .jsonl or hub:NAME) in place of the built-in one"
     add("--quality-data", metavar="FILE", help=text)
@@ -117,7 +120,7 @@ def facts_of(outcome: "Outcome") -> dict[str, Any]:
 
 
 SUITE_ONLY = ("out", "dummy", "shape", "crossover_time")
-NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records")
+NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records", "reference")
 """Options that mean something with --suite alone; what the suite says itself, or --out."""
 
 
@@ -150,12 +153,12 @@ def measure_folder(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]
     directory = arguments.directory
     if directory is None:
         raise UserError("name the folder of the checkpoints: bench DIR")
-    options = options_from(arguments, tuple(scenarios_from(arguments)), RoundsRule(), PassRule())
+    options = options_from(arguments, tuple(scenarios_from(arguments)) * arguments.speed, RoundsRule(), PassRule())
     from bench.records.store import RECORDS_NAME
     from bench.run.run import bench
 
     with progress_bar(quiet=arguments.quiet) as progress:
-        outcome = bench(directory, options, records=arguments.records, progress=progress)
+        outcome = bench(directory, options, records=arguments.records, reference=arguments.reference, progress=progress)
     return outcome, [f"the table: report {directory if outcome.path == directory / RECORDS_NAME else outcome.path}"]
 
 

@@ -7,7 +7,7 @@ A finished checkpoint is a folder that other software reads (config.json, safete
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, remove_working_folder, replace_file, sha256_of
 from quantize.schema import Count, Share, from_json, to_data
-from quantize.variant import VARIANTS, Variant
+from quantize.variant import KNOWN, Variant
 
 MANIFEST_NAME = "quantable.json"
 MANIFEST_SCHEMA = 1
@@ -69,7 +69,7 @@ class Manifest:
 
     name:           the checkpoint's folder.
     base_model:     as the table names it.
-    variant:        a name of VARIANTS.
+    variant:        a name of KNOWN.
     q_group_size:   of groups of codes, None where there are none.
     source:         where the weights came from.
     calibration:    the text that was looked at, None for none.
@@ -105,7 +105,7 @@ class Manifest:
     schema_version: int = MANIFEST_SCHEMA
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
+        if self.variant not in KNOWN:
             raise ValueError(f"unknown variant {self.variant!r}")
         if self.schema_version != MANIFEST_SCHEMA:
             raise ValueError(f"manifest schema {self.schema_version!r}, expected {MANIFEST_SCHEMA}")
@@ -124,7 +124,7 @@ class Checkpoint:
 
     @property
     def variant(self) -> Variant:
-        return VARIANTS[self.manifest.variant]
+        return KNOWN[self.manifest.variant]
 
     @property
     def content_sha256(self) -> str:
@@ -192,7 +192,12 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
     if not found:
         command = f"quantize SOURCE --out {directory}"
         raise UserError(f"{directory} holds no quantable checkpoint: make some with `{command}`")
-    order = list(VARIANTS)
+    return in_order(found)
+
+
+def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """By base model and then in the table's order."""
+    order = list(KNOWN)
     return sorted(found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name))
 
 

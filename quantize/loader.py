@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from quantize.checkpoint import open_checkpoint
 from quantize.dummy import dummy_config, dummy_weights, write_dummy_folder
 from quantize.errors import UserError
+from quantize.foreign import checkpoint_in
 from quantize.loading.device_map import Placement, Running, placement_for, torch_device, weights_bytes
 from quantize.loading.int4_layers import place_buffers
 from quantize.methods import METHODS
@@ -50,7 +50,7 @@ Loaded = LoadedModel
 def load(
     path: Path | str, *, device: str = "cpu", compute_dtype: torch.dtype | None = None, kernel: str | None = None
 ) -> LoadedModel:
-    """Load a checkpoint that `quantize` made, on "cpu" or "cuda".
+    """Load a checkpoint on "cpu" or "cuda", whoever made it; of half-precision folders the model itself.
 
     compute_dtype: of the activations, and of the weights where they are not quantized and on CUDA or in the
                    reference; default float32 on a CPU and float16 on CUDA.
@@ -60,7 +60,7 @@ def load(
     Raises UserError for a folder that is no checkpoint, for CUDA where there is none, and for a kernel that cannot run
     here; KernelFault for one that gives wrong results; MemoryError for weights too big for all devices together.
     """
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = checkpoint_in(Path(path))
     target, dtype = _setting(device, compute_dtype)
     variant, manifest = checkpoint.variant, checkpoint.manifest
     with quiet_libraries():

@@ -19,7 +19,7 @@ from quantize.dummy import DUMMY_PREFIX, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, sha256_of
 from quantize.quiet import quiet_libraries
-from quantize.weights import Weights, check_regular, open_weights, read_json, regular_files
+from quantize.weights import Weights, check_regular, open_weights, quantization_config, read_json, regular_files
 
 EMBEDDED_ID = "smollm2-135m"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
@@ -49,9 +49,6 @@ HUB_PROBLEMS = {
     "could not be downloaded whole: try again, what has come is kept",
 )
 """By the names of the error's classes, most derived first; by name because they moved between versions."""
-
-QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Of GPTQ, of AWQ and of ModelOpt, beside a config that does not say so."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +96,11 @@ def open_source(source: str, *, revision: str | None = None, name: str | None = 
     if source == EMBEDDED_ID:
         folder, kind, known_as = _embedded_folder(), "embedded", EMBEDDED_NAME
     elif source and Path(source).is_dir():
-        folder, kind, known_as = Path(source), "folder", _folder_name(Path(source).resolve())
+        folder, kind, known_as = Path(source), "folder", folder_name(Path(source).resolve())
     elif source and Path(source).exists():
         raise UserError(f"{source} is a file: give the folder of a model")
     elif HUB_ID.fullmatch(source):
-        folder, revision = _download(source, revision, bars=bars)
+        folder, revision = download(source, revision, bars=bars)
         kind, known_as = "hub", source.split("/")[1]
     else:
         raise UserError(f"{source!r} is no folder here, no hub id (org/name) and not {EMBEDDED_ID}, the embedded model")
@@ -120,14 +117,14 @@ def config_source(source: str) -> tuple[Path, str]:
     """A folder with the config.json of what `open_source` takes, and the name; of the hub nothing more comes."""
     if Path(source).is_dir():
         _check_config(Path(source))
-        return Path(source), _folder_name(Path(source).resolve())
+        return Path(source), folder_name(Path(source).resolve())
     if HUB_ID.fullmatch(source) and not source.startswith(DUMMY_PREFIX):
-        return _download(source, None, ("config.json",))[0], source.split("/")[1]
+        return download(source, None, ("config.json",))[0], source.split("/")[1]
     opened = open_source(source)
     return opened.folder, opened.base_model
 
 
-def _folder_name(folder: Path) -> str:
+def folder_name(folder: Path) -> str:
     """The folder's own name; of a snapshot in the hub's cache its repository's, not its commit."""
     repository = folder.parent.parent.name
     is_snapshot = folder.parent.name == "snapshots" and repository.startswith("models--")
@@ -151,20 +148,13 @@ def _check_config(folder: Path) -> None:
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path} does not say its model_type: give the folder of a model, as transformers saves it")
-    if method := _quantized_by(folder, config):
-        raise UserError(f"{folder} is quantized already ({method}): give the half-precision model it was made from")
+    if stated := quantization_config(folder):
+        raise UserError(
+            f"{folder} is quantized already ({stated['quant_method']}): give the half-precision model it was made from"
+        )
     for key, value in _strings(config):
         if key.endswith("implementation") and re.search("[/:@]", value):
             raise UserError(f"{path}: {key} asks for code from the hub ({value}), which is never run: remove it")
-
-
-def _quantized_by(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The method of a folder that is quantized already, by its config or a file of its own."""
-    for key in ("quantization_config", "compression_config"):
-        if given := config.get(key):
-            method = given.get("quant_method") if isinstance(given, dict) else None
-            return method if isinstance(method, str) else key
-    return next((name for name in QUANTIZED_FILES if (folder / name).exists()), None)
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -179,8 +169,8 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 # The hub
 
 
-def _download(
-    repo: str, revision: str | None, files: Sequence[str] = HUB_FILES, *, bars: bool = False
+def download(
+    repo: str, revision: str | None = None, files: Sequence[str] = HUB_FILES, *, bars: bool = False
 ) -> tuple[Path, str | None]:
     """Download a hub model, or find it in the hub's cache; its folder and the commit it is of."""
     with quiet_libraries():

@@ -33,6 +33,7 @@ class Variant:
     w_bit:    bits a weight, None for the half-precision reference.
     version:  AWQ's packing layout ("GEMM" or "GEMV"), None for what is not stored so.
     published: whether the published table has a row for it, so that `all` means it too.
+    made:     whether `quantize` makes it; others are read alone.
     """
 
     name: str
@@ -40,10 +41,11 @@ class Variant:
     w_bit: int | None = None
     version: str | None = None
     published: bool = True
+    made: bool = True
 
     @property
     def is_awq(self) -> bool:
-        """Whether the weights are stored in AWQ's format: groups of 4-bit codes with scales and zero points."""
+        """Whether the weights are stored as in AWQ's format: groups of 4-bit codes with scales and zero points."""
         return self.version is not None
 
     def folder_suffix(self, group_size: int | None = None) -> str:
@@ -57,12 +59,18 @@ _ROWS = (
     REFERENCE,
     Variant("awq-gemm", "AWQ", w_bit=4, version="GEMM"),
     Variant("awq-gemv", "AWQ", w_bit=4, version="GEMV"),
+    Variant("awq-ct", "AWQ", w_bit=4, version="CT", published=False),
     Variant("rtn", "RTN", w_bit=4, version="GEMM", published=False),
     Variant("bnb-4bit", "BnB.4", w_bit=4),
     Variant("bnb-8bit", "BnB.8", w_bit=8),
+    Variant("gptq", "GPTQ", w_bit=4, version="GPTQ", published=False, made=False),
+    Variant("ct", "CT", w_bit=4, version="CT", published=False, made=False),
+    Variant("foreign", "other", published=False, made=False),
 )
-VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ROWS}
-"""Every variant by name, in the order of the published table."""
+KNOWN: dict[str, Variant] = {variant.name: variant for variant in _ROWS}
+"""Every variant by name, in the order of the published table, those of other makers last."""
+VARIANTS = {name: variant for name, variant in KNOWN.items() if variant.made}
+"""Those that `quantize` makes."""
 
 
 def variants_named(names: Iterable[str]) -> list[Variant]:

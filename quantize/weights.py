@@ -59,6 +59,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+QUANTIZED_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""What states a quantization beside a config that does not, and the method whose file it is."""
+
+
+def quantization_config(folder: Path) -> dict[str, Any] | None:
+    """What a folder states of its quantization, None for a model that is not quantized. It names its quant_method."""
+    config = read_json(folder / "config.json")
+    for part in (config, config.get("text_config") or {}):
+        for key in ("quantization_config", "compression_config"):
+            if given := part.get(key) if isinstance(part, dict) else None:
+                stated = given if isinstance(given, dict) else {}
+                return {**stated, "quant_method": str(stated.get("quant_method") or key)}
+    for name, method in QUANTIZED_FILES.items():
+        if (folder / name).is_file():
+            return {"quant_method": method, **read_json(folder / name)}
+    return None
+
+
 class TensorReader(Protocol):
     """Tensors by name, each read or drawn when it is asked for."""
 
@@ -91,6 +109,11 @@ class Weights:
 
     def names(self) -> list[str]:
         return list(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors, their files' headers left out."""
+        return sum(entry.size for entry in self._entries.values())
 
     def get(self, name: str) -> torch.Tensor:
         """Read one tensor, on the CPU, in the dtype of the file. Raises KeyError for an unknown name."""

@@ -17,7 +17,7 @@ from bench.records.record import PHASES, Memory, Phase, Quality, Record, Status,
 from bench.records.scenario import Scenario
 from quantize.errors import UserError
 from quantize.process_memory import collector_paused
-from quantize.variant import REFERENCE, VARIANTS
+from quantize.variant import KNOWN, REFERENCE
 from reports.compatibility import HEADLINE, check_alike, check_compute_dtypes, check_subjects
 
 REFERENCE_METHOD = "FP16/BF16"
@@ -286,7 +286,7 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     def place(one: Subject) -> tuple[int, bool, float, str]:
         """By baseline, the reference first, then as VARIANTS has them; a suite's as its first round ran them."""
         if one.family is None:
-            row: float = list(VARIANTS).index(one.variant) if one.variant in VARIANTS else len(VARIANTS)
+            row: float = list(KNOWN).index(one.variant) if one.variant in KNOWN else len(KNOWN)
         else:
             first_round = [run.position for run in of_subject[one] if run.round == 0 and run.position is not None]
             row = min(first_round, default=float("inf"))

@@ -2,18 +2,25 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bench.records.environment import differences
+from bench.records.environment import DECIDING, Environment, differences
 from bench.records.record import Record
 from bench.records.scenario import Scenario
 from bench.records.store import holds_records, read_records
+from bench.run.foreign import check_same_model
 from bench.run.probe import Machine
 from bench.worker.request import QualityRequest, Target
 from quantize.errors import UserError
+from quantize.foreign import is_model
 from quantize.quiet import quiet_libraries
 from quantize.variant import REFERENCE
+
+KEPT_BYTES = 5 * 10**9
+"""Of log-probabilities of references that are kept: those of SmolLM2 take 600 MB, of Llama 3.1 1.6 GB."""
 
 BEGIN_AGAIN = "use --fresh to begin again, or --records for another file"
 
@@ -42,12 +49,16 @@ def expand_tasks(names: tuple[str, ...], folder: str | None) -> tuple[str, ...]:
     return expanded
 
 
-def check_models(targets: Iterable[Target], scenarios: Sequence[Scenario], quality: QualityRequest | None) -> None:
+def check_models(targets: Sequence[Target], scenarios: Sequence[Scenario], quality: QualityRequest | None) -> None:
     """Raises UserError for a reference whose positions or tokenizer do not suit what is to be measured.
 
     quality: None where nothing is judged. It reads the text and builds the models on the meta device: seconds.
     """
+    references = {one.subject.baseline: one for one in targets if one.subject.may_be_reference and one.checkpoint}
     for target in targets:
+        reference = references.get(target.subject.baseline)
+        if reference and target.checkpoint and is_model(Path(target.checkpoint)) and target is not reference:
+            check_same_model(target, reference.subject, reference.checkpoint or "")
         if not target.subject.may_be_reference or target.checkpoint is None:
             continue
         with quiet_libraries():
@@ -128,19 +139,42 @@ def set_aside(path: Path) -> None:
         path.rename(next(aside for aside in numbered if not aside.exists()))
 
 
-def reference_logprobs_folder(path: Path) -> Path:
-    """Where a bench that writes these records keeps what its references expect."""
-    return path.with_suffix(".expectations")
-
-
 def reference_logprobs_paths(
-    path: Path, targets: Iterable[Target], dtypes: dict[str, str], label: str
+    targets: Iterable[Target], dtypes: dict[str, str], label: str, environment: Environment
 ) -> dict[str, str]:
-    """Each reference's file of log-probabilities, by base model: another file for other contents or text."""
+    """Each reference's file of log-probabilities, by base model: another file for whatever decides what is in it."""
     found: dict[str, str] = {}
+    facts = {name: getattr(environment, name) for name in DECIDING} | environment.libraries
     for subject in (target.subject for target in targets):
         if subject.may_be_reference:
-            key = f"{subject.content_sha256} {dtypes[subject.baseline]} {label}"
+            key = json.dumps([subject.content_sha256, dtypes[subject.baseline], label, facts], sort_keys=True)
             name = f"{subject.base_model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
-            found.setdefault(subject.base_model, str((reference_logprobs_folder(path) / name).resolve()))
+            found.setdefault(subject.base_model, str((reference_logprobs_folder() / name).resolve()))
     return found
+
+
+def reference_logprobs_folder() -> Path:
+    """Where what references expect is kept between benches, the record of its quality beside each."""
+    from quantize.source import cache_folder
+
+    return cache_folder() / "expectations"
+
+
+def kept_qualities(paths: Mapping[str, str]) -> list[Record]:
+    """The references' records of quality that were left beside their log-probabilities."""
+    beside = [Path(path).with_suffix(".jsonl") for path in paths.values() if Path(path).is_file()]
+    return [record for path in beside if path.is_file() for record in read_records(path)]
+
+
+def forget_old_logprobs(used: Iterable[str]) -> None:
+    """Delete the files that were not used for longest, until the others take no more than KEPT_BYTES."""
+    for path in map(Path, used):
+        if path.is_file():
+            os.utime(path)
+    found = sorted(reference_logprobs_folder().glob("*.npy"), key=lambda path: -path.stat().st_mtime)
+    total = 0
+    for path in found:
+        total += path.stat().st_size
+        if total > KEPT_BYTES:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".jsonl").unlink(missing_ok=True)

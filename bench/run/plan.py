@@ -12,7 +12,9 @@ from quantize.checkpoint import Checkpoint
 from quantize.variant import AUTO_KERNEL, Variant
 
 
-def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str | None = None) -> Target:
+def target_of(
+    checkpoint: Checkpoint, *, kernel: str | None = None, family: str | None = None, name: str | None = None
+) -> Target:
     """A checkpoint on disk, by its folder's name: two folders of one `bench` never share one.
 
     kernel: what AWQ layers shall run on, as quantize.load takes it; others have no choice.
@@ -22,7 +24,7 @@ def target_of(checkpoint: Checkpoint, *, kernel: str | None = None, family: str 
     made |= {"content_sha256": checkpoint.content_sha256, "source_sha256": manifest.source.weights_sha256}
     made |= {"file_weights_bytes": manifest.weights_bytes, "rounding": manifest.options.get("rounding")}
     kernel = kernel if variant.is_awq else None
-    subject = subject_of(variant, name=checkpoint.path.name, kernel=kernel, family=family, **made)
+    subject = subject_of(variant, name=name or checkpoint.path.name, kernel=kernel, family=family, **made)
     try:
         config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,6 +1,5 @@
 """`bench`: measure every checkpoint of a folder against its reference, and keep a record of each run."""
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,15 +12,17 @@ from bench.records.comparison import widest_interval
 from bench.records.record import Record
 from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import RoundsStopReason
-from bench.records.store import RECORDS_NAME, append
+from bench.records.store import RECORDS_NAME, append, write
 from bench.run import checks
 from bench.run.executor import Executor, WorkerExecutor
+from bench.run.foreign import folder_of, foreign_folders, foreign_targets
 from bench.run.plan import RunKey, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.run.probe import Machine, probe
 from bench.worker.options import BenchChoices, BenchOptions
 from bench.worker.request import PlannedRun, QualityRequest, Settings, Target
-from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
+from quantize.checkpoint import checkpoint_folders, find_checkpoints, open_checkpoint, verify
 from quantize.files import only_writer
+from quantize.foreign import is_model
 from quantize.progress import Progress, Step
 from quantize.schema import with_choices
 
@@ -82,12 +83,15 @@ def bench(
     options: BenchOptions | None = None,
     *,
     records: Path | str | None = None,
+    reference: str | None = None,
     progress: Progress | None = None,
     **choices: Unpack[BenchChoices],
 ) -> Outcome:
-    """Measure every finished checkpoint in `directory` and append the records of each run to the records file.
+    """Measure every checkpoint in `directory`, whoever made it, and append the records of each run to the records file.
 
+    directory:  a folder of checkpoints, or one checkpoint of another maker: its folder or hub id.
     records:    the file, None for records.jsonl in the folder. What it has an ok record of is not run again.
+    reference:  the base model of other makers' checkpoints, None for what their cards say or the folder has.
     progress:   told each step, and a line for each record.
     choices:    fields of BenchOptions by name, over those of `options`; of its `rounds`, too.
 
@@ -95,17 +99,23 @@ def bench(
     another machine. A run that fails is a record and no exception; KeyboardInterrupt loses no finished run.
     """
     least = {"least": choices.pop("rounds")} if isinstance(choices.get("rounds"), int) else {}
-    options, folder = with_choices(options or BenchOptions(), "rounds", {**choices, **least}), Path(directory)
-    path = Path(records) if records is not None else folder / RECORDS_NAME
-    return measure(targets_in(folder, options.kernel), path, options, progress)
+    options, place = with_choices(options or BenchOptions(), "rounds", {**choices, **least}), Path(directory)
+    folder = folder_of(place)
+    alone = is_model(folder)  # whose records do not belong into it
+    path = Path(records) if records is not None else (Path("runs") / place.name if alone else folder) / RECORDS_NAME
+    return measure(targets_in(folder, options.kernel, reference), path, options, progress)
 
 
-def targets_in(folder: Path, kernel: str | None = None) -> list[Target]:
-    """Every finished checkpoint in a folder. Raises UserError for none, and where one has no reference."""
-    checkpoints = find_checkpoints(folder)
-    targets = [target_of(checkpoint, kernel=kernel) for checkpoint in checkpoints]
-    checks.check_references(targets, [checkpoint.manifest.source.id for checkpoint in checkpoints], folder)
-    return targets
+def targets_in(folder: Path, kernel: str | None = None, reference: str | None = None) -> list[Target]:
+    """Every finished checkpoint in a folder, other makers' as well, and the base models that those need.
+
+    Raises UserError for none, and where one has no reference.
+    """
+    others = foreign_folders(folder) if folder.is_dir() else []
+    checkpoints = [] if others and not checkpoint_folders(folder) else find_checkpoints(folder)
+    ours = [target_of(checkpoint, kernel=kernel) for checkpoint in checkpoints]
+    checks.check_references(ours, [checkpoint.manifest.source.id for checkpoint in checkpoints], folder)
+    return [*ours, *(foreign_targets(folder, ours, reference, kernel) if others else [])]
 
 
 def measure(
@@ -122,7 +132,7 @@ def measure(
         began = instruments.now()
         tasks = checks.expand_tasks(options.tasks, options.task_folder)
         old = checks.records_to_continue(path, fresh=options.fresh)
-        scenarios = options.scenarios or tuple(SCENARIOS.values())
+        scenarios = tuple(SCENARIOS.values()) if options.scenarios is None else options.scenarios
         quality = checks.quality_request(options.quality_data)
         judged = quality if options.quality else None
         progress.row(f"bench: {len(targets)} checkpoints, into {path}")
@@ -134,10 +144,15 @@ def measure(
         machine = instruments.probe_machine(options.device, options.threads)
         checks.check_continues(path, old, machine, targets, judged)
         dtypes = checks.compute_dtypes(targets, machine, options.dtype, old)
-        expected = checks.reference_logprobs_paths(path, targets, dtypes, quality.label) if judged else {}
+        facts = (targets, dtypes, quality.label, machine.environment)
+        expected = checks.reference_logprobs_paths(*facts) if judged else {}
         settings = Settings(machine.device, dtypes, machine.environment, options, quality, expected)
         if options.fresh:
             checks.set_aside(path)
+        for record in checks.kept_qualities(expected):
+            if key_of(record) not in map(key_of, old):
+                append(path, record)
+                old.append(record)
         series = _Series(path, list(old), settings, instruments.executor_for(settings, path), progress)
         done, round_s = 0, 0.0
         while True:
@@ -150,7 +165,7 @@ def measure(
             series.carry_out(plan(targets, scenarios, numbers, quality=options.quality, tasks=tasks))
             done = max(numbers) + 1
             round_s = (instruments.now() - round_began) / len(numbers)
-        shutil.rmtree(checks.reference_logprobs_folder(path), ignore_errors=True)
+        checks.forget_old_logprobs(expected.values())
         return Outcome(path, series.latest(), series.measured, done, stopped)
 
 
@@ -177,7 +192,8 @@ class _Series:
         for folder in dict.fromkeys(filter(None, (run.target.checkpoint for run in left))):
             if folder not in self.verified:
                 self.progress.begin(f"checking the files of {Path(folder).name}")
-                verify(open_checkpoint(Path(folder)))
+                if not is_model(Path(folder)):  # whose files were hashed for its name in the records
+                    verify(open_checkpoint(Path(folder)))
                 self.verified.add(folder)
         self.progress.plan(step for run in left for step in _steps(run))
         rounds = max((run.round or 0) + 1 for run in runs)
@@ -189,6 +205,9 @@ class _Series:
             for record in self.executor(run):
                 append(self.path, record)
                 self.records.append(record)
+                if run.is_reference and record.quality is not None and record.status == "ok":
+                    kept_at = Path(self.settings.reference_logprobs[run.subject.base_model])
+                    write(kept_at.with_suffix(".jsonl"), [record])
                 self.measured += 1
                 self.progress.advance(seconds=record.wall_s)
                 self.progress.row(f"{name}  {_line(record)}")

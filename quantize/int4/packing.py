@@ -1,4 +1,4 @@
-"""AWQ's two file layouts: eight 4-bit codes in each int32, bit for bit as autoawq packs them.
+"""The file layouts that are written: eight 4-bit codes in each int32, AWQ's two bit for bit as autoawq packs them.
 
 GEMM packs along the output features in the order 0 2 4 6 1 3 5 7 (what its CUDA kernel's half2 conversion wants);
 GEMV packs along the input features in plain order and pads scales and zeros to whole words.
@@ -40,11 +40,6 @@ def pack_gemm(weight: Int4Weight) -> dict[str, Tensor]:
     return {"qweight": codes, "qzeros": zeros, "scales": weight.scales.t().contiguous()}
 
 
-def unpack_gemm(tensors: dict[str, Tensor], in_features: int, group_size: int) -> Int4Weight:
-    codes, zeros = (unpack_words(tensors[name], GEMM_ORDER).t().contiguous() for name in ("qweight", "qzeros"))
-    return Int4Weight(codes, tensors["scales"].t().contiguous(), zeros)
-
-
 def gemv_zeros_width(in_features: int, group_size: int) -> int:
     """Words of zero points a row in the GEMV layout: whole words, and padded as its CUDA kernel reads them.
 
@@ -67,15 +62,20 @@ def pack_gemv(weight: Int4Weight) -> dict[str, Tensor]:
     return {"qweight": codes, "qzeros": zeros, "scales": scales}
 
 
-def unpack_gemv(tensors: dict[str, Tensor], in_features: int, group_size: int) -> Int4Weight:
-    """Undo pack_gemv; the sizes tell the padding from the groups."""
-    groups = in_features // group_size
-    codes, zeros = (unpack_words(tensors[name], PLAIN_ORDER) for name in ("qweight", "qzeros"))
-    return Int4Weight(codes, tensors["scales"][:, :groups].contiguous(), zeros[:, :groups].contiguous())
+def pack_ct(weight: Int4Weight) -> dict[str, Tensor]:
+    """compressed-tensors' pack-quantized: weight_packed int32 [out, in / 8] in plain order, weight_scale [out, groups].
+
+    weight_zero_point int32 [out / 8, groups] is packed along the output features, weight_shape int64 [2].
+    """
+    rows = weight.codes.shape[0]
+    zeros = functional.pad(weight.zeros.t(), (0, -rows % CODES_PER_WORD))
+    return {
+        "weight_packed": pack_words(weight.codes, PLAIN_ORDER),
+        "weight_scale": weight.scales.contiguous(),
+        "weight_zero_point": pack_words(zeros.contiguous(), PLAIN_ORDER).t().contiguous(),
+        "weight_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
+    }
 
 
-PACKERS: dict[str, Callable[[Int4Weight], dict[str, Tensor]]] = {"GEMM": pack_gemm, "GEMV": pack_gemv}
-"""Layout name -> how to pack one layer's weight into the tensors its state dict holds."""
-
-UNPACKERS: dict[str, Callable[[dict[str, Tensor], int, int], Int4Weight]] = {"GEMM": unpack_gemm, "GEMV": unpack_gemv}
-"""Layout name -> how to undo it, given the layer's input features and the group size."""
+PACKERS: dict[str, Callable[[Int4Weight], dict[str, Tensor]]] = {"GEMM": pack_gemm, "GEMV": pack_gemv, "CT": pack_ct}
+"""Layout name -> how to pack one layer's weight into the tensors its state dict holds; quantize.int4.layouts reads."""

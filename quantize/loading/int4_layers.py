@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from quantize.errors import UserError
+from quantize.int4.layouts import StoredLayer
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import Kernel
-from quantize.kernels.base import Int4Linear, check_layer
+from quantize.kernels.base import check_layer
 from quantize.kernels.choice import LayerShape, choose_kernel
 from quantize.loading.device_map import Placement, Running
 from quantize.model.names import put
@@ -38,7 +39,7 @@ use for.
 
 
 def place_int4_layers(
-    skeleton: Skeleton, names: Sequence[str], read: Callable[[str], Int4Weight], how: Running
+    skeleton: Skeleton, names: Sequence[str], read: Callable[[str], StoredLayer], how: Running
 ) -> Kernel:
     """Put 4-bit layers in the place of these linear layers, those with one input merged, and fill in the rest.
 
@@ -50,10 +51,14 @@ def place_int4_layers(
 
     def read_stacked(several: Sequence[str]) -> tuple[Int4Weight, Tensor | None]:
         biases = (skeleton.read(f"{name}.bias") if f"{name}.bias" in skeleton else None for name in several)
-        return stacked([(read(name), bias) for name, bias in zip(several, biases, strict=True)])
+        layers = [read(name) for name in several]
+        orders.update({several[0]: layers[0].order})
+        return stacked([(layer.weight, bias) for layer, bias in zip(layers, biases, strict=True)])
 
-    linears = {name: model.get_submodule(name) for name in names}
-    merge = device.type in MERGED_ON and how.kernel != NATIVE_KERNEL  # a layout's name stands for layers one by one
+    linears, orders = {name: model.get_submodule(name) for name in names}, dict[str, Tensor | None]()
+    ordered = any(read(name).order is not None for name in names[:1])
+    # A layout's name stands for layers one by one, and each may have an order of its own.
+    merge = device.type in MERGED_ON and how.kernel != NATIVE_KERNEL and not ordered
     together = layers_by_input(model, names, place) if merge else [(name,) for name in names]
     by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
     for several in together:
@@ -66,7 +71,9 @@ def place_int4_layers(
         check_layer(chosen, chosen.prepare(shape.weight, None, device, dtype), shape.weight, device, dtype)
     del shapes
     for several in together:
-        made = chosen.prepare(*read_stacked(several), place.of(several[0]), dtype)
+        made: nn.Module = chosen.prepare(*read_stacked(several), place.of(several[0]), dtype)
+        if (order := orders[several[0]]) is not None:
+            made = Reordered(made, order.to(place.of(several[0])))
         replace_merged(model, {name: linears[name].out_features for name in several}, made)
     fill_rest(skeleton, names, how)
     return chosen
@@ -138,10 +145,24 @@ def keep_half_embeddings(model: Any, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
+class Reordered(nn.Module):
+    """A layer whose inputs stand in another order: forward takes [..., in] as the model has it."""
+
+    order: Tensor
+
+    def __init__(self, inner: nn.Module, order: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("order", order)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x.index_select(-1, self.order))
+
+
 class MergedLinear(nn.Module):
     """Several layers' output features in one; `Part` hands out each layer's share of them."""
 
-    def __init__(self, inner: Int4Linear, parts: int) -> None:
+    def __init__(self, inner: Any, parts: int) -> None:
         super().__init__()
         self.inner = inner
         self._parts = parts
@@ -206,7 +227,7 @@ def stacked(parts: Sequence[tuple[Int4Weight, Tensor | None]]) -> tuple[Int4Weig
     return whole, torch.cat([given.new_zeros(len(w.codes)) if bias is None else bias for w, bias in parts])
 
 
-def replace_merged(model: nn.Module, sizes: Mapping[str, int], made: Int4Linear) -> None:
+def replace_merged(model: nn.Module, sizes: Mapping[str, int], made: nn.Module) -> None:
     """Put a prepared layer in the place of those that it stands for; sizes: each one's name and output features."""
     if len(sizes) == 1:
         model.set_submodule(next(iter(sizes)), made)

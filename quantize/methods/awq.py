@@ -1,6 +1,6 @@
 """4-bit codes in groups, in AWQ's format: searched scales (AWQ), or plain rounding (RTN)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from quantize.dummy import DummyWeights, dummy_weights, random_int4
 from quantize.errors import UserError
-from quantize.int4.packing import PACKERS, UNPACKERS
+from quantize.int4.layouts import LAYOUTS, StoredLayer
+from quantize.int4.packing import PACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import Kernel
 from quantize.loading.device_map import Running
@@ -22,10 +23,7 @@ from quantize.model.scales import ScaledActivation
 from quantize.model.skeleton import Skeleton
 from quantize.rounding.options import AwqOptions
 from quantize.variant import Variant
-from quantize.weights import open_weights
-
-PACKED = ("qweight", "qzeros", "scales")
-"""What a checkpoint holds of a 4-bit layer."""
+from quantize.weights import open_weights, quantization_config
 
 PREFILL_TOKENS = 1024
 """A long prompt, for naming the kernel that runs it."""
@@ -34,7 +32,7 @@ PREFILL_TOKENS = 1024
 def _recipe(variant: Variant, choices: Choices) -> Recipe:
     searched = AwqOptions(choices.group_size or 0, rounding=choices.rounding)
     plain = AwqOptions(choices.group_size or 0, search=False, clip=False, refit=False)
-    quantization = {
+    awq = {
         "quant_method": "awq",
         "bits": variant.w_bit,
         "group_size": choices.group_size,
@@ -45,11 +43,20 @@ def _recipe(variant: Variant, choices: Choices) -> Recipe:
     return Recipe(
         variant,
         torch.float16,
-        quantization,
+        packed_config(choices) if variant.version == "CT" else awq,
         choices.group_size,
         choices.calibration,
         plain if variant.method == RTN.name else searched,
     )
+
+
+def packed_config(choices: Choices) -> dict[str, Any]:
+    """What config.json says of compressed-tensors' packed codes."""
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "dynamic": False}
+    group = {"targets": ["Linear"], "weights": {**weights, "group_size": choices.group_size}}
+    kept = {"ignore": list(dict.fromkeys((*choices.kept, "lm_head"))), "config_groups": {"group_0": group}}
+    stored = {"format": "pack-quantized", "quantization_status": "compressed"}
+    return {"quant_method": "compressed-tensors", **stored, **kept}
 
 
 def _quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> Tensors:
@@ -62,26 +69,38 @@ def _pack(weights: Mapping[str, Int4Weight], recipe: Recipe) -> Tensors:
 
 
 def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
-    config = config_of(folder)
-    del config.quantization_config
+    config, stated = config_of(folder), quantization_config(folder) or {}
+    vars(config).pop("quantization_config", None)
     model = empty_model(folder, config=config, dtype=how.dtype)
-    weights = open_weights(folder)
-    packed = {name.removesuffix(".qweight") for name in weights.names() if name.endswith(".qweight")}
-    group_size = how.group_size
-    if group_size is None or not packed:
-        raise UserError(f"{folder} holds no AWQ layers: make it again with `quantize --force`")
-    beside = {f"{name}.{part}" for name in packed for part in PACKED}
+    weights, layout = open_weights(folder), LAYOUTS[str(how.variant.version)]
+    marker = f".{layout.parts[0]}"
+    packed = {name.removesuffix(marker) for name in weights.names() if name.endswith(marker)}
+    if not packed:
+        raise UserError(f"{folder} holds no 4-bit layers of the layout {how.variant.version}: get it again")
+    beside = {f"{name}.{part}" for name in packed for part in layout.parts}
     held = [name for name in weights.names() if name not in beside]
     skeleton = Skeleton.of(model, weights, [*held, *(f"{name}.weight" for name in packed)])
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     files = {name: skeleton.stored[f"{name}.weight"].removesuffix(".weight") for name in linears}
     quantized = [name for name, file_name in files.items() if file_name in packed]
     if lost := sorted(packed - {files[name] for name in quantized}):
-        raise UserError(f"{lost[0]} is no linear layer of this architecture: make the checkpoint again")
+        raise UserError(f"{lost[0]} is no linear layer of this architecture: get the checkpoint again")
 
-    def read(name: str) -> Int4Weight:
-        tensors = {part: weights.get(f"{files[name]}.{part}") for part in PACKED}
-        return UNPACKERS[str(how.variant.version)](tensors, linears[name].in_features, group_size)
+    refuse_strangers(folder, skeleton, held, packed)
+    known = set(weights.names())
+
+    def read(name: str) -> StoredLayer:
+        there = {part: at for part in layout.parts if (at := f"{files[name]}.{part}") in beside & known}
+        tensors = {part: weights.get(at) for part, at in there.items()}
+        linear = linears[name]
+        try:
+            found = layout.unpack(tensors, linear.in_features, stated)
+        except (KeyError, ValueError, RuntimeError, UserError) as error:
+            raise UserError(f"{files[name]} is not stored as {how.variant.version} layers are: {error}") from None
+        if (given := tuple(found.weight.codes.shape)) != (linear.out_features, linear.in_features):
+            asked = [linear.out_features, linear.in_features]
+            raise UserError(f"{files[name]} is of shape {list(given)} where config.json asks for {asked}")
+        return found
 
     for name in held:  # AWQ scales that no weight could absorb stand beside the activation function
         path, _, leaf = name.rpartition(".")
@@ -93,14 +112,27 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
     return model, _kernels(chosen, how.dtype)
 
 
+def refuse_strangers(folder: Path, skeleton: Skeleton, held: Sequence[str], packed: Collection[str]) -> None:
+    """Raise UserError for a tensor that the model has no place for.
+
+    AutoGPTQ writes biases of zeros for layers that have none, older models their rotary frequencies; scales beside an
+    activation function are AWQ's.
+    """
+    for name in held:
+        path, _, leaf = name.rpartition(".")
+        known = skeleton.files.homes[name] in skeleton.files.known or leaf in ("scales", "inv_freq")
+        if not known and not (leaf == "bias" and path in packed and not skeleton.weights.get(name).any()):
+            raise UserError(f"{folder}: the model of config.json has no place for {name}: get the checkpoint again")
+
+
 def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     take_apart(model)
     skeleton = Skeleton.of(model, dummy_weights(model, how.place.main))
     architecture = runnable(skeleton, how.place.main).with_group_size(how.group_size)
     sizes = {name: (rows, columns) for name, rows, columns in architecture.shapes()}
 
-    def read(name: str) -> Int4Weight:
-        return random_int4(name, *sizes[name], architecture.group_size or 0, how.place.main)
+    def read(name: str) -> StoredLayer:
+        return StoredLayer(random_int4(name, *sizes[name], architecture.group_size or 0, how.place.main))
 
     return _kernels(place_int4_layers(skeleton, list(sizes), read, how), how.dtype)
 
@@ -111,3 +143,5 @@ def _kernels(chosen: Kernel, dtype: torch.dtype) -> Kernels:
 
 AWQ = Method("AWQ", _recipe, _load, _draw, needs_calibration=lambda rounding: True, pack=_pack, in_groups=True)
 RTN = Method("RTN", _recipe, _load, _draw, quantize_layer=_quantize_layer, in_groups=True)
+GPTQ, CT = (Method(name, _recipe, _load, _draw, in_groups=True) for name in ("GPTQ", "CT"))
+"""Of other makers, read alone."""

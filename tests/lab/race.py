@@ -25,7 +25,7 @@ from bench.worker.machine import fingerprint
 from bench.worker.quality import divergences, quality
 from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, token_blocks, unseen_paragraphs
 from quantize.errors import UserError
-from quantize.int4.packing import unpack_gemm
+from quantize.int4.layouts import LAYOUTS
 from quantize.model.pretrained import model_of, tokenizer_of
 from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
@@ -116,7 +116,7 @@ def put_layers(model: Any, tensors: dict[str, Tensor], group_size: int) -> None:
     parameters = dict(model.named_parameters())
     for name in [key.removesuffix(".qweight") for key in tensors if key.endswith(".qweight")]:
         packed = {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}
-        weight = unpack_gemm(packed, packed["qweight"].shape[0], group_size)
+        weight = LAYOUTS["GEMM"].unpack(packed, packed["qweight"].shape[0], {"group_size": group_size}).weight
         parameters[f"{name}.weight"].copy_(weight.dequantize())
     for name in parameters.keys() & tensors.keys():
         parameters[name].copy_(tensors[name])

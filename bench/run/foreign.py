@@ -1,0 +1,92 @@
+"""Targets that `quantize` did not make: other makers' checkpoints, and the base model that each is judged against."""
+
+from pathlib import Path
+
+from bench.records.record import Subject
+from bench.run.plan import target_of
+from bench.worker.request import Target
+from quantize.checkpoint import Checkpoint, SourceFacts, find_checkpoints
+from quantize.errors import UserError
+from quantize.foreign import base_in_card, foreign_checkpoint, is_model
+from quantize.quiet import quiet_libraries
+from quantize.source import HUB_ID, download, open_source
+from quantize.variant import REFERENCE
+
+
+def folder_of(place: Path) -> Path:
+    """Where `bench PLACE` finds checkpoints: the folder, or what a hub id stands for once it is downloaded."""
+    if place.exists() or not HUB_ID.fullmatch(str(place)):
+        return place
+    return download(str(place))[0]
+
+
+def foreign_folders(directory: Path) -> list[Path]:
+    """The folder itself where a model lies in it, else its subfolders with one that `quantize` did not make."""
+    if is_model(directory):
+        return [directory]
+    return [one for one in sorted(directory.iterdir()) if one.is_dir() and one.name[0] != "." and is_model(one)]
+
+
+def foreign_targets(directory: Path, ours: list[Target], reference: str | None, kernel: str | None) -> list[Target]:
+    """Other makers' checkpoints in a folder, and the references that they need beside `ours`.
+
+    reference: as the user names the base model: a folder, a checkpoint of ours in half precision, or a hub id. Else the
+    one that a checkpoint's card names, or the one reference there is. Raises UserError where there is none, or it is
+    another model.
+    """
+    known = {target.checkpoint: target for target in ours if target.subject.may_be_reference}
+    found: list[Target] = []
+    for folder in foreign_folders(directory):
+        named = reference or base_in_card(folder)
+        if named is None and len(known) != 1:
+            raise UserError(f"{folder} does not say which model it was made from: name that with --reference")
+        base = _reference(named, kernel) if named else next(iter(known.values()))
+        same = (one for one in known.values() if one.subject.source_sha256 == base.subject.source_sha256)
+        base = next(same, base)
+        known.setdefault(base.checkpoint, base)
+        if base.checkpoint == str(folder.resolve()):
+            continue
+        source = SourceFacts("folder", base.subject.base_model, None, base.subject.source_sha256)
+        checkpoint = foreign_checkpoint(folder, base_model=base.subject.base_model, source=source, hashed=True)
+        found.append(target_of(checkpoint, kernel=kernel, name=checkpoint.manifest.name))
+    own = {target.checkpoint for target in ours}
+    return [*(one for place, one in known.items() if place not in own), *found]
+
+
+def _reference(named: str, kernel: str | None) -> Target:
+    """The base model as a target in half precision."""
+    path = Path(named)
+    if path.is_dir() and not is_model(path):
+        checkpoints = [one for one in _ours(path) if one.variant == REFERENCE]
+        if len(checkpoints) != 1:
+            raise UserError(f"{named} holds {len(checkpoints)} half-precision models: name the folder of one")
+        return target_of(checkpoints[0], kernel=kernel)
+    source = open_source(named)
+    checkpoint = foreign_checkpoint(source.folder, base_model=source.base_model, source=source.facts, hashed=True)
+    return target_of(checkpoint, name=f"{source.base_model}-{REFERENCE.method}")
+
+
+def _ours(path: Path) -> list[Checkpoint]:
+    from quantize.checkpoint import MANIFEST_NAME, open_checkpoint
+
+    return [open_checkpoint(path)] if (path / MANIFEST_NAME).is_file() else find_checkpoints(path)
+
+
+def check_same_model(target: Target, reference: Subject, folder: str) -> None:
+    """Raise UserError where a checkpoint and its base model differ in shapes or vocabulary."""
+    with quiet_libraries():
+        from quantize.model.pretrained import config_of, empty_model
+
+        ours, base = (config_of(Path(one)) for one in (target.checkpoint or "", folder))
+        shapes = []
+        for config, place in ((ours, target.checkpoint or ""), (base, folder)):
+            vars(config).pop("quantization_config", None)
+            model = empty_model(Path(place), config=config)
+            shapes.append({name: tuple(tensor.shape) for name, tensor in model.named_parameters()})
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        mine, theirs = (list(one[name]) if name in one else "none" for one in shapes)
+        if mine != theirs:
+            raise UserError(
+                f"{target.subject.name} was not made from {reference.base_model}: {name} is {mine} here and {theirs} "
+                "there: name its base model with --reference"
+            )

@@ -1,0 +1,105 @@
+"""Checkpoints that somebody else made, and plain half-precision folders: what they are, by what lies in them."""
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantize.checkpoint import MANIFEST_NAME, Checkpoint, FileFacts, Manifest, SourceFacts, open_checkpoint
+from quantize.errors import UserError
+from quantize.files import sha256_of
+from quantize.int4.layouts import group_size_of
+from quantize.source import BESIDE_WEIGHTS, TOKENIZERS, folder_name
+from quantize.variant import KNOWN, REFERENCE, Variant
+from quantize.weights import check_regular, open_weights, quantization_config, regular_files
+
+AWQ_LAYOUTS = {"gemm": "awq-gemm", "gemv": "awq-gemv"}
+GPTQ_FORMATS = ("gptq", "gptq_v2")
+
+
+def variant_of(config: Mapping[str, Any] | None) -> Variant:
+    """Which row of KNOWN a checkpoint is, by the quantization that its config states; without one the reference."""
+    if config is None:
+        return REFERENCE
+    method, bits = str(config.get("quant_method")).lower(), config.get("bits", config.get("w_bit"))
+    form = str(config.get("version") or config.get("checkpoint_format") or config.get("format") or "").lower()
+    name = "foreign"
+    if method == "auto-round":
+        packing = str(config.get("packing_format", ""))
+        method, form = next(((kind, "") for kind in ("awq", "gptq") if kind in packing), (method, ""))
+    if method == "awq" and bits == 4:
+        name = AWQ_LAYOUTS.get(form or "gemm", name)
+    elif method == "gptq" and bits == 4 and (form or "gptq") in GPTQ_FORMATS:
+        name = "gptq"
+    elif method == "compressed-tensors" and _codes_of_four_bits(config):
+        name = "ct"
+    elif method == "bitsandbytes":
+        name = "bnb-4bit" if config.get("load_in_4bit") else "bnb-8bit"
+    return KNOWN[name]
+
+
+def _codes_of_four_bits(config: Mapping[str, Any]) -> bool:
+    groups = list((config.get("config_groups") or {}).values())
+    stored = {(one.get("weights") or {}).get("num_bits") for one in groups}
+    plain = not any(one.get("input_activations") for one in groups)
+    return config.get("format") == "pack-quantized" and stored == {4} and plain
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a model lies in this folder itself, and no checkpoint that `quantize` made."""
+    return (folder / "config.json").is_file() and not (folder / MANIFEST_NAME).is_file()
+
+
+def checkpoint_in(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, whoever made it; another maker's as it is loaded, its files not yet hashed.
+
+    Raises UserError where there is none.
+    """
+    return foreign_checkpoint(folder) if is_model(folder) else open_checkpoint(folder)
+
+
+def foreign_checkpoint(
+    folder: Path, *, base_model: str | None = None, source: SourceFacts | None = None, hashed: bool = False
+) -> Checkpoint:
+    """A folder of another maker as a checkpoint. Its identity is the hash of its files: of config, weights, tokenizer.
+
+    base_model, source: of the model it was made from, its own where it is half precision. Raises UserError for a folder
+    without weights as safetensors, without tokenizer, or with files that are none.
+    """
+    check_regular(folder / "config.json")
+    stated, weights = quantization_config(folder), open_weights(folder)
+    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
+        raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy that of its base model into it")
+    paths = [*weights.files, *regular_files(folder, BESIDE_WEIGHTS)]
+    facts = {path.name: FileFacts(path.stat().st_size, sha256_of(path) if hashed else "") for path in paths}
+    variant = variant_of(stated)
+    manifest = Manifest(
+        name=folder_name(folder.resolve()),
+        base_model=base_model or folder_name(folder.resolve()),
+        variant=variant.name,
+        q_group_size=group_size_of(stated) if stated and variant.is_awq else None,
+        source=source or SourceFacts("folder", str(folder), None, None),
+        calibration=None,
+        options={},
+        libraries={},
+        seconds={},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        weights_bytes=weights.bytes,
+        files=facts,
+    )
+    return Checkpoint(folder, manifest)
+
+
+def base_in_card(folder: Path) -> str | None:
+    """The one base model that the card of a checkpoint names, as a hub id."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    from huggingface_hub import metadata_load
+
+    try:
+        named = (metadata_load(card) or {}).get("base_model")
+    except Exception:  # whatever the card holds, it names no model
+        return None
+    named = named if isinstance(named, list) else [named]
+    return named[0] if len(named) == 1 and isinstance(named[0], str) else None

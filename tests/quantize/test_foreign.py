@@ -1,0 +1,142 @@
+"""Other makers' checkpoints compute what their weights stand for, by formulas that share no code with the reader."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantize.errors import UserError
+from quantize.foreign import base_in_card, checkpoint_in, variant_of
+from quantize.loader import load
+from quantize.variant import KNOWN
+from tests import foreign
+from tests.foreign import ct_config, write
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True}
+OLD_AWQ = {"w_bit": 4, "q_group_size": 64, "version": "GEMM", "zero_point": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 64}
+KINDS: dict[str, tuple[str, dict[str, Any], Callable[..., foreign.Made], str | None]] = {
+    "awq": ("awq-gemm", AWQ, partial(foreign.awq_gemm, group=64), None),
+    "awq, quant_config.json": ("awq-gemm", OLD_AWQ, partial(foreign.awq_gemm, group=64), "quant_config.json"),
+    "awq, one group a row": ("awq-gemm", {**AWQ, "group_size": -1}, partial(foreign.awq_gemm, group=128), None),
+    "awq without zero points": ("awq-gemm", AWQ, partial(foreign.awq_symmetric, group=64), None),
+    "auto-round as awq": (
+        "awq-gemm", {**ROUND, "packing_format": "auto_round:auto_awq"}, partial(foreign.awq_gemm, group=64), None,
+    ),
+    "auto-round as gptq": (
+        "gptq", {**ROUND, "packing_format": "auto_round:auto_gptq"}, partial(foreign.gptq, group=64), None,
+    ),
+    "gptq": ("gptq", {**GPTQ, "checkpoint_format": "gptq"}, partial(foreign.gptq, group=32), None),
+    "gptq, version 2": (
+        "gptq", {**GPTQ, "checkpoint_format": "gptq_v2"}, partial(foreign.gptq, group=32, stored_less=0), None,
+    ),
+    "gptq, act-order": ("gptq", GPTQ, partial(foreign.gptq, group=32, act_order=True), "quantize_config.json"),
+    "compressed-tensors": ("ct", ct_config(64, symmetric=False), partial(foreign.compressed, group=64), None),
+    "compressed-tensors, symmetric": (
+        "ct", ct_config(32), partial(foreign.compressed, group=32, symmetric=True), None,
+    ),
+}  # fmt: skip
+
+
+def logits_of(folder: Path, **how: Any) -> torch.Tensor:
+    model = load(folder, **how).model
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=torch.arange(40).view(2, 20)).logits
+    return logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_of_another_maker_computes_its_weights(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    variant, config, pack, beside = KINDS[kind]
+    folder, dense = write(tiny_llama, tmp_path, config, pack, beside=beside)
+    assert checkpoint_in(folder).manifest.variant == variant
+    exact = logits_of(dense)
+    torch.testing.assert_close(logits_of(folder, kernel="dequantize"), exact, rtol=1e-4, atol=1e-4)
+    error = (logits_of(folder) - exact).norm() / exact.norm()  # the kernel for this machine
+    assert error < 2e-2
+
+
+def test_a_plain_folder_is_its_own_reference(tiny_llama: Path) -> None:
+    assert checkpoint_in(tiny_llama).variant.name == "fp16"
+    assert load(tiny_llama).decode_kernel == "torch (float32)"
+
+
+@pytest.mark.parametrize(
+    ("config", "variant"),
+    [
+        ({"quant_method": "awq", "bits": 4, "version": "marlin"}, "foreign"),
+        ({"quant_method": "awq", "bits": 4, "version": "GEMV"}, "awq-gemv"),
+        ({"quant_method": "gptq", "bits": 8}, "foreign"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "foreign"),
+        ({"quant_method": "fp8"}, "foreign"),
+        ({**ct_config(64), "format": "int-quantized"}, "foreign"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bnb-4bit"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bnb-8bit"),
+    ],
+)
+def test_what_a_config_states_decides_the_row(config: dict[str, Any], variant: str) -> None:
+    assert variant_of(config) is KNOWN[variant]
+
+
+def test_what_no_package_here_reads_names_the_package(tiny_llama: Path, tmp_path: Path) -> None:
+    config = {"quant_method": "gptq", "bits": 8, "group_size": 32}
+    folder, _ = write(tiny_llama, tmp_path, config, partial(foreign.gptq, group=32))
+    with pytest.raises(UserError, match="quantized by gptq, which needs the package gptqmodel"):
+        load(folder)
+
+
+SPOILED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "a tensor gone": (lambda held: held.pop("model.layers.1.mlp.up_proj.qzeros"), "is not stored as GPTQ layers are"),
+    "a layer gone": (
+        lambda held: [held.pop(f"model.layers.1.mlp.up_proj.{part}") for part in ("qweight", "qzeros", "scales")],
+        "no place for model.layers.1.mlp.up_proj.bias",
+    ),
+    "a stranger": (lambda held: held.update({"model.extra.weight": torch.ones(2)}), "no place for model.extra.weight"),
+    "a bias that counts": (lambda held: held["model.layers.0.mlp.up_proj.bias"].fill_(1), "no place for .*bias"),
+    "another shape": (
+        lambda held: held.update({"model.layers.0.mlp.up_proj.qweight": torch.ones(8, 256, dtype=torch.int32)}),
+        "model.layers.0.mlp.up_proj is not stored",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_spoiled_checkpoint_is_one_line(what: str, tiny_llama: Path, tmp_path: Path) -> None:
+    spoil, words = SPOILED[what]
+    folder, _ = write(tiny_llama, tmp_path, GPTQ, partial(foreign.gptq, group=32))
+    held = load_file(folder / "model.safetensors")
+    spoil(held)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("card", "base"),
+    [
+        ("---\nbase_model: org/name\n---\n", "org/name"),
+        ("---\nbase_model:\n- org/name\n---\n# Title\n", "org/name"),
+        ("---\nbase_model: [a/b, c/d]\n---\n", None),
+        ("no front matter", None),
+        ("---\nbase_model: {a: b}\n---\n", None),
+        ("---\n{{{\n---\n", None),
+    ],
+)
+def test_the_card_may_name_the_base_model(card: str, base: str | None, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert base_in_card(tmp_path) == base
+
+
+def test_no_config_makes_it_a_traceback(tiny_llama: Path, tmp_path: Path) -> None:
+    folder, _ = write(tiny_llama, tmp_path, AWQ, partial(foreign.awq_gemm, group=64))
+    for stated in ("text", ["awq"], {"quant_method": ["awq"]}, {"quant_method": "awq", "bits": "four"}):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": stated}))
+        with pytest.raises(UserError):
+            load(folder)
