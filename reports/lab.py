@@ -219,7 +219,7 @@ def _architecture_row(one: lab.ArchitectureRecord) -> Row:
         (Column("Moved", "error"), one.moved_error),
         (Column("Kernel", "error"), awq.kernel_error),
     ]
-    row += [(Column(f"Error {name}", "error"), one.variants.get(name, none).error) for name in VARIANTS]
+    row += [(Column(f"Error {name}", "error", optional=True), one.variants.get(name, none).error) for name in VARIANTS]
     row.append((Column("Elsewhere", "error"), awq.engine_error))
     return [*row, (Column("Engine"), awq.engine), (Column("Why not"), one.reason)]
 

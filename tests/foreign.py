@@ -43,7 +43,8 @@ Made = tuple[dict[str, Tensor], np.ndarray]
 
 def value(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group: int) -> np.ndarray:
     steps = codes.reshape(codes.shape[0], -1, group) - zeros[..., None]
-    return (steps * scales[..., None].astype(np.float32)).reshape(codes.shape)
+    found: np.ndarray = (steps * scales[..., None].astype(np.float32)).reshape(codes.shape)
+    return found
 
 
 def awq_gemm(weight: np.ndarray, group: int) -> Made:

@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantize.building.build import quantize
+from quantize.building.job import BuildOptions
 from quantize.errors import UserError
 from quantize.foreign import base_in_card, checkpoint_in, variant_of
+from quantize.int4.layouts import LAYOUTS
 from quantize.loader import load
 from quantize.variant import KNOWN
 from tests import foreign
@@ -140,3 +143,25 @@ def test_no_config_makes_it_a_traceback(tiny_llama: Path, tmp_path: Path) -> Non
         (folder / "config.json").write_text(json.dumps({**config, "quantization_config": stated}))
         with pytest.raises(UserError):
             load(folder)
+
+
+def test_three_layouts_of_ours_hold_the_same_integers(tiny_llama: Path, tmp_path: Path) -> None:
+    layouts = {"awq-gemm": "GEMM", "awq-gemv": "GEMV", "awq-ct": "CT"}
+    options = BuildOptions(blocks=2, block_tokens=32, device="cpu", rounding="nearest", group_size=64)
+    built = {one.checkpoint.manifest.variant: one.checkpoint.path for one in
+             quantize(str(tiny_llama), list(layouts), tmp_path, options=options)}  # fmt: skip
+    files = {name: load_file(path / "model.safetensors") for name, path in built.items()}
+    layers = [name.removesuffix(".qweight") for name in files["awq-gemm"] if name.endswith(".qweight")]
+    assert len(layers) == 14
+    for layer in layers:
+        width = len(files["awq-gemm"][f"{layer}.qweight"])
+        found = []
+        for name, version in layouts.items():
+            parts = {key.removeprefix(f"{layer}."): one for key, one in files[name].items() if key.startswith(layer)}
+            found.append(LAYOUTS[version].unpack(parts, width, {"group_size": 64}).weight)
+        for part in ("codes", "zeros", "scales"):
+            assert all(torch.equal(getattr(one, part), getattr(found[0], part)) for one in found[1:])
+    exact = logits_of(built["awq-gemm"], kernel="dequantize")
+    assert torch.equal(logits_of(built["awq-ct"], kernel="dequantize"), exact)
+    stated = json.loads((built["awq-ct"] / "config.json").read_text())["quantization_config"]
+    assert variant_of(stated) is KNOWN["ct"]

@@ -20,7 +20,7 @@ from quantize.checkpoint import find_checkpoints, open_checkpoint, verify
 from quantize.cli import main
 from quantize.errors import UserError
 from quantize.files import only_writer
-from quantize.int4.packing import UNPACKERS
+from quantize.int4.layouts import LAYOUTS
 from quantize.progress import Progress
 from quantize.rounding.options import BnbOptions
 from tests.dying import Died
@@ -85,9 +85,13 @@ def test_both_layouts_hold_the_same_integers(built: Path) -> None:
     for name in names:
         in_features = gemm[f"{name}.qweight"].shape[0]
         one, two = (
-            UNPACKERS[layout](
-                {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}, in_features, 128
+            LAYOUTS[layout]
+            .unpack(
+                {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")},
+                in_features,
+                {"group_size": 128},
             )
+            .weight
             for layout, tensors in (("GEMM", gemm), ("GEMV", gemv))
         )
         assert torch.equal(one.codes, two.codes)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantize.int4.packing import PACKERS, UNPACKERS, gemv_zeros_width, pack_gemm, pack_gemv
+from quantize.int4.layouts import LAYOUTS
+from quantize.int4.packing import PACKERS, gemv_zeros_width, pack_gemm, pack_gemv
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.quiet import quiet_libraries
 
@@ -63,7 +64,7 @@ def test_gemv_is_autoawqs_bit_for_bit(out_features: int, in_features: int, group
 @pytest.mark.parametrize(("out_features", "in_features", "group_size"), SHAPES)
 def test_unpacking_gives_back_the_integers(layout: str, out_features: int, in_features: int, group_size: int) -> None:
     weight = random_weight(out_features, in_features, group_size, seed=1)
-    again = UNPACKERS[layout](PACKERS[layout](weight), in_features, group_size)
+    again = LAYOUTS[layout].unpack(PACKERS[layout](weight), in_features, {"group_size": group_size}).weight
     for name in ("codes", "scales", "zeros"):
         assert torch.equal(getattr(again, name), getattr(weight, name)), name
 
@@ -85,4 +86,4 @@ def test_a_wrong_nibble_order_would_be_seen() -> None:
     weight = random_weight(64, 128, 64)
     packed = pack_gemm(weight)
     packed["qweight"] = packed["qweight"] << 4 | (packed["qweight"] >> 28 & 0xF)
-    assert not torch.equal(UNPACKERS["GEMM"](packed, 128, 64).codes, weight.codes)
+    assert not torch.equal(LAYOUTS["GEMM"].unpack(packed, 128, {}).weight.codes, weight.codes)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantize.int4.packing import PACKERS, unpack_gemv
+from quantize.int4.layouts import LAYOUTS
+from quantize.int4.packing import PACKERS
 from quantize.kernels import KERNELS
 from quantize.quiet import quiet_libraries
 from tests.quantize.kernels.test_kernels import CPU, TOKENS, check_against_reference, check_the_gate, layer
@@ -98,7 +99,8 @@ def gemm_forward(x: Tensor, qweight: Tensor, scales: Tensor, qzeros: Tensor, spl
 
 def gemv_forward(x: Tensor, qweight: Tensor, scales: Tensor, qzeros: Tensor, group_size: int) -> Tensor:
     tensors = {"qweight": qweight, "scales": scales, "qzeros": qzeros}
-    return x @ unpack_gemv(tensors, x.shape[1], group_size).dequantize(x.dtype).t()
+    weight = LAYOUTS["GEMV"].unpack(tensors, x.shape[1], {"group_size": group_size}).weight
+    return x @ weight.dequantize(x.dtype).t()
 
 
 STOOD_IN = ["torch-cuda", "autoawq-gemm", "autoawq-gemv", "gptqmodel-marlin", "gptqmodel-machete"]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantize.int4.packing import PACKERS, UNPACKERS
+from quantize.int4.layouts import LAYOUTS
+from quantize.int4.packing import PACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import KERNELS, autoawq
 from quantize.kernels.base import BOUNDS, KernelFault, check_layer, relative_error
@@ -38,7 +39,7 @@ ROOT = Path(__file__).parents[3]
 def layer(out_features: int, in_features: int, group_size: int, layout: str) -> Int4Weight:
     generator = torch.Generator().manual_seed(out_features + in_features)
     weight = round_to_nearest(torch.randn((out_features, in_features), generator=generator) * 0.04, group_size)
-    return UNPACKERS[layout](PACKERS[layout](weight), in_features, group_size)
+    return LAYOUTS[layout].unpack(PACKERS[layout](weight), in_features, {"group_size": group_size}).weight
 
 
 def applicable(shape: tuple[int, int], group_size: int) -> bool:

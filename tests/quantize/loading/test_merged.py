@@ -49,7 +49,7 @@ def merged() -> tuple[torch.nn.ModuleDict, CountedLinear, list[tuple[Int4Weight,
     whole, bias = stacked(layers)
     counted = CountedLinear(KERNELS["dequantize"].prepare(whole, bias, CPU, torch.float32))
     model = torch.nn.ModuleDict({name: torch.nn.Identity() for name in "qkv"})
-    replace_merged(model, {"q": 32, "k": 16, "v": 48}, counted)  # type: ignore[arg-type]
+    replace_merged(model, {"q": 32, "k": 16, "v": 48}, counted)
     return model, counted, layers
 
 
