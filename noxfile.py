@@ -83,6 +83,29 @@ def side_by_side(session: nox.Session) -> None:
     session.run("report", "runs/side_by_side/side_by_side.jsonl")
 
 
+LLM_COMPRESSOR = ("llmcompressor", "compressed-tensors", "loguru", "pydantic", "auto-round==0.15.1", "requests")
+MAKERS = {"gptqmodel": GPTQMODEL, "auto-round": ("auto-round==0.16.1", "py-cpuinfo"), "llm-compressor": LLM_COMPRESSOR}
+"""What other makers of checkpoints need beside what is installed here."""
+
+
+@nox.session
+def makers(session: nox.Session) -> None:
+    """Checkpoints that other programs make of the embedded model, judged; half an hour; writes runs/makers."""
+    install(session, "models", "embedded", "lm-eval")
+    base = pathlib.Path(session.virtualenv.location)
+    pythons = []
+    for name, packages in MAKERS.items():
+        own = pathlib.Path(session.create_tmp()) / name
+        session.run("python", "-m", "venv", str(own))
+        site = next(own.glob("lib/python*/site-packages"))
+        (site / "shared.pth").write_text(str(next(base.glob("lib/python*/site-packages"))))
+        python = str(own / "bin" / "python")
+        install_alone = [python, "-m", "pip", "install", "--quiet", "--no-deps", *packages]
+        session.run(*install_alone, external=True, success_codes=[0, 1])  # one that does not install is a line
+        pythons += ["--python", f"{name}={python}"]
+    session.run("python", "-m", "tests.lab.makers", *pythons, *session.posargs)
+
+
 @nox.session
 def architectures(session: nox.Session) -> None:
     """Every architecture on a small random model: quantized, loaded, compared, timed; writes docs/architectures.md.

@@ -45,6 +45,8 @@ def parser() -> Parser:
     add("--dtype", choices=DTYPES, help=f"{dtype}the reference's half dtype on a GPU)")
     kernel = "what AWQ layers run on: auto (the default), native (what the layout is named after) or a kernel's name"
     add("--kernel", metavar="NAME", help=kernel)
+    engine = "run them in another engine (transformers, gptqmodel, vllm) in its own environment's interpreter"
+    add("--engine", metavar="NAME=PYTHON", help=engine)
     add("--records", metavar="FILE", type=Path, help="where the records go (default: DIR/records.jsonl)")
     timeout = f"seconds for one process (default {BenchOptions.timeout_s:g})"
     add("--timeout", dest="timeout_s", **seconds, default=BenchOptions.timeout_s, help=timeout)
@@ -120,7 +122,7 @@ def facts_of(outcome: "Outcome") -> dict[str, Any]:
 
 
 SUITE_ONLY = ("out", "dummy", "shape", "crossover_time")
-NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records", "reference")
+NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records", "reference", "engine")
 """Options that mean something with --suite alone; what the suite says itself, or --out."""
 
 

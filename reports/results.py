@@ -233,6 +233,7 @@ def _label(result: Result, *, with_model: bool) -> str:
     words = [subject.base_model if with_model else None, method, subject.version]
     group = "" if subject.q_group_size is None else f", group {subject.q_group_size}"
     kernel = "" if subject.kernel is None else f", {subject.kernel} kernel"
+    kernel += "" if subject.engine is None else f", {subject.engine}"
     return " ".join(word for word in words if word is not None) + group + kernel
 
 

@@ -21,7 +21,7 @@ from quantize.errors import UserError
 from quantize.schema import Count, Positive, Seconds, Share
 from quantize.variant import AUTO_KERNEL, REFERENCE
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 Kind = Literal["latency", "quality", "tasks"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error", "broken"]
@@ -46,6 +46,7 @@ class Subject:
     rounding:           how 4-bit codes were chosen, None where that was no choice.
     family:             the base model that its reference is of, None for its base model.
     kernel:             what the user chose for the quantized layers ("native" or a name), None for the fastest.
+    engine:             what ran it, None for transformers with the kernels of this program.
     dummy:              the shape of weights that were random and never on disk, for the reader; dummy_layers,
                         dummy_hidden_size: of that shape.
     """
@@ -67,6 +68,7 @@ class Subject:
     dummy_layers: int | None = None
     dummy_hidden_size: int | None = None
     source_sha256: str | None = field(default=None, compare=False)
+    engine: str | None = None
 
     def __hash__(self) -> int:  # of all fields it would be slow, and records are grouped by it
         return hash((self.name, self.content_sha256))
@@ -74,22 +76,24 @@ class Subject:
     @cached_property
     def baseline(self) -> str:
         """The base model whose reference this subject is compared with: rows of one baseline share one reference."""
-        return self.family or self.base_model
+        model = self.family or self.base_model
+        return model if self.engine is None else f"{model} in {self.engine}"
 
     @property
     def folder(self) -> str:
         """Its checkpoint's: the name without the kernel that the user chose."""
-        return self.name.removesuffix(name_on("", self.kernel))
+        return self.name.removesuffix(name_on("", self.kernel, self.engine))
 
     @cached_property
     def may_be_reference(self) -> bool:
         """Whether its rows can be compared with it: half precision, of the base model that the baseline names."""
-        return self.variant == REFERENCE.name and self.base_model == self.baseline
+        return self.variant == REFERENCE.name and self.family in (None, self.base_model)
 
 
-def name_on(name: str, kernel: str | None) -> str:
-    """What tells a row on a kernel of the user's choice from the same row without."""
-    return name if kernel in (None, AUTO_KERNEL) else f"{name}, {kernel} kernel"
+def name_on(name: str, kernel: str | None, engine: str | None = None) -> str:
+    """What tells a row on a kernel of the user's choice, or in another engine, from the same row without."""
+    name = name if kernel in (None, AUTO_KERNEL) else f"{name}, {kernel} kernel"
+    return name if engine is None else f"{name}, {engine}"
 
 
 @dataclass(frozen=True)

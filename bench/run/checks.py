@@ -147,7 +147,8 @@ def reference_logprobs_paths(
     facts = {name: getattr(environment, name) for name in DECIDING} | environment.libraries
     for subject in (target.subject for target in targets):
         if subject.may_be_reference:
-            key = json.dumps([subject.content_sha256, dtypes[subject.baseline], label, facts], sort_keys=True)
+            what = (subject.engine, subject.content_sha256, dtypes[subject.baseline], label, facts)
+            key = json.dumps(what, sort_keys=True)
             name = f"{subject.base_model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
             found.setdefault(subject.base_model, str((reference_logprobs_folder() / name).resolve()))
     return found

@@ -33,6 +33,12 @@ def target_of(
     return Target(subject, str(checkpoint.path.resolve()), half_dtype=half_dtype(config), **found)
 
 
+def in_engine(target: Target, engine: str) -> Target:
+    """The same checkpoint as another engine runs it: a row of its own, beside that engine's reference."""
+    subject = target.subject
+    return replace(target, subject=replace(subject, name=name_on(subject.name, None, engine), engine=engine))
+
+
 def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any) -> Subject:
     """A subject of this variant, `fields` being Subject's; on a kernel of the user's choice it is a row of its own."""
     fields |= {"variant": variant.name, "method": variant.method, "w_bit": variant.w_bit, "version": variant.version}

@@ -14,9 +14,10 @@ from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import RoundsStopReason
 from bench.records.store import RECORDS_NAME, append, write
 from bench.run import checks
+from bench.run.engine import EngineExecutor, engine_of
 from bench.run.executor import Executor, WorkerExecutor
 from bench.run.foreign import folder_of, foreign_folders, foreign_targets
-from bench.run.plan import RunKey, key_of, missing, plan, planned_keys, target_of, with_references
+from bench.run.plan import RunKey, in_engine, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.run.probe import Machine, probe
 from bench.worker.options import BenchChoices, BenchOptions
 from bench.worker.request import PlannedRun, QualityRequest, Settings, Target
@@ -71,8 +72,10 @@ class Instruments:
     """
 
     probe_machine: Callable[[str, int | None], Machine] = probe
-    executor_for: Callable[[Settings, Path], Executor] = lambda settings, path: WorkerExecutor(
-        settings, log=path.with_suffix(".log")
+    executor_for: Callable[[Settings, Path], Executor] = lambda settings, path: (
+        EngineExecutor(settings, log=path.with_suffix(".log"))
+        if settings.options.engine
+        else WorkerExecutor(settings, log=path.with_suffix(".log"))
     )
     now: Callable[[], float] = time.monotonic
     check_models: Callable[[Sequence[Target], Sequence[Scenario], QualityRequest | None], None] = checks.check_models
@@ -103,7 +106,10 @@ def bench(
     folder = folder_of(place)
     alone = is_model(folder)  # whose records do not belong into it
     path = Path(records) if records is not None else (Path("runs") / place.name if alone else folder) / RECORDS_NAME
-    return measure(targets_in(folder, options.kernel, reference), path, options, progress)
+    targets = targets_in(folder, options.kernel, reference)
+    if options.engine is not None:
+        targets = [in_engine(target, engine_of(options.engine)[0]) for target in targets]
+    return measure(targets, path, options, progress)
 
 
 def targets_in(folder: Path, kernel: str | None = None, reference: str | None = None) -> list[Target]:

@@ -24,6 +24,7 @@ class BenchOptions:
                   where that is clearly faster.
     kernel:       of the AWQ layers: "native" or a kernel's name, None or "auto" for what is fastest. A row measured on
                   a kernel of the user's choice stands beside the same row without.
+    engine:       another one, "NAME=PYTHON": its name and its environment's interpreter (bench.run.engine).
     timeout_s:    for one process.
     threads:      CPU threads of each process, None for torch's choice.
     quality:      measure perplexity and divergence too.
@@ -40,6 +41,7 @@ class BenchOptions:
     device: str = "auto"
     dtype: str | None = None
     kernel: str | None = None
+    engine: str | None = None
     timeout_s: float = 3600.0
     threads: int | None = None
     quality: bool = True
@@ -65,7 +67,7 @@ BenchChoices = TypedDict(  # noqa: UP013
     {
         "scenarios": tuple[Scenario, ...] | None, "rounds": int | RoundsRule, "most": int, "noise": float,
         "max_time_s": float, "rule": PassRule, "device": str, "dtype": str | None, "kernel": str | None,
-        "timeout_s": float, "threads": int | None, "quality": bool, "quality_data": str | None,
+        "engine": str | None, "timeout_s": float, "threads": int | None, "quality": bool, "quality_data": str | None,
         "tasks": tuple[str, ...], "task_folder": str | None, "task_limit": int | None, "fresh": bool,
     },
     total=False,

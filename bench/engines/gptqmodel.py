@@ -1,0 +1,24 @@
+"""gptqmodel, on the kernel that it chooses."""
+
+import importlib.metadata
+import sys
+
+from bench.engines.protocol import serve
+from bench.engines.torch_model import TorchEngine
+
+
+def start(folder: str, dtype: str, positions: int) -> TorchEngine:
+    """bench.engines.protocol.Start."""
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+
+    loaded = GPTQModel.load(
+        folder, backend=BACKEND.AUTO, device="cpu", dtype=getattr(torch, dtype), trust_remote_code=False
+    )
+    model = getattr(loaded, "model", loaded)
+    kernels = sorted({type(one).__name__ for one in model.modules() if hasattr(one, "qweight")})
+    return TorchEngine(model, importlib.metadata.version("gptqmodel"), ", ".join([dtype, *kernels]))
+
+
+if __name__ == "__main__":
+    sys.exit(serve(start))

@@ -1,0 +1,143 @@
+"""What an engine offers, and the loop that measures it in its own interpreter: standard library, and numpy for logits.
+
+PYTHON -m bench.engines.NAME REQUEST.json RESULT.jsonl
+"""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Engine(Protocol):
+    """A model loaded by an engine, one sequence at a time.
+
+    version: of the engine's package; computes: in what, and what else of its choices counts, for the row.
+    """
+
+    version: str
+    computes: str
+
+    def prefill(self, tokens: list[int]) -> None:
+        """Run a prompt into an empty cache; the first new token is chosen when it returns."""
+
+    def step(self) -> None:
+        """Decode one more token, the likeliest."""
+
+    def log_probabilities(self, tokens: list[int]) -> Any:
+        """What it expects behind each token but the last: float32 [n - 1, vocabulary], natural logarithms.
+
+        Or float32 [n - 1], of the tokens that came, from an engine that gives no more.
+        """
+
+
+Start = Callable[[str, str, int], Engine]
+"""(folder, compute dtype, positions) -> the loaded model."""
+
+
+def serve(start: Start) -> int:
+    """Do what REQUEST.json asks and append a line for each piece of work to RESULT.jsonl as it is done."""
+    request_path, result_path = sys.argv[1:]
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    engine = start(request["folder"], request["dtype"], request["positions"])
+    loaded = _peak_bytes()
+    with Path(result_path).open("a", encoding="utf-8") as out:
+
+        def emit(**facts: Any) -> None:
+            memory = {"load_peak_bytes": loaded, "run_peak_bytes": _peak_bytes()}
+            known = {"version": engine.version, "computes": engine.computes, **memory}
+            out.write(json.dumps({**known, **facts}) + "\n")
+            out.flush()
+
+        for scenario in request["scenarios"]:
+            started = time.perf_counter()
+            figures = latency(engine, scenario["prompts"], scenario["decode_steps"], request["rule"])
+            emit(scenario=scenario["number"], wall_s=time.perf_counter() - started, **figures)
+        if request["blocks"]:
+            started = time.perf_counter()
+            figures = quality(engine, request["blocks"], request["expected"], keep=request["keep"])
+            text = {"text_sha256": request["text_sha256"]}
+            emit(scenario=None, wall_s=time.perf_counter() - started, **text, **figures)
+    return 0
+
+
+def _peak_bytes() -> int:
+    """The largest resident set that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def latency(engine: Engine, prompts: list[list[int]], decode_steps: int, rule: dict[str, Any]) -> dict[str, Any]:
+    """Passes over all prompts after two that warm it up: seconds of each prompt and step, until the rule has enough."""
+    prefill_s: list[list[float]] = []
+    decode_s: list[list[float]] = []
+    warmup_s: list[float] = []
+    spent_s = 0.0
+    while spent_s < rule["max_time_s"] or len(prefill_s) < rule["min_passes"]:
+        began, prompts_s, steps_s = time.perf_counter(), list[float](), list[float]()
+        for prompt in prompts:
+            prompts_s.append(_timed(lambda prompt=prompt: engine.prefill(prompt)))
+            steps_s += [_timed(engine.step) for _ in range(decode_steps)]
+        if len(warmup_s) < 2:
+            warmup_s.append(time.perf_counter() - began)
+            continue
+        spent_s += time.perf_counter() - began
+        prefill_s.append(prompts_s)
+        decode_s.append(steps_s)
+    return {"prefill_s": prefill_s, "decode_s": decode_s, "warmup_s": warmup_s}
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def quality(engine: Engine, blocks: list[list[int]], expected: str | None, *, keep: bool) -> dict[str, Any]:
+    """Perplexity over the blocks, and where whole rows are given the divergence from those in `expected`, a .npy file.
+
+    keep: write that file, float16 [tokens, vocabulary], instead of reading it. The sums are those of
+    bench.worker.quality.
+    """
+    import numpy as np
+
+    loss, tokens, vocabulary, rows = 0.0, 0, None, list[Any]()
+    kept = None if keep or expected is None or not Path(expected).is_file() else np.load(expected, mmap_mode="r")
+    divergences, flips = list[Any](), 0
+    for block, own in zip(blocks, _rows(engine, blocks), strict=True):
+        came = own if own.ndim == 1 else own[np.arange(len(own)), block[1:]]
+        loss -= float(came.astype(np.float64).sum())
+        if own.ndim == 2:
+            vocabulary = own.shape[1]
+            if keep:
+                rows.append(own.astype(np.float16))
+            elif kept is not None:
+                reference = kept[tokens : tokens + len(own)].astype(np.float32)
+                reference -= np.log(np.exp(reference).sum(-1, keepdims=True))
+                chances = np.exp(reference)
+                terms = np.where(chances > 0, chances * (reference - own), 0)
+                divergences.append(terms.sum(-1, dtype=np.float64))
+                choice = reference[np.arange(len(own)), own.argmax(-1)]
+                flips += int((choice < reference.max(-1)).sum())
+        tokens += len(own)
+    if not math.isfinite(loss):
+        raise FloatingPointError("its output is not finite (NaN or infinity)")
+    if keep and rows and expected is not None:
+        Path(expected).parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(expected).with_suffix(".partial.npy")
+        np.save(partial, np.concatenate(rows))
+        partial.replace(expected)
+    found: dict[str, Any] = {"perplexity": math.exp(loss / tokens), "tokens": tokens, "vocabulary": vocabulary}
+    if divergences:
+        each = np.concatenate(divergences)
+        median, p99 = (float(np.quantile(each, share)) for share in (0.5, 0.99))
+        found["divergence"] = {"mean": float(each.mean()), "median": median, "p99": p99, "flips": flips / len(each)}
+    return found
+
+
+def _rows(engine: Engine, blocks: list[list[int]]) -> Iterator[Any]:
+    for block in blocks:
+        yield engine.log_probabilities(block)

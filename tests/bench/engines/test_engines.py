@@ -1,0 +1,131 @@
+"""Checkpoints in another engine: its rows beside its own reference, its failures as rows, its sums those of ours."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.engines.protocol import latency, quality
+from bench.records.scenario import Scenario
+from bench.run.engine import engine_of
+from bench.run.run import Outcome, bench
+from bench.worker import quality as ours
+from quantize.building.build import quantize
+from quantize.errors import UserError
+from quantize.loader import load
+
+QUICK: dict[str, Any] = {"scenarios": (Scenario("short", 8, 4),), "device": "cpu", "rounds": 1, "max_time_s": 0.0}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines") / "runs"
+    quantize(str(tiny_llama), ["fp16", "awq-ct"], folder, blocks=2, block_tokens=32, rounding="nearest", device="cpu")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path / "cache"))
+
+
+def measured(folder: Path, tmp_path: Path, **how: Any) -> Outcome:
+    return bench(folder, records=tmp_path / "records.jsonl", **{**QUICK, **how})
+
+
+def test_the_reference_in_transformers_is_ours(checkpoints: Path, tmp_path: Path) -> None:
+    mine = {one.kind: one for one in measured(checkpoints, tmp_path).records if one.subject.variant == "fp16"}
+    outcome = measured(checkpoints, tmp_path, engine=f"transformers={sys.executable}")
+    found = {one.kind: one for one in outcome.records if one.subject.variant == "fp16"}
+    assert {one.subject.name for one in found.values()} == {"tiny-llama-FP16, transformers"}
+    assert {one.subject.baseline for one in found.values()} == {"tiny-llama in transformers"}
+    exact, theirs = mine["quality"].quality, found["quality"].quality
+    assert exact is not None
+    assert theirs is not None
+    assert theirs.perplexity == pytest.approx(exact.perplexity, rel=1e-4)
+    assert theirs.text_sha256 == exact.text_sha256
+    latency_of = found["latency"].latency
+    assert latency_of is not None
+    assert {len(steps) for steps in latency_of.decode_s} == {3}
+    assert found["latency"].kernels is not None
+    assert found["latency"].kernels.decode.startswith("transformers ")
+    ct = {one.kind: one for one in outcome.failed}  # the package that reads it is not installed here
+    assert {one.status for one in ct.values()} == {"error"}
+    assert all("compressed-tensors" in str(one.reason) for one in ct.values())
+
+
+def test_an_engine_that_is_not_installed_is_a_row(checkpoints: Path, tmp_path: Path) -> None:
+    outcome = measured(checkpoints, tmp_path, engine="vllm")
+    assert not outcome.usable
+    assert {one.reason for one in outcome.failed} == {
+        "vllm: the process ended with code 1 and no record: ModuleNotFoundError: No module named 'vllm'"
+    }
+
+
+@pytest.mark.parametrize(("option", "words"), [("tgi", "unknown engine 'tgi'"), ("vllm=/nowhere", "no interpreter")])
+def test_an_unknown_engine_is_one_line(option: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        engine_of(option)
+
+
+class Table:
+    """An engine whose expectations are a table: behind each token the same row."""
+
+    version, computes = "1", "float32"
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._rows, self.calls = logits - np.log(np.exp(logits).sum(-1, keepdims=True)), list[str]()
+
+    def prefill(self, tokens: list[int]) -> None:
+        self.calls.append("prefill")
+
+    def step(self) -> None:
+        self.calls.append("step")
+
+    def log_probabilities(self, tokens: list[int]) -> np.ndarray:
+        found: np.ndarray = self._rows[tokens[:-1]].astype(np.float32)
+        return found
+
+
+class Embedding(torch.nn.Module):
+    """The same table as a transformers model."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.from_numpy(logits).float())
+        self.device = torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+        return type("Output", (), {"logits": self.table[input_ids]})
+
+
+def test_its_sums_are_those_of_our_worker(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    base, other = (drawn.normal(size=(30, 30)) for _ in range(2))
+    blocks = torch.from_numpy(drawn.integers(0, 30, (4, 20)))
+    kept = tmp_path / "kept.npy"
+    quality(Table(base), blocks.tolist(), str(kept), keep=True)
+    found = quality(Table(base + 0.1 * other), blocks.tolist(), str(kept), keep=False)
+    exact = ours.quality(Embedding(base + 0.1 * other), blocks, expected=kept)
+    assert exact.divergence is not None
+    assert found["perplexity"] == pytest.approx(exact.perplexity, rel=1e-6)
+    assert found["tokens"] == exact.tokens == 76
+    for name in ("mean", "median", "p99", "flips"):
+        assert found["divergence"][name] == pytest.approx(getattr(exact.divergence, name), rel=1e-4), name
+    alone = type("Alone", (Table,), {"log_probabilities": lambda self, tokens: np.full(len(tokens) - 1, -1.0)})
+    assert quality(alone(base), blocks.tolist(), str(kept), keep=False)["perplexity"] == pytest.approx(np.e)
+
+
+def test_passes_follow_two_that_warm_up() -> None:
+    engine = Table(np.zeros((4, 4)))
+    found = latency(engine, [[1, 2], [3]], 2, {"max_time_s": 0.0, "min_passes": 3})
+    assert [len(found[key]) for key in ("warmup_s", "prefill_s", "decode_s")] == [2, 3, 3]
+    assert engine.calls == ["prefill", "step", "step"] * 2 * 5
+
+
+def test_awq_ct_loads_here(checkpoints: Path) -> None:
+    [folder] = checkpoints.glob("*-CT")
+    assert "int4" in load(folder).decode_kernel
