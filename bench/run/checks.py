@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.records.environment import DECIDING, Environment, differences
 from bench.records.record import Record
@@ -52,32 +53,44 @@ def expand_tasks(names: tuple[str, ...], folder: str | None) -> tuple[str, ...]:
 def check_models(targets: Sequence[Target], scenarios: Sequence[Scenario], quality: QualityRequest | None) -> None:
     """Raises UserError for a reference whose positions or tokenizer do not suit what is to be measured.
 
-    quality: None where nothing is judged. It reads the text and builds the models on the meta device: seconds.
+    And for another maker's checkpoint of other shapes, or another tokenizer. quality: None where nothing is judged. It
+    reads the text and builds the models on the meta device: seconds.
     """
-    references = {one.subject.baseline: one for one in targets if one.subject.may_be_reference and one.checkpoint}
-    for target in targets:
-        reference = references.get(target.subject.baseline)
-        if reference and target.checkpoint and is_model(Path(target.checkpoint)) and target is not reference:
-            check_same_model(target, reference.subject, reference.checkpoint or "")
-        if not target.subject.may_be_reference or target.checkpoint is None:
+    texts: dict[str, Any] = {}
+    for target in sorted(targets, key=lambda one: not one.subject.may_be_reference):
+        subject, folder = target.subject, Path(target.checkpoint or "")
+        is_foreign = target.checkpoint is not None and is_model(folder)
+        if target.checkpoint is None or not (subject.may_be_reference or is_foreign):
             continue
         with quiet_libraries():
             from bench.worker.latency import check_positions
             from bench.worker.quality import evaluation_blocks
-            from quantize.calibration import check_blocks
+            from quantize.calibration import blocks_sha256, check_blocks
             from quantize.model.pretrained import empty_model, tokenizer_of
 
-        folder = Path(target.checkpoint)
         try:
-            model = empty_model(folder)
-            for scenario in scenarios:
-                check_positions(model, scenario)
             tokenizer = tokenizer_of(folder) if target.has_text else None
+            text = None
             if quality is not None and tokenizer is not None:
                 size = {"blocks": quality.blocks, "block_tokens": quality.block_tokens}
-                check_blocks(evaluation_blocks(tokenizer, **size, data=quality.data), model, "use --no-quality")
+                text = evaluation_blocks(tokenizer, **size, data=quality.data)
+            if subject.may_be_reference:
+                model = empty_model(folder)
+                for scenario in scenarios:
+                    check_positions(model, scenario)
+                if text is not None:
+                    check_blocks(text, model, "use --no-quality")
+                    texts[subject.baseline] = blocks_sha256(text)
+            elif text is not None and texts.get(subject.baseline) not in (None, blocks_sha256(text)):
+                advice = "copy the tokenizer files of its base model into it"
+                raise UserError(f"its tokenizer gives other ids than that of {subject.baseline}: {advice}")
         except UserError as error:
-            raise UserError(f"{target.subject.name}: {error}") from None
+            raise UserError(f"{subject.name}: {error}") from None
+    bases = {one.subject.baseline: one for one in targets if one.subject.may_be_reference and one.checkpoint}
+    for target in targets:
+        base = bases.get(target.subject.baseline)
+        if base and base is not target and target.checkpoint and is_model(Path(target.checkpoint)):
+            check_same_model(target, base.subject, base.checkpoint or "")
 
 
 def check_references(targets: Sequence[Target], sources: Sequence[str], folder: Path) -> None:

@@ -11,6 +11,7 @@ from quantize.foreign import base_in_card, foreign_checkpoint, is_model
 from quantize.quiet import quiet_libraries
 from quantize.source import HUB_ID, download, open_source
 from quantize.variant import REFERENCE
+from quantize.weights import quantization_config
 
 
 def folder_of(place: Path) -> Path:
@@ -36,7 +37,12 @@ def foreign_targets(directory: Path, ours: list[Target], reference: str | None, 
     """
     known = {target.checkpoint: target for target in ours if target.subject.may_be_reference}
     found: list[Target] = []
-    for folder in foreign_folders(directory):
+    folders = foreign_folders(directory)
+    plain = [folder for folder in folders if quantization_config(folder) is None]
+    known |= {base.checkpoint: base for base in (_reference(str(folder), kernel) for folder in plain)}
+    for folder in folders:
+        if folder in plain:
+            continue
         named = reference or base_in_card(folder)
         if named is None and len(known) != 1:
             raise UserError(f"{folder} does not say which model it was made from: name that with --reference")
@@ -44,8 +50,6 @@ def foreign_targets(directory: Path, ours: list[Target], reference: str | None, 
         same = (one for one in known.values() if one.subject.source_sha256 == base.subject.source_sha256)
         base = next(same, base)
         known.setdefault(base.checkpoint, base)
-        if base.checkpoint == str(folder.resolve()):
-            continue
         source = SourceFacts("folder", base.subject.base_model, None, base.subject.source_sha256)
         checkpoint = foreign_checkpoint(folder, base_model=base.subject.base_model, source=source, hashed=True)
         found.append(target_of(checkpoint, kernel=kernel, name=checkpoint.manifest.name))
