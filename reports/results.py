@@ -2,7 +2,6 @@
 
 import itertools
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -134,8 +133,12 @@ class Result:
         return None if ratio is None else ratio - 1
 
     def timing(self, scenario: Scenario | None) -> Timing | None:
-        """Its times in this scenario."""
         return self.timings.get(scenario) if scenario else None
+
+    def status_in(self, scenario: Scenario | None) -> Status | None:
+        """How the last of its runs in this scenario failed, None where none did."""
+        failed = [one.status for one in self.failures if scenario and one.work == scenario.name]
+        return failed[-1] if failed else None
 
     def ratio_in(self, timing: Timing, phase: Phase) -> float | None:
         """The ratio to the reference; 1 for the reference itself."""
@@ -181,7 +184,6 @@ class Measurement:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it ran on a GPU."""
         return self.device.startswith("cuda")
 
     @property
@@ -198,13 +200,15 @@ class Measurement:
     def labels(self) -> dict[Subject, str]:
         """A short name for each row: "AWQ GEMM, group 64"; where that is ambiguous, the checkpoint's name."""
         many = len({result.subject.base_model for result in self.results}) > 1
-        labels = {result.subject: _label(result, with_model=many) for result in self.results}
-        taken = Counter(labels.values())
-        broken = {result.subject for result in self.results if result.broken}
+        labels = [_label(result, with_model=many) for result in self.results]
         return {
-            subject: (subject.name if taken[label] > 1 else label) + ", broken" * (subject in broken)
-            for subject, label in labels.items()
+            row.subject: (row.subject.name if labels.count(label) > 1 else label) + (", broken" if row.broken else "")
+            for row, label in zip(self.results, labels, strict=True)
         }
+
+    def timed(self, scenario: Scenario | None) -> list[tuple[Result, Timing]]:
+        """The rows that ran in this scenario."""
+        return [(result, timing) for result in self.results if (timing := result.timing(scenario))]
 
     def run_peak_bytes(self, result: Result) -> int | None:
         """The peak while running `peak_scenario`."""
@@ -214,10 +218,7 @@ class Measurement:
     def time(self, result: Result) -> float | str | None:
         """The ratio of total latency in `published`; the status where that failed."""
         timing = result.timing(self.headline)
-        if timing is not None:
-            return result.ratio_in(timing, "total")
-        failed = [one.status for one in result.failures if self.headline and one.work == self.headline.name]
-        return failed[-1] if failed else None
+        return result.ratio_in(timing, "total") if timing else result.status_in(self.headline)
 
     def copy_share(self, timing: Timing) -> float | None:
         """The bytes a second that decoding reads, as a share of what a plain copy on the device moves."""
@@ -314,13 +315,12 @@ def _result(
     quality = latest_quality(own)
     reference_quality = latest_quality(record for record in others if record.subject.base_model == subject.base_model)
     memory = [record.memory for record in own if record.status == "ok" and record.memory]
-    load_peaks = [figures.load_peak_bytes for figures in memory if figures.load_peak_bytes is not None]
     return Result(
         subject=subject,
         is_reference=reference == subject,
         compute_dtype=next((record.compute_dtype for record in own if record.compute_dtype), None),
         weights_bytes=memory[-1].weights_bytes if memory else None,
-        load_peak_bytes=max(load_peaks, default=None),
+        load_peak_bytes=max((peak for one in memory if (peak := one.load_peak_bytes) is not None), default=None),
         quality=quality,
         perplexity_ratio=quality.perplexity / reference_quality.perplexity if quality and reference_quality else None,
         timings={one: _timing(one, runs, reference_good.get(one, [])) for one, runs in good.items() if one},
@@ -334,34 +334,35 @@ def _result(
 
 def _timing(scenario: Scenario, runs: Sequence[Record], reference: Sequence[Record]) -> Timing:
     """From ok latency records of this scenario."""
-    seconds: dict[Phase, float] = {}
-    for phase in PHASES:
-        rounds = [value for run in runs if (value := run.times[phase]) is not None]
-        if rounds:
-            seconds[phase] = statistics.median(rounds)
+    seconds = {phase: median_of(run.times[phase] for run in runs) for phase in PHASES}
     latencies = [run.latency for run in runs if run.latency]
     kernels = [run.kernels for run in runs if run.kernels]
     states = [run.device_state for run in runs if run.device_state]
-    energies = [state.energy_j for state in states if state.energy_j is not None]
     chain = itertools.chain.from_iterable
     samples = [one for latency in latencies for one in (latency.prefill_s, tuple(chain(latency.decode_s)))]
-    passes = [one for latency in latencies for one in latency.prefill_by_length_s]
+    passes = chain(latency.prefill_by_length_s for latency in latencies)
     return Timing(
         scenario=scenario,
         rounds=len(runs),
-        seconds=seconds,
+        seconds={phase: median for phase, median in seconds.items() if median is not None},
         comparison=compare(runs, reference),
-        kernels={part: " / ".join(_each_once(getattr(one, part) for one in kernels)) for part in PARTS if kernels},
-        decode_mode=" / ".join(_each_once(one.decode_mode for one in latencies if one.decode_mode)) or None,
+        kernels={part: " / ".join(dict.fromkeys(getattr(one, part) for one in kernels)) for part in PARTS if kernels},
+        decode_mode=" / ".join(dict.fromkeys(one.decode_mode for one in latencies if one.decode_mode)) or None,
         memory=max((run.memory for run in runs if run.memory), key=lambda one: one.run_peak_bytes or 0, default=None),
         unsteady_rounds=sum(one.steady is False for one in latencies),
         outliers=sum(map(outliers, samples)),
         samples=sum(map(len, samples)),
-        energy_j=statistics.median(energies) if energies else None,
-        throttled=_each_once(reason for state in states for reason in state.throttle_reasons),
+        energy_j=median_of(state.energy_j for state in states),
+        throttled=tuple(dict.fromkeys(chain(state.throttle_reasons for state in states))),
         other_processes=max((state.other_processes for state in states), default=0),
         prefill_by_length_s=tuple(statistics.median(seconds) for seconds in zip(*passes, strict=True)),
     )
+
+
+def median_of(values: Iterable[float | None]) -> float | None:
+    """Of those that are known, None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def outliers(samples: Sequence[float]) -> int:
@@ -376,8 +377,6 @@ def outliers(samples: Sequence[float]) -> int:
 
 def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
     """Failed runs that no later run of the same work made good, those of one work and reason together."""
-    if all(one.status == "ok" for one in records):
-        return ()
     rounds: dict[tuple[str, Status, str], dict[int, None]] = {}
     for same in grouped(records, lambda one: (one.kind, one.scenario, one.round)).values():
         last_good = max((n for n, one in enumerate(same) if one.status == "ok"), default=-1)
@@ -385,7 +384,3 @@ def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
             key = one.scenario.name if one.scenario else one.kind, one.status, one.reason or ""
             rounds.setdefault(key, {}).update({one.round: None} if one.round is not None else {})
     return tuple(Failure(*key, tuple(own)) for key, own in rounds.items())
-
-
-def _each_once(words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(words))

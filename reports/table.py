@@ -55,11 +55,6 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns")
-
     @property
     def titles(self) -> list[str]:
         return [column.title for column in self.columns]
@@ -96,7 +91,7 @@ class Bullets:
 
 
 Block = Table | Heading | Paragraph | Bullets
-Page = tuple[Block, ...]
+Page = Iterable[Block]
 """What a report shows, from top to bottom."""
 
 
