@@ -127,6 +127,11 @@ class Result:
         return share if share is not None and share < 0.9995 else None
 
     @property
+    def mean_divergence(self) -> float | None:
+        """KL(reference || this) in nats a token."""
+        return self.quality.divergence.mean if self.quality and self.quality.divergence else None
+
+    @property
     def loss(self) -> float | None:
         """How much more perplexity than the reference, as a share; 0 for a reference that was judged."""
         ratio = self.perplexity_ratio or (1.0 if self.is_reference and self.quality else None)

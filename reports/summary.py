@@ -1,6 +1,6 @@
 """The answer on one screen: a row a variant, what it needs, how fast it is, what it loses, and which one to take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -9,7 +9,7 @@ from bench.records.ratio import Verdict
 from bench.records.record import Phase
 from reports.notes import broken_lines, dummy_text, joined, plural, setting_text, shape_text, warnings
 from reports.results import PARTS, Measurement, Result
-from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Row, Table, bulleted, per_second_text
+from reports.table import Cell, Column, Heading, Page, Paragraph, Row, Table, bulleted, per_second_text
 
 MARKS: dict[Verdict, str] = {"faster": "▲", "slower": "▼", "same within noise": "≈", "unsure": "?"}
 """How a speed compares with the reference's."""
@@ -29,7 +29,6 @@ class Standing:
     speeds:     tokens a second in each phase that was measured, the mean of them.
     marks:      how each speed compares with the reference's; unsure where they differ.
     loss:       perplexity over the reference's, less 1; 0 for the reference.
-    divergence: mean KL divergence from the reference, nats a token.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Standing:
     speeds: dict[Phase, float]
     marks: dict[Phase, Verdict]
     loss: float | None
-    divergence: float | None
 
     @property
     def is_reference(self) -> bool:
@@ -72,7 +70,6 @@ def _codes(result: Result) -> tuple[object, ...]:
 
 
 def _standing(measurement: Measurement, results: Sequence[Result]) -> Standing:
-    first, quality = results[0], results[0].quality
     speeds: dict[Phase, float] = {}
     marks: dict[Phase, Verdict] = {}
     for phase in PARTS:
@@ -87,36 +84,33 @@ def _standing(measurement: Measurement, results: Sequence[Result]) -> Standing:
         peak_bytes=max((peak for one in results if (peak := measurement.run_peak_bytes(one))), default=None),
         speeds=speeds,
         marks=marks,
-        loss=first.loss,
-        divergence=quality.divergence.mean if quality and quality.divergence else None,
+        loss=results[0].loss,
     )
 
 
 def summary(found: Sequence[Measurement]) -> Page:
     """One screen a measurement: with five variants 80 columns wide and less than 40 lines long."""
-    return tuple(block for measurement in found for block in _summary_of(measurement))
-
-
-def _summary_of(measurement: Measurement) -> Iterator[Block]:
-    models = " and ".join(dict.fromkeys(one.subject.base_model for one in measurement.results))
-    yield Heading(f"{models} on {setting_text(measurement)}")
-    yield from bulleted(broken_lines(measurement))
-    rows = standings(measurement)
-    yield Table.of(_row(measurement, row) for row in rows)
-    yield from bulleted((*advice(rows), *_remarks(measurement)))
-    yield Paragraph(_legend(measurement))
+    for measurement in found:
+        models = " and ".join(dict.fromkeys(one.subject.base_model for one in measurement.results))
+        yield Heading(f"{models} on {setting_text(measurement)}")
+        yield from bulleted(broken_lines(measurement))
+        rows = standings(measurement)
+        yield Table.of(_row(measurement, row) for row in rows)
+        yield from bulleted((*advice(rows), *_remarks(measurement)))
+        yield Paragraph(_legend(measurement))
 
 
 def _row(measurement: Measurement, row: Standing) -> Row:
+    first = row.results[0]
     return [
         (Column("Variant"), row.name),
-        (Column("Weights GB", "gigabytes"), row.results[0].weights_bytes),
+        (Column("Weights GB", "gigabytes"), first.weights_bytes),
         (Column(f"Peak {measurement.memory_name} GB", "gigabytes"), row.peak_bytes),
         (Column("Prefill tokens/s", "per_second"), _marked(row, "prefill")),
         (Column("Decode tokens/s", "per_second", optional=True), _marked(row, "decode")),
         (Column("PPL change", "change", optional=True), "" if row.is_reference and row.loss is not None else row.loss),
-        (Column("KLD", "nats", "", optional=True), row.divergence),
-        (Column("Quantized", "share", "", optional=True), row.results[0].share_below_all),
+        (Column("KLD", "nats", "", optional=True), first.mean_divergence),
+        (Column("Quantized", "share", "", optional=True), first.share_below_all),
     ]
 
 
@@ -131,10 +125,9 @@ def advice(rows: Sequence[Standing]) -> tuple[str, ...]:
     for same in grouped(rows, lambda one: one.results[0].subject.baseline).values():
         references, ranked = ([row for row in same if row.is_reference is wanted] for wanted in (True, False))
         said = [line for phase in ("decode", "prefill") if (line := _fastest(references, ranked, phase))][:1]
-        known = [row for row in ranked if row.loss is not None]
-        if known:
+        if known := [row for row in ranked if row.loss is not None]:
             least = min(known, key=lambda row: row.loss or 0.0)
-            said.append(f"Least loss: {least.name} ({loss_text(least)}).")
+            said.append(f"Least loss: {least.name} ({_loss_text(least)}).")
         lines += [" ".join(said)] if said else []
         beaten = {row.name: better.name for row in ranked for better in same if better.beats(row)}
         lines += [f"{better} beats {name} in memory, speed and loss." for name, better in beaten.items()]
@@ -145,16 +138,14 @@ def _fastest(references: Sequence[Standing], ranked: Sequence[Standing], phase: 
     timed = [row for row in ranked if phase in row.speeds]
     if not timed or not references or phase not in references[0].speeds:
         return None
-    best = max(timed, key=lambda row: row.speeds[phase])
-    what = "decoding" if phase == "decode" else "prefill"
+    best, what = max(timed, key=lambda row: row.speeds[phase]), "decoding" if phase == "decode" else "prefill"
     if best.marks.get(phase) != "faster":
         return f"No variant is surely faster than FP16 in {what}."
     times = best.speeds[phase] / references[0].speeds[phase]
-    return f"Fastest in {what}: {best.name} ({times:.1f} times FP16's tokens/s, {loss_text(best)})."
+    return f"Fastest in {what}: {best.name} ({times:.1f} times FP16's tokens/s, {_loss_text(best)})."
 
 
-def loss_text(row: Standing) -> str:
-    """Of the perplexity: perplexity +6.1%."""
+def _loss_text(row: Standing) -> str:
     return "loss unknown" if row.loss is None else f"perplexity {row.loss:+.1%}"
 
 
@@ -165,13 +156,13 @@ def _remarks(measurement: Measurement) -> tuple[str, ...]:
         for one in measurement.results
         for failure in one.failures
     ]
-    warned = warnings(measurement)
-    more = [f"`--full` has {plural(len(warned), 'warning')}."] if warned else []
-    return (*failed[:SHOWN_REMARKS], *([f"{len(failed)} failures in all."] if failed[SHOWN_REMARKS:] else []), *more)
+    more = [f"{len(failed)} failures in all."] if failed[SHOWN_REMARKS:] else []
+    if warned := warnings(measurement):
+        more.append(f"`--full` has {plural(len(warned), 'warning')}.")
+    return (*failed[:SHOWN_REMARKS], *more)
 
 
 def _legend(measurement: Measurement) -> str:
-    """What the figures are of."""
     first, decoding = map(measurement.scenario_of, PARTS)
     said = [f"Prefill in `{first.name}` ({shape_text(first)})"] if first else []
     said += [f"decode in `{decoding.name}` ({shape_text(decoding)})"] if decoding and decoding != first else []

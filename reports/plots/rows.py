@@ -69,8 +69,7 @@ def losses_of(rows: Sequence[Result]) -> tuple[list[float | None], str]:
 
     The mean divergence (KLD) or, where no row has one, how much the perplexity is above the reference's, in percent.
     """
-    losses = [row.quality.divergence.mean if row.quality and row.quality.divergence else None for row in rows]
-    meaning = "KLD: KL(reference || row), nats a token"
+    losses, meaning = [row.mean_divergence for row in rows], "KLD: KL(reference || row), nats a token"
     if not any(loss is not None for loss in losses):
         losses = [None if row.loss is None else 100 * row.loss for row in rows]
         meaning = "perplexity above the reference's, %"
@@ -85,7 +84,7 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 def _words(measurement: Measurement, rows: Sequence[Result], phase: Phase) -> str:
     """What stands at a point: the rows there, and their tokens a second."""
-    timings = [timing for row in rows if (timing := row.timing(measurement.scenario_of(phase)))]
+    timings = filter(None, (row.timing(measurement.scenario_of(phase)) for row in rows))
     speeds = sorted(filter(None, (timing.tokens_per_s(phase) for timing in timings)))
     texts = dict.fromkeys(per_second_text(speed) for speed in speeds[:1] + speeds[-1:])
     names = joined([name_text(measurement.labels[row.subject]) for row in rows], ",\n")
@@ -101,7 +100,7 @@ def speed_figure(measurement: Measurement) -> "Figure":
 
     rows = [row for row in measurement.results if not row.is_reference]
     kinds = [(phase, scenario) for phase in PARTS for scenario in measurement.scenarios]
-    shown = [one for one in kinds if any(timing.ratio(one[0]) for row in rows if (timing := row.timing(one[1])))]
+    shown = [one for one in kinds if any(timing.ratio(one[0]) for _, timing in measurement.timed(one[1]))]
     if not shown:
         raise UserError("no row has a time to compare with the reference's")
     note = f"Right is slower. Bars: {CONFIDENCE:.0%} intervals over rounds. Pale: unsure, more rounds would tell."
@@ -115,8 +114,7 @@ def speed_figure(measurement: Measurement) -> "Figure":
         for height, row in enumerate(rows):
             timing, color = row.timing(scenario), method_colors(measurement)[row.subject]
             ratio = timing.ratio(phase) if timing else None
-            failed = [one.status for one in row.failures if one.work == scenario.name]
-            words = ratio_text(ratio.value) if ratio else failed[-1] if failed else UNKNOWN
+            words = ratio_text(ratio.value) if ratio else row.status_in(scenario) or UNKNOWN
             axes.text(1.02, height, words, transform=axes.get_yaxis_transform(), va="center")
             if ratio:
                 alpha = 0.35 if ratio.verdict == "unsure" else 1.0
@@ -188,7 +186,7 @@ def _peak_note(measurement: Measurement, context: int | None) -> str:
     said = f"Peaks are of {scenario.name}: {shape_text(scenario)}." if scenario else ""
     if context:
         said += f" The KV cache is that of {context:,} tokens, in proportion; activations as they were."
-        found = [timing.memory for row in measurement.results if (timing := row.timing(scenario)) and timing.memory]
+        found = [timing.memory for _, timing in measurement.timed(scenario) if timing.memory]
         if any((one.kv_cache_bytes or 0) < (one.kv_cache_formula_bytes or 0) for one in found):
             said += " It is at most that: not every layer keeps every token."
     return said
