@@ -7,19 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from bench.records import lab, store
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
-from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.record import Record
-from bench.records.store import (
-    RECORDS_NAME,
-    AnyRecord,
-    RecordFile,
-    holds_records,
-    line_of,
-    only,
-    read_crossover,
-    read_file,
-)
+from bench.records.store import RECORDS_NAME, only, read_crossover
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
@@ -35,7 +26,7 @@ from reports.plots import draw, plots, svg_element
 from reports.published import has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.summary import summary
-from reports.table import Bullets, Page
+from reports.table import Block, Page, bulleted
 
 Format = Literal["text", "md", "csv", "json", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -52,13 +43,13 @@ VIEWS: dict[View, Callable[[Sequence[Measurement]], Page]] = {
 }
 """What is shown of measurements: one screen, everything, the published table's columns, that table beside ours."""
 
-PAGES: dict[type[AnyRecord], Callable[[Sequence[Any]], Page]] = {
+PAGES: dict[type[store.AnyRecord], Callable[[Sequence[Any]], Page]] = {
     CrossoverEntry: crossover_page,
-    RaceRecord: race_page,
-    OverheadRecord: overhead_page,
-    SideBySideRecord: side_by_side_page,
-    ProfileRecord: profile_page,
-    ArchitectureRecord: architecture_page,
+    lab.RaceRecord: race_page,
+    lab.OverheadRecord: overhead_page,
+    lab.SideBySideRecord: side_by_side_page,
+    lab.ProfileRecord: profile_page,
+    lab.ArchitectureRecord: architecture_page,
 }
 """What is shown of each kind of record but measurements."""
 
@@ -97,14 +88,13 @@ class Reading:
     view: View = "summary"
 
     @cached_property
-    def found(self) -> RecordFile:
+    def found(self) -> store.RecordFile:
         """The records of the file, or of the folder's records.jsonl. Raises UserError when there are none."""
         if not self.source.exists():
             raise UserError(f"no such folder or file: {self.source}")
-        path = self.source / RECORDS_NAME if self.source.is_dir() else self.source
-        found = read_file(path)
+        found = store.read_file(self.source / RECORDS_NAME if self.source.is_dir() else self.source)
         if not found.records:
-            raise UserError(f"{path} holds no records: run `bench` first")
+            raise UserError(f"{found.path} holds no records: run `bench` first")
         return found
 
     @cached_property
@@ -130,15 +120,15 @@ class Reading:
         read = self.__dict__.get("measurements", ())
         return not any(result.broken or result.failures for one in read for result in one.results)
 
-    def page(self) -> Page:
-        """The report as blocks; the crossover's at its end."""
+    def page(self) -> tuple[Block, ...]:
+        """The report, whole before any of it is shown; the crossover at its end."""
         if self.view in ("published", "versus"):
-            return VIEWS[self.view](self.measurements)
+            return tuple(VIEWS[self.view](self.measurements))
         if self.source.is_file():
             return (*self._page_of_file(), *self._remarks())
         alone = not (self.source / RECORDS_NAME).exists()
         crossover = _crossover_file(self.source) if alone or self.view == "full" else None
-        blocks = crossover_page(read_crossover(crossover)) if crossover else ()
+        blocks = tuple(crossover_page(read_crossover(crossover))) if crossover else ()
         if crossover and alone:
             return blocks
         return (*VIEWS[self.view](self.measurements), *self._remarks(), *blocks)
@@ -176,9 +166,9 @@ class Reading:
                 figures, _ = plots(measurement)
                 drawn += [svg_element(figure, f"{name}-{number}") for name, figure in figures.items()]
         except UserError as error:
-            notes += (Bullets((f"No plots: {error}.",)),)
+            notes += bulleted([f"No plots: {error}."])
         everything = (*page(self.measurements), *notes)
-        return html_page(summary(self.measurements), everything, drawn, map(line_of, self.found.records))
+        return html_page(summary(self.measurements), everything, drawn, map(store.line_of, self.found.records))
 
     def _page_of_file(self) -> Page:
         if self.source.name == CROSSOVER_NAME:
@@ -190,17 +180,17 @@ class Reading:
             return VIEWS[self.view](self.measurements)
         return PAGES[kinds.pop()](self.found.records)
 
-    def _remarks(self) -> Page:
+    def _remarks(self) -> list[Block]:
         """What of the records is not shown, and why."""
         lines = [f"{self.found.damage}."] if self.found.damage else []
         lines += [f"{name} is not in {self.source} any more: its rows are left out." for name in sorted(self.absent)]
-        return (Bullets(tuple(lines)),) if lines else ()
+        return bulleted(lines)
 
 
 def check_not_ours(path: Path) -> None:
     """Raises UserError for a file that holds records or is a checkpoint's: no report is written over it."""
     ours = path.suffix == ".jsonl" or (path.parent / MANIFEST_NAME).exists()
-    if ours or (path.is_file() and path.stat().st_size and holds_records(path)):
+    if ours or (path.is_file() and path.stat().st_size and store.holds_records(path)):
         raise UserError(f"{path} would be written over with a report: give --out another name")
 
 
@@ -218,9 +208,7 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise UserError(f"{folder} holds no record files: run `bench` first")
-    written: list[Path] = []
-    problems: list[str] = []
-    sound = True
+    written, problems, reading = list[Path](), list[str](), Reading(folder, "full")
 
     @contextmanager
     def attempt(name: str) -> Iterator[Path]:
@@ -235,9 +223,7 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
 
     if folder / RECORDS_NAME in files:
         with attempt("table.md") as table:
-            reading = Reading(folder, "full")
             write_page(table, reading.page())
-            sound = reading.sound
         if written and has_published_rows(only(reading.found, Record)):
             with attempt("published.md") as published:
                 write_page(published, versus_page(reading.measurements))
@@ -248,7 +234,7 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
         if file.name != RECORDS_NAME and not file.name.startswith("records."):
             with attempt(f"{file.stem}.md") as path:
                 write_page(path, Reading(file, "full").page())
-    return written, problems, sound
+    return written, problems, reading.sound
 
 
 def draw_plots(
