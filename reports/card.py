@@ -19,7 +19,7 @@ from quantize.shell import Parser, command, say
 from quantize.variant import Variant
 from reports.api import Reading
 from reports.markdown import markdown
-from reports.notes import broken_lines, measured_text, shape_text
+from reports.notes import broken_lines, setting_text, shape_text
 from reports.pages import published_table, quality_table, speed_table
 from reports.results import Measurement, Result
 from reports.table import Block, Bullets, Heading, Link, Page, Paragraph, titled
@@ -218,7 +218,7 @@ def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page
     table, broken = published_table(measurement), broken_lines(measurement)
     rows = zip(table.rows, measurement.results, strict=True)
     linked = replace(table, rows=tuple((*cells[:-1], download(row)) for cells, row in rows))
-    line = f"{measured_text(measurement)} Times are relative to FP16/BF16: x2.00 takes twice as long."
+    line = f"Measured on {setting_text(measurement)}. Times are relative to FP16/BF16: x2.00 takes twice as long."
     blocks: list[Block] = [*([Bullets(broken)] if broken else []), linked, Paragraph(line)]
     blocks += titled("Loss on held-out text; KLD is in nats a token:", quality_table(measurement))
     for scenario in [one for one in measurement.scenarios if one.decode_steps][:1]:

@@ -17,7 +17,9 @@ STALE_S = 3600.0
 
 def how_measured(measurement: Measurement) -> tuple[str, ...]:
     """What was measured, where, when and of what, a line each; from the records alone."""
-    results, copied = measurement.results, measurement.environment.copy_bytes_per_s
+    results, facts = measurement.results, measurement.environment
+    used = {"Python": facts.python, **facts.libraries, "quantable": facts.source and facts.source.quantable}
+    versions = [f"{name} {version}" for name, version in used.items() if version]
     timings = [timing for result in results for timing in result.timings.values()]
     scenarios = ", ".join(f"`{one.name}` ({shape_text(one)})" for one in measurement.scenarios)
     peaks = f", and peaks are of `{measurement.peak_scenario.name}`" if measurement.peak_scenario else ""
@@ -25,24 +27,20 @@ def how_measured(measurement: Measurement) -> tuple[str, ...]:
     far, samples = sum(one.outliers for one in timings), sum(one.samples for one in timings)
     rounded = sorted({result.subject.method for result in results if result.subject.rounding == "gptq"})
     lines: dict[str, object] = {
-        measured_text(measurement): True,
+        f"Measured on {setting_text(measurement)}.": True,
         dummy_text(measurement): True,
-        _versions(measurement): True,
+        f"Versions: {', '.join(versions)}.": versions,
         _dtype(measurement): True,
         f"Scenarios: {scenarios}.": scenarios,
         f"`{HEADLINE}` was not run: there is no Time{peaks}.": not measurement.headline,
-        f"A plain copy moves {gigabytes_text(copied or 0)} GB/s, read and written together.": copied
-        and any(timing.decode_bytes_per_s for timing in timings),
+        f"A plain copy moves {gigabytes_text(facts.copy_bytes_per_s or 0)} GB/s, read and written together.": any(
+            measurement.copy_share(timing) for timing in timings
+        ),
         **{f"Perplexity is over {tokens} tokens of held-out text ({text}).": True for tokens, text in texts},
         f"{far} of {samples} samples are outliers; none is dropped, medians are taken.": far,
         f"The 4-bit codes of {' and '.join(rounded)} were chosen with error feedback on calibration text.": rounded,
     }
     return tuple(line for line, holds in lines.items() if line and holds)
-
-
-def measured_text(measurement: Measurement) -> str:
-    """On which machine, when and in how many rounds."""
-    return f"Measured on {setting_text(measurement)}."
 
 
 def setting_text(measurement: Measurement) -> str:
@@ -68,12 +66,9 @@ def warnings(measurement: Measurement) -> tuple[str, ...]:
 
 def broken_lines(measurement: Measurement) -> tuple[str, ...]:
     """One line for each row that is broken: it must not be used, and what is compared with it says nothing."""
-    return tuple(
-        f"{measurement.labels[one.subject]}: {one.broken}"
-        + (". Nothing that is compared with it means anything." if one.is_reference else ". Do not use it.")
-        for one in measurement.results
-        if one.broken
-    )
+    so = {True: "Nothing that is compared with it means anything.", False: "Do not use it."}
+    broken = [one for one in measurement.results if one.broken]
+    return tuple(f"{measurement.labels[one.subject]}: {one.broken}. {so[one.is_reference]}" for one in broken)
 
 
 def _row_warnings(result: Result) -> Iterator[str]:
@@ -108,10 +103,8 @@ def _doubts(timing: Timing) -> dict[str, object]:
 
 def dummy_text(measurement: Measurement) -> str:
     """Which weights were random, and in what shape; empty where none were."""
-    shapes = dict.fromkeys(result.subject.dummy for result in measurement.results if result.subject.dummy)
-    if not shapes:
-        return ""
-    return f"The weights are random, in the shape {' and '.join(map(str, shapes))}: time and memory depend on it alone."
+    shapes = " and ".join(dict.fromkeys(one.subject.dummy for one in measurement.results if one.subject.dummy))
+    return shapes and f"The weights are random, in the shape {shapes}: time and memory depend on it alone."
 
 
 def machine_text(measurement: Measurement) -> str:
@@ -138,13 +131,6 @@ def joined(labels: Sequence[str], apart: str = ", ") -> str:
     if len(set(rests)) > 1 or len(set(starts)) > 1:
         return apart.join(labels)
     return ", ".join([heads[0], *ends[1:], *filter(None, rests[:1])])
-
-
-def _versions(measurement: Measurement) -> str:
-    facts = measurement.environment
-    versions = {"Python": facts.python, **facts.libraries, "quantable": facts.source and facts.source.quantable}
-    known = [f"{name} {version}" for name, version in versions.items() if version]
-    return f"Versions: {', '.join(known)}." if known else ""
 
 
 def _dtype(measurement: Measurement) -> str:

@@ -2,17 +2,13 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings, series_by_contender
 from quantize.errors import UserError
 from reports.crossover import setting_text, tokens_text
 from reports.plots.labels import place
-from reports.plots.style import COLORS, FAINT, INK, METHOD_COLORS, MUTED, SHADE, name_text, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from reports.plots.style import COLORS, FAINT, INK, METHOD_COLORS, MUTED, SHADE, Axes, Figure, name_text, new_figure
 
 LINES: dict[Style, str] = {"dense": "-", "GEMM": "-", "GEMV": "--", "bitsandbytes": ":"}
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -21,7 +17,7 @@ Series = Mapping[int, float]
 """Tokens at once, ascending -> time as a multiple of the dense product's."""
 
 
-def crossover_figure(entries: Sequence[CrossoverEntry], table_dtypes: Iterable[str] = ()) -> "Figure":
+def crossover_figure(entries: Sequence[CrossoverEntry], table_dtypes: Iterable[str] = ()) -> Figure:
     """One line a contender; a ring where two cross over, filled and with its tokens on the dense product's.
 
     table_dtypes: what the rows of the table beside it computed in: where that is another dtype, the figure says so.
@@ -61,7 +57,7 @@ def relative_to_dense(entries: Sequence[CrossoverEntry]) -> dict[str, dict[int, 
     }
 
 
-def _scale(axes: "Axes", counts: Sequence[int]) -> None:
+def _scale(axes: Axes, counts: Sequence[int]) -> None:
     """Logarithmic both ways, the two ranges of tokens marked."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -84,7 +80,7 @@ def _scale(axes: "Axes", counts: Sequence[int]) -> None:
 
 
 def _mark_crossings(
-    axes: "Axes", entries: Sequence[CrossoverEntry], relative: Mapping[str, Series]
+    axes: Axes, entries: Sequence[CrossoverEntry], relative: Mapping[str, Series]
 ) -> list[tuple[tuple[float, float], str]]:
     """A ring at every crossing; filled where it is with the dense product: those points, with their tokens."""
     marked, dense = [], next(iter(relative))

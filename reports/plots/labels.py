@@ -3,12 +3,9 @@
 import itertools
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from reports.plots.style import MUTED
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from reports.plots.style import MUTED, Axes
 
 Point = tuple[float, float]
 
@@ -20,7 +17,7 @@ LEADER_PX = 20
 """From this far on a line leads from a label to its point."""
 
 
-def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
+def place(axes: Axes, labels: Iterable[tuple[Point, str]]) -> None:
     """Write each text as near to its point as there is room: inside the axes, over no text, point and line.
 
     Points and lines are drawn already, and the figure is laid out for good. Where lines are in the way everywhere, they
@@ -61,7 +58,7 @@ def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
                 break
 
 
-def _pixels(axes: "Axes", *, joined: bool) -> Any:
+def _pixels(axes: Axes, *, joined: bool) -> Any:
     """Where the single points are or, joined, where the lines are, every three pixels."""
     import numpy as np
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bench.records.comparison import grouped
 from bench.records.ratio import CONFIDENCE
@@ -10,13 +9,9 @@ from bench.records.record import Phase
 from quantize.errors import UserError
 from reports.notes import joined, machine_text, shape_text
 from reports.plots.labels import Point, place
-from reports.plots.style import COLORS, INK, MUTED, SHADE, method_colors, name_text, new_figure, scale
+from reports.plots.style import COLORS, INK, MUTED, SHADE, Axes, Figure, method_colors, name_text, new_figure, scale
 from reports.results import PARTS, Measurement, Result, Timing
 from reports.table import UNKNOWN, gigabytes_text, per_second_text, ratio_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WHOLE = "not told apart"
 ROLES = {"weights": COLORS[3], "KV cache": COLORS[2], "activations": COLORS[1], "rest": "#BBBBBB", WHOLE: "#DDDDDD"}
@@ -27,7 +22,7 @@ SAME = 300
 """Points within one part in so many of the axes are one to the eye."""
 
 
-def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> "Figure":
+def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> Figure:
     """Loss over GB of weights or, with `memory_bytes`, over GB of the peak; a name and tokens/s at each point.
 
     A broken row is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known.
@@ -91,7 +86,7 @@ def _words(measurement: Measurement, rows: Sequence[Result], phase: Phase) -> st
     return names + (f"\n{' to '.join(texts)} tokens/s" if texts else "")
 
 
-def speed_figure(measurement: Measurement) -> "Figure":
+def speed_figure(measurement: Measurement) -> Figure:
     """A panel for each phase and scenario: each row's time over FP16's with its interval.
 
     Raises UserError where no row can be compared with a reference.
@@ -132,7 +127,7 @@ def speed_figure(measurement: Measurement) -> "Figure":
     return figure
 
 
-def memory_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> "Figure":
+def memory_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> Figure:
     """One bar a row, in parts: what the peak is for (`shares_of`). Raises UserError where no row has a peak."""
     scenario = measurement.peak_scenario
     found = [(row, shares_of(row.timing(scenario), context)) for row in measurement.results]
@@ -192,7 +187,7 @@ def _peak_note(measurement: Measurement, context: int | None) -> str:
     return said
 
 
-def _memory_line(axes: "Axes", memory_bytes: int | None) -> None:
+def _memory_line(axes: Axes, memory_bytes: int | None) -> None:
     """The memory there is, as a vertical line over GB; what does not fit is shaded."""
     if memory_bytes:
         limit, (left, right) = memory_bytes / 1e9, axes.get_xlim()
@@ -202,7 +197,7 @@ def _memory_line(axes: "Axes", memory_bytes: int | None) -> None:
         axes.text(limit, 1.0, f"{limit:.4g} GB of memory", transform=heights, ha=align, va="bottom")
 
 
-def _figure(measurement: Measurement, title: str, height_in: float, shown: Sequence[Result], *notes: str) -> "Figure":
+def _figure(measurement: Measurement, title: str, height_in: float, shown: Sequence[Result], *notes: str) -> Figure:
     """An empty figure that says of what and where it was measured, and which rows are not in it."""
     models = ", ".join(dict.fromkeys(row.subject.baseline for row in measurement.results))
     absent = [name_text(measurement.labels[row.subject]) for row in measurement.results if row not in shown]
