@@ -141,7 +141,6 @@ class Reading:
 
     @collector_paused()
     def write(self, format: Format | None = None, out: Path | str | None = None) -> str:
-        """The text, as `report` says."""
         if out is not None:
             check_not_ours(Path(out))
         format = format or (format_of(out) if out is not None else "md")

@@ -69,7 +69,6 @@ class Card:
     advice: tuple[str, ...]
 
     def write(self, folder: Path) -> None:
-        """Write the files into the checkpoint's folder."""
         if self.plot is not None:
             write_whole(folder / PLOT_NAME, self.plot)
         write_whole(folder / CARD_NAME, self.text.encode())
@@ -249,7 +248,6 @@ def public_text(text: str) -> str:
 
 
 def parser() -> Parser:
-    """The command line."""
     p = Parser(prog="quantable card", description="Make the model card of a checkpoint.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder")
     p.add_argument("--write", action="store_true", help=f"into the folder's {CARD_NAME}, not on the screen")

@@ -41,7 +41,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parser() -> Parser:
-    """The command line of `report`."""
     cli = Parser(prog=called("report"), description="Turn what `bench` measured into the quantization table.")
     add = cli.add_argument
     add("source", type=Path, metavar="DIR", help="a folder that was measured, or a file of records")

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 WIDTH = 110
 """Prose is wrapped at this column; tables are as wide as they need to be."""
 
-
-SCREEN_WIDTH = 80
-NAME_WIDTH = 30
+SCREEN_WIDTH, NAME_WIDTH = 80, 30
 """Names in a first column that are no longer stand on one line."""
 
 
@@ -54,11 +52,8 @@ def _cell(text: str) -> str:
 
 def _escape(text: str) -> str:
     """Names and reasons hold characters that markdown, or who shows it, would take for something: a link, an image."""
-    return re.sub(r"[\\*<\[\]]|__|(?<=\w)@(?=\w)|:(?=//)|(?<=\bwww)\.", _backslashed, printable(text))
-
-
-def _backslashed(found: re.Match[str]) -> str:
-    return "".join(f"\\{character}" for character in found[0])
+    special = r"[\\*<\[\]]|__|(?<=\w)@(?=\w)|:(?=//)|(?<=\bwww)\."
+    return re.sub(special, lambda found: "".join(f"\\{character}" for character in found[0]), printable(text))
 
 
 def _wrap(text: str, indent: str = "") -> str:

@@ -60,7 +60,6 @@ def published_page(found: Sequence[Measurement]) -> Page:
 
 
 def published_table(measurement: Measurement) -> Table:
-    """The columns of the published table, in its order."""
     return Table.of(
         [
             *checkpoint_cells(result.subject, _method_text(result)),

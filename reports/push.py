@@ -57,7 +57,6 @@ def _without_paths(manifest: Manifest) -> Manifest:
 
 
 def parser() -> Parser:
-    """The command line."""
     p = Parser(prog="quantable push", description="Offer a checkpoint to the hub as a pull request.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, with the card in it")
     p.add_argument("repository", metavar="ORG/NAME", help="on the hub; made where there is none")
@@ -66,7 +65,6 @@ def parser() -> Parser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Push, and say where the pull request is."""
     say(push(options.checkpoint, options.repository, private=options.private))
 
 

@@ -88,7 +88,6 @@ class Timing:
         return read / seconds if seconds and read else None
 
     def ratio(self, phase: Phase) -> Ratio | None:
-        """The ratio to the reference in this phase, None where there is none."""
         return self.comparison.ratios.get(phase) if self.comparison else None
 
 
@@ -198,7 +197,6 @@ class Measurement:
 
     @property
     def compute_dtypes(self) -> tuple[str, ...]:
-        """Every compute dtype known, mostly one."""
         return tuple(dict.fromkeys(result.compute_dtype for result in self.results if result.compute_dtype))
 
     @cached_property

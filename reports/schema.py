@@ -112,14 +112,12 @@ def column(name: str) -> dict[str, str]:
 
 
 def parser() -> Parser:
-    """The command line."""
     cli = Parser(prog="quantable schema", description="Print the JSON schema of what a file holds (docs/data.md).")
     cli.add_argument("what", choices=[*FILES, "csv"], help="a records.jsonl, a quantable.json, `report --format csv`")
     return cli
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print it."""
     print(json.dumps(schema(options.what), indent=1))
 
 

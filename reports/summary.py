@@ -150,7 +150,6 @@ def _loss_text(row: Standing) -> str:
 
 
 def _remarks(measurement: Measurement) -> tuple[str, ...]:
-    """What failed, and how much else there is to know."""
     failed = [
         f"{measurement.labels[one.subject]}, {failure.work}: {failure.status}, {failure.reason}"
         for one in measurement.results

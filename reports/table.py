@@ -38,7 +38,6 @@ class Column:
         return "left" if self.kind == "text" else "right"
 
     def text(self, cell: Cell) -> str:
-        """How this value looks in this column."""
         if cell is None:
             return self.missing
         return cell if isinstance(cell, str) else FORMATS[self.kind](cell)
@@ -68,7 +67,6 @@ class Table:
         return Table(tuple(columns[n] for n in kept), tuple(tuple(row[n][1] for n in kept) for row in rows))
 
     def texts(self) -> list[list[str]]:
-        """The rows as they are shown."""
         return [[column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
 
 
