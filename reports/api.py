@@ -236,16 +236,13 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
     return written, problems, reading.sound
 
 
-def draw_plots(
-    source: Path | str, memory: str | None = None, context: int | None = None
-) -> tuple[list[Path], list[str]]:
+def draw_plots(source: Path, memory: str | None = None, context: int | None = None) -> tuple[list[Path], list[str]]:
     """Draw what this folder or file has records for as PNG and SVG beside it: the files, and what was left out and why.
 
     memory: what there is ("6GB"), a line in the plots; context: tokens that the KV cache is reckoned for. Raises
     UserError where nothing can be drawn.
     """
-    source, crossover = Path(source), _crossover_file(Path(source))
-    folder = source if source.is_dir() else source.parent
+    crossover, folder = _crossover_file(source), source if source.is_dir() else source.parent
     measured = [] if source == crossover or not (folder / RECORDS_NAME).exists() else Reading(source).measurements
     if not measured and crossover is None:
         raise UserError(f"no {RECORDS_NAME} and no {CROSSOVER_NAME} in {source}: run `bench` first")

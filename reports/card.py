@@ -22,7 +22,7 @@ from reports.markdown import markdown
 from reports.notes import broken_lines, setting_text, shape_text
 from reports.pages import published_table, quality_table, speed_table
 from reports.results import Measurement, Result
-from reports.table import Block, Bullets, Heading, Link, Page, Paragraph, titled
+from reports.table import Bullets, Heading, Link, Page, Paragraph, bulleted, titled
 
 BEGIN, END = "<!-- quantable: `quantable card --write` renews what follows -->", "<!-- quantable: end -->"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -89,7 +89,8 @@ def card(
     namespace:  the user or organization on the hub to whose repositories the column Download leads.
     """
     checkpoint = open_checkpoint(folder)
-    source, sha256 = checkpoint.manifest.source, checkpoint.content_sha256
+    manifest, variant = checkpoint.manifest, checkpoint.variant
+    source, sha256 = manifest.source, checkpoint.content_sha256
     if source.kind == "dummy":
         raise UserError(f"{folder} has random weights: make a card of a real model's checkpoint")
     if base_model and not HUB_ID.fullmatch(base_model):
@@ -98,10 +99,15 @@ def card(
     readme = _readme(checkpoint)
     data = readme.data
     base = base_model or data.get("base_model") or (source.id if source.kind == "hub" else None)
-    _complete(data, checkpoint.variant, base)
+    _complete(data, variant, base)
     plot = _plot(measured)
-    shown = plot is not None or (folder / PLOT_NAME).is_file()
-    readme.text = _renewed(readme.text, _block(checkpoint, measured, base, namespace, plotted=shown))
+    block = [markdown(_figures(one, base, namespace)) for one in measured]
+    if measured and (plot is not None or (folder / PLOT_NAME).is_file()):
+        block.append(f"![Loss against size]({PLOT_NAME})")
+    made = (Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"))
+    readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
+    block += [markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
+    readme.text = _renewed(readme.text, "\n\n".join(part.strip() for part in block))
     own = [row for one in measured for row in one.results if row.subject.content_sha256 == sha256]
     advice = [missing] if missing else []
     advice += [] if base else ["no base_model, since the source is not of the hub: give --base-model org/name"]
@@ -180,18 +186,6 @@ def _evaluations(own: Sequence[Result]) -> str | None:
     return str(yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)) if entries else None
 
 
-def _block(
-    checkpoint: Checkpoint, measured: Sequence[Measurement], base: Any, namespace: str | None, *, plotted: bool
-) -> str:
-    manifest, variant = checkpoint.manifest, checkpoint.variant
-    made: Page = (Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"))
-    readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
-    shown = [markdown(_figures(one, base, namespace)) for one in measured]
-    shown += [f"![Loss against size]({PLOT_NAME})"] * (bool(measured) and plotted)
-    parts = [*shown, markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
-    return "\n\n".join(part.strip() for part in parts if part)
-
-
 def _plot(measured: Sequence[Measurement]) -> bytes | None:
     """Loss against size, with the line of those that no other row is better than."""
     from reports.plots import plots
@@ -214,15 +208,15 @@ def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page
         link.url = f"https://huggingface.co/{place}"
         return link if HUB_ID.fullmatch(place) else str(link)
 
-    table, broken = published_table(measurement), broken_lines(measurement)
+    yield from bulleted(broken_lines(measurement))
+    table = published_table(measurement)
     rows = zip(table.rows, measurement.results, strict=True)
-    linked = replace(table, rows=tuple((*cells[:-1], download(row)) for cells, row in rows))
+    yield replace(table, rows=tuple((*cells[:-1], download(row)) for cells, row in rows))
     line = f"Measured on {setting_text(measurement)}. Times are relative to FP16/BF16: x2.00 takes twice as long."
-    blocks: list[Block] = [*([Bullets(broken)] if broken else []), linked, Paragraph(line)]
-    blocks += titled("Loss on held-out text; KLD is in nats a token:", quality_table(measurement))
+    yield Paragraph(line)
+    yield from titled("Loss on held-out text; KLD is in nats a token:", quality_table(measurement))
     for scenario in [one for one in measurement.scenarios if one.decode_steps][:1]:
-        blocks += titled(f"Decode, with {shape_text(scenario)}:", speed_table(measurement, scenario))
-    return tuple(blocks)
+        yield from titled(f"Decode, with {shape_text(scenario)}:", speed_table(measurement, scenario))
 
 
 def _facts(manifest: Manifest) -> Iterator[str]:

@@ -29,11 +29,9 @@ def run(options: argparse.Namespace) -> int:
     reading = Reading(options.source, options.view or "summary")
     shown = options.out is None and options.format is None
     if shown and sys.stdout.isatty():
-        from rich.console import Console
-
         from reports.markdown import print_page
 
-        print_page(reading.page(), Console())
+        print_page(reading.page())
     else:
         text = reading.write("text" if shown and reading.is_screen else options.format, options.out)
         say(f"wrote {options.out}") if options.out else print(text, end="", flush=True)

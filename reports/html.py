@@ -45,15 +45,13 @@ def _block(block: Block, top: int) -> str:
 
 def _table(table: Table) -> str:
     sides = [f' class="{column.align}"' for column in table.columns]
-    head = "".join(
-        f"<th{side}><button>{_text(title)}</button></th>" for side, title in zip(sides, table.titles, strict=True)
-    )
-    cells = [
+    head = [f"<th{side}><button>{_text(title)}</button></th>" for side, title in zip(sides, table.titles, strict=True)]
+    body = [
         [f"<td{side}{_raw(cell)}>{_text(text)}</td>" for side, cell, text in zip(sides, row, texts, strict=True)]
         for row, texts in zip(table.rows, table.texts(), strict=True)
     ]
-    rows = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    top, *rows = (f"<tr>{''.join(cells)}</tr>" for cells in (head, *body))
+    return f'<div class="wide"><table><thead>{top}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _raw(cell: Cell) -> str:

@@ -3,13 +3,10 @@
 import io
 import re
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantize.errors import printable
 from reports.table import Block, Bullets, Heading, Link, Page, Table
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 WIDTH = 110
 """Prose is wrapped at this column; tables are as wide as they need to be."""
@@ -65,18 +62,18 @@ def _wrap(text: str, indent: str = "") -> str:
 
 def screen(page: Page) -> str:
     """The page as on a terminal of 80 columns, without colours."""
-    from rich.console import Console
-
     shown = io.StringIO()
-    print_page(page, Console(width=SCREEN_WIDTH, file=shown, color_system=None))
+    print_page(page, width=SCREEN_WIDTH, file=shown, color_system=None)
     return "".join(f"{line.rstrip()}\n" for line in shown.getvalue().splitlines())
 
 
-def print_page(page: Page, console: "Console") -> None:
-    """The page on a terminal: long cells fold instead of being cut off."""
+def print_page(page: Page, **options: Any) -> None:
+    """The page on a terminal: long cells fold instead of being cut off. options: of rich's Console."""
+    from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    console = Console(**options)
     for number, block in enumerate(page):
         if number:
             console.print()

@@ -5,7 +5,7 @@ from datetime import UTC
 
 from bench.records.scenario import Scenario
 from reports.compatibility import HEADLINE
-from reports.results import Measurement, Result, Timing
+from reports.results import Measurement, Timing
 from reports.table import gigabytes_text
 
 OUTLIER_SHARE = 0.05
@@ -53,15 +53,22 @@ def setting_text(measurement: Measurement) -> str:
     return f"{machine_text(measurement)}{when}{rounds}"
 
 
-def warnings(measurement: Measurement) -> tuple[str, ...]:
+def warnings(measurement: Measurement) -> Iterator[str]:
     """One line for each thing that makes a row less than it seems."""
-    results, labels = measurement.results, measurement.labels
-    references = {one.subject.baseline for one in results if one.is_reference}
-    alone = dict.fromkeys(one.subject.baseline for one in results if one.subject.baseline not in references)
-    return (
-        *(f"{baseline}: no reference was measured, so its rows have no ratios." for baseline in alone),
-        *(f"{labels[one.subject]}: {words}" for one in results for words in _row_warnings(one)),
-    )
+    references = {one.subject.baseline for one in measurement.results if one.is_reference}
+    for baseline in dict.fromkeys(one.subject.baseline for one in measurement.results):
+        if baseline not in references:
+            yield f"{baseline}: no reference was measured, so its rows have no ratios."
+    for result in measurement.results:
+        label = measurement.labels[result.subject]
+        for placement in result.placements:
+            yield (
+                f"{label}: too big for one GPU, so accelerate spread it ({placement}); its times include what moves "
+                "between devices in every pass, its peak memory is the first GPU's."
+            )
+        for timing in result.timings.values():
+            where = f"{label}: in `{timing.scenario.name}`"
+            yield from (f"{where} {words}" for words, holds in _doubts(timing).items() if holds)
 
 
 def broken_lines(measurement: Measurement) -> tuple[str, ...]:
@@ -69,16 +76,6 @@ def broken_lines(measurement: Measurement) -> tuple[str, ...]:
     so = {True: "Nothing that is compared with it means anything.", False: "Do not use it."}
     broken = [one for one in measurement.results if one.broken]
     return tuple(f"{measurement.labels[one.subject]}: {one.broken}. {so[one.is_reference]}" for one in broken)
-
-
-def _row_warnings(result: Result) -> Iterator[str]:
-    for placement in result.placements:
-        yield (
-            f"too big for one GPU, so accelerate spread it ({placement}); its times include what moves between devices "
-            "in every pass, its peak memory is the first GPU's."
-        )
-    for timing in result.timings.values():
-        yield from (f"in `{timing.scenario.name}` {words}" for words, holds in _doubts(timing).items() if holds)
 
 
 def _doubts(timing: Timing) -> dict[str, object]:

@@ -81,11 +81,11 @@ def _method_text(result: Result) -> str:
 
 def speed_table(measurement: Measurement, scenario: Scenario) -> Table:
     """One row for each phase and checkpoint, a phase's rows together."""
-    phases, rows = PARTS if scenario.decode_steps else PARTS[:1], measurement.timed(scenario)
-    return Table.of(_speed_row(phase, measurement, result, timing) for phase in phases for result, timing in rows)
+    phases, timed = PARTS if scenario.decode_steps else PARTS[:1], measurement.timed(scenario)
+    return Table.of(_speed_row(measurement, phase, *one) for phase in phases for one in timed)
 
 
-def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing) -> Row:
+def _speed_row(measurement: Measurement, phase: Phase, result: Result, timing: Timing) -> Row:
     ratio, decode = timing.ratio(phase), phase == "decode"
     interval = ratio.interval or plural(len(ratio.rounds), "round") if ratio else None
     mode = timing.decode_mode if decode and timing.scenario.mode == "graph" else None

@@ -66,7 +66,11 @@ def versus_page(found: Sequence[Measurement]) -> Page:
         native = ((row, _measured(measurement, row, NATIVE_KERNEL)) for row in BIOMISTRAL_7B)
         table = Table.of(_row(measurement, row, result) for row, result in native if result)
         yield from titled("The same layouts on the kernels that their names stood for:", table)
-        yield Paragraph(_paragraph(measurement))
+        headline, shape = measurement.headline, "" if has_published_shape(measurement) else OTHER_SHAPE
+        protocol = f"`{HEADLINE}` ({shape_text(headline)})" if headline else f"other scenarios than `{HEADLINE}`"
+        where = f"Measured: {protocol} on {machine_text(measurement)}."
+        quotients = "Quotients are measured over published: below x1.00 is less. The rest: docs/method.md."
+        yield Paragraph(" ".join(filter(None, (CARD, where, dummy_text(measurement), shape, quotients))))
 
 
 def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> Row:
@@ -117,12 +121,3 @@ def _is_of(subject: Subject, row: PublishedRow) -> bool:
     method = REFERENCE_METHOD if subject.variant == REFERENCE.name else subject.method
     ours = (subject.base_model, method, subject.q_group_size, subject.version)
     return ours == (row.base_model, row.method, row.q_group_size, row.version)
-
-
-def _paragraph(measurement: Measurement) -> str:
-    headline = measurement.headline
-    protocol = f"`{HEADLINE}` ({shape_text(headline)})" if headline else f"other scenarios than `{HEADLINE}`"
-    shape = "" if has_published_shape(measurement) else OTHER_SHAPE
-    where = f"Measured: {protocol} on {machine_text(measurement)}."
-    quotients = "Quotients are measured over published: below x1.00 is less. The rest: docs/method.md."
-    return " ".join(filter(None, (CARD, where, dummy_text(measurement), shape, quotients)))

@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, Manifest, open_checkpoint, verify
+from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.schema import to_data
 from quantize.shell import Parser, command, say
@@ -35,9 +35,11 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> str:
         raise UserError("the hub wants a token: run `hf auth login`, or set HF_TOKEN")
     paths = {path.relative_to(folder).as_posix(): str(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: path for name, path in paths.items() if name[0] != "." or name.startswith(".eval_results/")}
-    manifest = (json.dumps(to_data(_without_paths(checkpoint.manifest)), indent=1) + "\n").encode()
+    manifest, text = checkpoint.manifest, checkpoint.manifest.calibration  # of the maker's own files no name is told
+    source = replace(manifest.source, id=manifest.base_model) if manifest.source.kind == "folder" else manifest.source
+    shown = replace(manifest, source=source, calibration=text and replace(text, text=public_text(text.text)))
     added = [CommitOperationAdd(name, path) for name, path in files.items() if name != MANIFEST_NAME]
-    added.append(CommitOperationAdd(MANIFEST_NAME, manifest))
+    added.append(CommitOperationAdd(MANIFEST_NAME, (json.dumps(to_data(shown), indent=1) + "\n").encode()))
     disable_progress_bars()
     try:
         ModelCard.load(readme).validate()
@@ -47,13 +49,6 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> str:
         reason = " ".join(str(error).split())
         raise UserError(f"{constants.ENDPOINT} did not take {repository} ({reason}): mend that, push again") from None
     return str(made.pr_url or made.commit_url)
-
-
-def _without_paths(manifest: Manifest) -> Manifest:
-    """The manifest as others may see it: the maker's own folders and files have no name."""
-    source, text = manifest.source, manifest.calibration
-    shown = replace(source, id=manifest.base_model) if source.kind == "folder" else source
-    return replace(manifest, source=shown, calibration=text and replace(text, text=public_text(text.text)))
 
 
 def parser() -> Parser:

@@ -24,7 +24,7 @@ SHOWN_REMARKS = 4
 class Standing:
     """One line of the summary: a checkpoint, or several with the same codes on the same kernels.
 
-    name, results: as shown; the checkpoints.
+    name, first: as shown; the first of the checkpoints.
     peak_bytes: while running, the most of them.
     speeds:     tokens a second in each phase that was measured, the mean of them.
     marks:      how each speed compares with the reference's; unsure where they differ.
@@ -32,15 +32,11 @@ class Standing:
     """
 
     name: str
-    results: tuple[Result, ...]
+    first: Result
     peak_bytes: int | None
     speeds: dict[Phase, float]
     marks: dict[Phase, Verdict]
     loss: float | None
-
-    @property
-    def is_reference(self) -> bool:
-        return self.results[0].is_reference
 
     def beats(self, other: "Standing") -> bool:
         """Whether it costs less than the other in something, and nowhere more, both measured in the same phases."""
@@ -55,8 +51,20 @@ class Standing:
 
 def standings(measurement: Measurement) -> list[Standing]:
     """The lines, in the order of the rows; a broken row has none, since nothing of it ranks."""
-    sound = [result for result in measurement.results if not result.broken]
-    return [_standing(measurement, same) for same in grouped(sound, _codes).values()]
+    found = []
+    for results in grouped((one for one in measurement.results if not one.broken), _codes).values():
+        speeds: dict[Phase, float] = {}
+        marks: dict[Phase, Verdict] = {}
+        for phase in PARTS:
+            timings = [timing for one in results if (timing := one.timing(measurement.scenario_of(phase)))]
+            if known := [speed for timing in timings if (speed := timing.tokens_per_s(phase))]:
+                speeds[phase] = fmean(known)
+            if verdicts := {ratio.verdict for timing in timings if (ratio := timing.ratio(phase))}:
+                marks[phase] = verdicts.pop() if len(verdicts) == 1 else "unsure"
+        name, first = joined([measurement.labels[one.subject] for one in results]), results[0]
+        peak_bytes = max((peak for one in results if (peak := measurement.run_peak_bytes(one))), default=None)
+        found.append(Standing(name, first, peak_bytes, speeds, marks, first.loss))
+    return found
 
 
 def _codes(result: Result) -> tuple[object, ...]:
@@ -67,25 +75,6 @@ def _codes(result: Result) -> tuple[object, ...]:
         return (subject,)
     named = subject.base_model, subject.method, subject.q_group_size, subject.rounding, subject.kernel
     return (*named, quality.perplexity, kernels)
-
-
-def _standing(measurement: Measurement, results: Sequence[Result]) -> Standing:
-    speeds: dict[Phase, float] = {}
-    marks: dict[Phase, Verdict] = {}
-    for phase in PARTS:
-        timings = [timing for one in results if (timing := one.timing(measurement.scenario_of(phase)))]
-        if found := [speed for timing in timings if (speed := timing.tokens_per_s(phase))]:
-            speeds[phase] = fmean(found)
-        if verdicts := {ratio.verdict for timing in timings if (ratio := timing.ratio(phase))}:
-            marks[phase] = verdicts.pop() if len(verdicts) == 1 else "unsure"
-    return Standing(
-        name=joined([measurement.labels[one.subject] for one in results]),
-        results=tuple(results),
-        peak_bytes=max((peak for one in results if (peak := measurement.run_peak_bytes(one))), default=None),
-        speeds=speeds,
-        marks=marks,
-        loss=results[0].loss,
-    )
 
 
 def summary(found: Sequence[Measurement]) -> Page:
@@ -101,14 +90,14 @@ def summary(found: Sequence[Measurement]) -> Page:
 
 
 def _row(measurement: Measurement, row: Standing) -> Row:
-    first = row.results[0]
+    first, change = row.first, "" if row.first.is_reference and row.loss is not None else row.loss
     return [
         (Column("Variant"), row.name),
         (Column("Weights GB", "gigabytes"), first.weights_bytes),
         (Column(f"Peak {measurement.memory_name} GB", "gigabytes"), row.peak_bytes),
         (Column("Prefill tokens/s", "per_second"), _marked(row, "prefill")),
         (Column("Decode tokens/s", "per_second", optional=True), _marked(row, "decode")),
-        (Column("PPL change", "change", optional=True), "" if row.is_reference and row.loss is not None else row.loss),
+        (Column("PPL change", "change", optional=True), change),
         (Column("KLD", "nats", "", optional=True), first.mean_divergence),
         (Column("Quantized", "share", "", optional=True), first.share_below_all),
     ]
@@ -122,8 +111,8 @@ def _marked(row: Standing, phase: Phase) -> Cell:
 def advice(rows: Sequence[Standing]) -> tuple[str, ...]:
     """Two lines a base model: the fastest and the one that loses least; then those that another one beats."""
     lines: list[str] = []
-    for same in grouped(rows, lambda one: one.results[0].subject.baseline).values():
-        references, ranked = ([row for row in same if row.is_reference is wanted] for wanted in (True, False))
+    for same in grouped(rows, lambda one: one.first.subject.baseline).values():
+        references, ranked = ([row for row in same if row.first.is_reference is wanted] for wanted in (True, False))
         said = [line for phase in ("decode", "prefill") if (line := _fastest(references, ranked, phase))][:1]
         if known := [row for row in ranked if row.loss is not None]:
             least = min(known, key=lambda row: row.loss or 0.0)
@@ -156,7 +145,7 @@ def _remarks(measurement: Measurement) -> tuple[str, ...]:
         for failure in one.failures
     ]
     more = [f"{len(failed)} failures in all."] if failed[SHOWN_REMARKS:] else []
-    if warned := warnings(measurement):
+    if warned := list(warnings(measurement)):
         more.append(f"`--full` has {plural(len(warned), 'warning')}.")
     return (*failed[:SHOWN_REMARKS], *more)
 

@@ -25,12 +25,15 @@ SAME = 300
 def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> Figure:
     """Loss over GB of weights or, with `memory_bytes`, over GB of the peak; a name and tokens/s at each point.
 
-    A broken row is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known.
+    Loss is the mean divergence or, where no row has one, how much the perplexity is above the reference's. A broken row
+    is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known.
     """
-    known, meaning = losses_of(measurement.results)
-    scenario = measurement.peak_scenario
+    scenario, judged = measurement.peak_scenario, any(row.mean_divergence is not None for row in measurement.results)
+    meaning = "KLD: KL(reference || row), nats a token" if judged else "perplexity above the reference's, %"
     points: list[tuple[Result, Point]] = []
-    for row, loss in zip(measurement.results, known, strict=True):
+    for row in measurement.results:
+        loss = row.mean_divergence if judged else row.loss and 100 * row.loss
+        loss = 0.0 if row.is_reference else loss
         size = sum(shares_of(row.timing(scenario), context).values()) if memory_bytes else row.weights_bytes
         if size and loss is not None and math.isfinite(loss):
             points.append((row, (size / 1e9, loss)))
@@ -57,18 +60,6 @@ def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int
     seen = grouped(points, lambda one: tuple(round(SAME * float(way)) for way in to_axes.transform(one[1])))
     place(axes, [(one[0][1], _words(measurement, [row for row, _ in one], phase)) for one in seen.values()])
     return figure
-
-
-def losses_of(rows: Sequence[Result]) -> tuple[list[float | None], str]:
-    """Each row's loss, and what that is; a reference has none, what is unknown is None.
-
-    The mean divergence (KLD) or, where no row has one, how much the perplexity is above the reference's, in percent.
-    """
-    losses, meaning = [row.mean_divergence for row in rows], "KLD: KL(reference || row), nats a token"
-    if not any(loss is not None for loss in losses):
-        losses = [None if row.loss is None else 100 * row.loss for row in rows]
-        meaning = "perplexity above the reference's, %"
-    return [0.0 if row.is_reference else loss for row, loss in zip(rows, losses, strict=True)], meaning
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
