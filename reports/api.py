@@ -30,7 +30,7 @@ from reports.table import Block, Page, bulleted
 
 Format = Literal["text", "md", "csv", "json", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-
+ENDINGS: dict[str, Format] = {**{one: one for one in FORMATS}, "txt": "text", "markdown": "md"}
 TEXTS: dict[Format, Callable[[Page], str]] = {"text": screen, "md": markdown}
 EXPORTS: dict[Format, Callable[[Sequence[Measurement]], str]] = {"csv": csv_text, "json": json_text}
 
@@ -51,7 +51,6 @@ PAGES: dict[type[store.AnyRecord], Callable[[Sequence[Any]], Page]] = {
     lab.ProfileRecord: profile_page,
     lab.ArchitectureRecord: architecture_page,
 }
-"""What is shown of each kind of record but measurements."""
 
 
 def report(
@@ -66,15 +65,6 @@ def report(
     `out` is a record file.
     """
     return Reading(Path(source), view).write(format, out)
-
-
-def format_of(out: Path | str) -> Format:
-    """What the ending of a file's name asks for. Raises UserError for one that is none of the formats'."""
-    ending = Path(out).suffix.removeprefix(".")
-    found = next((one for one in FORMATS if one == {"txt": "text", "markdown": "md"}.get(ending, ending)), None)
-    if found is None:
-        raise UserError(f"{out} says no format: end it in .{', .'.join(('txt', *FORMATS[1:]))}, or name --format")
-    return found
 
 
 @dataclass(frozen=True)
@@ -143,7 +133,9 @@ class Reading:
     def write(self, format: Format | None = None, out: Path | str | None = None) -> str:
         if out is not None:
             check_not_ours(Path(out))
-        format = format or (format_of(out) if out is not None else "md")
+        format = format or ENDINGS.get("md" if out is None else Path(out).suffix.removeprefix("."))
+        if format is None:
+            raise UserError(f"{out} says no format: end it in .{', .'.join(('txt', *FORMATS[1:]))}, or name --format")
         if format not in FORMATS:
             raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
         if self.view != "summary" and format not in TEXTS:

@@ -22,19 +22,15 @@ def html_page(summary: Page, everything: Page, figures: Iterable[str], records: 
     plots = "".join(f"<figure>{svg}</figure>" for svg in figures)
     return TEMPLATE.substitute(
         title=_text(next((block.text for block in shown if isinstance(block, Heading)), "report")),
-        summary=_blocks(shown, 1),
+        summary="\n".join(_block(block, 1) for block in shown),
         plots=plots and f"<h2>Plots</h2>{plots}",
-        everything=_blocks(everything, 2),
+        everything="\n".join(_block(block, 2) for block in everything),
         records="\n".join(line.replace("<", "\\u003c") for line in records),
     )
 
 
-def _blocks(page: Page, top: int) -> str:
-    """top: of which level its first headings are."""
-    return "\n".join(_block(block, top) for block in page)
-
-
 def _block(block: Block, top: int) -> str:
+    """top: of which level the page's first headings are."""
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Bullets):

@@ -121,7 +121,6 @@ FIGURES: dict[str, Callable[[lab.SideBySideRecord], list[float]]] = {
     "decode s a token": lambda one: one.steps_s,
     "wall s": lambda one: [one.wall_s],
 }
-"""The samples of each compared figure, by its title."""
 
 
 def ours_over(records: Iterable[lab.SideBySideRecord], name: str, figure: str) -> Ratio | None:
@@ -178,9 +177,24 @@ def profile_page(records: Sequence[lab.ProfileRecord]) -> Page:
 
 def architecture_page(records: Sequence[lab.ArchitectureRecord]) -> Page:
     """What became of every architecture, a row each: the latest record counts."""
-    latest = {one.architecture: one for one in records}
+    latest, none = {one.architecture: one for one in records}, lab.VariantOutcome()
     ran = [one for one in latest.values() if one.variants]
-    yield Table.of(_architecture_row(one) for one in latest.values())
+    yield Table.of(
+        [
+            (Column("Architecture"), one.architecture),
+            (Column("Class"), one.model_class or None),
+            (Column("Reached", "share"), one.reached),
+            (Column("Groups", "count"), len(one.groups)),
+            (Column("In no group", "count"), one.ungrouped),
+            (Column("Moved", "error"), one.moved_error),
+            (Column("Kernel", "error"), awq.kernel_error),
+            *((Column(f"Error {name}", "error"), one.variants.get(name, none).error) for name in VARIANTS),
+            (Column("Elsewhere", "error"), awq.engine_error),
+            (Column("Engine"), awq.engine),
+            (Column("Why not"), one.reason),
+        ]
+        for one, awq in ((one, one.variants.get("awq-gemm", none)) for one in latest.values())
+    )
     yield Paragraph(
         f"{len(ran)} architectures, tried on small random models. Reached is how much of the decoder layers' weights, "
         "routers aside, AWQ quantizes, Moved how much the logits change when random scales go through all groups, "
@@ -195,24 +209,6 @@ def architecture_page(records: Sequence[lab.ArchitectureRecord]) -> Page:
     reasons = [f"{name}, {variant}: {one.reason}" for name, variant, one in found if one.reason]
     reasons += [f"{name} in {one.engine}: {one.engine_reason}" for name, _, one in found if one.engine_reason]
     yield Bullets(tuple(reasons))
-
-
-def _architecture_row(one: lab.ArchitectureRecord) -> Row:
-    none = lab.VariantOutcome()
-    awq = one.variants.get("awq-gemm", none)
-    return [
-        (Column("Architecture"), one.architecture),
-        (Column("Class"), one.model_class or None),
-        (Column("Reached", "share"), one.reached),
-        (Column("Groups", "count"), len(one.groups)),
-        (Column("In no group", "count"), one.ungrouped),
-        (Column("Moved", "error"), one.moved_error),
-        (Column("Kernel", "error"), awq.kernel_error),
-        *((Column(f"Error {name}", "error"), one.variants.get(name, none).error) for name in VARIANTS),
-        (Column("Elsewhere", "error"), awq.engine_error),
-        (Column("Engine"), awq.engine),
-        (Column("Why not"), one.reason),
-    ]
 
 
 def _machine(environment: Environment) -> str:

@@ -22,7 +22,6 @@ from reports.compatibility import HEADLINE, check_alike, check_compute_dtypes, c
 REFERENCE_METHOD = "FP16/BF16"
 
 PARTS: tuple[Phase, ...] = ("prefill", "decode")
-"""The phases that a whole run is made of."""
 
 OUTLIER_MADS = 5.0
 """A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""

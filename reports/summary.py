@@ -12,7 +12,6 @@ from reports.results import PARTS, Measurement, Result
 from reports.table import Cell, Column, Heading, Page, Paragraph, Row, Table, bulleted, per_second_text
 
 MARKS: dict[Verdict, str] = {"faster": "▲", "slower": "▼", "same within noise": "≈", "unsure": "?"}
-"""How a speed compares with the reference's."""
 
 LIBRARIES = ("torch", "transformers", "autoawq", "bitsandbytes")
 """Whose versions the figures depend on most."""

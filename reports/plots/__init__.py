@@ -56,8 +56,7 @@ def draw(
     The same records give the same bytes. Of several measurements all but the first have their device and dtype in
     NAME. options: as of `plots`. Raises UserError without matplotlib, and where a file cannot be written.
     """
-    content: dict[str, bytes] = {}
-    left_out: list[str] = []
+    content, left_out = dict[str, bytes](), list[str]()
     for number, measurement in enumerate(found or (None,)):
         apart = "-".join(["", measurement.device, *measurement.compute_dtypes]) if number and measurement else ""
         figures, reasons = plots(measurement, () if number else crossover, **options)

@@ -44,8 +44,7 @@ def place(axes: Axes, labels: Iterable[tuple[Point, str]]) -> None:
             leader = np.linspace(start, nearest, 40)
             if any(box.overlaps(one) or (leniency < 2 and one.count_contains(leader)) for one in taken):
                 continue
-            within = bool(np.all((room.min <= box.min) & (box.max <= room.max)))
-            if not within or box.padded(6).count_contains(marks):
+            if np.any((box.min < room.min) | (room.max < box.max)) or box.padded(6).count_contains(marks):
                 continue
             if leniency or not box.padded(4).count_contains(drawn):
                 taken.append(box.padded(2))

@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.record import Subject
@@ -34,18 +35,6 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 """What would differ from run to run is left out of a file."""
 
-SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "quantable",
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-}
-
 LONGEST = 44
 """Characters of a name; of a longer one the middle is left out."""
 
@@ -69,9 +58,7 @@ def matplotlib_as_it_comes() -> Iterator[None]:
                 import matplotlib
             except ImportError:
                 raise UserError("plots need matplotlib: install quantable[plots]") from None
-            with matplotlib.rc_context():
-                matplotlib.rcdefaults()
-                matplotlib.rcParams.update(SETTINGS)
+            with matplotlib.rc_context(fname=Path(__file__).with_name("figures.mplstyle")):
                 yield
     finally:
         logger.setLevel(level)

@@ -119,7 +119,7 @@ def test_it_leaves_records_and_the_crossover_and_report_makes_the_pages(rehearsa
 def test_the_page_has_the_eight_rows_in_the_published_order(rehearsal: Rehearsal) -> None:
     out, _ = rehearsal
     [measurement] = measurements(read_records(out / "records.jsonl"))
-    table = list(versus_page([measurement]))[0]
+    table = next(iter(versus_page([measurement])))
     expected = [(row.base_model, row.method, row.q_group_size, row.w_bit, row.version) for row in BIOMISTRAL_7B]
     assert [row[:5] for row in table.rows] == expected  # type: ignore[union-attr]
     time = table.titles.index("Measured Time")  # type: ignore[union-attr]
