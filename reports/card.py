@@ -21,6 +21,8 @@ from reports.api import Reading
 from reports.markdown import markdown
 from reports.notes import broken_lines, setting_text, shape_text
 from reports.pages import published_table, quality_table, speed_table
+from reports.plots import plots
+from reports.plots.style import file_bytes
 from reports.results import Measurement, Result
 from reports.table import Bullets, Heading, Link, Page, Paragraph, bulleted, titled
 
@@ -188,9 +190,6 @@ def _evaluations(own: Sequence[Result]) -> str | None:
 
 def _plot(measured: Sequence[Measurement]) -> bytes | None:
     """Loss against size, with the line of those that no other row is better than."""
-    from reports.plots import plots
-    from reports.plots.style import file_bytes
-
     try:
         loss = [plots(one)[0].get("loss") for one in measured[:1]]
     except UserError:  # no matplotlib here

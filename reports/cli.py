@@ -43,11 +43,9 @@ def parser() -> Parser:
     add = cli.add_argument
     add("source", type=Path, metavar="DIR", help="a folder that was measured, or a file of records")
     add("--out", type=Path, metavar="FILE", help="write there instead of the screen")
-    formats = (
-        "text: a screen; md: markdown; csv: one flat row a checkpoint and scenario; json: everything; html: a page"
-    )
+    kinds = "text: a screen; md: markdown; csv: one flat row a checkpoint and scenario; json: everything; html: a page"
     default = "default: as the ending of --out says, else text or, where a page is wide and not on a terminal, md"
-    add("--format", choices=FORMATS, help=f"{formats}; {default}")
+    add("--format", choices=FORMATS, help=f"{kinds}; {default}")
     add("--json", dest="format", action="store_const", const="json", help="as --format json")
     view = cli.add_mutually_exclusive_group().add_argument
     view("--full", dest="view", action="store_const", const="full", help="every table, not one screen")

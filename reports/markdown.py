@@ -79,8 +79,7 @@ def print_page(page: Page, **options: Any) -> None:
             console.print()
         if isinstance(block, Table):
             shown = RichTable(box=None, header_style="bold", padding=(0, 2, 0, 0))
-            texts = block.texts()
-            wide = console.width >= SCREEN_WIDTH
+            texts, wide = block.texts(), console.width >= SCREEN_WIDTH
             for number, column in enumerate(block.columns):
                 title = printable(column.title)
                 whole = wide and number == 0 and all(len(row[0]) <= NAME_WIDTH for row in texts)

@@ -3,7 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Literal
@@ -177,8 +177,7 @@ class Measurement:
     @property
     def peak_scenario(self) -> Scenario | None:
         """The scenario that peaks are shown of: `published`, or when that was not run, the one with the most tokens."""
-        longest = max(self.scenarios, key=lambda one: one.positions * one.batch, default=None)
-        return self.headline or longest
+        return self.headline or max(self.scenarios, key=lambda one: one.positions * one.batch, default=None)
 
     def scenario_of(self, phase: Phase) -> Scenario | None:
         """Which scenario a phase's speed is of: `published`, else the first; for decoding the first that decodes."""
@@ -262,9 +261,8 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
     """The records of each device, by dtype too where a baseline ran in several; a failed run without joins them all."""
-    known = (record for record in records if record.compute_dtype)
-    dtypes = grouped(known, lambda record: (record.device, record.subject.baseline))
-    split = {device for (device, _), found in dtypes.items() if len({one.compute_dtype for one in found}) > 1}
+    known = grouped((one for one in records if one.compute_dtype), lambda one: (one.device, one.subject.baseline))
+    split = {device for (device, _), found in known.items() if len({one.compute_dtype for one in found}) > 1}
     groups: dict[tuple[str, str | None], list[Record]] = {}
     for record in records:
         own: Iterable[str | None] = [None]
@@ -301,18 +299,16 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         memory=next((record.memory.source for record in good if record.memory), None),
         scenarios=scenarios,
         results=tuple(
-            _result(one, references.get(one.baseline), of_subject, reasons) for one in sorted(of_subject, key=place)
+            replace(_result(one, references.get(one.baseline), of_subject), broken=reasons.get(one))
+            for one in sorted(of_subject, key=place)
         ),
         first_start=min(starts, default=None),
         last_start=max(starts, default=None),
     )
 
 
-def _result(
-    subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]], reasons: dict[Subject, str]
-) -> Result:
-    own = of_subject[subject]
-    others = of_subject[reference] if reference is not None and reference != subject else []
+def _result(subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]]) -> Result:
+    own, others = of_subject[subject], of_subject[reference] if reference and reference != subject else []
     good, reference_good = (grouped(latency_records(some), lambda one: one.scenario) for some in (own, others))
     quality = latest_quality(own)
     reference_quality = latest_quality(record for record in others if record.subject.base_model == subject.base_model)
@@ -330,7 +326,6 @@ def _result(
         failures=_failures(own),
         placements=tuple(dict.fromkeys(record.placement for record in own if record.placement)),
         quantized_share=next((one.quantized_share for one in reversed(own) if one.quantized_share is not None), None),
-        broken=reasons.get(subject),
     )
 
 
