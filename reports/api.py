@@ -1,7 +1,6 @@
 """`report` from Python: the command calls this and prints what it returns."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,10 +68,7 @@ def report(
 
 @dataclass(frozen=True)
 class Reading:
-    """A folder that `bench` measured, or one record file of any kind, read once.
-
-    view: what is shown of measurements.
-    """
+    """A folder that `bench` measured, or one record file of any kind, read once. view: what is shown of them."""
 
     source: Path
     view: View = "summary"
@@ -93,11 +89,8 @@ class Reading:
         folders = {path.parent.name for path in self.source.glob(f"*/{MANIFEST_NAME}")}
         subjects = {record.subject for record in only(self.found, Record)} if folders else set()
         here = {one.baseline for one in subjects if one.may_be_reference and one.folder in folders}
-        return frozenset(
-            one.name
-            for one in subjects
-            if one.folder not in folders and (not one.may_be_reference or one.baseline in here)
-        )
+        gone = (one for one in subjects if one.folder not in folders)
+        return frozenset(one.name for one in gone if not one.may_be_reference or one.baseline in here)
 
     @cached_property
     def measurements(self) -> list[Measurement]:
@@ -186,12 +179,11 @@ def check_not_ours(path: Path) -> None:
 
 
 def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
-    """Write every page and plot that a folder has records for beside them.
+    """Write every page and plot that a folder has records for beside them: table.md and, where a row is one of the
+    published table's, published.md; the plots; NAME.md for every other record file NAME.jsonl.
 
-    Returns the files, what could not be written, and whether every run ended well and no checkpoint is broken.
-
-    table.md and, where a row is one of the published table's, published.md; the plots; NAME.md for every other record
-    file NAME.jsonl. Raises UserError for a folder without any record file.
+    Returns the files, what could not be written, and whether every run ended well and no checkpoint is broken. Raises
+    UserError for a folder without any record file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -201,30 +193,25 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
         raise UserError(f"{folder} holds no record files: run `bench` first")
     written, problems, reading = list[Path](), list[str](), Reading(folder, "full")
 
-    @contextmanager
-    def attempt(name: str) -> Iterator[Path]:
+    def write_page(name: str, page: Callable[[], Page]) -> None:
         try:
-            yield folder / name
+            write_whole(folder / name, markdown(page()).encode())
+            written.append(folder / name)
         except UserError as error:
             problems.append(f"no {name}: {error}")
 
-    def write_page(path: Path, page: Page) -> None:
-        write_whole(path, markdown(page).encode())
-        written.append(path)
-
     if folder / RECORDS_NAME in files:
-        with attempt("table.md") as table:
-            write_page(table, reading.page())
+        write_page("table.md", reading.page)
         if written and has_published_rows(only(reading.found, Record)):
-            with attempt("published.md") as published:
-                write_page(published, versus_page(reading.measurements))
+            write_page("published.md", lambda: versus_page(reading.measurements))
     if {folder / RECORDS_NAME, folder / CROSSOVER_NAME} & set(files):
-        with attempt("plots"):
+        try:
             written += draw_plots(folder)[0]
+        except UserError as error:
+            problems.append(f"no plots: {error}")
     for file in files:
         if file.name != RECORDS_NAME and not file.name.startswith("records."):
-            with attempt(f"{file.stem}.md") as path:
-                write_page(path, Reading(file, "full").page())
+            write_page(f"{file.stem}.md", Reading(file, "full").page)
     return written, problems, reading.sound
 
 

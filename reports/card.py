@@ -102,7 +102,11 @@ def card(
     data = readme.data
     base = base_model or data.get("base_model") or (source.id if source.kind == "hub" else None)
     _complete(data, variant, base)
-    plot = _plot(measured)
+    try:
+        figures = plots(measured[0])[0] if measured else {}
+    except UserError:  # no matplotlib here
+        figures = {}
+    plot = file_bytes(figures["loss"], "png") if "loss" in figures else None
     block = [markdown(_figures(one, base, namespace)) for one in measured]
     if measured and (plot is not None or (folder / PLOT_NAME).is_file()):
         block.append(f"![Loss against size]({PLOT_NAME})")
@@ -135,8 +139,7 @@ def _measured(checkpoint: Checkpoint, records: Path | None) -> tuple[list[Measur
     source, measured = records or checkpoint.path.resolve().parent, []
     try:
         for one in Reading(source).measurements:
-            own = [row.subject for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256]
-            if own:
+            if own := [row.subject for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256]:
                 rows = (row for row in one.results if row.subject.baseline == own[0].baseline)
                 measured.append(replace(one, results=tuple(rows)))
     except UserError as error:
@@ -186,15 +189,6 @@ def _evaluations(own: Sequence[Result]) -> str | None:
         if one.dataset:
             entries.append(EvalResultEntry(one.dataset, one.configuration or "default", one.value, notes=words))
     return str(yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)) if entries else None
-
-
-def _plot(measured: Sequence[Measurement]) -> bytes | None:
-    """Loss against size, with the line of those that no other row is better than."""
-    try:
-        loss = [plots(one)[0].get("loss") for one in measured[:1]]
-    except UserError:  # no matplotlib here
-        return None
-    return next((file_bytes(figure, "png") for figure in loss if figure), None)
 
 
 def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page:

@@ -14,6 +14,7 @@ FORMATS = ("text", "md", "csv", "json", "html")
 def run(options: argparse.Namespace) -> int:
     """Do what the command line says; 1 for a run that failed or a broken checkpoint. Raises UserError for bad input."""
     from reports.api import Reading, draw_plots, write_all
+    from reports.markdown import print_page
 
     if options.all:
         if options.out or options.format or options.view or options.plots:
@@ -29,8 +30,6 @@ def run(options: argparse.Namespace) -> int:
     reading = Reading(options.source, options.view or "summary")
     shown = options.out is None and options.format is None
     if shown and sys.stdout.isatty():
-        from reports.markdown import print_page
-
         print_page(reading.page())
     else:
         text = reading.write("text" if shown and reading.is_screen else options.format, options.out)

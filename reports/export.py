@@ -31,9 +31,7 @@ def csv_text(found: Sequence[Measurement]) -> str:
     for measurement in found:
         for result in measurement.results:
             failed = {failure.work for failure in result.failures}
-            ran: list[Scenario | None] = [
-                one for one in measurement.scenarios if one in result.timings or one.name in failed
-            ]
+            ran = [one for one in measurement.scenarios if one in result.timings or one.name in failed]
             rows += [_flat(measurement, result, scenario) for scenario in ran or [None]]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -14,10 +14,7 @@ TEMPLATE = Template((Path(__file__).parent / "page.html").read_text(encoding="ut
 
 
 def html_page(summary: Page, everything: Page, figures: Iterable[str], records: Iterable[str]) -> str:
-    """The summary, the plots, every table, and the records in it.
-
-    figures: <svg> elements. records: lines of JSON.
-    """
+    """The summary, the plots (figures: <svg> elements), every table, and the records (lines of JSON) in it."""
     shown = tuple(summary)
     plots = "".join(f"<figure>{svg}</figure>" for svg in figures)
     return TEMPLATE.substitute(

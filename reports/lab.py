@@ -17,8 +17,7 @@ OURS, YARDSTICK = "quantable", "autoawq, repaired"
 """Whom a race's ratios are to is the yardstick."""
 
 TOLERANCE, WALL_SHARE = 0.05, 0.5
-"""Prefill and decode agree when neither is more than the first share away from the other tool's; our wall time shall be
-at most the second of the other tool's."""
+"""How far prefill and decode may be from the other tool's to agree, and how much of its wall time ours may take."""
 
 SHOWN_OPERATIONS, NAME_CHARACTERS = 12, 70
 """A profile's rows, and the characters of an operation's name: templates make names of hundreds."""

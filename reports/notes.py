@@ -8,11 +8,8 @@ from reports.compatibility import HEADLINE
 from reports.results import Measurement, Timing
 from reports.table import gigabytes_text
 
-OUTLIER_SHARE = 0.05
-"""From this share of outlying samples on, a reader is told what to do; fewer are only counted."""
-
-STALE_S = 3600.0
-"""Paired runs further apart than this were not measured in one go."""
+OUTLIER_SHARE, STALE_HOURS = 0.05, 1.0
+"""From this share of outlying samples on a reader is told what to do; paired runs further apart are not of one go."""
 
 
 def how_measured(measurement: Measurement) -> tuple[str, ...]:
@@ -94,7 +91,7 @@ def _doubts(timing: Timing) -> dict[str, object]:
         "again.": timing.other_processes,
         "it ran on the same side of the reference in every round, so the machine's drift is in its ratios; measure "
         "again with the rounds reversed in turn.": comparison and not comparison.order_balanced,
-        f"it and its reference ran up to {apart} apart; measure both again in one go.": hours > STALE_S / 3600,
+        f"it and its reference ran up to {apart} apart; measure both again in one go.": hours > STALE_HOURS,
     }
 
 

@@ -13,10 +13,7 @@ from reports.table import Column, Heading, Page, Paragraph, Row, Table, titled
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row as published: None where the card leaves a cell empty.
-
-    vram_gb: GB of GPU memory; time: latency relative to the FP16/BF16 row.
-    """
+    """One row as published, None where the card leaves a cell empty. time: latency over that of the FP16/BF16 row."""
 
     base_model: str
     method: str
@@ -74,8 +71,7 @@ def versus_page(found: Sequence[Measurement]) -> Page:
 
 
 def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> Row:
-    peak = measurement.run_peak_bytes(result) if result else None
-    time = measurement.time(result) if result else None
+    peak, time = (measurement.run_peak_bytes(result), measurement.time(result)) if result else (None, None)
     comparable, published_bytes = has_published_shape(measurement), row.vram_gb * 1e9
     return [
         *checkpoint_cells(row, f"{row.method}, broken" if result and result.broken else row.method),

@@ -1,6 +1,5 @@
 """`quantable push`: a checkpoint and its card go to the hub as a pull request. Imports no torch."""
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +58,4 @@ def parser() -> Parser:
     return p
 
 
-def run(options: argparse.Namespace) -> None:
-    say(push(options.checkpoint, options.repository, private=options.private))
-
-
-main = command(parser, run)
+main = command(parser, lambda given: say(push(given.checkpoint, given.repository, private=given.private)))

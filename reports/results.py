@@ -243,7 +243,6 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     """What these records hold: one Measurement a device, in the order first measured.
 
     A device on which some base model ran in two compute dtypes has one Measurement for each of them.
-
     Raises UserError for records that may not stand in one table (see reports.compatibility), and when there is no
     latency record of any reference, since every ratio is to it.
     """

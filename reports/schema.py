@@ -1,6 +1,5 @@
 """What the files hold, field by field, from the types that check them and their docstrings. Imports no torch."""
 
-import argparse
 import dataclasses
 import json
 import re
@@ -117,8 +116,4 @@ def parser() -> Parser:
     return cli
 
 
-def run(options: argparse.Namespace) -> None:
-    print(json.dumps(schema(options.what), indent=1))
-
-
-main = command(parser, run)
+main = command(parser, lambda options: print(json.dumps(schema(options.what), indent=1)))

@@ -78,10 +78,7 @@ def _words(measurement: Measurement, rows: Sequence[Result], phase: Phase) -> st
 
 
 def speed_figure(measurement: Measurement) -> Figure:
-    """A panel for each phase and scenario: each row's time over FP16's with its interval.
-
-    Raises UserError where no row can be compared with a reference.
-    """
+    """A panel a phase and scenario: rows' times over FP16's, and intervals. Raises UserError where no row has one."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     rows = [row for row in measurement.results if not row.is_reference]
