@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bench.records.record import Divergence, Phase
+from bench.records.record import Phase
 from bench.records.scenario import Scenario
 from reports.notes import broken_lines, how_measured, plural, shape_text, warnings
 from reports.published import checkpoint_cells
@@ -120,12 +120,11 @@ def length_table(measurement: Measurement, scenario: Scenario) -> Table:
 
 def quality_table(measurement: Measurement) -> Table:
     """Perplexity, and how far the next-token distributions are from the reference's."""
-    Known = tuple[str, float | None, float | None, Divergence | None]
-    rows, floors = list[Known](), list[Known]()
+    rows, floors = [], []
     for result in measurement.results:
         quality, label = result.quality, measurement.labels[result.subject]
-        ratio = None if result.loss is None else 1 + result.loss
-        rows.append((label, quality and quality.perplexity, ratio, quality and quality.divergence))
+        perplexity, divergence = (quality.perplexity, quality.divergence) if quality else (None, None)
+        rows.append((label, perplexity, None if result.loss is None else 1 + result.loss, divergence))
         if quality and quality.noise_floor:
             floors.append((f"{label} against itself", None, None, quality.noise_floor))
     return Table.of(
@@ -134,9 +133,9 @@ def quality_table(measurement: Measurement) -> Table:
             (Column("Perplexity", "perplexity"), perplexity),
             (Column("to reference", "ratio"), ratio),
             *((Column(title, "nats", "", optional=True), getattr(one, field, None)) for title, field in DIVERGENCE),
-            (Column("Flips", "share", "", optional=True), one and one.flips),
+            (Column("Flips", "share", "", optional=True), getattr(one, "flips", None)),
         ]
-        for label, perplexity, ratio, one in rows + floors
+        for label, perplexity, ratio, one in (*rows, *floors)
     )
 
 
