@@ -70,9 +70,9 @@ def warnings(measurement: Measurement) -> Iterator[str]:
 
 def broken_lines(measurement: Measurement) -> tuple[str, ...]:
     """One line for each row that is broken: it must not be used, and what is compared with it says nothing."""
-    so = {True: "Nothing that is compared with it means anything.", False: "Do not use it."}
+    then = {True: "Nothing that is compared with it means anything.", False: "Do not use it."}
     broken = [one for one in measurement.results if one.broken]
-    return tuple(f"{measurement.labels[one.subject]}: {one.broken}. {so[one.is_reference]}" for one in broken)
+    return tuple(f"{measurement.labels[one.subject]}: {one.broken}. {then[one.is_reference]}" for one in broken)
 
 
 def _doubts(timing: Timing) -> dict[str, object]:
