@@ -32,7 +32,7 @@ def csv_text(found: Sequence[Measurement]) -> str:
         for result in measurement.results:
             failed = {failure.work for failure in result.failures}
             ran = [one for one in measurement.scenarios if one in result.timings or one.name in failed]
-            rows += [_flat(measurement, result, scenario) for scenario in ran or [None]]
+            rows += [_flat(measurement, result, one) for one in ran] or [_flat(measurement, result, None)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
