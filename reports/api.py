@@ -1,25 +1,15 @@
 """`report` from Python: the command calls this and prints what it returns."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from bench.records import lab, store
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
-from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
 from bench.records.record import Record
-from bench.records.store import (
-    RECORDS_NAME,
-    AnyRecord,
-    RecordFile,
-    holds_records,
-    line_of,
-    only,
-    read_crossover,
-    read_file,
-)
+from bench.records.store import RECORDS_NAME, only, read_crossover
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
@@ -35,11 +25,11 @@ from reports.plots import draw, plots, svg_element
 from reports.published import has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.summary import summary
-from reports.table import Bullets, Page
+from reports.table import Block, Page, bulleted
 
 Format = Literal["text", "md", "csv", "json", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-
+ENDINGS: dict[str, Format] = {**{one: one for one in FORMATS}, "txt": "text", "markdown": "md"}
 TEXTS: dict[Format, Callable[[Page], str]] = {"text": screen, "md": markdown}
 EXPORTS: dict[Format, Callable[[Sequence[Measurement]], str]] = {"csv": csv_text, "json": json_text}
 
@@ -52,15 +42,14 @@ VIEWS: dict[View, Callable[[Sequence[Measurement]], Page]] = {
 }
 """What is shown of measurements: one screen, everything, the published table's columns, that table beside ours."""
 
-PAGES: dict[type[AnyRecord], Callable[[Sequence[Any]], Page]] = {
+PAGES: dict[type[store.AnyRecord], Callable[[Sequence[Any]], Page]] = {
     CrossoverEntry: crossover_page,
-    RaceRecord: race_page,
-    OverheadRecord: overhead_page,
-    SideBySideRecord: side_by_side_page,
-    ProfileRecord: profile_page,
-    ArchitectureRecord: architecture_page,
+    lab.RaceRecord: race_page,
+    lab.OverheadRecord: overhead_page,
+    lab.SideBySideRecord: side_by_side_page,
+    lab.ProfileRecord: profile_page,
+    lab.ArchitectureRecord: architecture_page,
 }
-"""What is shown of each kind of record but measurements."""
 
 
 def report(
@@ -77,34 +66,21 @@ def report(
     return Reading(Path(source), view).write(format, out)
 
 
-def format_of(out: Path | str) -> Format:
-    """What the ending of a file's name asks for. Raises UserError for one that is none of the formats'."""
-    ending = Path(out).suffix.removeprefix(".")
-    found = next((one for one in FORMATS if one == {"txt": "text", "markdown": "md"}.get(ending, ending)), None)
-    if found is None:
-        raise UserError(f"{out} says no format: end it in .{', .'.join(('txt', *FORMATS[1:]))}, or name --format")
-    return found
-
-
 @dataclass(frozen=True)
 class Reading:
-    """A folder that `bench` measured, or one record file of any kind, read once.
-
-    view: what is shown of measurements.
-    """
+    """A folder that `bench` measured, or one record file of any kind, read once. view: what is shown of them."""
 
     source: Path
     view: View = "summary"
 
     @cached_property
-    def found(self) -> RecordFile:
+    def found(self) -> store.RecordFile:
         """The records of the file, or of the folder's records.jsonl. Raises UserError when there are none."""
         if not self.source.exists():
             raise UserError(f"no such folder or file: {self.source}")
-        path = self.source / RECORDS_NAME if self.source.is_dir() else self.source
-        found = read_file(path)
+        found = store.read_file(self.source / RECORDS_NAME if self.source.is_dir() else self.source)
         if not found.records:
-            raise UserError(f"{path} holds no records: run `bench` first")
+            raise UserError(f"{found.path} holds no records: run `bench` first")
         return found
 
     @cached_property
@@ -113,11 +89,8 @@ class Reading:
         folders = {path.parent.name for path in self.source.glob(f"*/{MANIFEST_NAME}")}
         subjects = {record.subject for record in only(self.found, Record)} if folders else set()
         here = {one.baseline for one in subjects if one.may_be_reference and one.folder in folders}
-        return frozenset(
-            one.name
-            for one in subjects
-            if one.folder not in folders and (not one.may_be_reference or one.baseline in here)
-        )
+        gone = (one for one in subjects if one.folder not in folders)
+        return frozenset(one.name for one in gone if not one.may_be_reference or one.baseline in here)
 
     @cached_property
     def measurements(self) -> list[Measurement]:
@@ -130,15 +103,15 @@ class Reading:
         read = self.__dict__.get("measurements", ())
         return not any(result.broken or result.failures for one in read for result in one.results)
 
-    def page(self) -> Page:
-        """The report as blocks; the crossover's at its end."""
+    def page(self) -> tuple[Block, ...]:
+        """The report, whole before any of it is shown; the crossover at its end."""
         if self.view in ("published", "versus"):
-            return VIEWS[self.view](self.measurements)
+            return tuple(VIEWS[self.view](self.measurements))
         if self.source.is_file():
             return (*self._page_of_file(), *self._remarks())
         alone = not (self.source / RECORDS_NAME).exists()
         crossover = _crossover_file(self.source) if alone or self.view == "full" else None
-        blocks = crossover_page(read_crossover(crossover)) if crossover else ()
+        blocks = tuple(crossover_page(read_crossover(crossover))) if crossover else ()
         if crossover and alone:
             return blocks
         return (*VIEWS[self.view](self.measurements), *self._remarks(), *blocks)
@@ -151,10 +124,11 @@ class Reading:
 
     @collector_paused()
     def write(self, format: Format | None = None, out: Path | str | None = None) -> str:
-        """The text, as `report` says."""
         if out is not None:
             check_not_ours(Path(out))
-        format = format or (format_of(out) if out is not None else "md")
+        format = format or ENDINGS.get("md" if out is None else Path(out).suffix.removeprefix("."))
+        if format is None:
+            raise UserError(f"{out} says no format: end it in .{', .'.join(('txt', *FORMATS[1:]))}, or name --format")
         if format not in FORMATS:
             raise UserError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
         if self.view != "summary" and format not in TEXTS:
@@ -176,9 +150,9 @@ class Reading:
                 figures, _ = plots(measurement)
                 drawn += [svg_element(figure, f"{name}-{number}") for name, figure in figures.items()]
         except UserError as error:
-            notes += (Bullets((f"No plots: {error}.",)),)
+            notes += bulleted([f"No plots: {error}."])
         everything = (*page(self.measurements), *notes)
-        return html_page(summary(self.measurements), everything, drawn, map(line_of, self.found.records))
+        return html_page(summary(self.measurements), everything, drawn, map(store.line_of, self.found.records))
 
     def _page_of_file(self) -> Page:
         if self.source.name == CROSSOVER_NAME:
@@ -190,27 +164,26 @@ class Reading:
             return VIEWS[self.view](self.measurements)
         return PAGES[kinds.pop()](self.found.records)
 
-    def _remarks(self) -> Page:
+    def _remarks(self) -> list[Block]:
         """What of the records is not shown, and why."""
         lines = [f"{self.found.damage}."] if self.found.damage else []
         lines += [f"{name} is not in {self.source} any more: its rows are left out." for name in sorted(self.absent)]
-        return (Bullets(tuple(lines)),) if lines else ()
+        return bulleted(lines)
 
 
 def check_not_ours(path: Path) -> None:
     """Raises UserError for a file that holds records or is a checkpoint's: no report is written over it."""
     ours = path.suffix == ".jsonl" or (path.parent / MANIFEST_NAME).exists()
-    if ours or (path.is_file() and path.stat().st_size and holds_records(path)):
+    if ours or (path.is_file() and path.stat().st_size and store.holds_records(path)):
         raise UserError(f"{path} would be written over with a report: give --out another name")
 
 
 def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
-    """Write every page and plot that a folder has records for beside them.
+    """Write every page and plot that a folder has records for beside them: table.md and, where a row is one of the
+    published table's, published.md; the plots; NAME.md for every other record file NAME.jsonl.
 
-    Returns the files, what could not be written, and whether every run ended well and no checkpoint is broken.
-
-    table.md and, where a row is one of the published table's, published.md; the plots; NAME.md for every other record
-    file NAME.jsonl. Raises UserError for a folder without any record file.
+    Returns the files, what could not be written, and whether every run ended well and no checkpoint is broken. Raises
+    UserError for a folder without any record file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -218,49 +191,37 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise UserError(f"{folder} holds no record files: run `bench` first")
-    written: list[Path] = []
-    problems: list[str] = []
-    sound = True
+    written, problems, reading = list[Path](), list[str](), Reading(folder, "full")
 
-    @contextmanager
-    def attempt(name: str) -> Iterator[Path]:
+    def write_page(name: str, page: Callable[[], Page]) -> None:
         try:
-            yield folder / name
+            write_whole(folder / name, markdown(page()).encode())
+            written.append(folder / name)
         except UserError as error:
             problems.append(f"no {name}: {error}")
 
-    def write_page(path: Path, page: Page) -> None:
-        write_whole(path, markdown(page).encode())
-        written.append(path)
-
     if folder / RECORDS_NAME in files:
-        with attempt("table.md") as table:
-            reading = Reading(folder, "full")
-            write_page(table, reading.page())
-            sound = reading.sound
+        write_page("table.md", reading.page)
         if written and has_published_rows(only(reading.found, Record)):
-            with attempt("published.md") as published:
-                write_page(published, versus_page(reading.measurements))
+            write_page("published.md", lambda: versus_page(reading.measurements))
     if {folder / RECORDS_NAME, folder / CROSSOVER_NAME} & set(files):
-        with attempt("plots"):
+        try:
             written += draw_plots(folder)[0]
+        except UserError as error:
+            problems.append(f"no plots: {error}")
     for file in files:
         if file.name != RECORDS_NAME and not file.name.startswith("records."):
-            with attempt(f"{file.stem}.md") as path:
-                write_page(path, Reading(file, "full").page())
-    return written, problems, sound
+            write_page(f"{file.stem}.md", Reading(file, "full").page)
+    return written, problems, reading.sound
 
 
-def draw_plots(
-    source: Path | str, memory: str | None = None, context: int | None = None
-) -> tuple[list[Path], list[str]]:
+def draw_plots(source: Path, memory: str | None = None, context: int | None = None) -> tuple[list[Path], list[str]]:
     """Draw what this folder or file has records for as PNG and SVG beside it: the files, and what was left out and why.
 
     memory: what there is ("6GB"), a line in the plots; context: tokens that the KV cache is reckoned for. Raises
     UserError where nothing can be drawn.
     """
-    source, crossover = Path(source), _crossover_file(Path(source))
-    folder = source if source.is_dir() else source.parent
+    crossover, folder = _crossover_file(source), source if source.is_dir() else source.parent
     measured = [] if source == crossover or not (folder / RECORDS_NAME).exists() else Reading(source).measurements
     if not measured and crossover is None:
         raise UserError(f"no {RECORDS_NAME} and no {CROSSOVER_NAME} in {source}: run `bench` first")

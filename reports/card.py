@@ -19,10 +19,12 @@ from quantize.shell import Parser, command, say
 from quantize.variant import Variant
 from reports.api import Reading
 from reports.markdown import markdown
-from reports.notes import broken_lines, measured_text, shape_text
+from reports.notes import broken_lines, setting_text, shape_text
 from reports.pages import published_table, quality_table, speed_table
+from reports.plots import plots
+from reports.plots.style import file_bytes
 from reports.results import Measurement, Result
-from reports.table import Block, Bullets, Heading, Link, Page, Paragraph, titled
+from reports.table import Bullets, Heading, Link, Page, Paragraph, bulleted, titled
 
 BEGIN, END = "<!-- quantable: `quantable card --write` renews what follows -->", "<!-- quantable: end -->"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -69,7 +71,6 @@ class Card:
     advice: tuple[str, ...]
 
     def write(self, folder: Path) -> None:
-        """Write the files into the checkpoint's folder."""
         if self.plot is not None:
             write_whole(folder / PLOT_NAME, self.plot)
         write_whole(folder / CARD_NAME, self.text.encode())
@@ -90,7 +91,8 @@ def card(
     namespace:  the user or organization on the hub to whose repositories the column Download leads.
     """
     checkpoint = open_checkpoint(folder)
-    source, sha256 = checkpoint.manifest.source, checkpoint.content_sha256
+    manifest, variant = checkpoint.manifest, checkpoint.variant
+    source, sha256 = manifest.source, checkpoint.content_sha256
     if source.kind == "dummy":
         raise UserError(f"{folder} has random weights: make a card of a real model's checkpoint")
     if base_model and not HUB_ID.fullmatch(base_model):
@@ -99,10 +101,19 @@ def card(
     readme = _readme(checkpoint)
     data = readme.data
     base = base_model or data.get("base_model") or (source.id if source.kind == "hub" else None)
-    _complete(data, checkpoint.variant, base)
-    plot = _plot(measured)
-    shown = plot is not None or (folder / PLOT_NAME).is_file()
-    readme.text = _renewed(readme.text, _block(checkpoint, measured, base, namespace, plotted=shown))
+    _complete(data, variant, base)
+    try:
+        figures = plots(measured[0])[0] if measured else {}
+    except UserError:  # no matplotlib here
+        figures = {}
+    plot = file_bytes(figures["loss"], "png") if "loss" in figures else None
+    block = [markdown(_figures(one, base, namespace)) for one in measured]
+    if measured and (plot is not None or (folder / PLOT_NAME).is_file()):
+        block.append(f"![Loss against size]({PLOT_NAME})")
+    made = (Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"))
+    readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
+    block += [markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
+    readme.text = _renewed(readme.text, "\n\n".join(part.strip() for part in block))
     own = [row for one in measured for row in one.results if row.subject.content_sha256 == sha256]
     advice = [missing] if missing else []
     advice += [] if base else ["no base_model, since the source is not of the hub: give --base-model org/name"]
@@ -128,8 +139,7 @@ def _measured(checkpoint: Checkpoint, records: Path | None) -> tuple[list[Measur
     source, measured = records or checkpoint.path.resolve().parent, []
     try:
         for one in Reading(source).measurements:
-            own = [row.subject for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256]
-            if own:
+            if own := [row.subject for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256]:
                 rows = (row for row in one.results if row.subject.baseline == own[0].baseline)
                 measured.append(replace(one, results=tuple(rows)))
     except UserError as error:
@@ -181,30 +191,6 @@ def _evaluations(own: Sequence[Result]) -> str | None:
     return str(yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)) if entries else None
 
 
-def _block(
-    checkpoint: Checkpoint, measured: Sequence[Measurement], base: Any, namespace: str | None, *, plotted: bool
-) -> str:
-    manifest, variant = checkpoint.manifest, checkpoint.variant
-    made: Page = (Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"))
-    readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
-    shown = [markdown(_figures(one, base, namespace)) for one in measured]
-    shown += [f"![Loss against size]({PLOT_NAME})"] * (bool(measured) and plotted)
-    parts = [*shown, markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
-    return "\n\n".join(part.strip() for part in parts if part)
-
-
-def _plot(measured: Sequence[Measurement]) -> bytes | None:
-    """Loss against size, with the line of those that no other row is better than."""
-    from reports.plots import plots
-    from reports.plots.style import file_bytes
-
-    try:
-        loss = [plots(one)[0].get("loss") for one in measured[:1]]
-    except UserError:  # no matplotlib here
-        return None
-    return next((file_bytes(figure, "png") for figure in loss if figure), None)
-
-
 def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page:
     """The published columns, machine and date in one line, loss and decode."""
 
@@ -215,15 +201,15 @@ def _figures(measurement: Measurement, base: Any, namespace: str | None) -> Page
         link.url = f"https://huggingface.co/{place}"
         return link if HUB_ID.fullmatch(place) else str(link)
 
-    table, broken = published_table(measurement), broken_lines(measurement)
+    yield from bulleted(broken_lines(measurement))
+    table = published_table(measurement)
     rows = zip(table.rows, measurement.results, strict=True)
-    linked = replace(table, rows=tuple((*cells[:-1], download(row)) for cells, row in rows))
-    line = f"{measured_text(measurement)} Times are relative to FP16/BF16: x2.00 takes twice as long."
-    blocks: list[Block] = [*([Bullets(broken)] if broken else []), linked, Paragraph(line)]
-    blocks += titled("Loss on held-out text; KLD is in nats a token:", quality_table(measurement))
+    yield replace(table, rows=tuple((*cells[:-1], download(row)) for cells, row in rows))
+    line = f"Measured on {setting_text(measurement)}. Times are relative to FP16/BF16: x2.00 takes twice as long."
+    yield Paragraph(line)
+    yield from titled("Loss on held-out text; KLD is in nats a token:", quality_table(measurement))
     for scenario in [one for one in measurement.scenarios if one.decode_steps][:1]:
-        blocks += titled(f"Decode, with {shape_text(scenario)}:", speed_table(measurement, scenario))
-    return tuple(blocks)
+        yield from titled(f"Decode, with {shape_text(scenario)}:", speed_table(measurement, scenario))
 
 
 def _facts(manifest: Manifest) -> Iterator[str]:
@@ -249,7 +235,6 @@ def public_text(text: str) -> str:
 
 
 def parser() -> Parser:
-    """The command line."""
     p = Parser(prog="quantable card", description="Make the model card of a checkpoint.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder")
     p.add_argument("--write", action="store_true", help=f"into the folder's {CARD_NAME}, not on the screen")

@@ -192,7 +192,6 @@ def _estimated(source: str, context: int) -> tuple[list[Candidate], Phase, str]:
 
 
 def parser() -> Parser:
-    """The command line."""
     rule = "of those that fit, the fastest in decoding that loses at most --max-loss, or 1% more than the least"
     about = f"The best variant for a memory: {rule}."
     cli = Parser(prog="quantable choose", description=about, epilog="Exit code 1: nothing to take.")

@@ -14,6 +14,7 @@ FORMATS = ("text", "md", "csv", "json", "html")
 def run(options: argparse.Namespace) -> int:
     """Do what the command line says; 1 for a run that failed or a broken checkpoint. Raises UserError for bad input."""
     from reports.api import Reading, draw_plots, write_all
+    from reports.markdown import print_page
 
     if options.all:
         if options.out or options.format or options.view or options.plots:
@@ -29,11 +30,7 @@ def run(options: argparse.Namespace) -> int:
     reading = Reading(options.source, options.view or "summary")
     shown = options.out is None and options.format is None
     if shown and sys.stdout.isatty():
-        from rich.console import Console
-
-        from reports.markdown import print_page
-
-        print_page(reading.page(), Console())
+        print_page(reading.page())
     else:
         text = reading.write("text" if shown and reading.is_screen else options.format, options.out)
         say(f"wrote {options.out}") if options.out else print(text, end="", flush=True)
@@ -41,16 +38,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parser() -> Parser:
-    """The command line of `report`."""
     cli = Parser(prog=called("report"), description="Turn what `bench` measured into the quantization table.")
     add = cli.add_argument
     add("source", type=Path, metavar="DIR", help="a folder that was measured, or a file of records")
     add("--out", type=Path, metavar="FILE", help="write there instead of the screen")
-    formats = (
-        "text: a screen; md: markdown; csv: one flat row a checkpoint and scenario; json: everything; html: a page"
-    )
+    kinds = "text: a screen; md: markdown; csv: one flat row a checkpoint and scenario; json: everything; html: a page"
     default = "default: as the ending of --out says, else text or, where a page is wide and not on a terminal, md"
-    add("--format", choices=FORMATS, help=f"{formats}; {default}")
+    add("--format", choices=FORMATS, help=f"{kinds}; {default}")
     add("--json", dest="format", action="store_const", const="json", help="as --format json")
     view = cli.add_mutually_exclusive_group().add_argument
     view("--full", dest="view", action="store_const", const="full", help="every table, not one screen")

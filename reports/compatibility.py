@@ -17,8 +17,7 @@ ADVICE = "measure them together with `bench --fresh`, or keep their records apar
 
 def check_subjects(records: Iterable[Record]) -> None:
     """Raises UserError, naming the field, when one name stands for two checkpoints, or for two base models."""
-    known: dict[str, Subject] = {}
-    sources: dict[str, Subject] = {}
+    known, sources = dict[str, Subject](), dict[str, Subject]()
     for subject in (record.subject for record in records):
         base, name = subject.base_model, subject.name
         other = sources.setdefault(base, subject) if subject.source_sha256 else subject

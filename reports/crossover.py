@@ -4,20 +4,18 @@ from collections.abc import Iterable, Sequence
 
 from bench.records.comparison import grouped
 from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, CrossoverEntry, crossings
-from reports.table import Bullets, Column, Page, Paragraph, Table, titled
+from reports.notes import plural
+from reports.table import Column, Page, Paragraph, Table, bulleted, titled
 
 
 def crossover_page(entries: Sequence[CrossoverEntry]) -> Page:
     """Everything a report says about a crossover; entries: one measurement's, as `read_crossover` gives them."""
     title = "Tokens at once (batch in decode, prompt in prefill) at which two ways to run a layer cross over"
+    yield from titled(f"{title}, {setting_text(entries[0])}:", crossover_table(entries))
     times = "Milliseconds of the linear layers of one decoder layer, by tokens at once:"
-    reasons = reasons_of(entries)
-    return (
-        *titled(f"{title}, {setting_text(entries[0])}:", crossover_table(entries)),
-        *titled(times, seconds_table(entries)),
-        *([Bullets(reasons)] if reasons else []),
-        Paragraph(_method(entries)),
-    )
+    yield from titled(times, seconds_table(entries))
+    yield from bulleted(reasons_of(entries))
+    yield Paragraph(_method(entries))
 
 
 def setting_text(entry: CrossoverEntry) -> str:
@@ -79,11 +77,10 @@ def _at(tokens: Sequence[int]) -> str:
 
 
 def _method(entries: Sequence[CrossoverEntry]) -> str:
-    """How it was measured, in a paragraph."""
     first, timed = entries[0], [entry for entry in entries if entry.seconds]
     linears = ", ".join(f"{name.rpartition('.')[2]} {out:,} x {inner:,}" for name, out, inner in first.linears)
     turns = sorted({len(entry.seconds) for entry in timed}) or [0]
-    told = f"{turns[0]} to {turns[-1]} turns" if turns[1:] else f"{turns[0]} turn{'s' * (turns[0] > 1)}"
+    told = f"{turns[0]} to {turns[-1]} turns" if turns[1:] else plural(turns[0], "turn")
     figures = f"Figures are medians of {told}, whose order is reversed from one to the next. " if timed else ""
     eager = ", ".join(sorted({entry.contender for entry in timed if entry.mode == "eager"}))
     but = f", except {eager}, whose kernels the host asks for one by one" if eager else ""

@@ -18,7 +18,7 @@ from quantize.schema import to_data
 from reports.results import PARTS, Measurement, Result, Timing
 
 EXPORT_VERSION = 1
-
+OF_A_PHASE = ("s", "ratio", "ratio_low", "ratio_high", "ratio_min", "ratio_max", "verdict")
 MEMORY_FIELDS = (
     *("kv_cache_bytes", "kv_cache_formula_bytes", "activations_bytes", "rest_bytes", "baseline_bytes"),
     *("reserved_peak_bytes", "nvml_process_bytes", "nvml_device_bytes"),
@@ -31,10 +31,8 @@ def csv_text(found: Sequence[Measurement]) -> str:
     for measurement in found:
         for result in measurement.results:
             failed = {failure.work for failure in result.failures}
-            ran: list[Scenario | None] = [
-                one for one in measurement.scenarios if one in result.timings or one.name in failed
-            ]
-            rows += [_flat(measurement, result, scenario) for scenario in ran or [None]]
+            ran = [one for one in measurement.scenarios if one in result.timings or one.name in failed]
+            rows += [_flat(measurement, result, one) for one in ran] or [_flat(measurement, result, None)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -51,8 +49,19 @@ def column_names() -> list[str]:
 
 def json_text(found: Sequence[Measurement]) -> str:
     """One JSON object: `measurements`, each with its machine and its rows."""
-    data = {"export_version": EXPORT_VERSION, "measurements": [_measurement(item) for item in found]}
-    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+    data = [
+        {
+            "device": one.device,
+            "environment": to_data(one.environment),
+            "memory_source": one.memory,
+            **_fields(one, "first_start", "last_start"),
+            "scenarios": to_data(one.scenarios),
+            "rows": [_row(one, result) for result in one.results],
+        }
+        for one in found
+    ]
+    whole = {"export_version": EXPORT_VERSION, "measurements": data}
+    return json.dumps(whole, indent=1, allow_nan=False, default=datetime.isoformat) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -63,19 +72,19 @@ def _plain(value: Any) -> Any:
 
 
 def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -> dict[str, Any]:
-    timing, quality = result.timing(scenario), result.quality
+    timing, quality, facts = result.timing(scenario), result.quality, measurement.environment
     failure = next((item for item in result.failures if scenario and item.work == scenario.name), None)
-    divergence = quality and quality.divergence
+    divergence, versions = quality and quality.divergence, {"python": facts.python, **facts.libraries}
     return {
         **to_data(result.subject),
         "is_reference": int(result.is_reference),
         **_fields(result, "quantized_share", "broken"),
         "device": measurement.device,
         "compute_dtype": result.compute_dtype,
-        "scenario": scenario.name if scenario else None,
+        "scenario": scenario and scenario.name,
         **_fields(scenario, "prompt_tokens", "new_tokens", "batch", "mode"),
-        "prompt_lengths": " ".join(map(str, scenario.prompt_lengths)) if scenario else None,
-        "status": "ok" if timing else failure.status if failure else None,
+        "prompt_lengths": scenario and " ".join(map(str, scenario.prompt_lengths)),
+        "status": "ok" if timing else failure and failure.status,
         **_fields(failure, "reason"),
         **_fields(timing, "rounds"),
         "memory_source": measurement.memory,
@@ -83,7 +92,7 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         **_fields(timing, "run_peak_bytes"),
         **{name: value for phase in PHASES for name, value in _flat_phase(timing, phase).items()},
         **_speeds(timing),
-        **{f"{part}_kernel": timing.kernels.get(part) if timing else None for part in PARTS},
+        **{f"{part}_kernel": timing and timing.kernels.get(part) for part in PARTS},
         **_decode(measurement, timing),
         **_fields(quality, "perplexity"),
         "perplexity_ratio": result.perplexity_ratio,
@@ -91,18 +100,9 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
         **_fields(divergence, "flips"),
         **_fields(timing and timing.memory, *MEMORY_FIELDS),
         **_fields(timing, "energy_j", "unsteady_rounds", "outliers", "samples"),
-        **_origin(measurement),
-    }
-
-
-def _origin(measurement: Measurement) -> dict[str, Any]:
-    """Where, when and by which program a row was measured."""
-    facts = measurement.environment
-    versions = {"python": facts.python, **facts.libraries}
-    return {
         "machine": facts.gpu if measurement.on_gpu else facts.cpu,
-        "date": _iso(measurement.first_start),
-        "commit": facts.source.commit if facts.source else None,
+        "date": measurement.first_start and measurement.first_start.isoformat(),
+        "commit": facts.source and facts.source.commit,
         "versions": " ".join(f"{name}=={version}" for name, version in versions.items() if version),
     }
 
@@ -113,22 +113,14 @@ def _fields(whole: object, *names: str) -> dict[str, Any]:
 
 
 def _flat_phase(timing: Timing | None, phase: Phase) -> dict[str, Any]:
-    ratio = timing.ratio(phase) if timing else None
-    low, high = ratio.interval if ratio and ratio.interval else (None, None)
-    least, most = ratio.spread if ratio else (None, None)
-    return {
-        f"{phase}_s": timing.seconds.get(phase) if timing else None,
-        f"{phase}_ratio": ratio.value if ratio else None,
-        f"{phase}_ratio_low": low,
-        f"{phase}_ratio_high": high,
-        f"{phase}_ratio_min": least,
-        f"{phase}_ratio_max": most,
-        f"{phase}_verdict": ratio.verdict if ratio else None,
-    }
+    ratio = timing and timing.ratio(phase)
+    told = (ratio.value, *(ratio.interval or (None, None)), *ratio.spread, ratio.verdict) if ratio else (None,) * 6
+    values = (timing and timing.seconds.get(phase), *told)
+    return {f"{phase}_{name}": value for name, value in zip(OF_A_PHASE, values, strict=True)}
 
 
 def _speeds(timing: Timing | None) -> dict[str, Any]:
-    return {f"{part}_tokens_per_s": timing.tokens_per_s(part) if timing else None for part in PARTS}
+    return {f"{part}_tokens_per_s": timing and timing.tokens_per_s(part) for part in PARTS}
 
 
 def _decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
@@ -136,23 +128,7 @@ def _decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
         **_fields(timing, "decode_mode"),
         **_fields(timing and timing.memory, "decode_bytes"),
         **_fields(timing, "decode_bytes_per_s"),
-        "decode_copy_share": measurement.copy_share(timing) if timing else None,
-    }
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment else None
-
-
-def _measurement(measurement: Measurement) -> dict[str, Any]:
-    return {
-        "device": measurement.device,
-        "environment": to_data(measurement.environment),
-        "memory_source": measurement.memory,
-        "first_start": _iso(measurement.first_start),
-        "last_start": _iso(measurement.last_start),
-        "scenarios": to_data(measurement.scenarios),
-        "rows": [_row(measurement, result) for result in measurement.results],
+        "decode_copy_share": timing and measurement.copy_share(timing),
     }
 
 

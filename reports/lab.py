@@ -8,7 +8,8 @@ from bench.records.comparison import grouped
 from bench.records.environment import Environment
 from bench.records.ratio import Ratio, ratio_of
 from quantize.variant import VARIANTS
-from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table
+from reports.results import median_of
+from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table, bulleted
 
 Runs = Sequence[lab.RaceRecord]
 
@@ -16,29 +17,24 @@ OURS, YARDSTICK = "quantable", "autoawq, repaired"
 """Whom a race's ratios are to is the yardstick."""
 
 TOLERANCE, WALL_SHARE = 0.05, 0.5
-"""Prefill and decode agree when neither is more than the first share away from the other tool's; our wall time shall be
-at most the second of the other tool's."""
+"""How far prefill and decode may be from the other tool's to agree, and how much of its wall time ours may take."""
 
 SHOWN_OPERATIONS, NAME_CHARACTERS = 12, 70
 """A profile's rows, and the characters of an operation's name: templates make names of hundreds."""
 
 
-def race_page(records: Sequence[lab.RaceRecord]) -> Page:
+def race_page(records: Runs) -> Page:
     """A race of quantizers, a table a model: medians of what ran several times, ratios to the repaired autoawq."""
-    return tuple(block for group in grouped(records, lambda one: one.model).values() for block in _race_of(group))
-
-
-def _race_of(records: Sequence[lab.RaceRecord]) -> Page:
-    entries = grouped(records, lambda one: one.contender)
-    kinds = list(next((one.divergence for one in records if one.divergence), {}))
-    rows = [_race_row(name, runs, entries.get(YARDSTICK, []), kinds) for name, runs in entries.items()]
-    calibrations = " and ".join(dict.fromkeys("{} blocks of {}".format(*one.blocks) for one in records))
-    said = (
-        f"Quantizing {records[0].model}, {calibrations} calibration tokens, on {_machines(records)}: "
-        "one process each, medians of what ran several times. KLD is the mean KL divergence from the reference in nats "
-        "a token, on held-out text of the calibration's kind and on another."
-    )
-    return Table.of(rows), Paragraph(said)
+    for model, same in grouped(records, lambda one: one.model).items():
+        entries = grouped(same, lambda one: one.contender)
+        kinds = list(next((one.divergence for one in same if one.divergence), {}))
+        yield Table.of(_race_row(name, runs, entries.get(YARDSTICK, []), kinds) for name, runs in entries.items())
+        calibrations = " and ".join(dict.fromkeys("{} blocks of {}".format(*one.blocks) for one in same))
+        yield Paragraph(
+            f"Quantizing {model}, {calibrations} calibration tokens, on {_machines(same)}: one process each, medians "
+            "of what ran several times. KLD is the mean KL divergence from the reference in nats a token, on held-out "
+            "text of the calibration's kind and on another."
+        )
 
 
 def _race_row(name: str, runs: Runs, yardstick: Runs, kinds: Sequence[str]) -> Row:
@@ -61,7 +57,7 @@ def _race_row(name: str, runs: Runs, yardstick: Runs, kinds: Sequence[str]) -> R
 def _middle(runs: Runs, field: str, kind: str | None = None) -> float | None:
     """The median of a field over the runs that ended well; of one kind of text where it has a figure for each."""
     values = [getattr(one, field) for one in runs if one.reason is None]
-    return _median(value if kind is None else (value or {}).get(kind) for value in values)
+    return median_of(value if kind is None else (value or {}).get(kind) for value in values)
 
 
 def _times(runs: Runs, yardstick: Runs, field: str, kind: str | None = None) -> float | None:
@@ -71,7 +67,7 @@ def _times(runs: Runs, yardstick: Runs, field: str, kind: str | None = None) -> 
 
 def overhead_page(records: Sequence[lab.OverheadRecord]) -> Page:
     """Our decode loop over a bare `model.generate`, a row a race."""
-    table = Table.of(
+    yield Table.of(
         [
             (Column("Checkpoint"), one.checkpoint),
             (Column("Prompt", "count"), one.scenario.prompt_tokens),
@@ -87,25 +83,20 @@ def overhead_page(records: Sequence[lab.OverheadRecord]) -> Page:
         for one in records
     )
     said = "Decoding in turns in one process: our timed loop over a bare `generate`. Below x1 ours takes less."
-    return table, Paragraph(said)
+    yield Paragraph(said)
 
 
 def side_by_side_page(records: Sequence[lab.SideBySideRecord]) -> Page:
     """Our bench beside optimum-benchmark, a table a workload: medians, our ratio to each, what they agree in."""
-    groups = grouped(records, lambda one: (one.content_sha256, one.prompt, one.new))
-    return tuple(block for group in groups.values() for block in _side_by_side_of(group))
-
-
-def _side_by_side_of(records: Sequence[lab.SideBySideRecord]) -> Page:
-    names, first = list(dict.fromkeys(record.contender for record in records)), records[0]
-    said = (
-        f"{first.model} in float32, {first.prompt} prompt tokens and {first.new} new, on "
-        f"{_machines(records)}: whole processes in alternating order. Seconds are of a prompt pass, of a "
-        "decoded token, and of the whole process; Rounds is the smallest and the largest ratio of one round."
-    )
-    found = tuple(line for name in names if name != OURS for line in findings(records, name))
-    table = Table.of(_side_by_side_row(records, name) for name in names)
-    return (table, *((Bullets(found),) if found else ()), Paragraph(said))
+    for same in grouped(records, lambda one: (one.content_sha256, one.prompt, one.new)).values():
+        names, first = dict.fromkeys(one.contender for one in same), same[0]
+        yield Table.of(_side_by_side_row(same, name) for name in names)
+        yield from bulleted(line for name in names if name != OURS for line in findings(same, name))
+        yield Paragraph(
+            f"{first.model} in float32, {first.prompt} prompt tokens and {first.new} new, on {_machines(same)}: whole "
+            "processes in alternating order. Seconds are of a prompt pass, of a decoded token, and of the whole "
+            "process; Rounds is the smallest and the largest ratio of one round."
+        )
 
 
 def _side_by_side_row(records: Sequence[lab.SideBySideRecord], name: str) -> Row:
@@ -114,7 +105,7 @@ def _side_by_side_row(records: Sequence[lab.SideBySideRecord], name: str) -> Row
     for figure, samples in FIGURES.items():
         ratio = None if name == OURS else ours_over(records, name, figure)
         row += [
-            (Column(figure, "per_second"), _median(sample for one in ran for sample in samples(one))),
+            (Column(figure, "per_second"), median_of(sample for one in ran for sample in samples(one))),
             (Column("ours / it", "ratio", ""), ratio.value if ratio else None),
             (Column("Rounds", "range", ""), ratio.spread if ratio else None),
         ]
@@ -129,7 +120,6 @@ FIGURES: dict[str, Callable[[lab.SideBySideRecord], list[float]]] = {
     "decode s a token": lambda one: one.steps_s,
     "wall s": lambda one: [one.wall_s],
 }
-"""The samples of each compared figure, by its title."""
 
 
 def ours_over(records: Iterable[lab.SideBySideRecord], name: str, figure: str) -> Ratio | None:
@@ -165,63 +155,62 @@ def findings(records: Sequence[lab.SideBySideRecord], name: str) -> list[str]:
 
 def profile_page(records: Sequence[lab.ProfileRecord]) -> Page:
     """Where the time of each phase goes: the longest operations of a pass, the rest in one row."""
-    return tuple(block for one in records for block in _profile_of(one))
-
-
-def _profile_of(one: lab.ProfileRecord) -> Page:
-    named = f"{one.source}, {one.variant}" if one.variant else one.source
-    times = f"{one.wall_s * 1e3:.2f} ms, of which busy {one.busy_s * 1e3:.2f} ms"
-    shown, rest = [*one.operations[:SHOWN_OPERATIONS]], one.operations[SHOWN_OPERATIONS:]
-    if rest:
-        calls, seconds = sum(other.calls for other in rest), sum(other.seconds for other in rest)
-        shown.append(lab.Operation(f"{len(rest)} others", calls, seconds))
-    table = Table.of(
-        [
-            (Column("ms", "milliseconds"), op.seconds),
-            (Column("Share", "share"), op.seconds / one.busy_s if one.busy_s else None),
-            (Column("Calls", "calls"), op.calls),
-            (Column("lab.Operation"), op.name[:NAME_CHARACTERS]),
-        ]
-        for op in shown
-    )
-    return Paragraph(f"{named}, {one.phase}: {times}, on {_machine(one.environment)}."), table
+    for one in records:
+        named = f"{one.source}, {one.variant}" if one.variant else one.source
+        times = f"{one.wall_s * 1e3:.2f} ms, of which busy {one.busy_s * 1e3:.2f} ms"
+        yield Paragraph(f"{named}, {one.phase}: {times}, on {_machine(one.environment)}.")
+        shown, rest = [*one.operations[:SHOWN_OPERATIONS]], one.operations[SHOWN_OPERATIONS:]
+        if rest:
+            calls, seconds = sum(other.calls for other in rest), sum(other.seconds for other in rest)
+            shown.append(lab.Operation(f"{len(rest)} others", calls, seconds))
+        yield Table.of(
+            [
+                (Column("ms", "milliseconds"), op.seconds),
+                (Column("Share", "share"), op.seconds / one.busy_s if one.busy_s else None),
+                (Column("Calls", "calls"), op.calls),
+                (Column("lab.Operation"), op.name[:NAME_CHARACTERS]),
+            ]
+            for op in shown
+        )
 
 
 def architecture_page(records: Sequence[lab.ArchitectureRecord]) -> Page:
     """What became of every architecture, a row each: the latest record counts."""
-    latest = {one.architecture: one for one in records}
+    latest, none = {one.architecture: one for one in records}, lab.VariantOutcome()
     ran = [one for one in latest.values() if one.variants]
-    table = Table.of(_architecture_row(one) for one in latest.values())
-    moves = tuple(f"{one.architecture}: {'; '.join(one.groups) or 'none'}" for one in ran)
-    found = [(one.architecture, *variant) for one in ran for variant in one.variants.items()]
-    reasons = [f"{name}, {variant}: {one.reason}" for name, variant, one in found if one.reason]
-    reasons += [f"{name} in {one.engine}: {one.engine_reason}" for name, _, one in found if one.engine_reason]
-    said = (
+    yield Table.of(
+        [
+            (Column("Architecture"), one.architecture),
+            (Column("Class"), one.model_class or None),
+            (Column("Reached", "share"), one.reached),
+            (Column("Groups", "count"), len(one.groups)),
+            (Column("In no group", "count"), one.ungrouped),
+            (Column("Moved", "error"), one.moved_error),
+            (Column("Kernel", "error"), awq.kernel_error),
+            *(
+                (Column(f"Error {name}", "error", optional=True), one.variants.get(name, none).error)
+                for name in VARIANTS
+            ),
+            (Column("Elsewhere", "error"), awq.engine_error),
+            (Column("Engine"), awq.engine),
+            (Column("Why not"), one.reason),
+        ]
+        for one, awq in ((one, one.variants.get("awq-gemm", none)) for one in latest.values())
+    )
+    yield Paragraph(
         f"{len(ran)} architectures, tried on small random models. Reached is how much of the decoder layers' weights, "
         "routers aside, AWQ quantizes, Moved how much the logits change when random scales go through all groups, "
         "Kernel how far they are from those of the dequantized weights, Elsewhere how far those of another engine are, "
         "and Error how far from those of the source, all relative. Kernel has the experts kept that the dequantized "
         "weights choose: a rounding error sends a token that stands between two experts to the other one."
     )
-    lists = Paragraph("Where scales move:"), Bullets(moves), Paragraph("Refused:"), Bullets(tuple(reasons))
-    return table, Paragraph(said), *lists
-
-
-def _architecture_row(one: lab.ArchitectureRecord) -> Row:
-    none = lab.VariantOutcome()
-    awq = one.variants.get("awq-gemm", none)
-    row: list[tuple[Column, Cell]] = [
-        (Column("Architecture"), one.architecture),
-        (Column("Class"), one.model_class or None),
-        (Column("Reached", "share"), one.reached),
-        (Column("Groups", "count"), len(one.groups)),
-        (Column("In no group", "count"), one.ungrouped),
-        (Column("Moved", "error"), one.moved_error),
-        (Column("Kernel", "error"), awq.kernel_error),
-    ]
-    row += [(Column(f"Error {name}", "error", optional=True), one.variants.get(name, none).error) for name in VARIANTS]
-    row.append((Column("Elsewhere", "error"), awq.engine_error))
-    return [*row, (Column("Engine"), awq.engine), (Column("Why not"), one.reason)]
+    yield Paragraph("Where scales move:")
+    yield Bullets(tuple(f"{one.architecture}: {'; '.join(one.groups) or 'none'}" for one in ran))
+    yield Paragraph("Refused:")
+    found = [(one.architecture, *variant) for one in ran for variant in one.variants.items()]
+    reasons = [f"{name}, {variant}: {one.reason}" for name, variant, one in found if one.reason]
+    reasons += [f"{name} in {one.engine}: {one.engine_reason}" for name, _, one in found if one.engine_reason]
+    yield Bullets(tuple(reasons))
 
 
 def _machine(environment: Environment) -> str:
@@ -235,8 +224,3 @@ def _machines(records: Iterable[lab.RaceRecord | lab.SideBySideRecord]) -> str:
 def _good_of(records: Iterable[lab.SideBySideRecord], name: str) -> list[lab.SideBySideRecord]:
     """The runs of a contender that have figures, in the order of the rounds."""
     return [one for one in records if one.contender == name and one.reason is None]
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return statistics.median(found) if found else None

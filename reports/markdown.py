@@ -3,20 +3,15 @@
 import io
 import re
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantize.errors import printable
 from reports.table import Block, Bullets, Heading, Link, Page, Table
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 WIDTH = 110
 """Prose is wrapped at this column; tables are as wide as they need to be."""
 
-
-SCREEN_WIDTH = 80
-NAME_WIDTH = 30
+SCREEN_WIDTH, NAME_WIDTH = 80, 30
 """Names in a first column that are no longer stand on one line."""
 
 
@@ -54,11 +49,8 @@ def _cell(text: str) -> str:
 
 def _escape(text: str) -> str:
     """Names and reasons hold characters that markdown, or who shows it, would take for something: a link, an image."""
-    return re.sub(r"[\\*<\[\]]|__|(?<=\w)@(?=\w)|:(?=//)|(?<=\bwww)\.", _backslashed, printable(text))
-
-
-def _backslashed(found: re.Match[str]) -> str:
-    return "".join(f"\\{character}" for character in found[0])
+    special = r"[\\*<\[\]]|__|(?<=\w)@(?=\w)|:(?=//)|(?<=\bwww)\."
+    return re.sub(special, lambda found: "".join(f"\\{character}" for character in found[0]), printable(text))
 
 
 def _wrap(text: str, indent: str = "") -> str:
@@ -70,25 +62,24 @@ def _wrap(text: str, indent: str = "") -> str:
 
 def screen(page: Page) -> str:
     """The page as on a terminal of 80 columns, without colours."""
-    from rich.console import Console
-
     shown = io.StringIO()
-    print_page(page, Console(width=SCREEN_WIDTH, file=shown, color_system=None))
+    print_page(page, width=SCREEN_WIDTH, file=shown, color_system=None)
     return "".join(f"{line.rstrip()}\n" for line in shown.getvalue().splitlines())
 
 
-def print_page(page: Page, console: "Console") -> None:
-    """The page on a terminal: long cells fold instead of being cut off."""
+def print_page(page: Page, **options: Any) -> None:
+    """The page on a terminal: long cells fold instead of being cut off. options: of rich's Console."""
+    from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    console = Console(**options)
     for number, block in enumerate(page):
         if number:
             console.print()
         if isinstance(block, Table):
             shown = RichTable(box=None, header_style="bold", padding=(0, 2, 0, 0))
-            texts = block.texts()
-            wide = console.width >= SCREEN_WIDTH
+            texts, wide = block.texts(), console.width >= SCREEN_WIDTH
             for number, column in enumerate(block.columns):
                 title = printable(column.title)
                 whole = wide and number == 0 and all(len(row[0]) <= NAME_WIDTH for row in texts)

@@ -5,19 +5,18 @@ from datetime import UTC
 
 from bench.records.scenario import Scenario
 from reports.compatibility import HEADLINE
-from reports.results import Measurement, Result, Timing
+from reports.results import Measurement, Timing
 from reports.table import gigabytes_text
 
-OUTLIER_SHARE = 0.05
-"""From this share of outlying samples on, a reader is told what to do; fewer are only counted."""
-
-STALE_S = 3600.0
-"""Paired runs further apart than this were not measured in one go."""
+OUTLIER_SHARE, STALE_HOURS = 0.05, 1.0
+"""From this share of outlying samples on a reader is told what to do; paired runs further apart are not of one go."""
 
 
 def how_measured(measurement: Measurement) -> tuple[str, ...]:
     """What was measured, where, when and of what, a line each; from the records alone."""
-    results, copied = measurement.results, measurement.environment.copy_bytes_per_s
+    results, facts = measurement.results, measurement.environment
+    used = {"Python": facts.python, **facts.libraries, "quantable": facts.source and facts.source.quantable}
+    versions = [f"{name} {version}" for name, version in used.items() if version]
     timings = [timing for result in results for timing in result.timings.values()]
     scenarios = ", ".join(f"`{one.name}` ({shape_text(one)})" for one in measurement.scenarios)
     peaks = f", and peaks are of `{measurement.peak_scenario.name}`" if measurement.peak_scenario else ""
@@ -25,24 +24,20 @@ def how_measured(measurement: Measurement) -> tuple[str, ...]:
     far, samples = sum(one.outliers for one in timings), sum(one.samples for one in timings)
     rounded = sorted({result.subject.method for result in results if result.subject.rounding == "gptq"})
     lines: dict[str, object] = {
-        measured_text(measurement): True,
+        f"Measured on {setting_text(measurement)}.": True,
         dummy_text(measurement): True,
-        _versions(measurement): True,
+        f"Versions: {', '.join(versions)}.": versions,
         _dtype(measurement): True,
         f"Scenarios: {scenarios}.": scenarios,
         f"`{HEADLINE}` was not run: there is no Time{peaks}.": not measurement.headline,
-        f"A plain copy moves {gigabytes_text(copied or 0)} GB/s, read and written together.": copied
-        and any(timing.decode_bytes_per_s for timing in timings),
+        f"A plain copy moves {gigabytes_text(facts.copy_bytes_per_s or 0)} GB/s, read and written together.": any(
+            measurement.copy_share(timing) for timing in timings
+        ),
         **{f"Perplexity is over {tokens} tokens of held-out text ({text}).": True for tokens, text in texts},
         f"{far} of {samples} samples are outliers; none is dropped, medians are taken.": far,
         f"The 4-bit codes of {' and '.join(rounded)} were chosen with error feedback on calibration text.": rounded,
     }
     return tuple(line for line, holds in lines.items() if line and holds)
-
-
-def measured_text(measurement: Measurement) -> str:
-    """On which machine, when and in how many rounds."""
-    return f"Measured on {setting_text(measurement)}."
 
 
 def setting_text(measurement: Measurement) -> str:
@@ -55,35 +50,29 @@ def setting_text(measurement: Measurement) -> str:
     return f"{machine_text(measurement)}{when}{rounds}"
 
 
-def warnings(measurement: Measurement) -> tuple[str, ...]:
+def warnings(measurement: Measurement) -> Iterator[str]:
     """One line for each thing that makes a row less than it seems."""
-    results, labels = measurement.results, measurement.labels
-    references = {one.subject.baseline for one in results if one.is_reference}
-    alone = dict.fromkeys(one.subject.baseline for one in results if one.subject.baseline not in references)
-    return (
-        *(f"{baseline}: no reference was measured, so its rows have no ratios." for baseline in alone),
-        *(f"{labels[one.subject]}: {words}" for one in results for words in _row_warnings(one)),
-    )
+    references = {one.subject.baseline for one in measurement.results if one.is_reference}
+    for baseline in dict.fromkeys(one.subject.baseline for one in measurement.results):
+        if baseline not in references:
+            yield f"{baseline}: no reference was measured, so its rows have no ratios."
+    for result in measurement.results:
+        label = measurement.labels[result.subject]
+        for placement in result.placements:
+            yield (
+                f"{label}: too big for one GPU, so accelerate spread it ({placement}); its times include what moves "
+                "between devices in every pass, its peak memory is the first GPU's."
+            )
+        for timing in result.timings.values():
+            where = f"{label}: in `{timing.scenario.name}`"
+            yield from (f"{where} {words}" for words, holds in _doubts(timing).items() if holds)
 
 
 def broken_lines(measurement: Measurement) -> tuple[str, ...]:
     """One line for each row that is broken: it must not be used, and what is compared with it says nothing."""
-    return tuple(
-        f"{measurement.labels[one.subject]}: {one.broken}"
-        + (". Nothing that is compared with it means anything." if one.is_reference else ". Do not use it.")
-        for one in measurement.results
-        if one.broken
-    )
-
-
-def _row_warnings(result: Result) -> Iterator[str]:
-    for placement in result.placements:
-        yield (
-            f"too big for one GPU, so accelerate spread it ({placement}); its times include what moves between devices "
-            "in every pass, its peak memory is the first GPU's."
-        )
-    for timing in result.timings.values():
-        yield from (f"in `{timing.scenario.name}` {words}" for words, holds in _doubts(timing).items() if holds)
+    then = {True: "Nothing that is compared with it means anything.", False: "Do not use it."}
+    broken = [one for one in measurement.results if one.broken]
+    return tuple(f"{measurement.labels[one.subject]}: {one.broken}. {then[one.is_reference]}" for one in broken)
 
 
 def _doubts(timing: Timing) -> dict[str, object]:
@@ -102,16 +91,14 @@ def _doubts(timing: Timing) -> dict[str, object]:
         "again.": timing.other_processes,
         "it ran on the same side of the reference in every round, so the machine's drift is in its ratios; measure "
         "again with the rounds reversed in turn.": comparison and not comparison.order_balanced,
-        f"it and its reference ran up to {apart} apart; measure both again in one go.": hours > STALE_S / 3600,
+        f"it and its reference ran up to {apart} apart; measure both again in one go.": hours > STALE_HOURS,
     }
 
 
 def dummy_text(measurement: Measurement) -> str:
     """Which weights were random, and in what shape; empty where none were."""
-    shapes = dict.fromkeys(result.subject.dummy for result in measurement.results if result.subject.dummy)
-    if not shapes:
-        return ""
-    return f"The weights are random, in the shape {' and '.join(map(str, shapes))}: time and memory depend on it alone."
+    shapes = " and ".join(dict.fromkeys(one.subject.dummy for one in measurement.results if one.subject.dummy))
+    return shapes and f"The weights are random, in the shape {shapes}: time and memory depend on it alone."
 
 
 def machine_text(measurement: Measurement) -> str:
@@ -138,13 +125,6 @@ def joined(labels: Sequence[str], apart: str = ", ") -> str:
     if len(set(rests)) > 1 or len(set(starts)) > 1:
         return apart.join(labels)
     return ", ".join([heads[0], *ends[1:], *filter(None, rests[:1])])
-
-
-def _versions(measurement: Measurement) -> str:
-    facts = measurement.environment
-    versions = {"Python": facts.python, **facts.libraries, "quantable": facts.source and facts.source.quantable}
-    known = [f"{name} {version}" for name, version in versions.items() if version]
-    return f"Versions: {', '.join(known)}." if known else ""
 
 
 def _dtype(measurement: Measurement) -> str:

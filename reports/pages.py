@@ -1,15 +1,13 @@
 """Which tables a report has, and which columns each of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from bench.records.record import Divergence, Phase
+from bench.records.record import Phase
 from bench.records.scenario import Scenario
 from reports.notes import broken_lines, how_measured, plural, shape_text, warnings
 from reports.published import checkpoint_cells
 from reports.results import PARTS, REFERENCE_METHOD, Measurement, Result, Timing
 from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, bulleted, titled
-
-METHOD = "What the columns mean and how each figure comes about: docs/method.md."
 
 MEMORY = {
     **{"weights": "Weights", "kv_cache": "KV cache", "activations": "Activations", "rest": "Rest"},
@@ -24,16 +22,15 @@ DIVERGENCE = (("KLD mean", "mean"), ("median", "median"), ("99%", "p99"))
 
 def page(found: Sequence[Measurement]) -> Page:
     """The whole report; a heading for each measurement where there are several."""
-    return (*(block for one in found for block in _blocks(one, alone=len(found) == 1)), Paragraph(METHOD))
-
-
-def _blocks(measurement: Measurement, *, alone: bool) -> Iterator[Block]:
-    if not alone:
-        dtypes = " and ".join(measurement.compute_dtypes)
-        yield Heading(f"On {measurement.device}{f', computing in {dtypes}' if dtypes else ''}")
-    yield from _published(measurement)
-    for title, blocks in _sections(measurement).items():
-        yield from [Heading(title, level=int(not alone)), *blocks] if blocks else []
+    several = len(found) > 1
+    for measurement in found:
+        if several:
+            dtypes = " and ".join(measurement.compute_dtypes)
+            yield Heading(f"On {measurement.device}{f', computing in {dtypes}' if dtypes else ''}")
+        yield from published_page([measurement])
+        for title, blocks in _sections(measurement).items():
+            yield from [Heading(title, level=int(several)), *blocks] if blocks else []
+    yield Paragraph("What the columns mean and how each figure comes about: docs/method.md.")
 
 
 def _sections(measurement: Measurement) -> dict[str, list[Block]]:
@@ -57,15 +54,12 @@ def _sections(measurement: Measurement) -> dict[str, list[Block]]:
 
 def published_page(found: Sequence[Measurement]) -> Page:
     """The published table's columns alone; what is broken is said before."""
-    return tuple(block for measurement in found for block in _published(measurement))
-
-
-def _published(measurement: Measurement) -> list[Block]:
-    return [*bulleted(broken_lines(measurement)), published_table(measurement)]
+    for measurement in found:
+        yield from bulleted(broken_lines(measurement))
+        yield published_table(measurement)
 
 
 def published_table(measurement: Measurement) -> Table:
-    """The columns of the published table, in its order."""
     return Table.of(
         [
             *checkpoint_cells(result.subject, _method_text(result)),
@@ -85,19 +79,13 @@ def _method_text(result: Result) -> str:
     return ", ".join(words + ["broken"] * (result.broken is not None))
 
 
-def _timed(measurement: Measurement, scenario: Scenario) -> list[tuple[Result, Timing]]:
-    """The rows that ran in this scenario."""
-    return [(result, timing) for result in measurement.results if (timing := result.timing(scenario)) is not None]
-
-
 def speed_table(measurement: Measurement, scenario: Scenario) -> Table:
     """One row for each phase and checkpoint, a phase's rows together."""
-    phases = PARTS if scenario.decode_steps else PARTS[:1]
-    rows = _timed(measurement, scenario)
-    return Table.of(_speed_row(phase, measurement, result, timing) for phase in phases for result, timing in rows)
+    phases, timed = PARTS if scenario.decode_steps else PARTS[:1], measurement.timed(scenario)
+    return Table.of(_speed_row(measurement, phase, *one) for phase in phases for one in timed)
 
 
-def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: Timing) -> Row:
+def _speed_row(measurement: Measurement, phase: Phase, result: Result, timing: Timing) -> Row:
     ratio, decode = timing.ratio(phase), phase == "decode"
     interval = ratio.interval or plural(len(ratio.rounds), "round") if ratio else None
     mode = timing.decode_mode if decode and timing.scenario.mode == "graph" else None
@@ -117,7 +105,7 @@ def _speed_row(phase: Phase, measurement: Measurement, result: Result, timing: T
 
 def length_table(measurement: Measurement, scenario: Scenario) -> Table:
     """Prefill at each prompt length of a scenario that has several, relative to the reference at that length."""
-    timed = [(result, one.prefill_by_length_s) for result, one in _timed(measurement, scenario)]
+    timed = [(result, one.prefill_by_length_s) for result, one in measurement.timed(scenario)]
     references = {result.subject.baseline: seconds for result, seconds in timed if result.is_reference}
     columns = [Column(f"{length:,}", "ratio") for length in scenario.lengths]
     return Table.of(
@@ -135,22 +123,20 @@ def quality_table(measurement: Measurement) -> Table:
     rows, floors = [], []
     for result in measurement.results:
         quality, label = result.quality, measurement.labels[result.subject]
-        ratio = None if result.loss is None else 1 + result.loss
         perplexity, divergence = (quality.perplexity, quality.divergence) if quality else (None, None)
-        rows.append(_quality_row(label, perplexity, ratio, divergence))
+        rows.append((label, perplexity, None if result.loss is None else 1 + result.loss, divergence))
         if quality and quality.noise_floor:
-            floors.append(_quality_row(f"{label} against itself", None, None, quality.noise_floor))
-    return Table.of(rows + floors)
-
-
-def _quality_row(label: str, perplexity: float | None, ratio: float | None, divergence: Divergence | None) -> Row:
-    return [
-        (Column("Row"), label),
-        (Column("Perplexity", "perplexity"), perplexity),
-        (Column("to reference", "ratio"), ratio),
-        *((Column(title, "nats", "", optional=True), getattr(divergence, field, None)) for title, field in DIVERGENCE),
-        (Column("Flips", "share", "", optional=True), divergence.flips if divergence else None),
-    ]
+            floors.append((f"{label} against itself", None, None, quality.noise_floor))
+    return Table.of(
+        [
+            (Column("Row"), label),
+            (Column("Perplexity", "perplexity"), perplexity),
+            (Column("to reference", "ratio"), ratio),
+            *((Column(title, "nats", "", optional=True), getattr(one, field, None)) for title, field in DIVERGENCE),
+            (Column("Flips", "share", "", optional=True), getattr(one, "flips", None)),
+        ]
+        for label, perplexity, ratio, one in (*rows, *floors)
+    )
 
 
 def memory_table(measurement: Measurement, scenario: Scenario) -> Table:
@@ -161,7 +147,7 @@ def memory_table(measurement: Measurement, scenario: Scenario) -> Table:
             (Column("Row"), measurement.labels[result.subject]),
             *((column, getattr(timing.memory, field)) for field, column in columns.items()),
         ]
-        for result, timing in _timed(measurement, scenario)
+        for result, timing in measurement.timed(scenario)
         if timing.memory
     )
 

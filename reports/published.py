@@ -8,16 +8,12 @@ from quantize.variant import NATIVE_KERNEL, REFERENCE
 from reports.compatibility import HEADLINE
 from reports.notes import dummy_text, machine_text, shape_text
 from reports.results import REFERENCE_METHOD, Measurement, Result
-from reports.table import Block, Column, Heading, Page, Paragraph, Row, Table, titled
+from reports.table import Column, Heading, Page, Paragraph, Row, Table, titled
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row as published: None where the card leaves a cell empty.
-
-    vram_gb: GB of GPU memory; time: latency relative to the FP16/BF16 row; download: the checkpoint's name on the
-    Hugging Face hub under "BioMistral/".
-    """
+    """One row as published, None where the card leaves a cell empty. time: latency over that of the FP16/BF16 row."""
 
     base_model: str
     method: str
@@ -26,39 +22,33 @@ class PublishedRow:
     version: str | None
     vram_gb: float
     time: float
-    download: str
 
 
-def _awq(base_model: str, version: str, time: float) -> PublishedRow:
-    return PublishedRow(base_model, "AWQ", 128, 4, version, 4.68, time, f"{base_model}-AWQ-QGS128-W4-{version}")
-
-
-BIOMISTRAL_7B: tuple[PublishedRow, ...] = (
-    PublishedRow("BioMistral-7B", "FP16/BF16", None, None, None, 15.02, 1.00, "BioMistral-7B"),
-    _awq("BioMistral-7B", "GEMM", 1.41),
-    _awq("BioMistral-7B", "GEMV", 10.30),
-    PublishedRow("BioMistral-7B", "BnB.4", None, 4, None, 5.03, 3.25, "BioMistral-7B-BnB.4"),
-    PublishedRow("BioMistral-7B", "BnB.8", None, 8, None, 8.04, 4.34, "BioMistral-7B-BnB.8"),
-    _awq("BioMistral-7B-DARE", "GEMM", 1.41),
-    _awq("BioMistral-7B-TIES", "GEMM", 1.41),
-    _awq("BioMistral-7B-SLERP", "GEMM", 1.41),
+BIOMISTRAL_7B = (
+    PublishedRow("BioMistral-7B", "FP16/BF16", None, None, None, 15.02, 1.00),
+    PublishedRow("BioMistral-7B", "AWQ", 128, 4, "GEMM", 4.68, 1.41),
+    PublishedRow("BioMistral-7B", "AWQ", 128, 4, "GEMV", 4.68, 10.30),
+    PublishedRow("BioMistral-7B", "BnB.4", None, 4, None, 5.03, 3.25),
+    PublishedRow("BioMistral-7B", "BnB.8", None, 8, None, 8.04, 4.34),
+    PublishedRow("BioMistral-7B-DARE", "AWQ", 128, 4, "GEMM", 4.68, 1.41),
+    PublishedRow("BioMistral-7B-TIES", "AWQ", 128, 4, "GEMM", 4.68, 1.41),
+    PublishedRow("BioMistral-7B-SLERP", "AWQ", 128, 4, "GEMM", 4.68, 1.41),
 )
 """All eight rows, in the card's order. One GPU, batch 1, 3-shot medical questions, one new token."""
 
 LAYERS, HIDDEN_SIZE = 32, 4096
 """The shape of all four base models."""
 
-OTHER_SHAPE = (
-    f"It is not the shape of the published models ({LAYERS} layers, hidden size {HIDDEN_SIZE}), so that nothing "
-    "here compares with a published figure."
-)
-"""A rehearsal on a smaller model must not look like the table."""
-
 CARD = (
     "Published: the model card of BioMistral-7B (Labrak et al. 2024, arXiv:2402.10373). Its Time is the latency of "
     "3-shot medical questions, batch 1, one new token, relative to FP16/BF16: the prompt's pass (prefill) and no "
     "decoding. The card does not say on which GPU."
 )
+OTHER_SHAPE = (
+    f"It is not the shape of the published models ({LAYERS} layers, hidden size {HIDDEN_SIZE}), so that nothing "
+    "here compares with a published figure."
+)
+"""A rehearsal on a smaller model must not look like the table."""
 
 
 def versus_page(found: Sequence[Measurement]) -> Page:
@@ -66,22 +56,22 @@ def versus_page(found: Sequence[Measurement]) -> Page:
 
     A second table has the rows measured on each layout's own kernel, where there are some: the published table's were.
     """
-    blocks: list[Block] = []
     for measurement in found:
-        blocks += [Heading(f"On {measurement.device}")] if len(found) > 1 else []
-        chosen, native = (
-            [(row, measured(measurement, row, native=own)) for row in BIOMISTRAL_7B] for own in (False, True)
-        )
-        blocks.append(Table.of(_row(measurement, *one) for one in chosen))
-        title = "The same layouts on the kernels that their names stood for:"
-        blocks += titled(title, Table.of(_row(measurement, row, found) for row, found in native if found))
-        blocks.append(Paragraph(_paragraph(measurement)))
-    return tuple(blocks)
+        if len(found) > 1:
+            yield Heading(f"On {measurement.device}")
+        yield Table.of(_row(measurement, row, _measured(measurement, row, None)) for row in BIOMISTRAL_7B)
+        native = ((row, _measured(measurement, row, NATIVE_KERNEL)) for row in BIOMISTRAL_7B)
+        table = Table.of(_row(measurement, row, result) for row, result in native if result)
+        yield from titled("The same layouts on the kernels that their names stood for:", table)
+        headline, shape = measurement.headline, "" if has_published_shape(measurement) else OTHER_SHAPE
+        protocol = f"`{HEADLINE}` ({shape_text(headline)})" if headline else f"other scenarios than `{HEADLINE}`"
+        where = f"Measured: {protocol} on {machine_text(measurement)}."
+        quotients = "Quotients are measured over published: below x1.00 is less. The rest: docs/method.md."
+        yield Paragraph(" ".join(filter(None, (CARD, where, dummy_text(measurement), shape, quotients))))
 
 
 def _row(measurement: Measurement, row: PublishedRow, result: Result | None) -> Row:
-    peak = measurement.run_peak_bytes(result) if result else None
-    time = measurement.time(result) if result else None
+    peak, time = (measurement.run_peak_bytes(result), measurement.time(result)) if result else (None, None)
     comparable, published_bytes = has_published_shape(measurement), row.vram_gb * 1e9
     return [
         *checkpoint_cells(row, f"{row.method}, broken" if result and result.broken else row.method),
@@ -117,22 +107,13 @@ def has_published_shape(measurement: Measurement) -> bool:
     return all((one.dummy_layers, one.dummy_hidden_size) == (LAYERS, HIDDEN_SIZE) for one in drawn)
 
 
-def measured(measurement: Measurement, row: PublishedRow, *, native: bool) -> Result | None:
-    """What was measured of a published row, None for nothing; native: on the kernel that the layout is named after."""
-    found = (result for result in measurement.results if _is_of(result.subject, row))
-    return next((result for result in found if result.subject.kernel == (NATIVE_KERNEL if native else None)), None)
+def _measured(measurement: Measurement, row: PublishedRow, kernel: str | None) -> Result | None:
+    """What was measured of a published row on the kernel of this name, None for the one that was chosen by itself."""
+    of_row = (result for result in measurement.results if _is_of(result.subject, row))
+    return next((result for result in of_row if result.subject.kernel == kernel), None)
 
 
 def _is_of(subject: Subject, row: PublishedRow) -> bool:
     method = REFERENCE_METHOD if subject.variant == REFERENCE.name else subject.method
     ours = (subject.base_model, method, subject.q_group_size, subject.version)
     return ours == (row.base_model, row.method, row.q_group_size, row.version)
-
-
-def _paragraph(measurement: Measurement) -> str:
-    headline = measurement.headline
-    protocol = f"`{HEADLINE}` ({shape_text(headline)})" if headline else f"other scenarios than `{HEADLINE}`"
-    shape = "" if has_published_shape(measurement) else OTHER_SHAPE
-    where = f"Measured: {protocol} on {machine_text(measurement)}."
-    quotients = "Quotients are measured over published: below x1.00 is less. The rest: docs/method.md."
-    return " ".join(filter(None, (CARD, where, dummy_text(measurement), shape, quotients)))

@@ -1,11 +1,10 @@
 """`quantable push`: a checkpoint and its card go to the hub as a pull request. Imports no torch."""
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
-from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, Manifest, open_checkpoint, verify
+from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.schema import to_data
 from quantize.shell import Parser, command, say
@@ -35,9 +34,11 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> str:
         raise UserError("the hub wants a token: run `hf auth login`, or set HF_TOKEN")
     paths = {path.relative_to(folder).as_posix(): str(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: path for name, path in paths.items() if name[0] != "." or name.startswith(".eval_results/")}
-    manifest = (json.dumps(to_data(_without_paths(checkpoint.manifest)), indent=1) + "\n").encode()
+    manifest, text = checkpoint.manifest, checkpoint.manifest.calibration  # of the maker's own files no name is told
+    source = replace(manifest.source, id=manifest.base_model) if manifest.source.kind == "folder" else manifest.source
+    shown = replace(manifest, source=source, calibration=text and replace(text, text=public_text(text.text)))
     added = [CommitOperationAdd(name, path) for name, path in files.items() if name != MANIFEST_NAME]
-    added.append(CommitOperationAdd(MANIFEST_NAME, manifest))
+    added.append(CommitOperationAdd(MANIFEST_NAME, (json.dumps(to_data(shown), indent=1) + "\n").encode()))
     disable_progress_bars()
     try:
         ModelCard.load(readme).validate()
@@ -49,15 +50,7 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> str:
     return str(made.pr_url or made.commit_url)
 
 
-def _without_paths(manifest: Manifest) -> Manifest:
-    """The manifest as others may see it: the maker's own folders and files have no name."""
-    source, text = manifest.source, manifest.calibration
-    shown = replace(source, id=manifest.base_model) if source.kind == "folder" else source
-    return replace(manifest, source=shown, calibration=text and replace(text, text=public_text(text.text)))
-
-
 def parser() -> Parser:
-    """The command line."""
     p = Parser(prog="quantable push", description="Offer a checkpoint to the hub as a pull request.")
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder, with the card in it")
     p.add_argument("repository", metavar="ORG/NAME", help="on the hub; made where there is none")
@@ -65,9 +58,4 @@ def parser() -> Parser:
     return p
 
 
-def run(options: argparse.Namespace) -> None:
-    """Push, and say where the pull request is."""
-    say(push(options.checkpoint, options.repository, private=options.private))
-
-
-main = command(parser, run)
+main = command(parser, lambda given: say(push(given.checkpoint, given.repository, private=given.private)))

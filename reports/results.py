@@ -2,9 +2,8 @@
 
 import itertools
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Literal
@@ -23,7 +22,6 @@ from reports.compatibility import HEADLINE, check_alike, check_compute_dtypes, c
 REFERENCE_METHOD = "FP16/BF16"
 
 PARTS: tuple[Phase, ...] = ("prefill", "decode")
-"""The phases that a whole run is made of."""
 
 OUTLIER_MADS = 5.0
 """A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
@@ -89,7 +87,6 @@ class Timing:
         return read / seconds if seconds and read else None
 
     def ratio(self, phase: Phase) -> Ratio | None:
-        """The ratio to the reference in this phase, None where there is none."""
         return self.comparison.ratios.get(phase) if self.comparison else None
 
 
@@ -128,14 +125,23 @@ class Result:
         return share if share is not None and share < 0.9995 else None
 
     @property
+    def mean_divergence(self) -> float | None:
+        """KL(reference || this) in nats a token."""
+        return self.quality.divergence.mean if self.quality and self.quality.divergence else None
+
+    @property
     def loss(self) -> float | None:
         """How much more perplexity than the reference, as a share; 0 for a reference that was judged."""
         ratio = self.perplexity_ratio or (1.0 if self.is_reference and self.quality else None)
         return None if ratio is None else ratio - 1
 
     def timing(self, scenario: Scenario | None) -> Timing | None:
-        """Its times in this scenario."""
         return self.timings.get(scenario) if scenario else None
+
+    def status_in(self, scenario: Scenario | None) -> Status | None:
+        """How the last of its runs in this scenario failed, None where none did."""
+        failed = [one.status for one in self.failures if scenario and one.work == scenario.name]
+        return failed[-1] if failed else None
 
     def ratio_in(self, timing: Timing, phase: Phase) -> float | None:
         """The ratio to the reference; 1 for the reference itself."""
@@ -171,8 +177,7 @@ class Measurement:
     @property
     def peak_scenario(self) -> Scenario | None:
         """The scenario that peaks are shown of: `published`, or when that was not run, the one with the most tokens."""
-        longest = max(self.scenarios, key=lambda one: one.positions * one.batch, default=None)
-        return self.headline or longest
+        return self.headline or max(self.scenarios, key=lambda one: one.positions * one.batch, default=None)
 
     def scenario_of(self, phase: Phase) -> Scenario | None:
         """Which scenario a phase's speed is of: `published`, else the first; for decoding the first that decodes."""
@@ -181,7 +186,6 @@ class Measurement:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it ran on a GPU."""
         return self.device.startswith("cuda")
 
     @property
@@ -191,20 +195,21 @@ class Measurement:
 
     @property
     def compute_dtypes(self) -> tuple[str, ...]:
-        """Every compute dtype known, mostly one."""
         return tuple(dict.fromkeys(result.compute_dtype for result in self.results if result.compute_dtype))
 
     @cached_property
     def labels(self) -> dict[Subject, str]:
         """A short name for each row: "AWQ GEMM, group 64"; where that is ambiguous, the checkpoint's name."""
         many = len({result.subject.base_model for result in self.results}) > 1
-        labels = {result.subject: _label(result, with_model=many) for result in self.results}
-        taken = Counter(labels.values())
-        broken = {result.subject for result in self.results if result.broken}
+        labels = [_label(result, with_model=many) for result in self.results]
         return {
-            subject: (subject.name if taken[label] > 1 else label) + ", broken" * (subject in broken)
-            for subject, label in labels.items()
+            row.subject: (row.subject.name if labels.count(label) > 1 else label) + (", broken" if row.broken else "")
+            for row, label in zip(self.results, labels, strict=True)
         }
+
+    def timed(self, scenario: Scenario | None) -> list[tuple[Result, Timing]]:
+        """The rows that ran in this scenario."""
+        return [(result, timing) for result in self.results if (timing := result.timing(scenario))]
 
     def run_peak_bytes(self, result: Result) -> int | None:
         """The peak while running `peak_scenario`."""
@@ -214,10 +219,7 @@ class Measurement:
     def time(self, result: Result) -> float | str | None:
         """The ratio of total latency in `published`; the status where that failed."""
         timing = result.timing(self.headline)
-        if timing is not None:
-            return result.ratio_in(timing, "total")
-        failed = [one.status for one in result.failures if self.headline and one.work == self.headline.name]
-        return failed[-1] if failed else None
+        return result.ratio_in(timing, "total") if timing else result.status_in(self.headline)
 
     def copy_share(self, timing: Timing) -> float | None:
         """The bytes a second that decoding reads, as a share of what a plain copy on the device moves."""
@@ -242,7 +244,6 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     """What these records hold: one Measurement a device, in the order first measured.
 
     A device on which some base model ran in two compute dtypes has one Measurement for each of them.
-
     Raises UserError for records that may not stand in one table (see reports.compatibility), and when there is no
     latency record of any reference, since every ratio is to it.
     """
@@ -260,9 +261,8 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
 
 def _groups(records: Sequence[Record]) -> dict[tuple[str, str | None], list[Record]]:
     """The records of each device, by dtype too where a baseline ran in several; a failed run without joins them all."""
-    known = (record for record in records if record.compute_dtype)
-    dtypes = grouped(known, lambda record: (record.device, record.subject.baseline))
-    split = {device for (device, _), found in dtypes.items() if len({one.compute_dtype for one in found}) > 1}
+    known = grouped((one for one in records if one.compute_dtype), lambda one: (one.device, one.subject.baseline))
+    split = {device for (device, _), found in known.items() if len({one.compute_dtype for one in found}) > 1}
     groups: dict[tuple[str, str | None], list[Record]] = {}
     for record in records:
         own: Iterable[str | None] = [None]
@@ -299,29 +299,26 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
         memory=next((record.memory.source for record in good if record.memory), None),
         scenarios=scenarios,
         results=tuple(
-            _result(one, references.get(one.baseline), of_subject, reasons) for one in sorted(of_subject, key=place)
+            replace(_result(one, references.get(one.baseline), of_subject), broken=reasons.get(one))
+            for one in sorted(of_subject, key=place)
         ),
         first_start=min(starts, default=None),
         last_start=max(starts, default=None),
     )
 
 
-def _result(
-    subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]], reasons: dict[Subject, str]
-) -> Result:
-    own = of_subject[subject]
-    others = of_subject[reference] if reference is not None and reference != subject else []
+def _result(subject: Subject, reference: Subject | None, of_subject: dict[Subject, list[Record]]) -> Result:
+    own, others = of_subject[subject], of_subject[reference] if reference and reference != subject else []
     good, reference_good = (grouped(latency_records(some), lambda one: one.scenario) for some in (own, others))
     quality = latest_quality(own)
     reference_quality = latest_quality(record for record in others if record.subject.base_model == subject.base_model)
     memory = [record.memory for record in own if record.status == "ok" and record.memory]
-    load_peaks = [figures.load_peak_bytes for figures in memory if figures.load_peak_bytes is not None]
     return Result(
         subject=subject,
         is_reference=reference == subject,
         compute_dtype=next((record.compute_dtype for record in own if record.compute_dtype), None),
         weights_bytes=memory[-1].weights_bytes if memory else None,
-        load_peak_bytes=max(load_peaks, default=None),
+        load_peak_bytes=max((peak for one in memory if (peak := one.load_peak_bytes) is not None), default=None),
         quality=quality,
         perplexity_ratio=quality.perplexity / reference_quality.perplexity if quality and reference_quality else None,
         timings={one: _timing(one, runs, reference_good.get(one, [])) for one, runs in good.items() if one},
@@ -329,40 +326,40 @@ def _result(
         failures=_failures(own),
         placements=tuple(dict.fromkeys(record.placement for record in own if record.placement)),
         quantized_share=next((one.quantized_share for one in reversed(own) if one.quantized_share is not None), None),
-        broken=reasons.get(subject),
     )
 
 
 def _timing(scenario: Scenario, runs: Sequence[Record], reference: Sequence[Record]) -> Timing:
     """From ok latency records of this scenario."""
-    seconds: dict[Phase, float] = {}
-    for phase in PHASES:
-        rounds = [value for run in runs if (value := run.times[phase]) is not None]
-        if rounds:
-            seconds[phase] = statistics.median(rounds)
+    seconds = {phase: median_of(run.times[phase] for run in runs) for phase in PHASES}
     latencies = [run.latency for run in runs if run.latency]
     kernels = [run.kernels for run in runs if run.kernels]
     states = [run.device_state for run in runs if run.device_state]
-    energies = [state.energy_j for state in states if state.energy_j is not None]
     chain = itertools.chain.from_iterable
     samples = [one for latency in latencies for one in (latency.prefill_s, tuple(chain(latency.decode_s)))]
-    passes = [one for latency in latencies for one in latency.prefill_by_length_s]
+    passes = chain(latency.prefill_by_length_s for latency in latencies)
     return Timing(
         scenario=scenario,
         rounds=len(runs),
-        seconds=seconds,
+        seconds={phase: median for phase, median in seconds.items() if median is not None},
         comparison=compare(runs, reference),
-        kernels={part: " / ".join(_each_once(getattr(one, part) for one in kernels)) for part in PARTS if kernels},
-        decode_mode=" / ".join(_each_once(one.decode_mode for one in latencies if one.decode_mode)) or None,
+        kernels={part: " / ".join(dict.fromkeys(getattr(one, part) for one in kernels)) for part in PARTS if kernels},
+        decode_mode=" / ".join(dict.fromkeys(one.decode_mode for one in latencies if one.decode_mode)) or None,
         memory=max((run.memory for run in runs if run.memory), key=lambda one: one.run_peak_bytes or 0, default=None),
         unsteady_rounds=sum(one.steady is False for one in latencies),
         outliers=sum(map(outliers, samples)),
         samples=sum(map(len, samples)),
-        energy_j=statistics.median(energies) if energies else None,
-        throttled=_each_once(reason for state in states for reason in state.throttle_reasons),
+        energy_j=median_of(state.energy_j for state in states),
+        throttled=tuple(dict.fromkeys(chain(state.throttle_reasons for state in states))),
         other_processes=max((state.other_processes for state in states), default=0),
         prefill_by_length_s=tuple(statistics.median(seconds) for seconds in zip(*passes, strict=True)),
     )
+
+
+def median_of(values: Iterable[float | None]) -> float | None:
+    """Of those that are known, None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def outliers(samples: Sequence[float]) -> int:
@@ -377,8 +374,6 @@ def outliers(samples: Sequence[float]) -> int:
 
 def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
     """Failed runs that no later run of the same work made good, those of one work and reason together."""
-    if all(one.status == "ok" for one in records):
-        return ()
     rounds: dict[tuple[str, Status, str], dict[int, None]] = {}
     for same in grouped(records, lambda one: (one.kind, one.scenario, one.round)).values():
         last_good = max((n for n, one in enumerate(same) if one.status == "ok"), default=-1)
@@ -386,7 +381,3 @@ def _failures(records: Sequence[Record]) -> tuple[Failure, ...]:
             key = one.scenario.name if one.scenario else one.kind, one.status, one.reason or ""
             rounds.setdefault(key, {}).update({one.round: None} if one.round is not None else {})
     return tuple(Failure(*key, tuple(own)) for key, own in rounds.items())
-
-
-def _each_once(words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(words))

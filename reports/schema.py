@@ -1,6 +1,5 @@
 """What the files hold, field by field, from the types that check them and their docstrings. Imports no torch."""
 
-import argparse
 import dataclasses
 import json
 import re
@@ -15,7 +14,7 @@ from bench.records.store import TYPES
 from quantize.checkpoint import Manifest
 from quantize.shell import Parser, command
 from reports.export import column_names
-from reports.results import Measurement, Result, Timing
+from reports.results import PARTS, Measurement, Result, Timing
 
 FILES: dict[str, tuple[type, ...]] = {"records": tuple(dict.fromkeys(TYPES.values())), "manifest": (Manifest,)}
 """Whose fields a line of records.jsonl, and a checkpoint's quantable.json have: those of one of these types."""
@@ -36,10 +35,10 @@ OF_A_PHASE = {
 }
 COLUMNS = {
     "number": {f"{phase}_{name}": f"{phase}: {text}" for phase in PHASES for name, text in OF_A_PHASE.items()}
-    | {f"{phase}_tokens_per_s": f"{phase}: tokens a second, over the whole batch" for phase in ("prefill", "decode")}
+    | {f"{phase}_tokens_per_s": f"{phase}: tokens a second, over the whole batch" for phase in PARTS}
     | {"decode_copy_share": "decode_bytes_per_s as a share of what a plain copy on the device moves"},
     "string": {f"{phase}_verdict": f"{phase}: faster, slower, same within noise or unsure" for phase in PHASES}
-    | {f"{phase}_kernel": f"{phase}: what ran the linear layers" for phase in ("prefill", "decode")}
+    | {f"{phase}_kernel": f"{phase}: what ran the linear layers" for phase in PARTS}
     | {"scenario": "its name", "prompt_lengths": "tokens of each prompt of a pass, spaces between"}
     | {"status": "ok, or how the runs in this scenario failed", "reason": "why they failed"}
     | {"memory_source": "what the peaks mean: RSS or CUDA allocator"}
@@ -112,15 +111,9 @@ def column(name: str) -> dict[str, str]:
 
 
 def parser() -> Parser:
-    """The command line."""
     cli = Parser(prog="quantable schema", description="Print the JSON schema of what a file holds (docs/data.md).")
     cli.add_argument("what", choices=[*FILES, "csv"], help="a records.jsonl, a quantable.json, `report --format csv`")
     return cli
 
 
-def run(options: argparse.Namespace) -> None:
-    """Print it."""
-    print(json.dumps(schema(options.what), indent=1))
-
-
-main = command(parser, run)
+main = command(parser, lambda options: print(json.dumps(schema(options.what), indent=1)))

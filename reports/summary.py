@@ -1,6 +1,6 @@
 """The answer on one screen: a row a variant, what it needs, how fast it is, what it loses, and which one to take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -9,10 +9,9 @@ from bench.records.ratio import Verdict
 from bench.records.record import Phase
 from reports.notes import broken_lines, dummy_text, joined, plural, setting_text, shape_text, warnings
 from reports.results import PARTS, Measurement, Result
-from reports.table import Block, Cell, Column, Heading, Page, Paragraph, Row, Table, bulleted, per_second_text
+from reports.table import Cell, Column, Heading, Page, Paragraph, Row, Table, bulleted, per_second_text
 
 MARKS: dict[Verdict, str] = {"faster": "▲", "slower": "▼", "same within noise": "≈", "unsure": "?"}
-"""How a speed compares with the reference's."""
 
 LIBRARIES = ("torch", "transformers", "autoawq", "bitsandbytes")
 """Whose versions the figures depend on most."""
@@ -24,25 +23,19 @@ SHOWN_REMARKS = 4
 class Standing:
     """One line of the summary: a checkpoint, or several with the same codes on the same kernels.
 
-    name, results: as shown; the checkpoints.
+    name, first: as shown; the first of the checkpoints.
     peak_bytes: while running, the most of them.
     speeds:     tokens a second in each phase that was measured, the mean of them.
     marks:      how each speed compares with the reference's; unsure where they differ.
     loss:       perplexity over the reference's, less 1; 0 for the reference.
-    divergence: mean KL divergence from the reference, nats a token.
     """
 
     name: str
-    results: tuple[Result, ...]
+    first: Result
     peak_bytes: int | None
     speeds: dict[Phase, float]
     marks: dict[Phase, Verdict]
     loss: float | None
-    divergence: float | None
-
-    @property
-    def is_reference(self) -> bool:
-        return self.results[0].is_reference
 
     def beats(self, other: "Standing") -> bool:
         """Whether it costs less than the other in something, and nowhere more, both measured in the same phases."""
@@ -57,8 +50,20 @@ class Standing:
 
 def standings(measurement: Measurement) -> list[Standing]:
     """The lines, in the order of the rows; a broken row has none, since nothing of it ranks."""
-    sound = [result for result in measurement.results if not result.broken]
-    return [_standing(measurement, same) for same in grouped(sound, _codes).values()]
+    found = []
+    for results in grouped((one for one in measurement.results if not one.broken), _codes).values():
+        speeds: dict[Phase, float] = {}
+        marks: dict[Phase, Verdict] = {}
+        for phase in PARTS:
+            timings = [timing for one in results if (timing := one.timing(measurement.scenario_of(phase)))]
+            if known := [speed for timing in timings if (speed := timing.tokens_per_s(phase))]:
+                speeds[phase] = fmean(known)
+            if verdicts := {ratio.verdict for timing in timings if (ratio := timing.ratio(phase))}:
+                marks[phase] = verdicts.pop() if len(verdicts) == 1 else "unsure"
+        name, first = joined([measurement.labels[one.subject] for one in results]), results[0]
+        peak_bytes = max((peak for one in results if (peak := measurement.run_peak_bytes(one))), default=None)
+        found.append(Standing(name, first, peak_bytes, speeds, marks, first.loss))
+    return found
 
 
 def _codes(result: Result) -> tuple[object, ...]:
@@ -71,52 +76,29 @@ def _codes(result: Result) -> tuple[object, ...]:
     return (*named, quality.perplexity, kernels)
 
 
-def _standing(measurement: Measurement, results: Sequence[Result]) -> Standing:
-    first, quality = results[0], results[0].quality
-    speeds: dict[Phase, float] = {}
-    marks: dict[Phase, Verdict] = {}
-    for phase in PARTS:
-        timings = [timing for one in results if (timing := one.timing(measurement.scenario_of(phase)))]
-        if found := [speed for timing in timings if (speed := timing.tokens_per_s(phase))]:
-            speeds[phase] = fmean(found)
-        if verdicts := {ratio.verdict for timing in timings if (ratio := timing.ratio(phase))}:
-            marks[phase] = verdicts.pop() if len(verdicts) == 1 else "unsure"
-    return Standing(
-        name=joined([measurement.labels[one.subject] for one in results]),
-        results=tuple(results),
-        peak_bytes=max((peak for one in results if (peak := measurement.run_peak_bytes(one))), default=None),
-        speeds=speeds,
-        marks=marks,
-        loss=first.loss,
-        divergence=quality.divergence.mean if quality and quality.divergence else None,
-    )
-
-
 def summary(found: Sequence[Measurement]) -> Page:
     """One screen a measurement: with five variants 80 columns wide and less than 40 lines long."""
-    return tuple(block for measurement in found for block in _summary_of(measurement))
-
-
-def _summary_of(measurement: Measurement) -> Iterator[Block]:
-    models = " and ".join(dict.fromkeys(one.subject.base_model for one in measurement.results))
-    yield Heading(f"{models} on {setting_text(measurement)}")
-    yield from bulleted(broken_lines(measurement))
-    rows = standings(measurement)
-    yield Table.of(_row(measurement, row) for row in rows)
-    yield from bulleted((*advice(rows), *_remarks(measurement)))
-    yield Paragraph(_legend(measurement))
+    for measurement in found:
+        models = " and ".join(dict.fromkeys(one.subject.base_model for one in measurement.results))
+        yield Heading(f"{models} on {setting_text(measurement)}")
+        yield from bulleted(broken_lines(measurement))
+        rows = standings(measurement)
+        yield Table.of(_row(measurement, row) for row in rows)
+        yield from bulleted((*advice(rows), *_remarks(measurement)))
+        yield Paragraph(_legend(measurement))
 
 
 def _row(measurement: Measurement, row: Standing) -> Row:
+    first, change = row.first, "" if row.first.is_reference and row.loss is not None else row.loss
     return [
         (Column("Variant"), row.name),
-        (Column("Weights GB", "gigabytes"), row.results[0].weights_bytes),
+        (Column("Weights GB", "gigabytes"), first.weights_bytes),
         (Column(f"Peak {measurement.memory_name} GB", "gigabytes"), row.peak_bytes),
         (Column("Prefill tokens/s", "per_second"), _marked(row, "prefill")),
         (Column("Decode tokens/s", "per_second", optional=True), _marked(row, "decode")),
-        (Column("PPL change", "change", optional=True), "" if row.is_reference and row.loss is not None else row.loss),
-        (Column("KLD", "nats", "", optional=True), row.divergence),
-        (Column("Quantized", "share", "", optional=True), row.results[0].share_below_all),
+        (Column("PPL change", "change", optional=True), change),
+        (Column("KLD", "nats", "", optional=True), first.mean_divergence),
+        (Column("Quantized", "share", "", optional=True), first.share_below_all),
     ]
 
 
@@ -128,13 +110,12 @@ def _marked(row: Standing, phase: Phase) -> Cell:
 def advice(rows: Sequence[Standing]) -> tuple[str, ...]:
     """Two lines a base model: the fastest and the one that loses least; then those that another one beats."""
     lines: list[str] = []
-    for same in grouped(rows, lambda one: one.results[0].subject.baseline).values():
-        references, ranked = ([row for row in same if row.is_reference is wanted] for wanted in (True, False))
+    for same in grouped(rows, lambda one: one.first.subject.baseline).values():
+        references, ranked = ([row for row in same if row.first.is_reference is wanted] for wanted in (True, False))
         said = [line for phase in ("decode", "prefill") if (line := _fastest(references, ranked, phase))][:1]
-        known = [row for row in ranked if row.loss is not None]
-        if known:
+        if known := [row for row in ranked if row.loss is not None]:
             least = min(known, key=lambda row: row.loss or 0.0)
-            said.append(f"Least loss: {least.name} ({loss_text(least)}).")
+            said.append(f"Least loss: {least.name} ({_loss_text(least)}).")
         lines += [" ".join(said)] if said else []
         beaten = {row.name: better.name for row in ranked for better in same if better.beats(row)}
         lines += [f"{better} beats {name} in memory, speed and loss." for name, better in beaten.items()]
@@ -145,33 +126,30 @@ def _fastest(references: Sequence[Standing], ranked: Sequence[Standing], phase: 
     timed = [row for row in ranked if phase in row.speeds]
     if not timed or not references or phase not in references[0].speeds:
         return None
-    best = max(timed, key=lambda row: row.speeds[phase])
-    what = "decoding" if phase == "decode" else "prefill"
+    best, what = max(timed, key=lambda row: row.speeds[phase]), "decoding" if phase == "decode" else "prefill"
     if best.marks.get(phase) != "faster":
         return f"No variant is surely faster than FP16 in {what}."
     times = best.speeds[phase] / references[0].speeds[phase]
-    return f"Fastest in {what}: {best.name} ({times:.1f} times FP16's tokens/s, {loss_text(best)})."
+    return f"Fastest in {what}: {best.name} ({times:.1f} times FP16's tokens/s, {_loss_text(best)})."
 
 
-def loss_text(row: Standing) -> str:
-    """Of the perplexity: perplexity +6.1%."""
+def _loss_text(row: Standing) -> str:
     return "loss unknown" if row.loss is None else f"perplexity {row.loss:+.1%}"
 
 
 def _remarks(measurement: Measurement) -> tuple[str, ...]:
-    """What failed, and how much else there is to know."""
     failed = [
         f"{measurement.labels[one.subject]}, {failure.work}: {failure.status}, {failure.reason}"
         for one in measurement.results
         for failure in one.failures
     ]
-    warned = warnings(measurement)
-    more = [f"`--full` has {plural(len(warned), 'warning')}."] if warned else []
-    return (*failed[:SHOWN_REMARKS], *([f"{len(failed)} failures in all."] if failed[SHOWN_REMARKS:] else []), *more)
+    more = [f"{len(failed)} failures in all."] if failed[SHOWN_REMARKS:] else []
+    if warned := list(warnings(measurement)):
+        more.append(f"`--full` has {plural(len(warned), 'warning')}.")
+    return (*failed[:SHOWN_REMARKS], *more)
 
 
 def _legend(measurement: Measurement) -> str:
-    """What the figures are of."""
     first, decoding = map(measurement.scenario_of, PARTS)
     said = [f"Prefill in `{first.name}` ({shape_text(first)})"] if first else []
     said += [f"decode in `{decoding.name}` ({shape_text(decoding)})"] if decoding and decoding != first else []

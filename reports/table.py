@@ -38,7 +38,6 @@ class Column:
         return "left" if self.kind == "text" else "right"
 
     def text(self, cell: Cell) -> str:
-        """How this value looks in this column."""
         if cell is None:
             return self.missing
         return cell if isinstance(cell, str) else FORMATS[self.kind](cell)
@@ -55,11 +54,6 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise ValueError(f"a row of {len(row)} cells in a table of {len(self.columns)} columns")
-
     @property
     def titles(self) -> list[str]:
         return [column.title for column in self.columns]
@@ -73,7 +67,6 @@ class Table:
         return Table(tuple(columns[n] for n in kept), tuple(tuple(row[n][1] for n in kept) for row in rows))
 
     def texts(self) -> list[list[str]]:
-        """The rows as they are shown."""
         return [[column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
 
 
@@ -96,7 +89,7 @@ class Bullets:
 
 
 Block = Table | Heading | Paragraph | Bullets
-Page = tuple[Block, ...]
+Page = Iterable[Block]
 """What a report shows, from top to bottom."""
 
 

@@ -5,18 +5,14 @@ Needs matplotlib, which is imported when a figure is made.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.records.crossover import CrossoverEntry
 from quantize.errors import UserError
 from quantize.files import write_whole
 from reports.plots.crossover import crossover_figure
 from reports.plots.rows import loss_figure, memory_figure, speed_figure
-from reports.plots.style import FORMATS, file_bytes, matplotlib_as_it_comes, svg_element
+from reports.plots.style import FORMATS, Figure, file_bytes, matplotlib_as_it_comes, svg_element
 from reports.results import Measurement
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["draw", "plots", "svg_element"]
 
@@ -27,7 +23,7 @@ def plots(
     *,
     memory_bytes: int | None = None,
     context: int | None = None,
-) -> tuple[dict[str, "Figure"], list[str]]:
+) -> tuple[dict[str, Figure], list[str]]:
     """The figures "loss", "time", "memory" and "crossover" that there are records for, and why others are not drawn.
 
     memory_bytes: what there is, a vertical line over the peaks. context: tokens of each sequence that the KV cache is
@@ -60,8 +56,7 @@ def draw(
     The same records give the same bytes. Of several measurements all but the first have their device and dtype in
     NAME. options: as of `plots`. Raises UserError without matplotlib, and where a file cannot be written.
     """
-    content: dict[str, bytes] = {}
-    left_out: list[str] = []
+    content, left_out = dict[str, bytes](), list[str]()
     for number, measurement in enumerate(found or (None,)):
         apart = "-".join(["", measurement.device, *measurement.compute_dtypes]) if number and measurement else ""
         figures, reasons = plots(measurement, () if number else crossover, **options)

@@ -2,26 +2,19 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings, series_by_contender
 from quantize.errors import UserError
 from reports.crossover import setting_text, tokens_text
 from reports.plots.labels import place
-from reports.plots.style import COLORS, FAINT, INK, METHOD_COLORS, MUTED, SHADE, name_text, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from reports.plots.style import COLORS, FAINT, INK, METHOD_COLORS, MUTED, SHADE, Axes, Figure, name_text, new_figure
 
 LINES: dict[Style, str] = {"dense": "-", "GEMM": "-", "GEMV": "--", "bitsandbytes": ":"}
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-Series = Mapping[int, float]
-"""Tokens at once, ascending -> time as a multiple of the dense product's."""
 
-
-def crossover_figure(entries: Sequence[CrossoverEntry], table_dtypes: Iterable[str] = ()) -> "Figure":
+def crossover_figure(entries: Sequence[CrossoverEntry], table_dtypes: Iterable[str] = ()) -> Figure:
     """One line a contender; a ring where two cross over, filled and with its tokens on the dense product's.
 
     table_dtypes: what the rows of the table beside it computed in: where that is another dtype, the figure says so.
@@ -44,7 +37,13 @@ def crossover_figure(entries: Sequence[CrossoverEntry], table_dtypes: Iterable[s
         ends.append((list(series.values())[-1], number, line))
     from_above = [line for _, _, line in sorted(ends, reverse=True)]
     axes.legend(handles=from_above, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    place(axes, _mark_crossings(axes, entries, relative))
+    dense, marked = next(iter(relative)), []
+    for crossing in sorted(crossings(entries), key=lambda one: one.tokens or 0.0):
+        if crossing.tokens is not None and all(name in relative for name in crossing.pair):
+            point = crossing.tokens, height_at(relative[crossing.pair[1]], crossing.tokens)
+            axes.plot(*point, "o", ms=5, color=INK, mfc=INK if dense in crossing.pair else "none", zorder=4)
+            marked += [(point, tokens_text(point[0]))] * (dense in crossing.pair)
+    place(axes, marked)
     return figure
 
 
@@ -61,7 +60,7 @@ def relative_to_dense(entries: Sequence[CrossoverEntry]) -> dict[str, dict[int, 
     }
 
 
-def _scale(axes: "Axes", counts: Sequence[int]) -> None:
+def _scale(axes: Axes, counts: Sequence[int]) -> None:
     """Logarithmic both ways, the two ranges of tokens marked."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -83,21 +82,8 @@ def _scale(axes: "Axes", counts: Sequence[int]) -> None:
             axes.text(math.sqrt(low * high), 1, title, transform=heights, ha="center", va="bottom", color=MUTED)
 
 
-def _mark_crossings(
-    axes: "Axes", entries: Sequence[CrossoverEntry], relative: Mapping[str, Series]
-) -> list[tuple[tuple[float, float], str]]:
-    """A ring at every crossing; filled where it is with the dense product: those points, with their tokens."""
-    marked, dense = [], next(iter(relative))
-    for crossing in sorted(crossings(entries), key=lambda one: one.tokens or 0.0):
-        if crossing.tokens is not None and all(name in relative for name in crossing.pair):
-            point = crossing.tokens, height_at(relative[crossing.pair[1]], crossing.tokens)
-            axes.plot(*point, "o", ms=5, color=INK, mfc=INK if dense in crossing.pair else "none", zorder=4)
-            marked += [(point, tokens_text(point[0]))] * (dense in crossing.pair)
-    return marked
-
-
-def height_at(series: Series, tokens: float) -> float:
-    """The series at this number of tokens, straight in log-log between the measured ones."""
+def height_at(series: Mapping[int, float], tokens: float) -> float:
+    """A series of times by tokens at this number of tokens, straight in log-log between the measured ones."""
     import numpy as np
 
     return float(np.exp(np.interp(np.log(tokens), np.log(list(series)), np.log(list(series.values())))))

@@ -3,12 +3,9 @@
 import itertools
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from reports.plots.style import MUTED
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from reports.plots.style import MUTED, Axes
 
 Point = tuple[float, float]
 
@@ -20,7 +17,7 @@ LEADER_PX = 20
 """From this far on a line leads from a label to its point."""
 
 
-def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
+def place(axes: Axes, labels: Iterable[tuple[Point, str]]) -> None:
     """Write each text as near to its point as there is room: inside the axes, over no text, point and line.
 
     Points and lines are drawn already, and the figure is laid out for good. Where lines are in the way everywhere, they
@@ -47,8 +44,7 @@ def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
             leader = np.linspace(start, nearest, 40)
             if any(box.overlaps(one) or (leniency < 2 and one.count_contains(leader)) for one in taken):
                 continue
-            within = bool(np.all((room.min <= box.min) & (box.max <= room.max)))
-            if not within or box.padded(6).count_contains(marks):
+            if np.any((box.min < room.min) | (room.max < box.max)) or box.padded(6).count_contains(marks):
                 continue
             if leniency or not box.padded(4).count_contains(drawn):
                 taken.append(box.padded(2))
@@ -61,7 +57,7 @@ def place(axes: "Axes", labels: Iterable[tuple[Point, str]]) -> None:
                 break
 
 
-def _pixels(axes: "Axes", *, joined: bool) -> Any:
+def _pixels(axes: Axes, *, joined: bool) -> Any:
     """Where the single points are or, joined, where the lines are, every three pixels."""
     import numpy as np
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bench.records.comparison import grouped
 from bench.records.ratio import CONFIDENCE
@@ -10,13 +9,9 @@ from bench.records.record import Phase
 from quantize.errors import UserError
 from reports.notes import joined, machine_text, shape_text
 from reports.plots.labels import Point, place
-from reports.plots.style import COLORS, INK, MUTED, SHADE, method_colors, name_text, new_figure, scale
+from reports.plots.style import COLORS, INK, MUTED, SHADE, Axes, Figure, method_colors, name_text, new_figure, scale
 from reports.results import PARTS, Measurement, Result, Timing
 from reports.table import UNKNOWN, gigabytes_text, per_second_text, ratio_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WHOLE = "not told apart"
 ROLES = {"weights": COLORS[3], "KV cache": COLORS[2], "activations": COLORS[1], "rest": "#BBBBBB", WHOLE: "#DDDDDD"}
@@ -27,15 +22,18 @@ SAME = 300
 """Points within one part in so many of the axes are one to the eye."""
 
 
-def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> "Figure":
+def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> Figure:
     """Loss over GB of weights or, with `memory_bytes`, over GB of the peak; a name and tokens/s at each point.
 
-    A broken row is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known.
+    Loss is the mean divergence or, where no row has one, how much the perplexity is above the reference's. A broken row
+    is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known.
     """
-    known, meaning = losses_of(measurement.results)
-    scenario = measurement.peak_scenario
+    scenario, judged = measurement.peak_scenario, any(row.mean_divergence is not None for row in measurement.results)
+    meaning = "KLD: KL(reference || row), nats a token" if judged else "perplexity above the reference's, %"
     points: list[tuple[Result, Point]] = []
-    for row, loss in zip(measurement.results, known, strict=True):
+    for row in measurement.results:
+        loss = row.mean_divergence if judged else row.loss and 100 * row.loss
+        loss = 0.0 if row.is_reference else loss
         size = sum(shares_of(row.timing(scenario), context).values()) if memory_bytes else row.weights_bytes
         if size and loss is not None and math.isfinite(loss):
             points.append((row, (size / 1e9, loss)))
@@ -64,19 +62,6 @@ def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int
     return figure
 
 
-def losses_of(rows: Sequence[Result]) -> tuple[list[float | None], str]:
-    """Each row's loss, and what that is; a reference has none, what is unknown is None.
-
-    The mean divergence (KLD) or, where no row has one, how much the perplexity is above the reference's, in percent.
-    """
-    losses = [row.quality.divergence.mean if row.quality and row.quality.divergence else None for row in rows]
-    meaning = "KLD: KL(reference || row), nats a token"
-    if not any(loss is not None for loss in losses):
-        losses = [None if row.loss is None else 100 * row.loss for row in rows]
-        meaning = "perplexity above the reference's, %"
-    return [0.0 if row.is_reference else loss for row, loss in zip(rows, losses, strict=True)], meaning
-
-
 def pareto(points: Sequence[Point]) -> list[Point]:
     """Those that no other betters: none has less of one without more of the other; ascending by the first."""
     ordered = sorted(points)
@@ -85,23 +70,20 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 def _words(measurement: Measurement, rows: Sequence[Result], phase: Phase) -> str:
     """What stands at a point: the rows there, and their tokens a second."""
-    timings = [timing for row in rows if (timing := row.timing(measurement.scenario_of(phase)))]
+    timings = filter(None, (row.timing(measurement.scenario_of(phase)) for row in rows))
     speeds = sorted(filter(None, (timing.tokens_per_s(phase) for timing in timings)))
     texts = dict.fromkeys(per_second_text(speed) for speed in speeds[:1] + speeds[-1:])
     names = joined([name_text(measurement.labels[row.subject]) for row in rows], ",\n")
     return names + (f"\n{' to '.join(texts)} tokens/s" if texts else "")
 
 
-def speed_figure(measurement: Measurement) -> "Figure":
-    """A panel for each phase and scenario: each row's time over FP16's with its interval.
-
-    Raises UserError where no row can be compared with a reference.
-    """
+def speed_figure(measurement: Measurement) -> Figure:
+    """A panel a phase and scenario: rows' times over FP16's, and intervals. Raises UserError where no row has one."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     rows = [row for row in measurement.results if not row.is_reference]
     kinds = [(phase, scenario) for phase in PARTS for scenario in measurement.scenarios]
-    shown = [one for one in kinds if any(timing.ratio(one[0]) for row in rows if (timing := row.timing(one[1])))]
+    shown = [one for one in kinds if any(timing.ratio(one[0]) for _, timing in measurement.timed(one[1]))]
     if not shown:
         raise UserError("no row has a time to compare with the reference's")
     note = f"Right is slower. Bars: {CONFIDENCE:.0%} intervals over rounds. Pale: unsure, more rounds would tell."
@@ -115,8 +97,7 @@ def speed_figure(measurement: Measurement) -> "Figure":
         for height, row in enumerate(rows):
             timing, color = row.timing(scenario), method_colors(measurement)[row.subject]
             ratio = timing.ratio(phase) if timing else None
-            failed = [one.status for one in row.failures if one.work == scenario.name]
-            words = ratio_text(ratio.value) if ratio else failed[-1] if failed else UNKNOWN
+            words = ratio_text(ratio.value) if ratio else row.status_in(scenario) or UNKNOWN
             axes.text(1.02, height, words, transform=axes.get_yaxis_transform(), va="center")
             if ratio:
                 alpha = 0.35 if ratio.verdict == "unsure" else 1.0
@@ -134,7 +115,7 @@ def speed_figure(measurement: Measurement) -> "Figure":
     return figure
 
 
-def memory_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> "Figure":
+def memory_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> Figure:
     """One bar a row, in parts: what the peak is for (`shares_of`). Raises UserError where no row has a peak."""
     scenario = measurement.peak_scenario
     found = [(row, shares_of(row.timing(scenario), context)) for row in measurement.results]
@@ -188,13 +169,13 @@ def _peak_note(measurement: Measurement, context: int | None) -> str:
     said = f"Peaks are of {scenario.name}: {shape_text(scenario)}." if scenario else ""
     if context:
         said += f" The KV cache is that of {context:,} tokens, in proportion; activations as they were."
-        found = [timing.memory for row in measurement.results if (timing := row.timing(scenario)) and timing.memory]
+        found = [timing.memory for _, timing in measurement.timed(scenario) if timing.memory]
         if any((one.kv_cache_bytes or 0) < (one.kv_cache_formula_bytes or 0) for one in found):
             said += " It is at most that: not every layer keeps every token."
     return said
 
 
-def _memory_line(axes: "Axes", memory_bytes: int | None) -> None:
+def _memory_line(axes: Axes, memory_bytes: int | None) -> None:
     """The memory there is, as a vertical line over GB; what does not fit is shaded."""
     if memory_bytes:
         limit, (left, right) = memory_bytes / 1e9, axes.get_xlim()
@@ -204,7 +185,7 @@ def _memory_line(axes: "Axes", memory_bytes: int | None) -> None:
         axes.text(limit, 1.0, f"{limit:.4g} GB of memory", transform=heights, ha=align, va="bottom")
 
 
-def _figure(measurement: Measurement, title: str, height_in: float, shown: Sequence[Result], *notes: str) -> "Figure":
+def _figure(measurement: Measurement, title: str, height_in: float, shown: Sequence[Result], *notes: str) -> Figure:
     """An empty figure that says of what and where it was measured, and which rows are not in it."""
     models = ", ".join(dict.fromkeys(row.subject.baseline for row in measurement.results))
     absent = [name_text(measurement.labels[row.subject]) for row in measurement.results if row not in shown]

@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.record import Subject
@@ -14,8 +15,10 @@ from quantize.errors import UserError, printable
 from reports.results import Measurement
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:
+    Axes = Figure = Any
 
 INK = "#000000"
 MUTED, FAINT, SHADE = (INK, 0.65), (INK, 0.12), (INK, 0.05)
@@ -31,18 +34,6 @@ FORMATS: dict[str, dict[str, Any]] = {
     "svg": {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type"))},
 }
 """What would differ from run to run is left out of a file."""
-
-SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "quantable",
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-}
 
 LONGEST = 44
 """Characters of a name; of a longer one the middle is left out."""
@@ -67,15 +58,13 @@ def matplotlib_as_it_comes() -> Iterator[None]:
                 import matplotlib
             except ImportError:
                 raise UserError("plots need matplotlib: install quantable[plots]") from None
-            with matplotlib.rc_context():
-                matplotlib.rcdefaults()
-                matplotlib.rcParams.update(SETTINGS)
+            with matplotlib.rc_context(fname=Path(__file__).with_name("figures.mplstyle")):
                 yield
     finally:
         logger.setLevel(level)
 
 
-def new_figure(title: str, height_in: float, *notes: str) -> "Figure":
+def new_figure(title: str, height_in: float, *notes: str) -> Figure:
     """An empty figure with a title and, under all axes, its notes, a line each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -88,7 +77,7 @@ def new_figure(title: str, height_in: float, *notes: str) -> "Figure":
     return figure
 
 
-def file_bytes(figure: "Figure", extension: str, **options: Any) -> bytes:
+def file_bytes(figure: Figure, extension: str, **options: Any) -> bytes:
     """The figure as a PNG or SVG file; the same figure gives the same bytes."""
     written = io.BytesIO()
     with matplotlib_as_it_comes():
@@ -96,7 +85,7 @@ def file_bytes(figure: "Figure", extension: str, **options: Any) -> bytes:
     return written.getvalue()
 
 
-def svg_element(figure: "Figure", name: str) -> str:
+def svg_element(figure: Figure, name: str) -> str:
     """The figure as one <svg> element for a page, light or dark: no background, black is the page's `color`.
 
     name: of letters, digits and hyphens; every id begins with it, so that no two figures of a page share one. Text
@@ -122,7 +111,7 @@ def method_colors(measurement: Measurement) -> dict[Subject, str]:
     return {row.subject: colors[row.subject.method] for row in measurement.results}
 
 
-def scale(axes: "Axes", which: str, values: Sequence[float]) -> None:
+def scale(axes: Axes, which: str, values: Sequence[float]) -> None:
     """The axis "x" or "y" for values from 0 on: linear or, where they span much, logarithmic above the smallest."""
     from matplotlib.ticker import MaxNLocator, SymmetricalLogLocator
 

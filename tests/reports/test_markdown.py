@@ -3,7 +3,6 @@
 import io
 
 import pytest
-from rich.console import Console
 
 from reports.markdown import WIDTH, markdown, print_page, table_markdown
 from reports.table import Bullets, Column, Heading, Paragraph, Table
@@ -50,10 +49,10 @@ def test_a_line_of_prose_begins_no_heading_and_no_list(mark: str, shown: str) ->
 
 
 def test_a_terminal_is_given_no_control_characters() -> None:
-    console = Console(file=io.StringIO(), width=80)
-    print_page((Table((Column("Row"),), (("\x1b[2J\u202e",),)), Paragraph("\x9b2J"), Bullets(("\x07",))), console)
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().replace("\n", "").isprintable()
+    page = (Table((Column("Row"),), (("\x1b[2J\u202e",),)), Paragraph("\x9b2J"), Bullets(("\x07",)))
+    file = io.StringIO()
+    print_page(page, file=file, width=80)
+    assert file.getvalue().replace("\n", "").isprintable()
 
 
 def test_blocks_stand_apart_and_prose_is_wrapped() -> None:
@@ -68,10 +67,10 @@ def test_blocks_stand_apart_and_prose_is_wrapped() -> None:
 
 
 def shown(width: int) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    print_page((Heading("[bold]On cpu"), TABLE, Bullets(("[one]",)), Paragraph("some words")), console)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    file = io.StringIO()
+    page = (Heading("[bold]On cpu"), TABLE, Bullets(("[one]",)), Paragraph("some words"))
+    print_page(page, file=file, width=width)
+    return file.getvalue()
 
 
 def test_a_terminal_shows_every_cell_and_takes_nothing_for_markup() -> None:

@@ -24,7 +24,7 @@ def words(records: list[Record]) -> str:
 
 def warned(records: list[Record]) -> tuple[str, ...]:
     [found] = measurements(records)
-    return warnings(found)
+    return tuple(warnings(found))
 
 
 def test_what_is_said_of_a_cpu(builder: "Builder") -> None:

@@ -316,7 +316,7 @@ def test_sections_stand_under_headings_and_measurements_where_there_are_several(
     records = [new_builder().latency("fp16"), new_builder().quality("fp16", 15.0)]
     if several:
         records.append(new_builder(device="cuda", compute_dtype="float16").latency("fp16"))
-    blocks = page(measurements(records))
+    blocks = list(page(measurements(records)))
     headings = [(block.level, block.text) for block in blocks if isinstance(block, Heading)]
     sections = [(int(several), title) for title in ("Speed", "Memory", "Quality", "How it was measured")]
     if several:

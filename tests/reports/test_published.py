@@ -1,6 +1,5 @@
 """The published table as data: eight rows, and their figures as the table shows them."""
 
-from quantize.variant import VARIANTS
 from reports.published import BIOMISTRAL_7B
 from reports.table import Column
 
@@ -20,14 +19,6 @@ def test_the_eight_rows_as_published() -> None:
         ("BioMistral-7B-TIES", "AWQ", 128, 4, "GEMM", 4.68, 1.41),
         ("BioMistral-7B-SLERP", "AWQ", 128, 4, "GEMM", 4.68, 1.41),
     ]
-
-
-def test_downloads_are_named_as_quantize_names_its_folders() -> None:
-    by_method = {(variant.method, variant.version): variant for variant in VARIANTS.values()}
-    for row in BIOMISTRAL_7B[1:]:
-        variant = by_method[row.method, row.version]
-        assert row.download == f"{row.base_model}-{variant.folder_suffix(row.q_group_size)}"
-    assert BIOMISTRAL_7B[0].download == "BioMistral-7B"
 
 
 def test_our_formats_show_the_published_figures_as_published() -> None:
