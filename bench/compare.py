@@ -197,7 +197,6 @@ def _check_alike(before: Sequence[Record], after: Sequence[Record]) -> None:
 
 
 def parser() -> Parser:
-    """The command line."""
     about = "Compare what `bench` measured of the same checkpoints at two times; nothing is measured."
     code = "Exit code 1: a regression, a figure that B lacks, or a checkpoint that is broken in B alone."
     cli = Parser(prog="quantable compare", description=about, epilog=code)

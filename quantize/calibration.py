@@ -18,10 +18,7 @@ from quantize.quiet import quiet_libraries
 BUILTIN = "builtin"
 HUB_PREFIX = "hub:"
 PARAGRAPH = "\n\n"
-
-AMPLE_CHARACTERS = 16
-"""Characters of text a token needed that are surely enough; a token of English has about four."""
-
+AMPLE_CHARACTERS = 16  # characters of text a token needed that are surely enough; a token of English has about four
 Split = Literal["calibration", "evaluation"]
 
 

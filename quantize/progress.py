@@ -13,8 +13,7 @@ Step = tuple[str, str, float]
 """A part of some work: what is done, to what, and a cost in one unit for all steps of a plan."""
 
 BAR_CHARACTERS = 16
-FADING = 0.8
-"""What a finished step tells of those to come, once another is finished: a machine's load changes."""
+FADING = 0.8  # what a finished step tells of those to come, once another is finished: a machine's load changes
 
 
 def span(seconds: float) -> str:

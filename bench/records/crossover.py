@@ -17,8 +17,7 @@ DECODE_BATCHES, PROMPT_TOKENS = (1, 2, 4, 8, 16, 32), (64, 128, 256, 512, 1024, 
 COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)
 """Tokens at once: in decode one for each sequence of the batch, in prefill the prompt's, batch 1."""
 
-SAME_WITHIN = 0.03
-"""Medians this close are no order."""
+SAME_WITHIN = 0.03  # medians this close are no order
 
 MIN_TURNS, AGREEING_TURNS = 3, 0.75
 """Fewer turns tell no order; of more this share must agree on who is faster: turns side by side saw one machine."""

@@ -16,9 +16,7 @@ from statistics import NormalDist, fmean, variance
 from typing import Literal
 
 Verdict = Literal["faster", "slower", "same within noise", "unsure"]
-
-EQUIVALENCE = 0.03
-"""A ratio between 1 / 1.03 and 1.03 is too close to 1 to matter."""
+EQUIVALENCE = 0.03  # a ratio between 1 / 1.03 and 1.03 is too close to 1 to matter
 
 CONFIDENCE, INTERVAL_MIN_ROUNDS = 0.95, 3
 SEED, RESAMPLES, NORMAL_FROM_ROUNDS = 20240219, 2000, 300

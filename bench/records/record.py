@@ -28,8 +28,7 @@ Status = Literal["ok", "oom", "timeout", "unsupported", "error", "broken"]
 """unsupported: this machine, library or model cannot do it; broken: the model's output is no number."""
 
 Phase = Literal["total", "prefill", "decode"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-"""total: the prompt and all decode steps together; decode: one step."""
+PHASES: tuple[Phase, ...] = get_args(Phase)  # total: the prompt and all decode steps together; decode: one step
 
 
 @dataclass(frozen=True)

@@ -58,14 +58,7 @@ def look(device: str) -> Machine | None:
     return Machine(chosen, environment)
 
 
-def main() -> int:
-    """Write what `look` finds as JSON; return the exit code, NO_CUDA where there is nothing to write."""
-    device, result = sys.argv[1:]
-    if (machine := look(device)) is None:
-        return NO_CUDA
-    Path(result).write_text(json.dumps(asdict(machine)), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if (found := look(sys.argv[1])) is None:
+        sys.exit(NO_CUDA)
+    Path(sys.argv[2]).write_text(json.dumps(asdict(found)), encoding="utf-8")

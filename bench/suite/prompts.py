@@ -32,8 +32,7 @@ TOKENS_PER_WORD = 1.23
 1.14 to 1.42 over the ten of them, so that no estimate is further than 14% from that tokenizer's count.
 """
 
-TokensOf = Callable[[str], Sized]
-"""A text's tokens, e.g. a tokenizer's `encode`."""
+TokensOf = Callable[[str], Sized]  # a text's tokens, e.g. a tokenizer's `encode`
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Nvml:
         n, handle = self._pynvml, self._handle
         process_bytes, others = self._processes()
         mask = self._ask(lambda: int(n.nvmlDeviceGetCurrentClocksThrottleReasons(handle)))
+        reasons = None if mask is None else tuple(what for bit, what in THROTTLE_REASONS.items() if mask & bit)
         return GpuState(
             process_bytes=process_bytes,
             device_bytes=self._ask(lambda: int(n.nvmlDeviceGetMemoryInfo(handle).used)),
@@ -38,9 +39,7 @@ class Nvml:
             memory_clock_mhz=self._ask(lambda: int(n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_MEM))),
             power_limit_w=self._ask(lambda: n.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
             temperature_c=self._ask(lambda: int(n.nvmlDeviceGetTemperature(handle, n.NVML_TEMPERATURE_GPU))),
-            throttle_reasons=None
-            if mask is None
-            else tuple(what for bit, what in THROTTLE_REASONS.items() if mask & bit),
+            throttle_reasons=reasons,
             other_processes=others,
             energy_j=self._ask(lambda: n.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
         )

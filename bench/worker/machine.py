@@ -14,8 +14,7 @@ from bench.worker.clock import Clock, clock_for, seconds_of_each
 from bench.worker.gpu import cuda_uuid, open_nvml
 from quantize.versions import version_of
 
-COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""How much `copy_probe` copies at once: far more than any cache holds."""
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # how much `copy_probe` copies at once: far more than any cache holds
 
 
 def fingerprint(device_type: str) -> Environment:

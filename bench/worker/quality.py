@@ -52,9 +52,8 @@ class _Likelihood:
     def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
         loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"its output is not finite (NaN or infinity) near token {self._tokens} of the text"
-            )
+            where = f"near token {self._tokens} of the text"
+            raise FloatingPointError(f"its output is not finite (NaN or infinity) {where}")
         self._total += loss
         self._tokens += len(following)
         self._vocabulary = log_probabilities.shape[-1]
@@ -152,7 +151,7 @@ def logprobs_reader(path: Path) -> Callable[[int], torch.Tensor]:
     return read
 
 
-def _divergence(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def kl_nats(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """KL(reference || model) in nats of rows of log-probabilities [rows, vocabulary]: float64 [rows]."""
     terms = reference.exp() * (reference - own)
     terms.masked_fill_(reference.isneginf(), 0)  # 0 log 0
@@ -167,7 +166,7 @@ class _DivergenceSamples:
         self._flips = 0
 
     def add(self, reference: torch.Tensor, own: torch.Tensor) -> None:
-        self._parts.append(_divergence(reference, own).cpu())
+        self._parts.append(kl_nats(reference, own).cpu())
         choice = own.argmax(dim=-1, keepdim=True)
         # A choice as likely as the reference's best is no flip: half precision makes ties.
         self._flips += int((reference.gather(1, choice)[:, 0] < reference.amax(dim=-1)).sum())
@@ -178,16 +177,3 @@ class _DivergenceSamples:
             raise FloatingPointError("its divergence from the reference is not finite (NaN or infinity)")
         median, p99 = (float(samples.quantile(share)) for share in (0.5, 0.99))
         return Divergence(float(samples.mean()), median, p99, flips=self._flips / len(samples))
-
-
-@torch.no_grad()
-def divergences(reference: Any, model: Any, blocks: torch.Tensor) -> torch.Tensor:
-    """KL(reference || model) of the next-token distributions in nats, float64 [blocks * (block_tokens - 1)].
-
-    The two models are walked side by side, so that no logits of the whole text are kept.
-    """
-    parts = []
-    for (expected, _), (logits, _) in zip(predictions(reference, blocks), predictions(model, blocks), strict=True):
-        exact, other = (torch.log_softmax(one.double(), dim=-1) for one in (expected, logits))
-        parts.append(_divergence(exact, other))
-    return torch.cat(parts)

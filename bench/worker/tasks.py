@@ -27,8 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {"medical": MEDICAL_TASKS}
 """Names that stand for several tasks; lm-eval's own groups and tags work beside them."""
 
 SEEDS = {f"{name}_seed": 1234 for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
-MAIN_METRICS = ("acc_norm", "acc")
-"""What counts where a task gives several metrics; without these, its first."""
+MAIN_METRICS = ("acc_norm", "acc")  # what counts where a task gives several metrics; without these, its first
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
@@ -102,10 +101,8 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         return dict(manager.load([name])["tasks"])
     except (OSError, RuntimeError, ValueError, ImportError, DatasetsError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"task {name} cannot be loaded ({reason}): leave it out, fetch its data set where there is a network, "
-            "or put a task of this name with local data into a folder of your own"
-        ) from error
+        ways = "fetch its data set where there is a network, or put a task of this name with local data into a folder"
+        raise UserError(f"task {name} cannot be loaded ({reason}): leave it out, {ways} of your own") from error
 
 
 def _result(name: str, found: Mapping[str, Any], folder: Path | None) -> TaskScore:
@@ -119,11 +116,9 @@ def _result(name: str, found: Mapping[str, Any], folder: Path | None) -> TaskSco
     dataset = config.get("dataset_path") or ""
     of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not ((folder or Path()) / dataset).exists()
     whole = bool(of_hub and asked) and asked["effective"] == asked["original"]
-    error = float(stderr) if isinstance(stderr, float) else None
+    value, error = float(figures[main]), float(stderr) if isinstance(stderr, float) else None
     where = (dataset, config.get("dataset_name")) if whole else (None, None)
-    return TaskScore(
-        name, metric, float(figures[main]), error, asked.get("effective"), found["n-shot"].get(name), *where
-    )
+    return TaskScore(name, metric, value, error, asked.get("effective"), found["n-shot"].get(name), *where)
 
 
 @contextlib.contextmanager

@@ -98,9 +98,8 @@ def estimate(
     activations, held = tokens * hidden, set(inputs) if experts else inputs  # one expert's at a time
     grams = sum(width * width for width in held) + 3 * widest * widest
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    in_layers = (
-        activations * (2 if experts else 1) + weights[largest] + grams + max(batch, SEARCH_COPIES * largest_group)
-    )
+    held_inputs, at_work = activations * (2 if experts else 1), max(batch, SEARCH_COPIES * largest_group)
+    in_layers = held_inputs + weights[largest] + grams + at_work
     peak = FLOAT_BYTES * max(in_layers, embedding + activations, 2 * embedding) + already_bytes
 
     quantized = sum(weights)
@@ -109,16 +108,9 @@ def estimate(
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     operations = sum(weights) / weights[largest] * layer_operations(list(linears.values()), inputs, tokens)
-    return Estimate(
-        parameters=parameters,
-        layers=layers,
-        heads=getattr(normalized, "num_attention_heads", None),
-        peak_bytes=peak,
-        disk_bytes=disk,
-        seconds=operations / operations_a_second(device),
-        free_memory_bytes=free_memory(device, already_bytes),
-        free_disk_bytes=shutil.disk_usage(existing).free,
-    )
+    seconds, heads = operations / operations_a_second(device), getattr(normalized, "num_attention_heads", None)
+    free_memory_bytes, free_disk_bytes = free_memory(device, already_bytes), shutil.disk_usage(existing).free
+    return Estimate(parameters, layers, heads, peak, disk, seconds, free_memory_bytes, free_disk_bytes)
 
 
 def count_weights(model: Any) -> int:
@@ -214,13 +206,10 @@ def operations_a_second(device: torch.device) -> float:
 
 def free_memory(device: torch.device, already_bytes: int) -> int:
     """Bytes that this process may hold in all: what it has and what is free."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available) + already_bytes
+    on_cuda = device.type == "cuda"
+    return int(torch.cuda.mem_get_info(device)[0] if on_cuda else psutil.virtual_memory().available + already_bytes)
 
 
 def peak_bytes(device: torch.device) -> int:
     """The most that this process has held so far: resident on a CPU, allocated on CUDA."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return peak_resident_bytes()
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_resident_bytes()

@@ -10,16 +10,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from quantize.checkpoint import (
-    MANIFEST_NAME,
-    CalibrationFacts,
-    Checkpoint,
-    Manifest,
-    SourceFacts,
-    clear,
-    open_checkpoint,
-    verify,
-)  # fmt: skip
+from quantize.checkpoint import MANIFEST_NAME, CalibrationFacts, Checkpoint, clear, open_checkpoint, verify
 from quantize.dummy import dummy_weights
 from quantize.errors import UserError
 from quantize.methods import METHODS
@@ -193,30 +184,28 @@ class Job:
         if self.options.force or not (target / MANIFEST_NAME).is_file():
             return None
         found = open_checkpoint(target)
-        if difference := _difference(found.manifest, self.source.facts, recipe):
-            raise UserError(
-                f"{target} is there already, made {difference}: --force makes it again, another --out keeps both"
-            )
+        if difference := self._difference(found, recipe):
+            advice = "--force makes it again, another --out keeps both"
+            raise UserError(f"{target} is there already, made {difference}: {advice}")
         verify(found)
         clear(target)
         self.say(f"{target.name}: finished before, kept (--force makes it again)")
         return BuiltCheckpoint(found, kept=True)
 
+    def _difference(self, found: Checkpoint, recipe: Recipe) -> str | None:
+        """In what a finished checkpoint differs from what would be made now; None where it is the same."""
+        made, ours, makers = found.manifest, recipe.options, maker_versions()
+        same_weights = made.source.weights_sha256 == self.source.facts.weights_sha256
+        if not same_weights or (self.is_dummy and made.source.id != self.source.facts.id):
+            return f"from other weights ({made.source.id})"
+        for name in sorted(ours.keys() | made.options.keys()):
+            if ours.get(name) != made.options.get(name):
+                return f"with {name} = {made.options.get(name)}, now {ours.get(name)}"
+        for name in MAKERS:
+            if made.libraries.get(name) != makers.get(name):
+                return f"with {name} {made.libraries.get(name)}, now {makers.get(name)}"
+        return None if made.calibration == recipe.calibration else "with another calibration text"
+
 
 def method_of(variant: Variant) -> Method:
     return METHODS[variant.method]
-
-
-def _difference(manifest: Manifest, source: SourceFacts, recipe: Recipe) -> str | None:
-    """In what a finished checkpoint differs from what would be made now; None where it is the same."""
-    theirs, ours = manifest.source, recipe.options
-    if theirs.weights_sha256 != source.weights_sha256 or (source.kind == "dummy" and theirs.id != source.id):
-        return f"from other weights ({theirs.id})"
-    for name in sorted(ours.keys() | manifest.options.keys()):
-        if ours.get(name) != manifest.options.get(name):
-            return f"with {name} = {manifest.options.get(name)}, now {ours.get(name)}"
-    makers = maker_versions()
-    for name in MAKERS:
-        if manifest.libraries.get(name) != makers.get(name):
-            return f"with {name} {manifest.libraries.get(name)}, now {makers.get(name)}"
-    return None if manifest.calibration == recipe.calibration else "with another calibration text"

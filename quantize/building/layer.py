@@ -30,11 +30,8 @@ WORSE_THAN_PLAIN = 1.1
 """How much larger than plain rounding's the error of a whole layer may come out: the search looks at groups of
 linear layers, and one of them may pay for the others."""
 
-BATCH_TOKENS = 4096
-"""Tokens that go through a layer at a time."""
-
-FREED_SHARE = 0.2
-"""Share of this process's memory that may lie freed but not given back while a layer is at work."""
+BATCH_TOKENS = 4096  # tokens that go through a layer at a time
+FREED_SHARE = 0.2  # share of this process's memory that may lie freed but not given back while a layer is at work
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,9 @@ class LayerResult:
     before: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-FromInputs = Callable[[LayerInputs], dict[str, Tensor]]
-"""What another method makes of a layer before its scales move; its tensors come back in the result."""
+Groups = tuple[ScaleGroup, ...]  # where the scales of a layer may move
+Makers = Mapping[str, Callable[[LayerInputs], dict[str, Tensor]]]
+"""By variant, what another method makes of a layer before its scales move; its tensors come back in the result."""
 
 
 @contextlib.contextmanager
@@ -89,17 +87,11 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 @torch.no_grad()
 def quantize_layer(
-    index: int,
-    seen: LayerInputs,
-    options: AwqOptions | None,
-    groups: Sequence[ScaleGroup],
-    before: Mapping[str, FromInputs],
-    seconds: dict[str, float],
+    index: int, seen: LayerInputs, options: AwqOptions | None, groups: Groups, before: Makers, seconds: dict[str, float]
 ) -> LayerResult:
     """Quantize decoder layer `index`, which is left scaled. Raises UserError where it comes out too bad.
 
-    groups: where its scales may move; seconds: of the phases before this. With no options nothing is quantized here:
-    only `before` sees the layer.
+    seconds: of the phases before this. With no options nothing is quantized here: only `before` sees the layer.
     """
     made = {}
     for variant, make in before.items():
@@ -120,10 +112,9 @@ def quantize_layer(
                 work.quantize_expert(block, number, groups)
     error, plain = sum(work.errors.values()), sum(work.plain_errors.values())
     if not error <= WORSE_THAN_PLAIN * plain:  # or is not finite
-        raise UserError(
-            f"{seen.prefix[:-1]} comes out worse than plain rounding on the calibration text (relative error "
-            f"{error:.3g}, plain {plain:.3g}): use more --blocks or other --calibration text, or the variant rtn"
-        )
+        worse = f"worse than plain rounding on the calibration text (relative error {error:.3g}, plain {plain:.3g})"
+        advice = "use more --blocks or other --calibration text, or the variant rtn"
+        raise UserError(f"{seen.prefix[:-1]} comes out {worse}: {advice}")
     full = {seen.prefix + name: weight for name, weight in work.weights.items()}
     return LayerResult(index, full, seen.others(), work.facts(), seconds, made)
 
@@ -171,10 +162,10 @@ class _Work:
                 for owner in owners
             }
             names = [seen.sharing(owner) for owner in owners]
-            read = {
-                block: [one for one in group.consumers if one.name.startswith(f"{block.name}.")]
-                for block in seen.blocks
-            }
+            read = {}
+            for block in seen.blocks:
+                if own := [one for one in group.consumers if one.name.startswith(f"{block.name}.")]:
+                    read[block] = own
             experts = [reader for block, own in read.items() for reader in self._expert_readers(own, block, names)]
             if not readers and not experts:
                 continue
@@ -184,9 +175,8 @@ class _Work:
             for owner, reader in readers.items():
                 seen.stats[owner] = seen.stats[owner].scaled(reader.spread(choice.scales))
             for block, own in read.items():
-                if own:
-                    block.scale(own[0].spread(choice.scales))
-                    self._moved |= {one.name: one.spread(choice.scales) for one in own}
+                block.scale(own[0].spread(choice.scales))
+                self._moved |= {one.name: one.spread(choice.scales) for one in own}
             if group.source in self._outputs:  # the scales are in its output now
                 stats = seen.stats[seen.owners[group.source]]
                 self._outputs[group.source] = self._output_square(group.source, stats)
@@ -259,8 +249,6 @@ class _Work:
         All take the statistics of the block's input, weighted by the tokens that each saw: an expert that saw few has
         no statistics of its own that a search could trust.
         """
-        if not consumers:
-            return []
         stats, tokens, readers = block.stats(), block.tokens(), []
         for consumer in consumers:
             if consumer.name in self._seen.linears:

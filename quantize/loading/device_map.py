@@ -14,16 +14,13 @@ from quantize.model.architecture import architecture_of
 from quantize.model.names import linear_layers
 from quantize.variant import Variant
 
-FITTING_SHARE = 0.95
-"""Up to this share of a GPU's free memory a model's weights are tried on that GPU alone."""
-
+FITTING_SHARE = 0.95  # up to this share of a GPU's free memory a model's weights are tried on that GPU alone
 SPREAD_SHARE = 0.85
 """Share of each device's free memory that a spread model's weights may fill: the KV cache and the activations follow
 them."""
 
 RAM = "cpu"
-Memory = Mapping[int | str, int]
-"""Free bytes of each GPU by its number, and of "cpu"."""
+Memory = Mapping[int | str, int]  # free bytes of each GPU by its number, and of "cpu"
 
 
 def torch_device(name: str) -> torch.device:

@@ -23,12 +23,8 @@ from quantize.model.skeleton import Skeleton
 from quantize.source import cache_folder
 from quantize.variant import NATIVE_KERNEL
 
-VOCABULARY_CHUNK = 4096
-"""Rows of a half-precision output head that are converted at a time."""
-
-MERGED_ON = ("cuda",)
-"""Devices on which 4-bit layers with one input run as one: where starting a kernel counts."""
-
+VOCABULARY_CHUNK = 4096  # rows of a half-precision output head that are converted at a time
+MERGED_ON = ("cuda",)  # devices on which 4-bit layers with one input run as one: where starting a kernel counts
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Names that layers with one input have inside their module: of attention, of gated MLPs, and of experts.
 
