@@ -76,10 +76,7 @@ STOPPED: dict[RoundsStopReason, str] = {
 
 
 def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
-    """The scenarios asked for: the named ones, then the user's own; all named ones when none was asked for.
-
-    Raises UserError for an unknown name, or --new or --batch without --prompt.
-    """
+    """The scenarios asked for, or all named ones. Raises UserError for unknown names, and --new or --batch alone."""
     wanted = [scenario_named(name) for name in dict.fromkeys(arguments.scenario or [])]
     if arguments.prompt is not None:
         new, batch = (1 if one is None else one for one in (arguments.new, arguments.batch))
@@ -116,10 +113,7 @@ def facts_of(outcome: "Outcome") -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace, closing: Callable[[Path], str] | None = None) -> int:
-    """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError.
-
-    closing: what is said of the folder or records file at the end.
-    """
+    """Do what the command line says; 1 where something failed or is broken. closing: said of its path at the end."""
     if arguments.compare:
         from bench.compare import compare_files
 

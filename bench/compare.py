@@ -27,8 +27,7 @@ SHOWN: dict[str, Callable[[Any], str]] = {
 }
 """How figures look; memory is the run peak, "share" that of the quantized matrices."""
 
-ALIKE = {"latency": "prompt_sha256", "quality": "quality.text_sha256", "tasks": "kind"}
-"""What records of each kind must share to be compared."""
+ALIKE = {"latency": "prompt_sha256", "quality": "quality.text_sha256", "tasks": "kind"}  # what must be the same
 
 APART = (
     "The second file's figures over the first's. They were measured apart, so times and memory are compared as "

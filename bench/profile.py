@@ -29,10 +29,7 @@ PASSES = 5  # times that a prompt or a step runs, once for the clock and once mo
 
 
 def profile_of(work: Callable[[], object], device_type: str, clock: Clock) -> tuple[float, tuple[Operation, ...]]:
-    """Run `work` until warm, PASSES times against the clock and PASSES times under torch's profiler.
-
-    Returns the seconds of a pass without the profiler, and the operations of one under it, the longest first.
-    """
+    """Seconds of a pass of `work` once warm, and the operations of one under the profiler, the longest first."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 

@@ -20,7 +20,6 @@ from quantize.variant import VARIANTS, Variant
 
 MANIFEST_NAME = "quantable.json"
 MANIFEST_SCHEMA = 1
-
 CARD_NAME, PLOT_NAME = "README.md", "pareto.png"
 CARD_FILES = (CARD_NAME, PLOT_NAME, "LICENSE*", "NOTICE*")
 """What people read of a checkpoint. No model depends on them, so they may come, change and go without it."""
@@ -140,10 +139,7 @@ def base_name(name: str) -> str:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The finished checkpoint in this folder.
-
-    Raises UserError when there is none, its manifest is damaged, or it has a file that the manifest does not name.
-    """
+    """The finished checkpoint in this folder. Raises UserError for none, a damaged one, and files not its own."""
     found = read_checkpoint(path)
     for name in _extra(found):
         raise UserError(f"{path / name} is no file of this checkpoint, {MANIFEST_NAME} says: move it away")
@@ -184,10 +180,7 @@ def checkpoint_folders(directory: Path) -> list[Path]:
 
 
 def find_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Every finished checkpoint in the direct subfolders, by base model and then in the table's order.
-
-    Raises UserError when the folder does not exist or holds none.
-    """
+    """Every finished checkpoint in the subfolders, by base model, in the table's order. Raises UserError for none."""
     found = [open_checkpoint(path) for path in checkpoint_folders(directory)]
     if not found:
         command = f"quantize SOURCE --out {directory}"

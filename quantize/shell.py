@@ -104,10 +104,7 @@ def guarded(command: str, work: Callable[[], object]) -> int:
 
 
 def say(*lines: str, to: TextIO | None = None, quiet: bool = False) -> None:
-    """Print lines, control characters of the names in them escaped; to standard output where no stream is given.
-
-    quiet: print nothing.
-    """
+    """Print lines, control characters of the names in them escaped; to standard output where no stream is given."""
     for line in () if quiet else lines:
         print(printable(line), file=to or sys.stdout, flush=True)
 

@@ -31,8 +31,7 @@ TOKENIZERS = (
 )
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
 """Config, tokenizer, generation settings, chat template, licence and card."""
-HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)
-"""What is downloaded from a hub repository: never pickles, and nothing from its subfolders."""
+HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)  # what is downloaded: never pickles, nothing from subfolders
 HUB_WAIT_S = 10.0
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -50,8 +49,7 @@ HUB_PROBLEMS = {
 )
 """By the names of the error's classes, most derived first; by name because they moved between versions."""
 
-QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Of GPTQ, of AWQ and of ModelOpt, beside a config that does not say so."""
+QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # of GPTQ, AWQ, ModelOpt
 
 
 @dataclass(frozen=True)

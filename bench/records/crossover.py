@@ -12,16 +12,10 @@ from quantize.schema import Seconds
 
 SCHEMA_VERSION = 2
 CROSSOVER_NAME = "crossover.jsonl"
-
 DECODE_BATCHES, PROMPT_TOKENS = (1, 2, 4, 8, 16, 32), (64, 128, 256, 512, 1024, 2048)
-COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)
-"""Tokens at once: in decode one for each sequence of the batch, in prefill the prompt's, batch 1."""
-
+COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)  # tokens at once: of a batch in decode, of one prompt in prefill
 SAME_WITHIN = 0.03  # medians this close are no order
-
-MIN_TURNS, AGREEING_TURNS = 3, 0.75
-"""Fewer turns tell no order; of more this share must agree on who is faster: turns side by side saw one machine."""
-
+MIN_TURNS, AGREEING_TURNS = 3, 0.75  # fewer turns tell no order; of more this share must agree on who is faster
 Style = Literal["dense", "GEMM", "GEMV", "bitsandbytes"]
 Mode = Literal["eager", "CUDA graph"]
 Linear = tuple[str, int, int]

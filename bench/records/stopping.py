@@ -9,7 +9,6 @@ from typing import Literal, TypeVar
 from quantize.errors import UserError
 
 T = TypeVar("T")
-
 RoundsStopReason = Literal["noise", "time", "rounds"]
 PassesStopReason = Literal["noise", "time", "passes"]
 
@@ -101,9 +100,7 @@ def is_warmed_up(seconds: Sequence[float], rule: PassRule) -> bool:
 
 
 def warm_up(one_pass: Callable[[], float], rule: PassRule) -> tuple[tuple[float, ...], bool | None]:
-    """Run passes until they are steady or the rule gives up: their seconds, and whether they became steady (None where
-    the time was over before that could be said).
-    """
+    """Run passes until they are steady or the rule gives up: their seconds, and whether they are (None: no time left)."""
     seconds: list[float] = []
     while len(seconds) < rule.max_warmups:
         seconds.append(one_pass())

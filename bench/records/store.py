@@ -211,10 +211,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def read_crossover(path: Path) -> list[CrossoverEntry]:
-    """The entries of one measurement, in the order measured.
-
-    Raises UserError as `read_only` does, for a file without entries, and for one that mixes two measurements.
-    """
+    """The entries of one measurement, in the order measured. Raises UserError for none, and for those of two."""
     entries = read_only(path, CrossoverEntry)
     if not entries:
         raise UserError(f"{path} holds no entries: run `python -m bench.crossover`")

@@ -43,9 +43,8 @@ def expand_tasks(names: tuple[str, ...], folder: str | None) -> tuple[str, ...]:
 
 
 def check_models(targets: Iterable[Target], scenarios: Sequence[Scenario], quality: QualityRequest | None) -> None:
-    """Raises UserError for a reference whose positions or tokenizer do not suit what is to be measured.
-
-    quality: None where nothing is judged. It reads the text and builds the models on the meta device: seconds.
+    """Raises UserError for a reference whose positions or tokenizer do not suit what is measured, in seconds.
+    quality: None where nothing is judged.
     """
     for target in targets:
         if not target.subject.may_be_reference or target.checkpoint is None:
@@ -112,10 +111,7 @@ def compute_dtypes(
 
 
 def records_to_continue(path: Path, *, fresh: bool) -> list[Record]:
-    """What the file holds; nothing for one that is to be set aside, which may be of an older or a newer version.
-
-    Raises UserError for a file that holds no records.
-    """
+    """What the file holds; nothing where it is to be set aside. Raises UserError for a file that holds no records."""
     if path.exists() and fresh and not holds_records(path):
         raise UserError(f"{path} holds no records: give --records another name")
     return read_records(path) if path.exists() and not fresh else []

@@ -27,10 +27,7 @@ class Machine:
 
 
 def probe(device: str, threads: int | None) -> Machine:
-    """The machine as a worker with so many threads sees it; device "auto" takes the GPU where there is one.
-
-    Raises UserError where torch is missing, or CUDA is when it was asked for.
-    """
+    """The machine as a worker with so many threads sees it. Raises UserError without torch, or the CUDA asked for."""
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         result = Path(folder) / "machine.json"
         ended = run_module("bench.run.probe", device, str(result), timeout_s=300.0, threads=threads)

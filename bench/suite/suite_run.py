@@ -17,8 +17,7 @@ from quantize.errors import UserError
 from quantize.progress import Progress, span
 from quantize.quiet import quiet_libraries
 
-CROSSOVER_GRACE = 3.0
-"""The crossover looks at its budget between measurements; so many times of it, and a minute to start, it may take."""
+CROSSOVER_GRACE = 3.0  # times its budget that the crossover may take, which it looks at between measurements
 
 
 def run_suite(
@@ -60,10 +59,7 @@ def run_suite(
 
 
 def _crossover(shape: str, out: Path, budget_s: float, options: BenchOptions, record: Record) -> str | None:
-    """Where the ways to run a layer of this shape cross over, on the device and in the dtype of this record.
-
-    It runs in a process of its own: this one holds no GPU. Returns why there is none, None where there is one.
-    """
+    """Cross over in a process that may hold the GPU, on the device and in the dtype of the record; why not, or None."""
     path = out / CROSSOVER_NAME
     with contextlib.suppress(UserError):  # one that is damaged or not there is measured again
         kept = read_crossover(path)[0]

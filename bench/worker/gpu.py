@@ -61,10 +61,7 @@ class Nvml:
 
 
 def open_nvml(uuid: str | None = None) -> Nvml | None:
-    """The GPU of this UUID, or the only one there is; None without pynvml, driver or such a GPU.
-
-    uuid: as CUDA names it, with or without the leading "GPU-". With several GPUs and no UUID none is guessed.
-    """
+    """The GPU of this UUID as CUDA names it, or the only one there is; None without pynvml, a driver or such a GPU."""
     try:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:

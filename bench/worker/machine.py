@@ -18,10 +18,9 @@ COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # how much `copy_probe` copies at on
 
 
 def fingerprint(device_type: str) -> Environment:
-    """What is known of machine, libraries and source, without the probes of speed.
+    """What is known of machine ("cpu" or "cuda"), libraries and source, without the probes of speed.
 
-    device_type: "cpu" or "cuda"; the GPU's fields are filled for "cuda" alone. Call it in a process of its
-    own: asking CUDA for its device makes a context.
+    Call it in a process of its own: asking CUDA for its device makes a context.
     """
     import torch
 

@@ -18,11 +18,7 @@ LOGIT_ROWS = 64  # turned into float32 at a time
 
 
 def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: str | None = None) -> torch.Tensor:
-    """Blocks of held-out text: int64 [blocks, block_tokens].
-
-    data: a text as `quantize.calibration.text_from` reads it; None for the built-in one, which no calibration sees.
-    Raises UserError for a text that cannot be read or is too short.
-    """
+    """Blocks of held-out text, int64 [blocks, block_tokens]; data: as `text_from` reads it, None for our own."""
     texts = [builtin_text("evaluation")] if data is None else text_from(data)
     return token_blocks(texts, tokenizer, blocks=blocks, block_tokens=block_tokens)
 

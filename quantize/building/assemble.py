@@ -21,7 +21,6 @@ from quantize.weights import INDEX_NAME, read_json, regular_files
 
 MAX_SHARD_BYTES = 5 * 10**9  # files grow to about this size, as published checkpoints do
 PART_GLOB = "part-*.safetensors"
-
 NOT_COPIED = ("config.json", MANIFEST_NAME)
 
 

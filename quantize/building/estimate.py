@@ -26,13 +26,10 @@ from quantize.source import config_source
 from quantize.variant import Variant, variants_named
 
 FLOAT_BYTES = 4
-SEARCH_POINTS = 11
-"""Scales that a search tries: no scaling, 5 and 2 more of the 20 grid points, then the best and its neighbours."""
-SEARCH_COPIES = 5
-"""Copies of the largest group of weights that the search holds at once: rows, scaled, rounded, difference, product."""
+SEARCH_POINTS = 11  # scales that a search tries: none, 5 and 2 more of the 20 grid points, the best and its neighbours
+SEARCH_COPIES = 5  # of the largest group of weights at once: rows, scaled, rounded, difference, product
 PROBE_SIZE = 1024
-ELEMENTWISE_FLOPS = 400
-"""Time of the search's passes over one weight at one point, in units of a multiply-add of a matrix product."""
+ELEMENTWISE_FLOPS = 400  # what the search does to a weight at one point, in multiply-adds of a matrix product
 
 
 @dataclass(frozen=True)

@@ -146,10 +146,7 @@ class Job:
         return self.out / f"{self.source.base_model}-{recipe.variant.folder_suffix(recipe.group_size)}"
 
     def in_groups(self, architecture: Architecture) -> Architecture:
-        """The architecture with the size of groups of codes, and without the linear layers that it does not fit.
-
-        Tells the user when the usual size does not fit. Raises UserError where none does.
-        """
+        """The architecture in groups of codes, without what they do not fit. Raises UserError where none fits."""
         fitting = architecture.with_group_size(self.options.group_size)
         if self.options.group_size is None and fitting.group_size != GROUP_SIZES[0]:
             self.say(f"group size {fitting.group_size}: {GROUP_SIZES[0]} does not divide every layer of this model")
@@ -176,10 +173,7 @@ class Job:
         return replace(method.recipe(variant, choices), quantized_share=share)
 
     def kept(self, recipe: Recipe) -> BuiltCheckpoint | None:
-        """The finished checkpoint that is there already, unless it is to be made again.
-
-        Raises UserError where it is of another source, or was made with other options or calibration.
-        """
+        """The finished checkpoint, unless it is to be made again. Raises UserError where it was made otherwise."""
         target = self.target(recipe)
         if self.options.force or not (target / MANIFEST_NAME).is_file():
             return None

@@ -23,13 +23,8 @@ from quantize.rounding.gptq import refit_scales, round_with_feedback
 from quantize.rounding.gram import InputStats, row_errors
 from quantize.rounding.options import AwqOptions
 
-UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
-"""Linear layers whose weights are not clipped, as in autoawq: their outputs are multiplied with each other."""
-
-WORSE_THAN_PLAIN = 1.1
-"""How much larger than plain rounding's the error of a whole layer may come out: the search looks at groups of
-linear layers, and one of them may pay for the others."""
-
+UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")  # as in autoawq: their outputs are multiplied with each other
+WORSE_THAN_PLAIN = 1.1  # a layer's error over plain rounding's, at most: one of its groups may pay for the others
 BATCH_TOKENS = 4096  # tokens that go through a layer at a time
 FREED_SHARE = 0.2  # share of this process's memory that may lie freed but not given back while a layer is at work
 
@@ -244,10 +239,8 @@ class _Work:
     def _expert_readers(
         self, consumers: Sequence[Consumer], block: RoutedTokens, names: list[list[str]]
     ) -> list[Reader]:
-        """Readers of these layers of a block's experts; their names are added.
-
-        All take the statistics of the block's input, weighted by the tokens that each saw: an expert that saw few has
-        no statistics of its own that a search could trust.
+        """Readers of these layers of a block's experts; their names are added. All take the statistics of the block's
+        input, weighted by the tokens that each saw: one that saw few has none of its own that a search could trust.
         """
         stats, tokens, readers = block.stats(), block.tokens(), []
         for consumer in consumers:

@@ -15,9 +15,7 @@ from quantize.decoding.eager import EagerDecoder
 from quantize.decoding.fused import fused_steps, llama_like, plain_norms
 from quantize.errors import UserError
 
-CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"
-"""How the steps of mode "graph" run: replayed on CUDA; elsewhere the same steps, called one by one."""
-
+CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"  # how steps of mode "graph" run: on CUDA, elsewhere
 SLOTS_STEP = 64  # slots come in multiples of this: attention kernels want aligned masks, and pad others at every call
 CAPTURE_WARMUPS = 3  # runs before the recorded one: libraries set themselves up, kernels are tuned outside the graph
 CHECKED_STEPS = 4
@@ -70,8 +68,7 @@ class StaticDecoder(EagerDecoder):
     def __init__(self, model: Any, *, batch: int, positions: int) -> None:
         """Make the cache for `batch` sequences of up to `positions` tokens, and on CUDA record a step.
 
-        Raises UserError for a model that cannot decode so: spread over devices, with a sliding window shorter than
-        `positions`, with attention that takes no mask, or with layers that wait for the host.
+        Raises UserError as `check_model` does, for caches of another kind, and for layers that wait for the host.
         """
         check_model(model, positions)
         device = next(model.parameters()).device

@@ -15,19 +15,13 @@ from quantize.model.names import linear_layers
 from quantize.variant import Variant
 
 FITTING_SHARE = 0.95  # up to this share of a GPU's free memory a model's weights are tried on that GPU alone
-SPREAD_SHARE = 0.85
-"""Share of each device's free memory that a spread model's weights may fill: the KV cache and the activations follow
-them."""
-
+SPREAD_SHARE = 0.85  # of a device's free memory, for a spread model's weights: cache and activations follow them
 RAM = "cpu"
 Memory = Mapping[int | str, int]  # free bytes of each GPU by its number, and of "cpu"
 
 
 def torch_device(name: str) -> torch.device:
-    """The torch device of this name; "auto" is CUDA where there is some.
-
-    Raises UserError when it is CUDA and there is none, or unknown.
-    """
+    """The torch device of this name; "auto" is CUDA where there is some. Raises UserError for others, or no CUDA."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.split(":")[0] not in ("cpu", "cuda"):
@@ -144,10 +138,7 @@ def _device(key: int | str) -> torch.device:
 
 
 def weights_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, and of the scales that bitsandbytes keeps beside a weight.
-
-    A storage that several tensors share (a tied embedding) counts once.
-    """
+    """Bytes of parameters, buffers and bitsandbytes' scales beside them; a storage that several share counts once."""
     return _storage_bytes((*model.parameters(), *model.buffers()))
 
 
