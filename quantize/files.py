@@ -38,7 +38,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def remove_working_folder(folder: Path, mark: str) -> None:
-    """Remove a folder of an earlier run: empty, or with our `mark` in it, which goes last. Raises UserError for others."""
+    """Remove a folder of an earlier run: empty, or with its `mark`, which goes last. Raises UserError for any other."""
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_symlink() or not folder.is_dir() or (any(folder.iterdir()) and not (folder / mark).is_file()):

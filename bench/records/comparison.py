@@ -36,7 +36,7 @@ class Comparison:
 
 
 def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Comparison | None:
-    """Compare the ok latency records of one checkpoint in one scenario with the reference's; None without a common round.
+    """Compare one checkpoint's ok latency records in one scenario with the reference's; None where no round has both.
 
     Each run is paired with the reference's of the same round, device and compute dtype, of several with the one that
     started closest in time. No record is there twice (`unique`).

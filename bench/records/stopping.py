@@ -100,7 +100,7 @@ def is_warmed_up(seconds: Sequence[float], rule: PassRule) -> bool:
 
 
 def warm_up(one_pass: Callable[[], float], rule: PassRule) -> tuple[tuple[float, ...], bool | None]:
-    """Run passes until they are steady or the rule gives up: their seconds, and whether they are (None: no time left)."""
+    """Run passes until steady, or the rule gives up: their seconds, and whether they became so (None: no time left)."""
     seconds: list[float] = []
     while len(seconds) < rule.max_warmups:
         seconds.append(one_pass())

@@ -59,7 +59,7 @@ def run_suite(
 
 
 def _crossover(shape: str, out: Path, budget_s: float, options: BenchOptions, record: Record) -> str | None:
-    """Cross over in a process that may hold the GPU, on the device and in the dtype of the record; why not, or None."""
+    """Measure in a process of its own, on this record's device and in its dtype; why there is no crossover, or None."""
     path = out / CROSSOVER_NAME
     with contextlib.suppress(UserError):  # one that is damaged or not there is measured again
         kept = read_crossover(path)[0]
