@@ -23,10 +23,7 @@ Split = Literal["calibration", "evaluation"]
 
 
 def split_of(topic: str) -> Split:
-    """The split of a built-in topic: evaluation when its name's SHA-256 begins with a byte divisible by 4.
-
-    This never changes: perplexities and calibration hashes of different versions are compared across it.
-    """
+    """A built-in topic's split, which never changes: evaluation when its SHA-256 begins with a byte divisible by 4."""
     return "evaluation" if hashlib.sha256(topic.encode()).digest()[0] % 4 == 0 else "calibration"
 
 

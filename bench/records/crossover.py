@@ -124,10 +124,7 @@ def _in_order(log: float, one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _zero(tokens: Sequence[int], logs: Sequence[float]) -> float:
-    """Where a line through these points, straight in log-log, passes zero; the ends have opposite signs.
-
-    Ties between may wobble around zero: then it is the middle one of the passages, of which there is an odd number.
-    """
+    """Where a line through these points, straight in log-log, passes zero; of several passages the middle one."""
     passages = []
     for (t0, y0), (t1, y1) in itertools.pairwise(zip(tokens, logs, strict=True)):
         if (y0 < 0) != (y1 < 0):

@@ -101,10 +101,7 @@ class RecordFile:
 
 
 def read_file(path: Path) -> RecordFile:
-    """Read a record file; a line that stands there twice counts once.
-
-    Raises UserError, naming the line, when the file is missing or holds something that is no record.
-    """
+    """Read a record file; a repeated line counts once. Raises UserError, naming the line, for what is no record."""
     if not path.is_file():
         raise UserError(f"no record file {path}: run `bench` first")
     found, torn, seen, reader = list[AnyRecord](), [], set[bytes](), _Reader()

@@ -43,9 +43,7 @@ def expand_tasks(names: tuple[str, ...], folder: str | None) -> tuple[str, ...]:
 
 
 def check_models(targets: Iterable[Target], scenarios: Sequence[Scenario], quality: QualityRequest | None) -> None:
-    """Raises UserError for a reference whose positions or tokenizer do not suit what is measured, in seconds.
-    quality: None where nothing is judged.
-    """
+    """Raises UserError for a reference whose positions or tokenizer do not suit what is to be measured and judged."""
     for target in targets:
         if not target.subject.may_be_reference or target.checkpoint is None:
             continue

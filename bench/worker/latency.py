@@ -99,8 +99,7 @@ def measure_latency(
     A warm-up is a whole pass, on a CPU but for all decode steps after the first few. compute_dtype: of keys and values,
     None for the model's own. between: called before each timed pass, outside of what is timed.
 
-    Raises UserError when the model has fewer positions than the scenario needs, and in mode "graph" for a model that
-    cannot decode so; RuntimeError where that mode's logits are not those of eager decoding (quantize.decoding.static).
+    Raises UserError as `check_positions` and, in mode "graph", StaticDecoder do, RuntimeError as its check does.
     """
     check_positions(model, scenario)
     config, dtype = model.config.get_text_config(), compute_dtype or model.dtype

@@ -69,10 +69,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def copy_probe(device_type: str, repeats: int = 11) -> float | None:
-    """Bytes a second, read and written together, of a plain copy on the device: the median of some, after a warm-up.
-
-    Next to it the bytes that a decode step reads are held. None on a GPU that has no room for the two buffers.
-    """
+    """Bytes a second, read and written, of a plain copy on the device; None on a GPU without room for two buffers."""
     import torch
 
     size = COPY_BYTES[device_type]

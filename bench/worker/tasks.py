@@ -67,10 +67,7 @@ def evaluate(
 
 
 def task_manager(names: Sequence[str], folder: Path | None) -> Any:
-    """lm-eval's index that knows all these names; lm-eval's own 14,000 tasks are read only where they are needed.
-
-    Raises UserError for a name that lm-eval does not know, and where lm-eval is not installed. Loads no data.
-    """
+    """lm-eval's index that knows these names, its own 14,000 read only where needed. Raises UserError for others."""
     try:
         import lm_eval  # noqa: F401
     except ModuleNotFoundError:

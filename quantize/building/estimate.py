@@ -168,10 +168,7 @@ def _normalized_config(config: Any) -> Any:
 
 
 def layer_operations(linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int) -> float:
-    """Floating-point operations for one decoder layer: forward, Gram matrices, scale search, feedback.
-
-    linears: (out, in) of each linear layer; inputs: features of each distinct input.
-    """
+    """Of floats, for a decoder layer of `linears` (out, in) and distinct `inputs`: forward, Gram, search, feedback."""
     forward = sum(2 * tokens * rows * columns for rows, columns in linears)
     gram = sum(2 * tokens * width * width * _symmetric_share(width) for width in inputs)
     search = sum(

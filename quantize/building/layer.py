@@ -1,7 +1,6 @@
 """AWQ one decoder layer at a time: read it, watch its inputs, search, round, hand it on, free it.
 
-Memory holds one layer's weights, its Gram matrices and the activations between two layers, however many layers the
-model has.
+Memory holds one layer's weights, its Gram matrices and the activations between two layers.
 """
 
 import contextlib

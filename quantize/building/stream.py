@@ -210,10 +210,7 @@ class LayerStream:
 
 @torch.no_grad()
 def run_layer(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[LayerCall]) -> Iterator[Tensor]:
-    """The layer's output for each batch [b, t, hidden] with its call, one after the other.
-
-    Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
-    """
+    """The layer's output for each batch [b, t, hidden] with its call; products in bfloat16 where hardware has them."""
     device = next(layer.parameters()).device
     for batch, call in zip(hidden, calls, strict=True):
         with one_layer(layer), torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):

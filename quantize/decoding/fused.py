@@ -21,10 +21,7 @@ ROTARY = "apply_rotary_pos_emb"
 
 @contextlib.contextmanager
 def fused_steps(norms: Sequence[nn.Module], rotary: Sequence[ModuleType]) -> Iterator[None]:
-    """Inside, a forward pass over one token runs in fewer kernels; then all is as before.
-
-    norms, rotary: `plain_norms` and `llama_like` of the model, found once, since every step enters this.
-    """
+    """Inside, a pass over one token runs in fewer kernels. norms, rotary: `plain_norms`, `llama_like`, found once."""
     own = {module: getattr(module, ROTARY) for module in rotary}
     for norm in norms:
         norm.forward = functools.partial(fused_norm, norm)

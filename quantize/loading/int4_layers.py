@@ -66,7 +66,7 @@ def place_int4_layers(
 
 
 def fill_rest(skeleton: Skeleton, quantized: Sequence[str], how: Running) -> None:
-    """Fill what is not quantized: norms in the compute dtype, the rest in half. Raises UserError for a missing tensor."""
+    """Fill what is not quantized, norms in the compute dtype, the rest in half. Raises UserError for a missing one."""
     model, done = skeleton.model, tuple(f"{name}." for name in quantized)
     modules, head = dict(model.named_modules()), model.get_output_embeddings()
     for name in skeleton.stored:
