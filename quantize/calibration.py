@@ -43,10 +43,6 @@ def builtin_texts(split: Split) -> list[str]:
     return texts[split]
 
 
-def builtin_text(split: Split) -> str:
-    return PARAGRAPH.join(builtin_texts(split))
-
-
 def unseen_paragraphs(text: str, seen: set[str]) -> Iterator[str]:
     """The paragraphs of `text` that are not in `seen`, which they join; white space makes no difference."""
     for paragraph in text.split(PARAGRAPH):

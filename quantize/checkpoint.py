@@ -43,10 +43,7 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """The text that calibration looked at.
-
-    text: where from; blocks: how many; block_tokens: of how many tokens; sha256: of their token ids.
-    """
+    """The text that calibration looked at: `blocks` of `block_tokens`. text: where from; sha256: of their token ids."""
 
     text: str
     blocks: int

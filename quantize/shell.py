@@ -17,8 +17,6 @@ from quantize.errors import UserError, printable
 from quantize.schema import to_data
 
 BAD_INPUT = 2
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
 MODELS = ("torch", "transformers", "safetensors", "accelerate", "huggingface_hub")  # what the extra `models` brings
 
 
@@ -92,7 +90,7 @@ def guarded(command: str, work: Callable[[], object]) -> int:
             code = BAD_INPUT
         except (KeyboardInterrupt, _Terminated) as stop:
             print(f"interrupted: what is finished is kept, the same {command} again goes on", file=sys.stderr)
-            code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+            code = 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()

@@ -94,9 +94,8 @@ def crossings(entries: Sequence[CrossoverEntry]) -> list[Crossing]:
     """Every crossing of every pair, by tokens; one entry with None for a pair that has none.
 
     The logarithm of the ratio of medians is taken to be straight in the logarithm of the tokens between two measured
-    numbers. Two contenders are in an order where their medians differ by more than SAME_WITHIN and AGREEING_TURNS of
-    at least MIN_TURNS turns agree; they cross between two numbers of tokens with opposite orders and nothing
-    but ties between.
+    numbers. Two contenders are in an order where their medians differ by more than SAME_WITHIN and AGREEING_TURNS of at
+    least MIN_TURNS turns agree; they cross between two numbers of tokens with opposite orders, but for ties between.
     """
     found = []
     series = series_by_contender(entries)

@@ -151,9 +151,8 @@ def checkpoint_targets(suite: Suite, folder: Path) -> list[Target]:
     missing = list(dict.fromkeys(row.checkpoint_name for row, checkpoint in found if checkpoint is None))
     if missing:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(
-            f"{folder} lacks {missing[0]}{rest}: make what is missing with `quantize --suite {suite.name} --out "
-            f"{folder}`, or measure random weights with --dummy"
-        )
+        command = f"quantize --suite {suite.name} --out {folder}"
+        ways = f"make what is missing with `{command}`, or measure random weights with --dummy"
+        raise UserError(f"{folder} lacks {missing[0]}{rest}: {ways}")
     family = suite.reference.base_model
     return [target_of(one, kernel=row.kernel, family=family) for row, one in found if one is not None]

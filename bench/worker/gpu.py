@@ -1,5 +1,6 @@
 """The GPU as NVML sees it, through the module `pynvml`: what cannot be told is None. Imports no torch."""
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable
@@ -66,15 +67,13 @@ def open_nvml(uuid: str | None = None) -> Nvml | None:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
         return None
-    try:
+    with contextlib.suppress(pynvml.NVMLError, AttributeError):
         pynvml.nvmlInit()
         if uuid is not None:
             full = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
             return Nvml(pynvml, pynvml.nvmlDeviceGetHandleByUUID(full))
         if pynvml.nvmlDeviceGetCount() == 1:
             return Nvml(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
-    except (pynvml.NVMLError, AttributeError):
-        pass
     return None
 
 

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.records.environment import LIBRARIES, Environment, SourceState
 from bench.worker.clock import Clock, clock_for, seconds_of_each
@@ -24,22 +25,21 @@ def fingerprint(device_type: str) -> Environment:
     """
     import torch
 
-    card, nvml = None, None
+    gpu: dict[str, Any] = {}
     if device_type == "cuda":
         card, nvml = torch.cuda.get_device_properties(torch.cuda.current_device()), open_nvml(cuda_uuid())
+        gpu = {"gpu": card.name, "gpu_memory_bytes": card.total_memory, "cuda": torch.version.cuda}
+        gpu["gpu_driver"] = nvml.driver() if nvml else None
     return Environment(
         cpu=cpu_model_name(),
         cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         torch_threads=torch.get_num_threads(),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpu=card.name if card else None,
-        gpu_memory_bytes=card.total_memory if card else None,
-        gpu_driver=nvml.driver() if nvml else None,
-        cuda=torch.version.cuda if card else None,
         os=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
         python=platform.python_version(),
         libraries={name: version_of(name) for name in LIBRARIES},
         source=source_state(Path(__file__).resolve().parents[2]),
+        **gpu,
     )
 
 

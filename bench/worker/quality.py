@@ -11,7 +11,7 @@ import torch
 
 from bench.records.record import Divergence, Quality
 from bench.worker.request import BUILTIN_LABEL
-from quantize.calibration import blocks_sha256, builtin_text, text_from, token_blocks
+from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_from, token_blocks
 from quantize.errors import UserError
 
 LOGIT_ROWS = 64  # turned into float32 at a time
@@ -19,7 +19,7 @@ LOGIT_ROWS = 64  # turned into float32 at a time
 
 def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: str | None = None) -> torch.Tensor:
     """Blocks of held-out text, int64 [blocks, block_tokens]; data: as `text_from` reads it, None for our own."""
-    texts = [builtin_text("evaluation")] if data is None else text_from(data)
+    texts = [PARAGRAPH.join(builtin_texts("evaluation"))] if data is None else text_from(data)
     return token_blocks(texts, tokenizer, blocks=blocks, block_tokens=block_tokens)
 
 
@@ -27,9 +27,8 @@ def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: s
 def predictions(model: Any, blocks: torch.Tensor, *, at_once: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What the model expects at every position that has a next token, a few rows at a time, block by block.
 
-    Yields logits float32 [rows, vocabulary] and the tokens that came next, int64 [rows]. Each block is seen
-    from its own beginning; at_once: how many go through the model together. Two models walked side by side give the
-    same rows in the same order.
+    Yields logits float32 [rows, vocabulary] and the tokens that came next, int64 [rows]. Each block is seen from
+    its own beginning; at_once: how many go through the model together. Two models give the same rows in one order.
     """
     for group in torch.split(blocks.to(model.device), at_once):
         for block, logits in zip(group, model(input_ids=group, use_cache=False).logits, strict=True):
@@ -68,8 +67,7 @@ def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expe
     """Perplexity, exp(-1/N sum log p(token | its block before it)) over N = blocks * (block_tokens - 1) tokens.
 
     expected: a file of the reference's log-probabilities on these blocks; with them the divergence is told too.
-    Log-likelihoods are computed in float32 and summed in float64. Raises FloatingPointError when the model gives NaN or
-    infinity.
+    Log-likelihoods are in float32, summed in float64. Raises FloatingPointError when the model gives NaN or infinity.
     """
     likelihood, divergence = _Likelihood(blocks, text), _DivergenceSamples()
     reference = None if expected is None else logprobs_reader(expected)
@@ -110,10 +108,7 @@ def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str
 
 
 def write_logprobs(path: Path, parts: Iterator[torch.Tensor], tokens: int) -> None:
-    """Keep log-probabilities that come as [rows, vocabulary], `tokens` rows in all; whole or not at all.
-
-    The .npy file is float16 [tokens, vocabulary]: that moves a divergence by about 1e-5 nats in half the size.
-    """
+    """Keep `tokens` rows of log-probabilities: float16 [tokens, vocabulary] (1e-5 nats off), a whole .npy or none."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

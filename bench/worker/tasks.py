@@ -12,19 +12,17 @@ from bench.records.record import TaskScore
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
-MEDICAL_TASKS: tuple[str, ...] = (
+GROUPS: dict[str, tuple[str, ...]] = {"medical": (
     "mmlu_clinical_knowledge", "mmlu_medical_genetics", "mmlu_anatomy", "mmlu_professional_medicine",
     "mmlu_college_biology", "mmlu_college_medicine", "medqa_4options", "pubmedqa", "medmcqa",
-)  # fmt: skip
-"""Nine of the ten tasks of the BioMistral-7B model card, in its order and by their names in lm-eval.
+)}  # fmt: skip
+"""Names that stand for several tasks; lm-eval's own groups and tags work beside them.
 
+medical: nine of the ten tasks of the BioMistral-7B model card, in its order and by their names in lm-eval.
 The tenth, MedQA with 5 options, lm-eval 0.4.13 does not have. Its `pubmedqa` wants a data set that comes as a script,
 which datasets 4 and later refuse to run; a task of the same name in a folder of one's own takes its place. The
 prompts are lm-eval's, not the card's, so that the figures compare variants with each other and not with the card.
 """
-
-GROUPS: dict[str, tuple[str, ...]] = {"medical": MEDICAL_TASKS}
-"""Names that stand for several tasks; lm-eval's own groups and tags work beside them."""
 
 SEEDS = {f"{name}_seed": 1234 for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
 MAIN_METRICS = ("acc_norm", "acc")  # what counts where a task gives several metrics; without these, its first

@@ -36,9 +36,7 @@ ELEMENTWISE_FLOPS = 400  # what the search does to a weight at one point, in mul
 class Estimate:
     """What a calibrated run will take. Bytes and seconds.
 
-    parameters:        weights of the model.
-    layers:            decoder layers.
-    heads:             attention heads, None where the config does not say.
+    parameters, layers, heads: of the model; heads None where the config does not say.
     peak_bytes:        of the process on a CPU, of the device on CUDA.
     disk_bytes:        parts and finished files together, at the worst moment.
     seconds:           of the whole run.

@@ -36,8 +36,7 @@ class BuildOptions:
 
     group_size:   AWQ's, None for the largest that divides every layer.
     calibration:  a text as `text_from` reads it.
-    blocks:       of it that are used.
-    block_tokens: of each block.
+    blocks:       of it that are used, of `block_tokens` tokens each.
     rounding:     of the 4-bit variants, "gptq" (error feedback on the calibration text) or "nearest".
     bnb:          how bitsandbytes' 4-bit weights are stored.
     revision:     of a hub source.
@@ -84,8 +83,7 @@ class BuiltCheckpoint:
 class Job:
     """What all checkpoints of one call share.
 
-    source:   the opened model.
-    weights:  its tensors.
+    source:   the opened model; weights: its tensors.
     empty:    its transformers model on the meta device, which the files are known to fit.
     out:      folder for the checkpoints.
     options:  the user's.

@@ -50,11 +50,9 @@ class LinearFacts:
 class LayerResult:
     """One quantized decoder layer.
 
-    index:   of the layer.
     weights: by full name (without ".weight").
     others:  every other tensor of the layer, scales applied, by full name.
-    facts:   of each linear layer.
-    seconds: a phase.
+    facts:   of each linear layer; seconds: a phase.
     before:  by variant, what its method made of the layer before its scales moved, by full name.
     """
 
@@ -145,17 +143,12 @@ class _Work:
             if any(group.source.startswith(f"{block.name}.") for block in seen.blocks):
                 continue
             trim_memory(above=FREED_SHARE)
-            owners = dict.fromkeys(seen.owners[one.name] for one in group.consumers if one.name in seen.owners)
-            channels = {seen.owners.get(one.name, one.name): one.channels for one in group.consumers}
-            readers = {
-                owner: Reader(
-                    torch.cat([seen.linears[name].weight.data for name in seen.sharing(owner)]),
-                    seen.stats[owner],
-                    _as_tensor(channels[owner], seen.stats[owner].abs_mean),
-                )
-                for owner in owners
-            }
-            names = [seen.sharing(owner) for owner in owners]
+            channels = {seen.owners[one.name]: one.channels for one in group.consumers if one.name in seen.owners}
+            names = [seen.sharing(owner) for owner in channels]
+            readers = {}
+            for owner, sharing in zip(channels, names, strict=True):
+                rows, stats = torch.cat([seen.linears[name].weight.data for name in sharing]), seen.stats[owner]
+                readers[owner] = Reader(rows, stats, _as_tensor(channels[owner], stats.abs_mean))
             read = {}
             for block in seen.blocks:
                 if own := [one for one in group.consumers if one.name.startswith(f"{block.name}.")]:

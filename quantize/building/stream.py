@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,10 +35,8 @@ JUMP = 2.0  # perplexity ratio from which on a checkpoint is broken, not quantiz
 class HeldOutResult:
     """What the held-out text showed, over `tokens` predicted tokens.
 
-    perplexity_source: of the source.
-    perplexity:        of the quantized model.
-    divergence:        mean KL(source || quantized) in nats a token.
-    tokens:            predicted ones.
+    perplexity_source, perplexity: of the source, and of the quantized model.
+    divergence: mean KL(source || quantized) in nats a token.
     """
 
     perplexity_source: float
@@ -230,11 +227,7 @@ def is_spilled(batch: Tensor) -> bool:
 
 @torch.no_grad()
 def observe_layer(
-    architecture: Architecture,
-    index: int,
-    hidden: list[Tensor],
-    calls: Sequence[LayerCall],
-    stored: Mapping[str, str] = MappingProxyType({}),
+    architecture: Architecture, index: int, hidden: list[Tensor], calls: Sequence[LayerCall], stored: Mapping[str, str]
 ) -> LayerInputs:
     """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
 

@@ -83,10 +83,9 @@ class StaticDecoder(EagerDecoder):
         growing = getattr(output.past_key_values, "layers", ())
         if not growing or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in growing):
             raise UserError("mode graph knows caches of keys and values alone, this model keeps something else")
-        self._layers = [_Slots(layer, slots, self._position) for layer in growing]
-        self._cache = Cache(layers=self._layers)
+        self._cache = Cache(layers=[_Slots(layer, slots, self._position) for layer in growing])
         # Added to the scores: attention would make such a mask of a boolean one anew in every layer.
-        dtype = self._layers[0].keys.dtype
+        dtype = self._cache.layers[0].keys.dtype
         self._seen = torch.zeros((), dtype=dtype, device=device)
         self._unseen = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=device)
         self._graph = self._record() if device.type == "cuda" else None
@@ -94,7 +93,7 @@ class StaticDecoder(EagerDecoder):
 
     def prefill(self, prompt: Tensor) -> None:
         output = self._model(input_ids=prompt, use_cache=True, **self._last_only)
-        for slots, layer in zip(self._layers, output.past_key_values.layers, strict=True):
+        for slots, layer in zip(self._cache.layers, output.past_key_values.layers, strict=True):
             slots.take(layer)
         self.logits = output.logits[:, -1]
         self.token.copy_(self.logits.argmax(dim=-1, keepdim=True))

@@ -143,10 +143,8 @@ def weights_bytes(model: nn.Module) -> int:
 
 
 def decode_bytes(model: Any) -> int | None:
-    """Bytes of weights and buffers that a decode step must read at least, each storage once.
-
-    That is all of them but the input embedding, of which a step takes one row, unless something else holds the same
-    storage (an output head tied to it). None for a model that does not name its input embedding.
+    """Bytes of weights and buffers that a decode step must read, each storage once: all but the input embedding, of
+    which it takes one row, unless an output head is tied to it. None for a model that does not name its own.
     """
     if not hasattr(model, "get_input_embeddings"):
         return None

@@ -161,7 +161,7 @@ class SeesAll(StaticDecoder):
 class NotANumber(StaticDecoder):
     def prefill(self, prompt: torch.Tensor) -> None:
         super().prefill(prompt)
-        self._layers[0].values.fill_(torch.nan)
+        self._cache.layers[0].values.fill_(torch.nan)
 
 
 @pytest.mark.parametrize("broken", [OffByOne, SeesAll, NotANumber])
