@@ -77,8 +77,7 @@ class Manifest:
     files:          every other file in the folder.
     quantized_share: of the decoder's matrices, None where nothing is quantized.
     layers:         what the search found of each quantized linear layer, empty where there was no search.
-    estimate:       what the run was expected to take, where it was estimated.
-    measured:       what it took.
+    estimate:       what the run was expected to take, where it was estimated; measured: what it took.
     schema_version: of this file.
     """
 

@@ -272,8 +272,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
     with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws its bar straight onto it
         import transformers
 
-        # Later versions keep the blocks packed when they can; earlier ones have no such choice.
-        choice = getattr(transformers, "GgufConfig", None)
+        choice = getattr(transformers, "GgufConfig", None)  # later versions keep the blocks packed when they can
         packed = {} if choice is None else {"quantization_config": choice(dequantize=True)}
         home = str(gguf.parent)
         model = transformers.AutoModelForCausalLM.from_pretrained(

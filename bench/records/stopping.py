@@ -64,8 +64,7 @@ class PassRule:
     max_warmups:   passes after which the warm-up ends anyway; max_warmup_s: seconds of warm-up that end it.
     min_passes:    timed passes at least; min_time_s: seconds of timed passes at least.
     noise:         standard error of their mean, as a share of it, that is low enough.
-    max_time_s:    seconds of timed passes after which no more follow, whatever the noise.
-    max_passes:    timed passes after which no more follow.
+    max_time_s:    seconds of timed passes, and max_passes: timed passes, after which no more follow.
     """
 
     steady_passes: int = 2

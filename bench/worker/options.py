@@ -29,8 +29,7 @@ class BenchOptions:
     quality:      measure perplexity and divergence too.
     quality_data: on this text (a file, or hub:NAME) in place of the built-in one.
     tasks:        names of lm-eval tasks or of our groups.
-    task_folder:  task files of the user's.
-    task_limit:   questions of each.
+    task_folder:  task files of the user's; task_limit: questions of each.
     fresh:        set an existing records file aside and measure everything.
     """
 

@@ -60,8 +60,7 @@ class Target:
 class PlannedRun:
     """One process: a target with all scenarios of one round, then its quality and its tasks where asked for.
 
-    position:     its place among the runs that were planned together.
-    round:        of its latencies.
+    position:     its place among the runs that were planned together; round: of its latencies.
     tasks:        names of lm-eval.
     is_reference: whether its baseline is compared with it: of several half-precision checkpoints the first alone.
     """
@@ -89,8 +88,7 @@ class PlannedRun:
 class Settings:
     """What all runs of one `bench` share.
 
-    device:             "cpu" or "cuda".
-    compute_dtypes:     by baseline.
+    device:             "cpu" or "cuda"; compute_dtypes: by baseline.
     environment:        the fingerprint, for every record.
     reference_logprobs: by base model, the file that holds what its reference expects.
     """

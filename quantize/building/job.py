@@ -39,8 +39,7 @@ class BuildOptions:
     blocks:       of it that are used, of `block_tokens` tokens each.
     rounding:     of the 4-bit variants, "gptq" (error feedback on the calibration text) or "nearest".
     bnb:          how bitsandbytes' 4-bit weights are stored.
-    revision:     of a hub source.
-    device:       "cpu", "cuda" or "auto" (CUDA where there is some).
+    revision:     of a hub source; device: "cpu", "cuda" or "auto" (CUDA where there is some).
     force:        make finished checkpoints again.
     name:         of the base model, None for the source's own.
     spill:        keep the activations between two layers in files beside the output.
@@ -88,8 +87,7 @@ class Job:
     out:      folder for the checkpoints.
     options:  the user's.
     device:   where it is computed.
-    progress: told each step.
-    say:      told each line that a user should read.
+    progress: told each step; say: told each line that a user should read.
     several:  whether the call asked for more than one variant.
     refused:  variants that could not be made, and why: one does not lose the others.
     disk:     of a dry run, bytes that each variant will write.

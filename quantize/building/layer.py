@@ -33,8 +33,7 @@ class LinearFacts:
     """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text.
 
     name:      of the linear layer in the model.
-    error:     of the weights as stored.
-    error_rtn: of plain rounding to nearest.
+    error:     of the weights as stored; error_rtn: of plain rounding to nearest.
     exponent:  the scale search's grid point, None where nothing was scaled.
     tokens:    of the calibration text that an expert's layer saw, None for all.
     """

@@ -68,9 +68,7 @@ class Placement:
 class Running:
     """How a model is to run.
 
-    variant:    the row of the table.
-    place:      where its modules go.
-    dtype:      compute dtype.
+    variant:    the row of the table; place: where its modules go; dtype: what they compute in.
     kernel:     as quantize.load takes it.
     group_size: of groups of codes, None for none, or for the largest that fits.
     """
