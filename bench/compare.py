@@ -104,8 +104,7 @@ def compare_files(
     fail_on: what is a regression (`parse_fail_on`); with it so is what the second lacks, or what is broken there alone.
     allow:   "libraries": judge although versions differ.
 
-    Raises UserError for what was not measured alike; for nothing in common; where what shall fail cannot be judged:
-    other libraries, times of two machines, few rounds.
+    Raises UserError for what was not measured alike or cannot be judged (other libraries or machines, few rounds).
     """
     files = [unique(read_records(p / RECORDS_NAME if (p := Path(one)).is_dir() else p)) for one in (before, after)]
     wanted = None if fail_on is None else parse_fail_on(fail_on)

@@ -38,8 +38,7 @@ def run_suite(
     scenarios:   names of the suite's, none for all; they take the place of those in `options`.
     crossover_s: how long the crossover may take, None for what the suite says, 0 for none.
 
-    Returns what `bench` does, and why a crossover that was wanted is not there, else None. Raises UserError as `bench`
-    does, and for checkpoints that are not there.
+    Returns what `bench` does, and why a wanted crossover is not there, or None. Raises UserError as `bench` does.
     """
     if shape is not None and not dummy:
         raise UserError("--shape is of random weights: add --dummy, or leave it out")

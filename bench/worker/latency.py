@@ -67,7 +67,7 @@ def timed_pass(
 
     With an EagerDecoder it does what `model.generate` does for greedy search without a stop token, and no more.
     """
-    prefills_s, steps_s, held = [], list[float](), list[int]()
+    prefills_s, steps_s, held = list[float](), list[float](), list[int]()
     for prompt in prompts:
         decoder = new_decoder()
         works: list[Callable[[], object]] = [partial(decoder.prefill, prompt), *[decoder.step] * decode_steps]

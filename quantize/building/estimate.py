@@ -166,7 +166,7 @@ def _normalized_config(config: Any) -> Any:
 
 
 def layer_operations(linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int) -> float:
-    """Of floats, for a decoder layer of `linears` (out, in) and distinct `inputs`: forward, Gram, search, feedback."""
+    """Floating-point operations of a decoder layer. linears: (out, in); inputs: features of each distinct input."""
     forward = sum(2 * tokens * rows * columns for rows, columns in linears)
     gram = sum(2 * tokens * width * width * _symmetric_share(width) for width in inputs)
     search = sum(
