@@ -2,14 +2,17 @@
 
 import codecs
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -19,7 +22,7 @@ from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
 from quantize.process_memory import collector_paused
-from quantize.schema import from_data, from_json, parse_json
+from quantize.schema import from_data, from_json, holds_dataclass, parse_json
 
 RECORDS_NAME = "records.jsonl"
 
@@ -140,20 +143,41 @@ class _Reader:
 
     def __init__(self) -> None:
         self._kinds = get_type_hints(Record, include_extras=True)
-        self._common = functools.cache(self._made)
+        self._known: dict[str, dict[bytes, object]] = {name: {} for name in self.COMMON}
+        version = Annotated[int, msgspec.Meta(ge=1, le=Record.schema_version)]
+        self._decoder = msgspec.json.Decoder(
+            _strict(Record, dict.fromkeys(self.COMMON, msgspec.Raw) | {"schema_version": version})
+        )
 
     def measurement(self, line: bytes) -> Record | None:
         """The Record in this line; None for any other line, of which `record_from` says what it is."""
         try:
-            held = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-            made = {n: (self._common if n in self.COMMON else self._made)(n, bytes(raw)) for n, raw in held.items()}
-            newest = Record.schema_version
-            return Record(**{**made, "schema_version": newest}) if 1 <= made["schema_version"] <= newest else None
-        except (msgspec.DecodeError, UserError, ValueError, RecursionError, KeyError, TypeError):
+            fields = msgspec.structs.asdict(self._decoder.decode(line))
+            for name, known in self._known.items():
+                if (raw := fields[name]) is not None:
+                    content = bytes(raw)
+                    if content not in known:
+                        known[content] = from_json(self._kinds[name], content, name)
+                    fields[name] = known[content]
+            fields["schema_version"] = Record.schema_version
+            return msgspec.convert(fields, Record, from_attributes=True)
+        except (msgspec.DecodeError, UserError, ValueError, RecursionError):
             return None
 
-    def _made(self, name: str, content: bytes) -> Any:
-        return from_json(self._kinds[name], content, name)
+
+def _strict(kind: Any, instead: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """What takes the JSON of this type and refuses a field that it does not have. instead: types of some fields."""
+    if not holds_dataclass(kind):
+        return kind
+    if not dataclasses.is_dataclass(kind):
+        parts, origin = tuple(map(_strict, get_args(kind))), get_origin(kind)
+        return origin[parts] if origin is tuple else functools.reduce(operator.or_, parts)
+    kinds = {**get_type_hints(kind, include_extras=True), **instead}
+    fields: list[Any] = []
+    for one in dataclasses.fields(kind):
+        required = one.default is dataclasses.MISSING or one.name == "schema_version"
+        fields.append((one.name, _strict(kinds[one.name]), msgspec.NODEFAULT if required else one.default))
+    return msgspec.defstruct("Part", fields, kw_only=True, forbid_unknown_fields=True)
 
 
 def holds_records(path: Path) -> bool:
