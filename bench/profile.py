@@ -99,7 +99,6 @@ def _loaded(arguments: argparse.Namespace) -> Any:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Profile, and append the records."""
     scenario = Scenario("profile", arguments.prompt, 3 * PASSES, mode=arguments.mode)
     with quiet_libraries():
         loaded = _loaded(arguments)

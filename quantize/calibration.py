@@ -15,9 +15,7 @@ import torch
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
-BUILTIN = "builtin"
-HUB_PREFIX = "hub:"
-PARAGRAPH = "\n\n"
+BUILTIN, HUB_PREFIX, PARAGRAPH = "builtin", "hub:", "\n\n"
 AMPLE_CHARACTERS = 16  # characters of text a token needed that are surely enough; a token of English has about four
 Split = Literal["calibration", "evaluation"]
 

@@ -18,8 +18,7 @@ from quantize.files import disk_is_full, hash_of_hashes, remove_working_folder, 
 from quantize.schema import Count, Share, from_json, to_data
 from quantize.variant import VARIANTS, Variant
 
-MANIFEST_NAME = "quantable.json"
-MANIFEST_SCHEMA = 1
+MANIFEST_NAME, MANIFEST_SCHEMA = "quantable.json", 1
 CARD_NAME, PLOT_NAME = "README.md", "pareto.png"
 CARD_FILES = (CARD_NAME, PLOT_NAME, "LICENSE*", "NOTICE*")
 """What people read of a checkpoint. No model depends on them, so they may come, change and go without it."""
@@ -63,16 +62,14 @@ class FileFacts:
 class Manifest:
     """What `quantable.json` says: how this checkpoint came to be and what its files should hold.
 
-    name:           the checkpoint's folder.
-    base_model:     as the table names it.
+    name:           the checkpoint's folder; base_model: as the table names it.
     variant:        a name of VARIANTS.
     q_group_size:   of groups of codes, None where there are none.
     source:         where the weights came from.
     calibration:    the text that was looked at, None for none.
     options:        the settings that decided the bytes.
     libraries:      versions of those that made it.
-    seconds:        wall-clock seconds a phase.
-    created:        ISO 8601, UTC.
+    seconds:        wall-clock seconds a phase; created: ISO 8601, UTC.
     weights_bytes:  of the tensors in the safetensors files, not their headers.
     files:          every other file in the folder.
     quantized_share: of the decoder's matrices, None where nothing is quantized.

@@ -93,7 +93,6 @@ class Progress:
 
     @property
     def so_far(self) -> str:
-        """The time since the beginning."""
         return f"after {span(self.clock() - self._began)}"
 
     def line(self) -> str:

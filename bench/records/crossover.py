@@ -62,7 +62,6 @@ class CrossoverEntry:
 
     @property
     def median_s(self) -> float:
-        """The middle of the turns."""
         return statistics.median(self.seconds)
 
 

@@ -25,7 +25,6 @@ from quantize.process_memory import collector_paused
 from quantize.schema import from_data, from_json, holds_dataclass, parse_json
 
 RECORDS_NAME = "records.jsonl"
-
 AnyRecord = (
     Record | CrossoverEntry | RaceRecord | OverheadRecord | SideBySideRecord | ProfileRecord | ArchitectureRecord
 )

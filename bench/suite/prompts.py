@@ -13,8 +13,7 @@ from pathlib import Path
 
 from quantize.schema import from_data
 
-LETTERS = "ABCDE"
-SHOTS = 3
+LETTERS, SHOTS = "ABCDE", 3
 MMLU = (4, "{text}\n{options}")
 MMLU_HEAD = "The following are multiple choice questions (with answers) about {}.\n\n"
 FORMS = {

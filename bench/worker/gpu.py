@@ -62,7 +62,7 @@ class Nvml:
 
 
 def open_nvml(uuid: str | None = None) -> Nvml | None:
-    """The GPU of this UUID as CUDA names it, or the only one there is; None without pynvml, a driver or such a GPU."""
+    """The GPU of this UUID, as CUDA names it, or the only one there is; None without pynvml, a driver or such a GPU."""
     try:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:

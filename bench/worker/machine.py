@@ -19,10 +19,7 @@ COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # how much `copy_probe` copies at on
 
 
 def fingerprint(device_type: str) -> Environment:
-    """What is known of machine ("cpu" or "cuda"), libraries and source, without the probes of speed.
-
-    Call it in a process of its own: asking CUDA for its device makes a context.
-    """
+    """What is known of machine, libraries and source, without the probes of speed; "cuda" makes a context here."""
     import torch
 
     gpu: dict[str, Any] = {}

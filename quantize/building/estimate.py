@@ -25,10 +25,9 @@ from quantize.rounding.gram import column_blocks
 from quantize.source import config_source
 from quantize.variant import Variant, variants_named
 
-FLOAT_BYTES = 4
+FLOAT_BYTES, PROBE_SIZE = 4, 1024
 SEARCH_POINTS = 11  # scales that a search tries: none, 5 and 2 more of the 20 grid points, the best and its neighbours
 SEARCH_COPIES = 5  # of the largest group of weights at once: rows, scaled, rounded, difference, product
-PROBE_SIZE = 1024
 ELEMENTWISE_FLOPS = 400  # what the search does to a weight at one point, in multiply-adds of a matrix product
 
 

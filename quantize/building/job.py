@@ -132,9 +132,8 @@ class Job:
             return Skeleton.of(model, dummy_weights(model, self.device))
         made = Skeleton.of(model, self.weights)
         held = {name: made.stored[name] for name in made.stored if name in made}
-        again = empty_model(self.source.folder, config=self.empty.config)
-        found = Skeleton.of(again, self.weights, held.values()).stored
-        if lost := next((name for name, file_name in held.items() if found[name] != file_name), None):
+        again = Skeleton.of(empty_model(self.source.folder, config=self.empty.config), self.weights, held.values())
+        if lost := next((name for name, file_name in held.items() if again.stored[name] != file_name), None):
             raise UserError(f"{lost} would not be found again in a checkpoint of its own: use bnb-8bit or fp16")
         return made
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llama import modeling_llama
 
 ROTARY = "apply_rotary_pos_emb"
 
@@ -49,8 +50,6 @@ def fused_norm(norm: Any, hidden: Tensor) -> Tensor:
 
 def llama_like(model: nn.Module) -> list[ModuleType]:
     """The source modules of a model whose rotary embedding is Llama's, to the instruction."""
-    from transformers.models.llama import modeling_llama
-
     sources = [sys.modules[name] for name in sorted({type(module).__module__ for module in model.modules()})]
     return [source for source in sources if _rotary_code(source) == _rotary_code(modeling_llama)]
 
