@@ -66,7 +66,6 @@ def _answer(folder: Path, prompt: str, new: int, device: str) -> Answer:
 
 
 def parser() -> Parser:
-    """The command line."""
     p = Parser(prog="quantable chat", description="See what each variant answers to one prompt.")
     p.add_argument("directory", type=Path, metavar="DIR", help="where `quantize --out` put the checkpoints")
     p.add_argument("--prompt", required=True, metavar="TEXT")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 def parser() -> Parser:
-    """The command line."""
     about = "Measure memory, latency and perplexity of each checkpoint in DIR against the reference."
     cli = Parser(prog=called("bench"), description=f"{about} Or a whole table with --suite.")
     add = cli.add_argument
@@ -82,10 +81,7 @@ STOPPED: dict[RoundsStopReason, str] = {
 
 
 def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
-    """The scenarios asked for: the named ones, then the user's own; all named ones when none was asked for.
-
-    Raises UserError for an unknown name, or --new or --batch without --prompt.
-    """
+    """The scenarios asked for, or all named ones. Raises UserError for unknown names, and --new or --batch alone."""
     wanted = [scenario_named(name) for name in dict.fromkeys(arguments.scenario or [])]
     if arguments.prompt is not None:
         new, batch = (1 if one is None else one for one in (arguments.new, arguments.batch))
@@ -121,16 +117,8 @@ def facts_of(outcome: "Outcome") -> dict[str, Any]:
     }
 
 
-SUITE_ONLY = ("out", "dummy", "shape", "crossover_time")
-NOT_WITH_SUITE = ("directory", "prompt", "new", "batch", "kernel", "records", "reference", "engine")
-"""Options that mean something with --suite alone; what the suite says itself, or --out."""
-
-
 def run(arguments: argparse.Namespace, closing: Callable[[Path], str] | None = None) -> int:
-    """Do what the command line says; 1 where a run failed or a checkpoint is broken. Raises UserError.
-
-    closing: what is said of the folder or records file at the end.
-    """
+    """Do what the command line says; 1 where something failed or is broken. closing: said of its path at the end."""
     if arguments.compare:
         from bench.compare import compare_files
 
@@ -151,7 +139,8 @@ def run(arguments: argparse.Namespace, closing: Callable[[Path], str] | None = N
 
 def measure_folder(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     """Measure the checkpoints of a folder: what came of it, and how to make the table."""
-    reject(arguments, SUITE_ONLY, "is of a whole table: name it with --suite, or leave it out")
+    suite_only = ("out", "dummy", "shape", "crossover_time")
+    reject(arguments, suite_only, "is of a whole table: name it with --suite, or leave it out")
     directory = arguments.directory
     if directory is None:
         raise UserError("name the folder of the checkpoints: bench DIR")
@@ -170,27 +159,23 @@ def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     from bench.suite.suite_run import run_suite
 
     suite = suite_named(arguments.suite)
-    reject(arguments, NOT_WITH_SUITE, "does not go with --suite, which says what to measure: leave one of the two out")
+    said_by_suite = ("directory", "prompt", "new", "batch", "kernel", "records", "reference", "engine")
+    reject(arguments, said_by_suite, "does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem
     options = options_from(arguments, None, suite.rounds, suite.rule)
-    what = {"dummy": arguments.dummy, "shape": arguments.shape, "scenarios": arguments.scenario or ()}
+    what = {"dummy": arguments.dummy, "shape": arguments.shape, "crossover_s": arguments.crossover_time}
     with progress_bar(quiet=arguments.quiet) as progress:
-        outcome, problem = run_suite(
-            suite, out, options, **what, crossover_s=arguments.crossover_time, progress=progress
-        )
+        wanted = arguments.scenario or ()
+        outcome, problem = run_suite(suite, out, options, **what, scenarios=wanted, progress=progress)
     missing = [f"no crossover: {problem}"] if problem else []
     return outcome, [*missing, f"the tables: report {out} --all"] if outcome.usable else []
-
-
-ROUNDS_FLAGS = {"least": "--rounds", "noise": "--noise", "max_time_s": "--max-time"}
-"""Options that stand for fields of RoundsRule."""
 
 
 def options_from(
     arguments: argparse.Namespace, scenarios: tuple[Scenario, ...] | None, rounds: RoundsRule, rule: PassRule
 ) -> BenchOptions:
     """What the command line says, over these rules. Raises UserError for what is out of range."""
-    for field, flag in ROUNDS_FLAGS.items():
+    for field, flag in (("least", "--rounds"), ("noise", "--noise"), ("max_time_s", "--max-time")):
         value = getattr(arguments, flag.strip("-").replace("-", "_"))
         try:
             rounds = rounds if value is None else replace(rounds, **{field: value})

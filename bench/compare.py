@@ -27,8 +27,7 @@ SHOWN: dict[str, Callable[[Any], str]] = {
 }
 """How figures look; memory is the run peak, "share" that of the quantized matrices."""
 
-ALIKE = {"latency": "prompt_sha256", "quality": "quality.text_sha256", "tasks": "kind"}
-"""What records of each kind must share to be compared."""
+ALIKE = {"latency": "prompt_sha256", "quality": "quality.text_sha256", "tasks": "kind"}  # what must be the same
 
 APART = (
     "The second file's figures over the first's. They were measured apart, so times and memory are compared as "
@@ -105,8 +104,7 @@ def compare_files(
     fail_on: what is a regression (`parse_fail_on`); with it so is what the second lacks, or what is broken there alone.
     allow:   "libraries": judge although versions differ.
 
-    Raises UserError for what was not measured alike; for nothing in common; where what shall fail cannot be judged:
-    other libraries, times of two machines, few rounds.
+    Raises UserError for what was not measured alike or cannot be judged (other libraries or machines, few rounds).
     """
     files = [unique(read_records(p / RECORDS_NAME if (p := Path(one)).is_dir() else p)) for one in (before, after)]
     wanted = None if fail_on is None else parse_fail_on(fail_on)
@@ -197,7 +195,6 @@ def _check_alike(before: Sequence[Record], after: Sequence[Record]) -> None:
 
 
 def parser() -> Parser:
-    """The command line."""
     about = "Compare what `bench` measured of the same checkpoints at two times; nothing is measured."
     code = "Exit code 1: a regression, a figure that B lacks, or a checkpoint that is broken in B alone."
     cli = Parser(prog="quantable compare", description=about, epilog=code)

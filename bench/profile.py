@@ -6,6 +6,7 @@ quantable profile dummy:mistral-7b --variant awq-gemm --mode graph --device cuda
 
 import argparse
 import functools
+import operator
 import statistics
 import sys
 import time
@@ -24,15 +25,11 @@ from quantize.quiet import quiet_libraries
 from quantize.shell import Parser, command
 from quantize.variant import VARIANTS
 
-PASSES = 5
-"""Times that a prompt or a step runs, once for the clock and once more under the profiler."""
+PASSES = 5  # times that a prompt or a step runs, once for the clock and once more under the profiler
 
 
 def profile_of(work: Callable[[], object], device_type: str, clock: Clock) -> tuple[float, tuple[Operation, ...]]:
-    """Run `work` until warm, PASSES times against the clock and PASSES times under torch's profiler.
-
-    Returns the seconds of a pass without the profiler, and the operations of one under it, the longest first.
-    """
+    """Seconds of a pass of `work` once warm, and the operations of one under the profiler, the longest first."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -45,12 +42,9 @@ def profile_of(work: Callable[[], object], device_type: str, clock: Clock) -> tu
             work()
         clock.settle()
     wanted = DeviceType.CUDA if on_cuda else DeviceType.CPU
-    totals = [
-        (event.key, event.count, event.self_device_time_total if on_cuda else event.self_cpu_time_total)
-        for event in seen.key_averages()
-        if event.device_type == wanted
-    ]
-    found = [Operation(name, count / PASSES, total_us / 1e6 / PASSES) for name, count, total_us in totals if total_us]
+    total_us = operator.attrgetter("self_device_time_total" if on_cuda else "self_cpu_time_total")
+    events = [event for event in seen.key_averages() if event.device_type == wanted and total_us(event)]
+    found = [Operation(event.key, event.count / PASSES, total_us(event) / 1e6 / PASSES) for event in events]
     return wall_s, tuple(sorted(found, key=lambda one: -one.seconds))
 
 
@@ -79,7 +73,6 @@ def profiles(loaded: Any, scenario: Scenario) -> dict[str, tuple[float, tuple[Op
 
 
 def parser() -> Parser:
-    """The command line."""
     cli = Parser(prog="quantable profile", description=__doc__)
     cli.add_argument("source", help="a checkpoint folder that `quantize` made, or dummy:SHAPE")
     cli.add_argument("--variant", choices=list(VARIANTS), help="of a dummy:SHAPE")
@@ -106,7 +99,6 @@ def _loaded(arguments: argparse.Namespace) -> Any:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Profile, and append the records."""
     scenario = Scenario("profile", arguments.prompt, 3 * PASSES, mode=arguments.mode)
     with quiet_libraries():
         loaded = _loaded(arguments)

@@ -15,21 +15,13 @@ import torch
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
-BUILTIN = "builtin"
-HUB_PREFIX = "hub:"
-PARAGRAPH = "\n\n"
-
-AMPLE_CHARACTERS = 16
-"""Characters of text a token needed that are surely enough; a token of English has about four."""
-
+BUILTIN, HUB_PREFIX, PARAGRAPH = "builtin", "hub:", "\n\n"
+AMPLE_CHARACTERS = 16  # characters of text a token needed that are surely enough; a token of English has about four
 Split = Literal["calibration", "evaluation"]
 
 
 def split_of(topic: str) -> Split:
-    """The split of a built-in topic: evaluation when its name's SHA-256 begins with a byte divisible by 4.
-
-    This never changes: perplexities and calibration hashes of different versions are compared across it.
-    """
+    """A built-in topic's split, which never changes: evaluation when its SHA-256 begins with a byte divisible by 4."""
     return "evaluation" if hashlib.sha256(topic.encode()).digest()[0] % 4 == 0 else "calibration"
 
 
@@ -47,10 +39,6 @@ def builtin_texts(split: Split) -> list[str]:
         names = (name for name in sorted(topics) if split_of(name) == wanted)
         found += filter(None, (PARAGRAPH.join(unseen_paragraphs(topics[name], seen)) for name in names))
     return texts[split]
-
-
-def builtin_text(split: Split) -> str:
-    return PARAGRAPH.join(builtin_texts(split))
 
 
 def unseen_paragraphs(text: str, seen: set[str]) -> Iterator[str]:

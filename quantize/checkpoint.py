@@ -18,9 +18,7 @@ from quantize.files import disk_is_full, hash_of_hashes, remove_working_folder, 
 from quantize.schema import Count, Share, from_json, to_data
 from quantize.variant import KNOWN, Variant
 
-MANIFEST_NAME = "quantable.json"
-MANIFEST_SCHEMA = 1
-
+MANIFEST_NAME, MANIFEST_SCHEMA = "quantable.json", 1
 CARD_NAME, PLOT_NAME = "README.md", "pareto.png"
 CARD_FILES = (CARD_NAME, PLOT_NAME, "LICENSE*", "NOTICE*")
 """What people read of a checkpoint. No model depends on them, so they may come, change and go without it."""
@@ -44,10 +42,7 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """The text that calibration looked at.
-
-    text: where from; blocks: how many; block_tokens: of how many tokens; sha256: of their token ids.
-    """
+    """The text that calibration looked at: `blocks` of `block_tokens`. text: where from; sha256: of their token ids."""
 
     text: str
     blocks: int
@@ -67,22 +62,19 @@ class FileFacts:
 class Manifest:
     """What `quantable.json` says: how this checkpoint came to be and what its files should hold.
 
-    name:           the checkpoint's folder.
-    base_model:     as the table names it.
+    name:           the checkpoint's folder; base_model: as the table names it.
     variant:        a name of KNOWN.
     q_group_size:   of groups of codes, None where there are none.
     source:         where the weights came from.
     calibration:    the text that was looked at, None for none.
     options:        the settings that decided the bytes.
     libraries:      versions of those that made it.
-    seconds:        wall-clock seconds a phase.
-    created:        ISO 8601, UTC.
+    seconds:        wall-clock seconds a phase; created: ISO 8601, UTC.
     weights_bytes:  of the tensors in the safetensors files, not their headers.
     files:          every other file in the folder.
     quantized_share: of the decoder's matrices, None where nothing is quantized.
     layers:         what the search found of each quantized linear layer, empty where there was no search.
-    estimate:       what the run was expected to take, where it was estimated.
-    measured:       what it took.
+    estimate:       what the run was expected to take, where it was estimated; measured: what it took.
     schema_version: of this file.
     """
 
@@ -140,10 +132,7 @@ def base_name(name: str) -> str:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The finished checkpoint in this folder.
-
-    Raises UserError when there is none, its manifest is damaged, or it has a file that the manifest does not name.
-    """
+    """The finished checkpoint in this folder. Raises UserError for none, a damaged one, and files not its own."""
     found = read_checkpoint(path)
     for name in _extra(found):
         raise UserError(f"{path / name} is no file of this checkpoint, {MANIFEST_NAME} says: move it away")
@@ -184,10 +173,7 @@ def checkpoint_folders(directory: Path) -> list[Path]:
 
 
 def find_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Every finished checkpoint in the direct subfolders, by base model and then in the table's order.
-
-    Raises UserError when the folder does not exist or holds none.
-    """
+    """Every finished checkpoint in the subfolders, by base model, in the table's order. Raises UserError for none."""
     found = [open_checkpoint(path) for path in checkpoint_folders(directory)]
     if not found:
         command = f"quantize SOURCE --out {directory}"

@@ -38,10 +38,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def remove_working_folder(folder: Path, mark: str) -> None:
-    """Remove a folder that an earlier run of ours worked in: empty, or with the file `mark` in it, which goes last.
-
-    Raises UserError for another, which is left as it is, and where it cannot be removed.
-    """
+    """Remove a folder of an earlier run: empty, or with its `mark`, which goes last. Raises UserError for any other."""
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_symlink() or not folder.is_dir() or (any(folder.iterdir()) and not (folder / mark).is_file()):
@@ -71,13 +68,10 @@ def only_writer(lock: Path, busy: str) -> Iterator[None]:
         raise UserError(busy) from None
     except OSError as error:
         raise UserError(f"cannot write {lock.parent} ({error.strerror}): choose another place") from None
-    try:
+    with contextlib.ExitStack() as after:
+        after.callback(held.release)
+        after.callback(lock.unlink, missing_ok=True)  # which goes first
         yield
-    finally:
-        try:
-            lock.unlink(missing_ok=True)
-        finally:
-            held.release()
 
 
 def sha256_of(path: Path) -> str:

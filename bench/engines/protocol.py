@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,7 +80,7 @@ def latency(engine: Engine, prompts: list[list[int]], decode_steps: int, rule: d
     while spent_s < rule["max_time_s"] or len(prefill_s) < rule["min_passes"]:
         began, prompts_s, steps_s = time.perf_counter(), list[float](), list[float]()
         for prompt in prompts:
-            prompts_s.append(_timed(lambda prompt=prompt: engine.prefill(prompt)))
+            prompts_s.append(_timed(partial(engine.prefill, prompt)))
             steps_s += [_timed(engine.step) for _ in range(decode_steps)]
         if len(warmup_s) < 2:
             warmup_s.append(time.perf_counter() - began)

@@ -10,15 +10,13 @@ BETTER_RATIO, PERPLEXITY_RATIO = 0.95, 2.0
 """Down from the one the reference is broken: nothing that is made of a model predicts so much better than the model.
 Up from the other the checkpoint is: quantization that works costs some percent."""
 
-FAR_NATS, FAR_FLIPS = 1.0, 0.5
-"""A mean divergence, and a share of tokens with another likeliest choice, that no quantization that works has."""
+FAR_NATS, FAR_FLIPS = 1.0, 0.5  # a mean divergence, a share of other choices, that no working quantization has
 
 
 def broken(quality: Quality, reference: Quality | None = None, others: Iterable[Quality] = ()) -> str | None:
     """Why these figures are of a broken checkpoint, None where they may be of a sound one.
 
-    reference: of the same base model and on the same text, None for the reference itself and where there is none.
-    others:    those of which this is the reference.
+    reference: on the same text, None where there is none; others: those of which this is the reference.
     """
     perplexity = quality.perplexity
     if not math.isfinite(perplexity) or perplexity < 1 - 1e-6:
@@ -80,6 +78,5 @@ def references_of(records: Sequence[Record]) -> dict[str, Subject]:
 
 
 def latest_quality(records: Iterable[Record]) -> Quality | None:
-    """The latest figures."""
     found = [record.quality for record in records if record.status == "ok" and record.quality]
     return found[-1] if found else None

@@ -36,13 +36,16 @@ class Comparison:
 
 
 def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Comparison | None:
-    """Compare the ok latency records of one checkpoint in one scenario with the reference's, paired by round.
+    """Compare one checkpoint's ok latency records in one scenario with the reference's; None where no round has both.
 
-    Each run of the checkpoint is paired with the reference's run of the same round, device and compute dtype, and where
-    that was measured more than once with the one that started closest in time. None when no round has both. No record
-    is there twice (`unique`).
+    Each run is paired with the reference's of the same round, device and compute dtype, of several with the one that
+    started closest in time. No record is there twice (`unique`).
     """
-    pairs = _paired(variant, reference)
+    by_round = grouped(reference, lambda one: (one.round, one.device, one.compute_dtype))
+    pairs = []
+    for run in sorted(variant, key=_place):
+        if found := by_round.get((run.round, run.device, run.compute_dtype)):
+            pairs.append((run, min(found, key=functools.partial(_apart_s, run))))
     if not pairs:
         return None
     ratios: dict[Phase, Ratio] = {}
@@ -58,10 +61,7 @@ def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Compariso
 
 
 def widest_interval(records: Sequence[Record]) -> float | None:
-    """The largest half-width of a ratio's interval over all checkpoints and scenarios, as a share of the ratio.
-
-    Infinite where one has too few rounds for an interval; None where there is no ratio at all.
-    """
+    """The largest half-width of a ratio's interval, as its share: infinite for too few rounds, None without a ratio."""
     good, widths = unique(latency_records(records)), []
     for group in grouped(good, lambda one: (one.subject.baseline, one.device, one.compute_dtype)).values():
         reference = next((one.subject.name for one in group if one.subject.may_be_reference), "")
@@ -89,16 +89,6 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for item in items:
         groups[key(item)].append(item)
     return dict(groups)
-
-
-def _paired(variant: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Pairs of one round each, in the order in which they ran; of different devices or compute dtypes none."""
-    by_round = grouped(reference, lambda one: (one.round, one.device, one.compute_dtype))
-    pairs = []
-    for run in variant:
-        if found := by_round.get((run.round, run.device, run.compute_dtype)):
-            pairs.append((run, min(found, key=functools.partial(_apart_s, run))))
-    return sorted(pairs, key=lambda pair: _place(pair[0]))
 
 
 def _place(record: Record) -> tuple[float, int, int]:

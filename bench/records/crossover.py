@@ -12,17 +12,10 @@ from quantize.schema import Seconds
 
 SCHEMA_VERSION = 2
 CROSSOVER_NAME = "crossover.jsonl"
-
 DECODE_BATCHES, PROMPT_TOKENS = (1, 2, 4, 8, 16, 32), (64, 128, 256, 512, 1024, 2048)
-COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)
-"""Tokens at once: in decode one for each sequence of the batch, in prefill the prompt's, batch 1."""
-
-SAME_WITHIN = 0.03
-"""Medians this close are no order."""
-
-MIN_TURNS, AGREEING_TURNS = 3, 0.75
-"""Fewer turns tell no order; of more this share must agree on who is faster: turns side by side saw one machine."""
-
+COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)  # tokens at once: of a batch in decode, of one prompt in prefill
+SAME_WITHIN = 0.03  # medians this close are no order
+MIN_TURNS, AGREEING_TURNS = 3, 0.75  # fewer turns tell no order; of more this share must agree on who is faster
 Style = Literal["dense", "GEMM", "GEMV", "bitsandbytes"]
 Mode = Literal["eager", "CUDA graph"]
 Linear = tuple[str, int, int]
@@ -69,7 +62,6 @@ class CrossoverEntry:
 
     @property
     def median_s(self) -> float:
-        """The middle of the turns."""
         return statistics.median(self.seconds)
 
 
@@ -101,9 +93,8 @@ def crossings(entries: Sequence[CrossoverEntry]) -> list[Crossing]:
     """Every crossing of every pair, by tokens; one entry with None for a pair that has none.
 
     The logarithm of the ratio of medians is taken to be straight in the logarithm of the tokens between two measured
-    numbers. Two contenders are in an order where their medians differ by more than SAME_WITHIN and AGREEING_TURNS of
-    at least MIN_TURNS turns agree; they cross between two numbers of tokens with opposite orders and nothing
-    but ties between.
+    numbers. Two contenders are in an order where their medians differ by more than SAME_WITHIN and AGREEING_TURNS of at
+    least MIN_TURNS turns agree; they cross between two numbers of tokens with opposite orders, but for ties between.
     """
     found = []
     series = series_by_contender(entries)
@@ -131,10 +122,7 @@ def _in_order(log: float, one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _zero(tokens: Sequence[int], logs: Sequence[float]) -> float:
-    """Where a line through these points, straight in log-log, passes zero; the ends have opposite signs.
-
-    Ties between may wobble around zero: then it is the middle one of the passages, of which there is an odd number.
-    """
+    """Where a line through these points, straight in log-log, passes zero; of several passages the middle one."""
     passages = []
     for (t0, y0), (t1, y1) in itertools.pairwise(zip(tokens, logs, strict=True)):
         if (y0 < 0) != (y1 < 0):

@@ -61,6 +61,5 @@ def differing(one: Environment, other: Environment) -> dict[str, tuple[object, o
 
 def differences(one: Environment, other: Environment) -> list[str]:
     """Where two fingerprints differ in what decides, as "field: one against other"; empty if nowhere."""
-    if one is other:
-        return []
-    return [f"{name}: {mine} against {theirs}" for name, (mine, theirs) in differing(one, other).items()]
+    found = {} if one is other else differing(one, other)
+    return [f"{name}: {mine} against {theirs}" for name, (mine, theirs) in found.items()]

@@ -16,13 +16,9 @@ from statistics import NormalDist, fmean, variance
 from typing import Literal
 
 Verdict = Literal["faster", "slower", "same within noise", "unsure"]
-
-EQUIVALENCE = 0.03
-"""A ratio between 1 / 1.03 and 1.03 is too close to 1 to matter."""
-
+EQUIVALENCE = 0.03  # a ratio between 1 / 1.03 and 1.03 is too close to 1 to matter
 CONFIDENCE, INTERVAL_MIN_ROUNDS = 0.95, 3
-SEED, RESAMPLES, NORMAL_FROM_ROUNDS = 20240219, 2000, 300
-"""Means of more rounds than the last are as good as normal, and drawing them costs seconds."""
+SEED, RESAMPLES, NORMAL_FROM_ROUNDS = 20240219, 2000, 300  # means of more rounds than that are as good as normal
 
 
 @dataclass(frozen=True)
@@ -148,9 +144,8 @@ STUDENT = (
 
 
 def student_quantile(degrees: float) -> float:
-    """The 97.5% quantile of Student's t distribution; between whole degrees straight in their reciprocals.
-
-    Beyond the table it is the beginning of the series in Abramowitz and Stegun 26.7.5.
+    """The 97.5% quantile of Student's t: between whole degrees straight in their reciprocals, beyond the table by the
+    series of Abramowitz and Stegun 26.7.5.
     """
     if degrees > len(STUDENT):
         z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2)

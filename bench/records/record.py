@@ -22,14 +22,12 @@ from quantize.schema import Count, Positive, Seconds, Share
 from quantize.variant import AUTO_KERNEL, REFERENCE
 
 SCHEMA_VERSION = 6
-
 Kind = Literal["latency", "quality", "tasks"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error", "broken"]
 """unsupported: this machine, library or model cannot do it; broken: the model's output is no number."""
 
 Phase = Literal["total", "prefill", "decode"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-"""total: the prompt and all decode steps together; decode: one step."""
+PHASES: tuple[Phase, ...] = get_args(Phase)  # total: the prompt and all decode steps together; decode: one step
 
 
 @dataclass(frozen=True)
@@ -267,8 +265,7 @@ class Record:
     def __post_init__(self) -> None:
         if (self.status == "ok") == (self.reason is not None):
             raise ValueError("a record has a reason exactly when its status is not ok")
-        figures = {"latency": self.latency, "quality": self.quality, "tasks": self.tasks}[self.kind]
-        if self.status == "ok" and figures is None:
+        if self.status == "ok" and getattr(self, self.kind) is None:
             raise ValueError(f"an ok {self.kind} record has {self.kind} figures")
         if self.kind == "latency" and self.scenario is None:
             raise ValueError("a latency record has a scenario")

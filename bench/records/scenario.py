@@ -74,8 +74,7 @@ class Scenario:
 
 
 SCENARIOS = {"published": Scenario("published", 1024, 1), "chat": Scenario("chat", 256, 64)}
-"""By name: `published` is a pure prefill, as in the published table (of whose own prompt lengths, in
-bench.suite.prompts, a suite is made); `chat` has both phases."""
+"""By name: `published` is a pure prefill, as in the published table (its own lengths: bench.suite.prompts)."""
 
 
 def scenario_named(name: str) -> Scenario:

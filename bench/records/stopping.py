@@ -9,7 +9,6 @@ from typing import Literal, TypeVar
 from quantize.errors import UserError
 
 T = TypeVar("T")
-
 RoundsStopReason = Literal["noise", "time", "rounds"]
 PassesStopReason = Literal["noise", "time", "passes"]
 
@@ -65,8 +64,7 @@ class PassRule:
     max_warmups:   passes after which the warm-up ends anyway; max_warmup_s: seconds of warm-up that end it.
     min_passes:    timed passes at least; min_time_s: seconds of timed passes at least.
     noise:         standard error of their mean, as a share of it, that is low enough.
-    max_time_s:    seconds of timed passes after which no more follow, whatever the noise.
-    max_passes:    timed passes after which no more follow.
+    max_time_s:    seconds of timed passes, and max_passes: timed passes, after which no more follow.
     """
 
     steady_passes: int = 2
@@ -101,9 +99,7 @@ def is_warmed_up(seconds: Sequence[float], rule: PassRule) -> bool:
 
 
 def warm_up(one_pass: Callable[[], float], rule: PassRule) -> tuple[tuple[float, ...], bool | None]:
-    """Run passes until they are steady or the rule gives up: their seconds, and whether they became steady (None where
-    the time was over before that could be said).
-    """
+    """Run passes until steady, or the rule gives up: their seconds, and whether they became so (None: no time left)."""
     seconds: list[float] = []
     while len(seconds) < rule.max_warmups:
         seconds.append(one_pass())

@@ -25,7 +25,6 @@ from quantize.process_memory import collector_paused
 from quantize.schema import from_data, from_json, holds_dataclass, parse_json
 
 RECORDS_NAME = "records.jsonl"
-
 AnyRecord = (
     Record | CrossoverEntry | RaceRecord | OverheadRecord | SideBySideRecord | ProfileRecord | ArchitectureRecord
 )
@@ -101,10 +100,7 @@ class RecordFile:
 
 
 def read_file(path: Path) -> RecordFile:
-    """Read a record file; a line that stands there twice counts once.
-
-    Raises UserError, naming the line, when the file is missing or holds something that is no record.
-    """
+    """Read a record file; a repeated line counts once. Raises UserError, naming the line, for what is no record."""
     if not path.is_file():
         raise UserError(f"no record file {path}: run `bench` first")
     found, torn, seen, reader = list[AnyRecord](), [], set[bytes](), _Reader()
@@ -211,10 +207,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def read_crossover(path: Path) -> list[CrossoverEntry]:
-    """The entries of one measurement, in the order measured.
-
-    Raises UserError as `read_only` does, for a file without entries, and for one that mixes two measurements.
-    """
+    """The entries of one measurement, in the order measured. Raises UserError for none, and for those of two."""
     entries = read_only(path, CrossoverEntry)
     if not entries:
         raise UserError(f"{path} holds no entries: run `python -m bench.crossover`")

@@ -136,10 +136,7 @@ def compute_dtypes(
 
 
 def records_to_continue(path: Path, *, fresh: bool) -> list[Record]:
-    """What the file holds; nothing for one that is to be set aside, which may be of an older or a newer version.
-
-    Raises UserError for a file that holds no records.
-    """
+    """What the file holds; nothing where it is to be set aside. Raises UserError for a file that holds no records."""
     if path.exists() and fresh and not holds_records(path):
         raise UserError(f"{path} holds no records: give --records another name")
     return read_records(path) if path.exists() and not fresh else []

@@ -18,8 +18,7 @@ from bench.records.store import read_records
 from bench.worker.request import PlannedRun, Request, Settings
 from bench.worker.worker import NO_MEMORY_WORDS, without_folder
 
-Executor = Callable[[PlannedRun], list[Record]]
-"""Carries out one run and returns a record for every scenario in it, whatever happens."""
+Executor = Callable[[PlannedRun], list[Record]]  # carries out a run: a record for every scenario in it
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,7 @@ def _kill(process: "subprocess.Popen[str]") -> str:
 
 
 def worker_environment(threads: int | None) -> dict[str, str]:
-    """This process's environment, made offline and quiet, with the thread count and our packages.
-
-    A checkpoint is complete on disk: a worker that asks the network would measure the network.
-    """
+    """This process's environment, offline and quiet (checkpoints are complete), with the threads and our packages."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     if threads is not None:
         environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))

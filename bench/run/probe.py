@@ -27,10 +27,7 @@ class Machine:
 
 
 def probe(device: str, threads: int | None) -> Machine:
-    """The machine as a worker with so many threads sees it; device "auto" takes the GPU where there is one.
-
-    Raises UserError where torch is missing, or CUDA is when it was asked for.
-    """
+    """The machine as a worker with so many threads sees it. Raises UserError without torch, or the CUDA asked for."""
     with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
         result = Path(folder) / "machine.json"
         ended = run_module("bench.run.probe", device, str(result), timeout_s=300.0, threads=threads)
@@ -58,14 +55,7 @@ def look(device: str) -> Machine | None:
     return Machine(chosen, environment)
 
 
-def main() -> int:
-    """Write what `look` finds as JSON; return the exit code, NO_CUDA where there is nothing to write."""
-    device, result = sys.argv[1:]
-    if (machine := look(device)) is None:
-        return NO_CUDA
-    Path(result).write_text(json.dumps(asdict(machine)), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if (found := look(sys.argv[1])) is None:
+        sys.exit(NO_CUDA)
+    Path(sys.argv[2]).write_text(json.dumps(asdict(found)), encoding="utf-8")

@@ -13,9 +13,7 @@ from pathlib import Path
 
 from quantize.schema import from_data
 
-LETTERS = "ABCDE"
-SHOTS = 3
-
+LETTERS, SHOTS = "ABCDE", 3
 MMLU = (4, "{text}\n{options}")
 MMLU_HEAD = "The following are multiple choice questions (with answers) about {}.\n\n"
 FORMS = {
@@ -29,11 +27,9 @@ FORMS = {
 WORDS = re.compile(r"\w+|[^\w\s]|\n")
 TOKENS_PER_WORD = 1.23
 """Mistral-7B's tokenizer (32,000 pieces) makes so many tokens of a word, a mark or the end of a line in these prompts:
-1.14 to 1.42 over the ten of them, so that no estimate is further than 14% from that tokenizer's count.
-"""
+1.14 to 1.42 over the ten of them, so that no estimate is further than 14% from that tokenizer's count."""
 
-TokensOf = Callable[[str], Sized]
-"""A text's tokens, e.g. a tokenizer's `encode`."""
+TokensOf = Callable[[str], Sized]  # a text's tokens, e.g. a tokenizer's `encode`
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from quantize.schema import from_data
 from quantize.suite import SuiteRow, entries_in, suite_file, suite_table
 from quantize.variant import REFERENCE
 
-THREE_SHOT = "3-shot"
-"""Stands for the prompt lengths of the published table's questions (bench.suite.prompts)."""
+THREE_SHOT = "3-shot"  # stands for the prompt lengths of the published table's questions (bench.suite.prompts)
 
 
 @dataclass(frozen=True)
@@ -124,24 +123,16 @@ def dummy_targets(suite: Suite, shape: str | None = None) -> list[Target]:
     spec = shape or suite.shape
     name, config = dummy_config(spec)
     layers, hidden_size = config.get("num_hidden_layers"), config.get("hidden_size")
-    common: dict[str, Any] = {
-        **{"file_weights_bytes": None, "family": suite.reference.base_model},
-        **{"dummy": shape_name(name.removeprefix("dummy-"), layers, hidden_size)},
-        **{"dummy_layers": layers, "dummy_hidden_size": hidden_size},
-    }
+    common: dict[str, Any] = {"dummy_layers": layers, "dummy_hidden_size": hidden_size, "file_weights_bytes": None}
+    common |= {"dummy": shape_name(name.removeprefix("dummy-"), layers, hidden_size)}
     place = spec if spec in SHAPES else str(Path(spec).resolve())
     targets = []
     for row in suite.rows:
         contents = json.dumps([config, row.variant, row.group_size], sort_keys=True)
-        subject = subject_of(
-            row.quantization,
-            name=f"{row.checkpoint_name}, random weights",
-            base_model=row.base_model,
-            q_group_size=row.group_size,
-            content_sha256=hashlib.sha256(contents.encode()).hexdigest(),
-            kernel=row.kernel,
-            **common,
-        )
+        own: dict[str, Any] = {"name": f"{row.checkpoint_name}, random weights", "kernel": row.kernel}
+        own |= {"base_model": row.base_model, "q_group_size": row.group_size, "family": suite.reference.base_model}
+        content_sha256 = hashlib.sha256(contents.encode()).hexdigest()
+        subject = subject_of(row.quantization, content_sha256=content_sha256, **own, **common)
         targets.append(Target(subject, dummy=place, half_dtype=half_dtype(config)))
     return targets
 
@@ -160,9 +151,8 @@ def checkpoint_targets(suite: Suite, folder: Path) -> list[Target]:
     missing = list(dict.fromkeys(row.checkpoint_name for row, checkpoint in found if checkpoint is None))
     if missing:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(
-            f"{folder} lacks {missing[0]}{rest}: make what is missing with `quantize --suite {suite.name} --out "
-            f"{folder}`, or measure random weights with --dummy"
-        )
+        command = f"quantize --suite {suite.name} --out {folder}"
+        ways = f"make what is missing with `{command}`, or measure random weights with --dummy"
+        raise UserError(f"{folder} lacks {missing[0]}{rest}: {ways}")
     family = suite.reference.base_model
     return [target_of(one, kernel=row.kernel, family=family) for row, one in found if one is not None]

@@ -17,8 +17,7 @@ from quantize.errors import UserError
 from quantize.progress import Progress, span
 from quantize.quiet import quiet_libraries
 
-CROSSOVER_GRACE = 3.0
-"""The crossover looks at its budget between measurements; so many times of it, and a minute to start, it may take."""
+CROSSOVER_GRACE = 3.0  # times its budget that the crossover may take, which it looks at between measurements
 
 
 def run_suite(
@@ -39,8 +38,7 @@ def run_suite(
     scenarios:   names of the suite's, none for all; they take the place of those in `options`.
     crossover_s: how long the crossover may take, None for what the suite says, 0 for none.
 
-    Returns what `bench` does, and why a crossover that was wanted is not there, else None. Raises UserError as `bench`
-    does, and for checkpoints that are not there.
+    Returns what `bench` does, and why a wanted crossover is not there, or None. Raises UserError as `bench` does.
     """
     if shape is not None and not dummy:
         raise UserError("--shape is of random weights: add --dummy, or leave it out")
@@ -60,10 +58,7 @@ def run_suite(
 
 
 def _crossover(shape: str, out: Path, budget_s: float, options: BenchOptions, record: Record) -> str | None:
-    """Where the ways to run a layer of this shape cross over, on the device and in the dtype of this record.
-
-    It runs in a process of its own: this one holds no GPU. Returns why there is none, None where there is one.
-    """
+    """Measure in a process of its own, on this record's device and in its dtype; why there is no crossover, or None."""
     path = out / CROSSOVER_NAME
     with contextlib.suppress(UserError):  # one that is damaged or not there is measured again
         kept = read_crossover(path)[0]

@@ -1,5 +1,6 @@
 """The GPU as NVML sees it, through the module `pynvml`: what cannot be told is None. Imports no torch."""
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Nvml:
         n, handle = self._pynvml, self._handle
         process_bytes, others = self._processes()
         mask = self._ask(lambda: int(n.nvmlDeviceGetCurrentClocksThrottleReasons(handle)))
+        reasons = None if mask is None else tuple(what for bit, what in THROTTLE_REASONS.items() if mask & bit)
         return GpuState(
             process_bytes=process_bytes,
             device_bytes=self._ask(lambda: int(n.nvmlDeviceGetMemoryInfo(handle).used)),
@@ -38,9 +40,7 @@ class Nvml:
             memory_clock_mhz=self._ask(lambda: int(n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_MEM))),
             power_limit_w=self._ask(lambda: n.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
             temperature_c=self._ask(lambda: int(n.nvmlDeviceGetTemperature(handle, n.NVML_TEMPERATURE_GPU))),
-            throttle_reasons=None
-            if mask is None
-            else tuple(what for bit, what in THROTTLE_REASONS.items() if mask & bit),
+            throttle_reasons=reasons,
             other_processes=others,
             energy_j=self._ask(lambda: n.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
         )
@@ -62,23 +62,18 @@ class Nvml:
 
 
 def open_nvml(uuid: str | None = None) -> Nvml | None:
-    """The GPU of this UUID, or the only one there is; None without pynvml, driver or such a GPU.
-
-    uuid: as CUDA names it, with or without the leading "GPU-". With several GPUs and no UUID none is guessed.
-    """
+    """The GPU of this UUID, as CUDA names it, or the only one there is; None without pynvml, a driver or such a GPU."""
     try:
         pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
         return None
-    try:
+    with contextlib.suppress(pynvml.NVMLError, AttributeError):
         pynvml.nvmlInit()
         if uuid is not None:
             full = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
             return Nvml(pynvml, pynvml.nvmlDeviceGetHandleByUUID(full))
         if pynvml.nvmlDeviceGetCount() == 1:
             return Nvml(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
-    except (pynvml.NVMLError, AttributeError):
-        pass
     return None
 
 

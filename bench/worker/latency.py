@@ -1,10 +1,10 @@
 """Prompts and the decode steps after each, timed apart, on a loaded model."""
 
-import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,24 +60,22 @@ def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tup
 
 
 @torch.no_grad()
-def timed_pass(decoder: EagerDecoder, prompt: Tensor, decode_steps: int, clock: Clock) -> Pass:
-    """Run the prompt, then `decode_steps` tokens one by one, and time each.
+def timed_pass(
+    new_decoder: Callable[[], EagerDecoder], prompts: Sequence[Tensor], decode_steps: int, clock: Clock
+) -> Pass:
+    """Run each prompt, then `decode_steps` tokens one by one, and time each: all decode steps in one series.
 
     With an EagerDecoder it does what `model.generate` does for greedy search without a stop token, and no more.
     """
-    works = [lambda: decoder.prefill(prompt), *[decoder.step] * decode_steps]
-    prefill_s, *decode_s = seconds_of_each(works, clock)
-    return Pass((prefill_s,), tuple(decode_s), decoder.cache_bytes())
-
-
-def pass_over(
-    new_decoder: Callable[[], EagerDecoder], prompts: Sequence[Tensor], decode_steps: int, clock: Clock
-) -> Pass:
-    """All prompts one after the other, as one pass: their prefills summed up, their decode steps in one series."""
-    parts = [timed_pass(new_decoder(), prompt, decode_steps, clock) for prompt in prompts]
-    held = [part.kv_cache_bytes for part in parts if part.kv_cache_bytes is not None]
-    steps_s = tuple(step for part in parts for step in part.decode_s)
-    return Pass(tuple(part.prefill_s for part in parts), steps_s, max(held, default=None))
+    prefills_s, steps_s, held = list[float](), list[float](), list[int]()
+    for prompt in prompts:
+        decoder = new_decoder()
+        works: list[Callable[[], object]] = [partial(decoder.prefill, prompt), *[decoder.step] * decode_steps]
+        prefill_s, *decode_s = seconds_of_each(works, clock)
+        prefills_s.append(prefill_s)
+        steps_s += decode_s
+        held += filter(None, [decoder.cache_bytes()])
+    return Pass(tuple(prefills_s), tuple(steps_s), max(held, default=None))
 
 
 def check_positions(model: Any, scenario: Scenario) -> None:
@@ -101,8 +99,7 @@ def measure_latency(
     A warm-up is a whole pass, on a CPU but for all decode steps after the first few. compute_dtype: of keys and values,
     None for the model's own. between: called before each timed pass, outside of what is timed.
 
-    Raises UserError when the model has fewer positions than the scenario needs, and in mode "graph" for a model that
-    cannot decode so; RuntimeError where that mode's logits are not those of eager decoding (quantize.decoding.static).
+    Raises UserError as `check_positions` and, in mode "graph", StaticDecoder do, RuntimeError as its check does.
     """
     check_positions(model, scenario)
     config, dtype = model.config.get_text_config(), compute_dtype or model.dtype
@@ -113,9 +110,9 @@ def measure_latency(
 
     def one_pass() -> Pass:
         between()
-        return pass_over(new_decoder, prompts, scenario.decode_steps, clock)
+        return timed_pass(new_decoder, prompts, scenario.decode_steps, clock)
 
-    warmup_s, steady = warm_up(lambda: pass_over(new_decoder, prompts, warmup_steps, clock).seconds, rule)
+    warmup_s, steady = warm_up(lambda: timed_pass(new_decoder, prompts, warmup_steps, clock).seconds, rule)
     passes, stopped = repeat(one_pass, lambda one: one.seconds, rule)
     prefill_s, decode_s = tuple(one.prefill_s for one in passes), tuple(one.decode_s for one in passes)
     by_length_s = tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else ()
@@ -128,7 +125,7 @@ def measure_latency(
 def decoders_for(model: Any, scenario: Scenario, prompt: Tensor, dtype: torch.dtype) -> Callable[[], EagerDecoder]:
     """What gives a decoder of the scenario's mode: in mode "graph" one for all passes, compared with eager decoding."""
     if scenario.mode == "eager":
-        return functools.partial(EagerDecoder, model)
+        return partial(EagerDecoder, model)
     from quantize.decoding.static import StaticDecoder, check_against_eager
 
     decoder = StaticDecoder(model, batch=scenario.batch, positions=scenario.positions)

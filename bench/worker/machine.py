@@ -8,40 +8,35 @@ import statistics
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.records.environment import LIBRARIES, Environment, SourceState
 from bench.worker.clock import Clock, clock_for, seconds_of_each
 from bench.worker.gpu import cuda_uuid, open_nvml
 from quantize.versions import version_of
 
-COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""How much `copy_probe` copies at once: far more than any cache holds."""
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}  # how much `copy_probe` copies at once: far more than any cache holds
 
 
 def fingerprint(device_type: str) -> Environment:
-    """What is known of machine, libraries and source, without the probes of speed.
-
-    device_type: "cpu" or "cuda"; the GPU's fields are filled for "cuda" alone. Call it in a process of its
-    own: asking CUDA for its device makes a context.
-    """
+    """What is known of machine, libraries and source, without the probes of speed; "cuda" makes a context here."""
     import torch
 
-    card, nvml = None, None
+    gpu: dict[str, Any] = {}
     if device_type == "cuda":
         card, nvml = torch.cuda.get_device_properties(torch.cuda.current_device()), open_nvml(cuda_uuid())
+        gpu = {"gpu": card.name, "gpu_memory_bytes": card.total_memory, "cuda": torch.version.cuda}
+        gpu["gpu_driver"] = nvml.driver() if nvml else None
     return Environment(
         cpu=cpu_model_name(),
         cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         torch_threads=torch.get_num_threads(),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpu=card.name if card else None,
-        gpu_memory_bytes=card.total_memory if card else None,
-        gpu_driver=nvml.driver() if nvml else None,
-        cuda=torch.version.cuda if card else None,
         os=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
         python=platform.python_version(),
         libraries={name: version_of(name) for name in LIBRARIES},
         source=source_state(Path(__file__).resolve().parents[2]),
+        **gpu,
     )
 
 
@@ -71,10 +66,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def copy_probe(device_type: str, repeats: int = 11) -> float | None:
-    """Bytes a second, read and written together, of a plain copy on the device: the median of some, after a warm-up.
-
-    Next to it the bytes that a decode step reads are held. None on a GPU that has no room for the two buffers.
-    """
+    """Bytes a second, read and written, of a plain copy on the device; None on a GPU without room for two buffers."""
     import torch
 
     size = COPY_BYTES[device_type]

@@ -8,8 +8,7 @@ from bench.records.stopping import PassRule, RoundsRule
 from quantize.errors import UserError
 from quantize.variant import check_kernel
 
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("float32", "bfloat16", "float16")
+DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,7 @@ class BenchOptions:
     """What to measure, and how; every default is what the table is made with.
 
     scenarios:    None for `published` and `chat`.
-    rounds:       how many processes for each checkpoint, each measuring all scenarios.
-    rule:         when one of them has enough.
+    rounds:       how many processes for each checkpoint, each measuring all scenarios; rule: when one has enough.
     device:       "cpu", "cuda", or "auto": the GPU where there is one.
     dtype:        compute dtype of all runs. None: on a GPU the reference's half dtype, on a CPU float32, or bfloat16
                   where that is clearly faster.
@@ -30,8 +28,7 @@ class BenchOptions:
     quality:      measure perplexity and divergence too.
     quality_data: on this text (a file, or hub:NAME) in place of the built-in one.
     tasks:        names of lm-eval tasks or of our groups.
-    task_folder:  task files of the user's.
-    task_limit:   questions of each.
+    task_folder:  task files of the user's; task_limit: questions of each.
     fresh:        set an existing records file aside and measure everything.
     """
 

@@ -11,19 +11,15 @@ import torch
 
 from bench.records.record import Divergence, Quality
 from bench.worker.request import BUILTIN_LABEL
-from quantize.calibration import blocks_sha256, builtin_text, text_from, token_blocks
+from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_from, token_blocks
 from quantize.errors import UserError
 
 LOGIT_ROWS = 64  # turned into float32 at a time
 
 
 def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: str | None = None) -> torch.Tensor:
-    """Blocks of held-out text: int64 [blocks, block_tokens].
-
-    data: a text as `quantize.calibration.text_from` reads it; None for the built-in one, which no calibration sees.
-    Raises UserError for a text that cannot be read or is too short.
-    """
-    texts = [builtin_text("evaluation")] if data is None else text_from(data)
+    """Blocks of held-out text, int64 [blocks, block_tokens]; data: as `text_from` reads it, None for our own."""
+    texts = [PARAGRAPH.join(builtin_texts("evaluation"))] if data is None else text_from(data)
     return token_blocks(texts, tokenizer, blocks=blocks, block_tokens=block_tokens)
 
 
@@ -31,9 +27,8 @@ def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: s
 def predictions(model: Any, blocks: torch.Tensor, *, at_once: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What the model expects at every position that has a next token, a few rows at a time, block by block.
 
-    Yields logits float32 [rows, vocabulary] and the tokens that came next, int64 [rows]. Each block is seen
-    from its own beginning; at_once: how many go through the model together. Two models walked side by side give the
-    same rows in the same order.
+    Yields logits float32 [rows, vocabulary] and the tokens that came next, int64 [rows]. Each block is seen from
+    its own beginning; at_once: how many go through the model together. Two models give the same rows in one order.
     """
     for group in torch.split(blocks.to(model.device), at_once):
         for block, logits in zip(group, model(input_ids=group, use_cache=False).logits, strict=True):
@@ -52,9 +47,8 @@ class _Likelihood:
     def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
         loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"its output is not finite (NaN or infinity) near token {self._tokens} of the text"
-            )
+            where = f"near token {self._tokens} of the text"
+            raise FloatingPointError(f"its output is not finite (NaN or infinity) {where}")
         self._total += loss
         self._tokens += len(following)
         self._vocabulary = log_probabilities.shape[-1]
@@ -73,8 +67,7 @@ def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expe
     """Perplexity, exp(-1/N sum log p(token | its block before it)) over N = blocks * (block_tokens - 1) tokens.
 
     expected: a file of the reference's log-probabilities on these blocks; with them the divergence is told too.
-    Log-likelihoods are computed in float32 and summed in float64. Raises FloatingPointError when the model gives NaN or
-    infinity.
+    Log-likelihoods are in float32, summed in float64. Raises FloatingPointError when the model gives NaN or infinity.
     """
     likelihood, divergence = _Likelihood(blocks, text), _DivergenceSamples()
     reference = None if expected is None else logprobs_reader(expected)
@@ -115,10 +108,7 @@ def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str
 
 
 def write_logprobs(path: Path, parts: Iterator[torch.Tensor], tokens: int) -> None:
-    """Keep log-probabilities that come as [rows, vocabulary], `tokens` rows in all; whole or not at all.
-
-    The .npy file is float16 [tokens, vocabulary]: that moves a divergence by about 1e-5 nats in half the size.
-    """
+    """Keep `tokens` rows of log-probabilities: float16 [tokens, vocabulary] (1e-5 nats off), a whole .npy or none."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -152,7 +142,7 @@ def logprobs_reader(path: Path) -> Callable[[int], torch.Tensor]:
     return read
 
 
-def _divergence(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def kl_nats(reference: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """KL(reference || model) in nats of rows of log-probabilities [rows, vocabulary]: float64 [rows]."""
     terms = reference.exp() * (reference - own)
     terms.masked_fill_(reference.isneginf(), 0)  # 0 log 0
@@ -167,7 +157,7 @@ class _DivergenceSamples:
         self._flips = 0
 
     def add(self, reference: torch.Tensor, own: torch.Tensor) -> None:
-        self._parts.append(_divergence(reference, own).cpu())
+        self._parts.append(kl_nats(reference, own).cpu())
         choice = own.argmax(dim=-1, keepdim=True)
         # A choice as likely as the reference's best is no flip: half precision makes ties.
         self._flips += int((reference.gather(1, choice)[:, 0] < reference.amax(dim=-1)).sum())
@@ -178,16 +168,3 @@ class _DivergenceSamples:
             raise FloatingPointError("its divergence from the reference is not finite (NaN or infinity)")
         median, p99 = (float(samples.quantile(share)) for share in (0.5, 0.99))
         return Divergence(float(samples.mean()), median, p99, flips=self._flips / len(samples))
-
-
-@torch.no_grad()
-def divergences(reference: Any, model: Any, blocks: torch.Tensor) -> torch.Tensor:
-    """KL(reference || model) of the next-token distributions in nats, float64 [blocks * (block_tokens - 1)].
-
-    The two models are walked side by side, so that no logits of the whole text are kept.
-    """
-    parts = []
-    for (expected, _), (logits, _) in zip(predictions(reference, blocks), predictions(model, blocks), strict=True):
-        exact, other = (torch.log_softmax(one.double(), dim=-1) for one in (expected, logits))
-        parts.append(_divergence(exact, other))
-    return torch.cat(parts)

@@ -13,10 +13,7 @@ from bench.worker.options import BenchOptions
 from quantize.schema import from_json
 
 BUILTIN_LABEL = "builtin evaluation"
-
-Work = tuple[Kind, Scenario | None]
-"""What leads to one record."""
-
+Work = tuple[Kind, Scenario | None]  # what leads to one record
 QUALITY: Work = ("quality", None)
 TASKS: Work = ("tasks", None)
 
@@ -63,8 +60,7 @@ class Target:
 class PlannedRun:
     """One process: a target with all scenarios of one round, then its quality and its tasks where asked for.
 
-    position:     its place among the runs that were planned together.
-    round:        of its latencies.
+    position:     its place among the runs that were planned together; round: of its latencies.
     tasks:        names of lm-eval.
     is_reference: whether its baseline is compared with it: of several half-precision checkpoints the first alone.
     """
@@ -92,8 +88,7 @@ class PlannedRun:
 class Settings:
     """What all runs of one `bench` share.
 
-    device:             "cpu" or "cuda".
-    compute_dtypes:     by baseline.
+    device:             "cpu" or "cuda"; compute_dtypes: by baseline.
     environment:        the fingerprint, for every record.
     reference_logprobs: by base model, the file that holds what its reference expects.
     """
@@ -132,23 +127,11 @@ class Request:
 
     def record(self, status: Status, work: Work, *, started_at: str, wall_s: float, **figures: Any) -> Record:
         """A record of one of this request's works; `figures` are Record's fields."""
-        kind, scenario = work
-        return Record(
-            kind=kind,
-            status=status,
-            subject=self.run.subject,
-            device=self.settings.device,
-            started_at=started_at,
-            environment=self.settings.environment,
-            wall_s=wall_s,
-            scenario=scenario,
-            round=self.run.round if kind == "latency" else None,
-            position=self.run.position,
-            compute_dtype=self.compute_dtype,
-            plan=Rules(self.settings.options.rounds, self.settings.options.rule),
-            quantized_share=self.run.target.quantized_share,
-            **figures,
-        )
+        (kind, scenario), run, settings = work, self.run, self.settings
+        figures |= {"scenario": scenario, "round": run.round if kind == "latency" else None, "position": run.position}
+        figures |= {"compute_dtype": self.compute_dtype, "quantized_share": run.target.quantized_share}
+        figures |= {"plan": Rules(settings.options.rounds, settings.options.rule)}
+        return Record(kind, status, run.subject, settings.device, started_at, settings.environment, wall_s, **figures)
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")

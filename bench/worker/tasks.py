@@ -12,23 +12,20 @@ from bench.records.record import TaskScore
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
-MEDICAL_TASKS: tuple[str, ...] = (
+GROUPS: dict[str, tuple[str, ...]] = {"medical": (
     "mmlu_clinical_knowledge", "mmlu_medical_genetics", "mmlu_anatomy", "mmlu_professional_medicine",
     "mmlu_college_biology", "mmlu_college_medicine", "medqa_4options", "pubmedqa", "medmcqa",
-)  # fmt: skip
-"""Nine of the ten tasks of the BioMistral-7B model card, in its order and by their names in lm-eval.
+)}  # fmt: skip
+"""Names that stand for several tasks; lm-eval's own groups and tags work beside them.
 
+medical: nine of the ten tasks of the BioMistral-7B model card, in its order and by their names in lm-eval.
 The tenth, MedQA with 5 options, lm-eval 0.4.13 does not have. Its `pubmedqa` wants a data set that comes as a script,
 which datasets 4 and later refuse to run; a task of the same name in a folder of one's own takes its place. The
 prompts are lm-eval's, not the card's, so that the figures compare variants with each other and not with the card.
 """
 
-GROUPS: dict[str, tuple[str, ...]] = {"medical": MEDICAL_TASKS}
-"""Names that stand for several tasks; lm-eval's own groups and tags work beside them."""
-
 SEEDS = {f"{name}_seed": 1234 for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
-MAIN_METRICS = ("acc_norm", "acc")
-"""What counts where a task gives several metrics; without these, its first."""
+MAIN_METRICS = ("acc_norm", "acc")  # what counts where a task gives several metrics; without these, its first
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
@@ -46,8 +43,8 @@ def evaluate(
 
     folder: YAML files of one's own tasks, which go before lm-eval's; relative paths in them start at this folder.
     limit: at most so many questions a task, the first ones. A group or tag of lm-eval gives one result for each of its
-    tasks. Log-probabilities are taken in float32. Raises UserError where lm-eval is not installed, for an unknown task,
-    and for one whose data cannot be loaded, such as from the hub without a network, before any question is asked.
+    tasks. Log-probabilities are taken in float32. Raises UserError, before any question is asked, without lm-eval, for
+    an unknown task, and for one whose data cannot be loaded.
     """
     if tokenizer is None:
         raise UserError("dummy weights have no tokenizer and no knowledge: run tasks on a checkpoint of a real model")
@@ -68,10 +65,7 @@ def evaluate(
 
 
 def task_manager(names: Sequence[str], folder: Path | None) -> Any:
-    """lm-eval's index that knows all these names; lm-eval's own 14,000 tasks are read only where they are needed.
-
-    Raises UserError for a name that lm-eval does not know, and where lm-eval is not installed. Loads no data.
-    """
+    """lm-eval's index that knows these names, its own 14,000 read only where needed. Raises UserError for others."""
     try:
         import lm_eval  # noqa: F401
     except ModuleNotFoundError:
@@ -102,10 +96,8 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         return dict(manager.load([name])["tasks"])
     except (OSError, RuntimeError, ValueError, ImportError, DatasetsError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"task {name} cannot be loaded ({reason}): leave it out, fetch its data set where there is a network, "
-            "or put a task of this name with local data into a folder of your own"
-        ) from error
+        ways = "fetch its data set where there is a network, or put a task of this name with local data into a folder"
+        raise UserError(f"task {name} cannot be loaded ({reason}): leave it out, {ways} of your own") from error
 
 
 def _result(name: str, found: Mapping[str, Any], folder: Path | None) -> TaskScore:
@@ -119,11 +111,9 @@ def _result(name: str, found: Mapping[str, Any], folder: Path | None) -> TaskSco
     dataset = config.get("dataset_path") or ""
     of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not ((folder or Path()) / dataset).exists()
     whole = bool(of_hub and asked) and asked["effective"] == asked["original"]
-    error = float(stderr) if isinstance(stderr, float) else None
+    value, error = float(figures[main]), float(stderr) if isinstance(stderr, float) else None
     where = (dataset, config.get("dataset_name")) if whole else (None, None)
-    return TaskScore(
-        name, metric, float(figures[main]), error, asked.get("effective"), found["n-shot"].get(name), *where
-    )
+    return TaskScore(name, metric, value, error, asked.get("effective"), found["n-shot"].get(name), *where)
 
 
 @contextlib.contextmanager

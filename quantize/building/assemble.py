@@ -19,24 +19,17 @@ from quantize.source import BESIDE_WEIGHTS
 from quantize.versions import maker_versions, version_of
 from quantize.weights import INDEX_NAME, read_json, regular_files
 
-MAX_SHARD_BYTES = 5 * 10**9
-"""Files grow to about this size, as published checkpoints do."""
-
+MAX_SHARD_BYTES = 5 * 10**9  # files grow to about this size, as published checkpoints do
 PART_GLOB = "part-*.safetensors"
-
-NOT_COPIED = ("config.json", MANIFEST_NAME)
 
 
 def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float], **facts: Any) -> Manifest:
-    """Join the parts in `folder`, write what stands beside the weights, and seal it with its manifest.
-
-    facts: what the manifest says besides (layers, estimate, measured).
-    """
+    """Join the parts in `folder`, write what stands beside the weights, and seal it with a manifest of these facts."""
     source, weights_bytes = job.source, join_parts(folder)
     source.check_unchanged()
     _write_config(job, folder, recipe)
     for path in regular_files(source.folder, BESIDE_WEIGHTS):
-        if path.name in NOT_COPIED or path.name.endswith(".index.json"):
+        if path.name in ("config.json", MANIFEST_NAME) or path.name.endswith(".index.json"):
             continue
         if path.suffix == ".json" and b'"auto_map"' in path.read_bytes():  # it names code that does not come along
             data = {key: value for key, value in read_json(path).items() if key != "auto_map"}

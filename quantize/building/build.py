@@ -40,8 +40,7 @@ def quantize(
     source:   as `open_source` takes it.
     variants: a name of VARIANTS or several, or "all". A finished checkpoint is kept unless `force`.
     choices:  fields of BuildOptions by name, over those of `options`; of its `bnb`, too.
-    progress: told each step.
-    say:      called with each line that a user should read.
+    progress: told each step; say: called with each line that a user should read.
     dry_run:  say what it will take in memory, disk and time, and make nothing.
 
     Raises UserError for everything that the user can fix; nothing half-written is left under a checkpoint's name. Of

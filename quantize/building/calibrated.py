@@ -30,11 +30,8 @@ from quantize.variant import Variant
 from quantize.versions import maker_versions
 from quantize.weights import read_json
 
-HELD_OUT_BLOCKS = 4
-"""Blocks of held-out text that run along with the calibration to tell what AWQ costs."""
-
-Recipes = Mapping[str, Recipe]
-"""By variant."""
+HELD_OUT_BLOCKS = 4  # blocks of held-out text that run along with the calibration to tell what AWQ costs
+Recipes = Mapping[str, Recipe]  # by variant
 
 
 def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = False) -> dict[str, BuiltCheckpoint]:
@@ -75,7 +72,7 @@ def build_calibrated(job: Job, variants: Sequence[Variant], *, dry_run: bool = F
             return built
         expected.check()
         journal = _journal(job, working_folder, facts, missing, len(architecture.layers))
-        stream = LayerStream(skeleton, architecture, job.device, journal.state.groups)
+        stream = LayerStream(skeleton, architecture, job.device, dict(journal.state.groups))
         _run(job, stream, blocks, missing, journal, expected)
         for name, recipe in missing.items():
             built[name] = BuiltCheckpoint(open_checkpoint(job.target(recipe)), kept=False)
@@ -145,10 +142,8 @@ def _run(job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, journa
             job.progress.advance()
     except BaseException as error:
         if disk_is_full(error):
-            raise UserError(
-                f"the disk is full while writing to {job.out}: free some space and run the same command, "
-                "it goes on where it was"
-            ) from None
+            advice = "free some space and run the same command, it goes on where it was"
+            raise UserError(f"the disk is full while writing to {job.out}: {advice}") from None
         if isinstance(error, Exception):
             journal.discard()
         raise
@@ -159,28 +154,21 @@ def _layers(
     job: Job, stream: LayerStream, blocks: Tensor, recipes: Recipes, journal: Journal
 ) -> tuple[dict[str, float], HeldOutResult | None]:
     """Seconds a phase, and what the search costs in quality on text that no calibration sees."""
-    total = len(stream.architecture.layers)
+    start, total = journal.finished_layers, len(stream.architecture.layers)
     folders = {name: journal.parts(name) for name in recipes}
     in_layers = [sum(one.weight.numel() for one in stream.architecture.linears(n).values()) for n in range(total)]
     calibrated = [recipe.variant for recipe in recipes.values()]
-    job.progress.plan(steps_left(job, (), calibrated, in_layers[journal.finished_layers :]))
-    job.progress.begin(f"layer {min(journal.finished_layers + 1, total)} of {total} of {', '.join(recipes)}")
+    job.progress.plan(steps_left(job, (), calibrated, in_layers[start:]))
+    job.progress.begin(f"layer {min(start + 1, total)} of {total} of {', '.join(recipes)}")
     search, held_out = _shared_search(recipes), None
     if search and not job.is_dummy:
         texts, tokenizer = builtin_texts("evaluation"), tokenizer_of(job.source.folder)  # which no calibration sees
         held_out = token_blocks(texts, tokenizer, blocks=HELD_OUT_BLOCKS, block_tokens=blocks.shape[1])
+    makers = {name: method_of(recipe.variant).from_inputs for name, recipe in recipes.items()}
+    before = {name: partial(make, recipe=recipes[name]) for name, make in makers.items() if make}  # type: ignore[call-arg]
+    spill = journal.folder / "activations" if job.options.spill else None
     layers = stream.quantized(
-        blocks,
-        search,
-        start=journal.finished_layers,
-        states=journal.hidden(),
-        before={
-            name: partial(make, recipe=recipe)  # type: ignore[call-arg]
-            for name, recipe in recipes.items()
-            if (make := method_of(recipe.variant).from_inputs)
-        },
-        held_out=held_out,
-        spill=journal.folder / "activations" if job.options.spill else None,
+        blocks, search, start=start, states=journal.hidden(), before=before, held_out=held_out, spill=spill
     )
     seconds = {"pack": 0.0}
     for result, states in layers:

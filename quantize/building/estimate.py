@@ -25,23 +25,17 @@ from quantize.rounding.gram import column_blocks
 from quantize.source import config_source
 from quantize.variant import Variant, variants_named
 
-FLOAT_BYTES = 4
-SEARCH_POINTS = 11
-"""Scales that a search tries: no scaling, 5 and 2 more of the 20 grid points, then the best and its neighbours."""
-SEARCH_COPIES = 5
-"""Copies of the largest group of weights that the search holds at once: rows, scaled, rounded, difference, product."""
-PROBE_SIZE = 1024
-ELEMENTWISE_FLOPS = 400
-"""Time of the search's passes over one weight at one point, in units of a multiply-add of a matrix product."""
+FLOAT_BYTES, PROBE_SIZE = 4, 1024
+SEARCH_POINTS = 11  # scales that a search tries: none, 5 and 2 more of the 20 grid points, the best and its neighbours
+SEARCH_COPIES = 5  # of the largest group of weights at once: rows, scaled, rounded, difference, product
+ELEMENTWISE_FLOPS = 400  # what the search does to a weight at one point, in multiply-adds of a matrix product
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a calibrated run will take. Bytes and seconds.
 
-    parameters:        weights of the model.
-    layers:            decoder layers.
-    heads:             attention heads, None where the config does not say.
+    parameters, layers, heads: of the model; heads None where the config does not say.
     peak_bytes:        of the process on a CPU, of the device on CUDA.
     disk_bytes:        parts and finished files together, at the worst moment.
     seconds:           of the whole run.
@@ -98,9 +92,8 @@ def estimate(
     activations, held = tokens * hidden, set(inputs) if experts else inputs  # one expert's at a time
     grams = sum(width * width for width in held) + 3 * widest * widest
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    in_layers = (
-        activations * (2 if experts else 1) + weights[largest] + grams + max(batch, SEARCH_COPIES * largest_group)
-    )
+    held_inputs, at_work = activations * (2 if experts else 1), max(batch, SEARCH_COPIES * largest_group)
+    in_layers = held_inputs + weights[largest] + grams + at_work
     peak = FLOAT_BYTES * max(in_layers, embedding + activations, 2 * embedding) + already_bytes
 
     quantized = sum(weights)
@@ -109,16 +102,9 @@ def estimate(
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     operations = sum(weights) / weights[largest] * layer_operations(list(linears.values()), inputs, tokens)
-    return Estimate(
-        parameters=parameters,
-        layers=layers,
-        heads=getattr(normalized, "num_attention_heads", None),
-        peak_bytes=peak,
-        disk_bytes=disk,
-        seconds=operations / operations_a_second(device),
-        free_memory_bytes=free_memory(device, already_bytes),
-        free_disk_bytes=shutil.disk_usage(existing).free,
-    )
+    seconds, heads = operations / operations_a_second(device), getattr(normalized, "num_attention_heads", None)
+    free_memory_bytes, free_disk_bytes = free_memory(device, already_bytes), shutil.disk_usage(existing).free
+    return Estimate(parameters, layers, heads, peak, disk, seconds, free_memory_bytes, free_disk_bytes)
 
 
 def count_weights(model: Any) -> int:
@@ -179,10 +165,7 @@ def _normalized_config(config: Any) -> Any:
 
 
 def layer_operations(linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int) -> float:
-    """Floating-point operations for one decoder layer: forward, Gram matrices, scale search, feedback.
-
-    linears: (out, in) of each linear layer; inputs: features of each distinct input.
-    """
+    """Floating-point operations of a decoder layer. linears: (out, in); inputs: features of each distinct input."""
     forward = sum(2 * tokens * rows * columns for rows, columns in linears)
     gram = sum(2 * tokens * width * width * _symmetric_share(width) for width in inputs)
     search = sum(
@@ -214,13 +197,10 @@ def operations_a_second(device: torch.device) -> float:
 
 def free_memory(device: torch.device, already_bytes: int) -> int:
     """Bytes that this process may hold in all: what it has and what is free."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available) + already_bytes
+    on_cuda = device.type == "cuda"
+    return int(torch.cuda.mem_get_info(device)[0] if on_cuda else psutil.virtual_memory().available + already_bytes)
 
 
 def peak_bytes(device: torch.device) -> int:
     """The most that this process has held so far: resident on a CPU, allocated on CUDA."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return peak_resident_bytes()
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_resident_bytes()

@@ -10,16 +10,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from quantize.checkpoint import (
-    MANIFEST_NAME,
-    CalibrationFacts,
-    Checkpoint,
-    Manifest,
-    SourceFacts,
-    clear,
-    open_checkpoint,
-    verify,
-)  # fmt: skip
+from quantize.checkpoint import MANIFEST_NAME, CalibrationFacts, Checkpoint, clear, open_checkpoint, verify
 from quantize.dummy import dummy_weights
 from quantize.errors import UserError
 from quantize.methods import METHODS
@@ -45,12 +36,10 @@ class BuildOptions:
 
     group_size:   AWQ's, None for the largest that divides every layer.
     calibration:  a text as `text_from` reads it.
-    blocks:       of it that are used.
-    block_tokens: of each block.
+    blocks:       of it that are used, of `block_tokens` tokens each.
     rounding:     of the 4-bit variants, "gptq" (error feedback on the calibration text) or "nearest".
     bnb:          how bitsandbytes' 4-bit weights are stored.
-    revision:     of a hub source.
-    device:       "cpu", "cuda" or "auto" (CUDA where there is some).
+    revision:     of a hub source; device: "cpu", "cuda" or "auto" (CUDA where there is some).
     force:        make finished checkpoints again.
     name:         of the base model, None for the source's own.
     spill:        keep the activations between two layers in files beside the output.
@@ -93,14 +82,12 @@ class BuiltCheckpoint:
 class Job:
     """What all checkpoints of one call share.
 
-    source:   the opened model.
-    weights:  its tensors.
+    source:   the opened model; weights: its tensors.
     empty:    its transformers model on the meta device, which the files are known to fit.
     out:      folder for the checkpoints.
     options:  the user's.
     device:   where it is computed.
-    progress: told each step.
-    say:      told each line that a user should read.
+    progress: told each step; say: told each line that a user should read.
     several:  whether the call asked for more than one variant.
     refused:  variants that could not be made, and why: one does not lose the others.
     disk:     of a dry run, bytes that each variant will write.
@@ -145,9 +132,8 @@ class Job:
             return Skeleton.of(model, dummy_weights(model, self.device))
         made = Skeleton.of(model, self.weights)
         held = {name: made.stored[name] for name in made.stored if name in made}
-        again = empty_model(self.source.folder, config=self.empty.config)
-        found = Skeleton.of(again, self.weights, held.values()).stored
-        if lost := next((name for name, file_name in held.items() if found[name] != file_name), None):
+        again = Skeleton.of(empty_model(self.source.folder, config=self.empty.config), self.weights, held.values())
+        if lost := next((name for name, file_name in held.items() if again.stored[name] != file_name), None):
             raise UserError(f"{lost} would not be found again in a checkpoint of its own: use bnb-8bit or fp16")
         return made
 
@@ -155,10 +141,7 @@ class Job:
         return self.out / f"{self.source.base_model}-{recipe.variant.folder_suffix(recipe.group_size)}"
 
     def in_groups(self, architecture: Architecture) -> Architecture:
-        """The architecture with the size of groups of codes, and without the linear layers that it does not fit.
-
-        Tells the user when the usual size does not fit. Raises UserError where none does.
-        """
+        """The architecture in groups of codes, without what they do not fit. Raises UserError where none fits."""
         fitting = architecture.with_group_size(self.options.group_size)
         if self.options.group_size is None and fitting.group_size != GROUP_SIZES[0]:
             self.say(f"group size {fitting.group_size}: {GROUP_SIZES[0]} does not divide every layer of this model")
@@ -185,38 +168,33 @@ class Job:
         return replace(method.recipe(variant, choices), quantized_share=share)
 
     def kept(self, recipe: Recipe) -> BuiltCheckpoint | None:
-        """The finished checkpoint that is there already, unless it is to be made again.
-
-        Raises UserError where it is of another source, or was made with other options or calibration.
-        """
+        """The finished checkpoint, unless it is to be made again. Raises UserError where it was made otherwise."""
         target = self.target(recipe)
         if self.options.force or not (target / MANIFEST_NAME).is_file():
             return None
         found = open_checkpoint(target)
-        if difference := _difference(found.manifest, self.source.facts, recipe):
-            raise UserError(
-                f"{target} is there already, made {difference}: --force makes it again, another --out keeps both"
-            )
+        if difference := self._difference(found, recipe):
+            advice = "--force makes it again, another --out keeps both"
+            raise UserError(f"{target} is there already, made {difference}: {advice}")
         verify(found)
         clear(target)
         self.say(f"{target.name}: finished before, kept (--force makes it again)")
         return BuiltCheckpoint(found, kept=True)
 
+    def _difference(self, found: Checkpoint, recipe: Recipe) -> str | None:
+        """In what a finished checkpoint differs from what would be made now; None where it is the same."""
+        made, ours, makers = found.manifest, recipe.options, maker_versions()
+        same_weights = made.source.weights_sha256 == self.source.facts.weights_sha256
+        if not same_weights or (self.is_dummy and made.source.id != self.source.facts.id):
+            return f"from other weights ({made.source.id})"
+        for name in sorted(ours.keys() | made.options.keys()):
+            if ours.get(name) != made.options.get(name):
+                return f"with {name} = {made.options.get(name)}, now {ours.get(name)}"
+        for name in MAKERS:
+            if made.libraries.get(name) != makers.get(name):
+                return f"with {name} {made.libraries.get(name)}, now {makers.get(name)}"
+        return None if made.calibration == recipe.calibration else "with another calibration text"
+
 
 def method_of(variant: Variant) -> Method:
     return METHODS[variant.method]
-
-
-def _difference(manifest: Manifest, source: SourceFacts, recipe: Recipe) -> str | None:
-    """In what a finished checkpoint differs from what would be made now; None where it is the same."""
-    theirs, ours = manifest.source, recipe.options
-    if theirs.weights_sha256 != source.weights_sha256 or (source.kind == "dummy" and theirs.id != source.id):
-        return f"from other weights ({theirs.id})"
-    for name in sorted(ours.keys() | manifest.options.keys()):
-        if ours.get(name) != manifest.options.get(name):
-            return f"with {name} = {manifest.options.get(name)}, now {ours.get(name)}"
-    makers = maker_versions()
-    for name in MAKERS:
-        if manifest.libraries.get(name) != makers.get(name):
-            return f"with {name} {manifest.libraries.get(name)}, now {makers.get(name)}"
-    return None if manifest.calibration == recipe.calibration else "with another calibration text"

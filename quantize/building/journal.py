@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantize.building.layer import LayerResult, LinearFacts
+from quantize.building.layer import Groups, LayerResult, LinearFacts
 from quantize.errors import UserError
 from quantize.files import remove_working_folder, replace_file, sha256_of
-from quantize.model.scales import ScaleGroup
 from quantize.schema import from_json, to_data
 
 JOURNAL_NAME = "journal.json"
@@ -35,7 +34,7 @@ class State:
     layers: tuple[tuple[LinearFacts, ...], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
-    groups: dict[str, tuple[ScaleGroup, ...]] = field(default_factory=dict)
+    groups: dict[str, Groups] = field(default_factory=dict)
 
 
 class Journal:
@@ -82,19 +81,14 @@ class Journal:
         return [tensors[name] for name in sorted(tensors)]
 
     def layer_done(
-        self,
-        result: LayerResult,
-        hidden: list[Tensor],
-        parts: Sequence[Path],
-        groups: Mapping[str, tuple[ScaleGroup, ...]] | None = None,
+        self, result: LayerResult, hidden: list[Tensor], parts: Sequence[Path], groups: dict[str, Groups] | None = None
     ) -> None:
         """Keep the next layer's inputs and note that this layer's parts are on disk."""
         kept = {f"{number:06d}": batch.contiguous().cpu() for number, batch in enumerate(hidden)}
         path = self._hidden_path(result.index + 1)
         save_file(kept, path)
-        files = self.state.files | {
-            file.relative_to(self.folder).as_posix(): sha256_of(file) for file in (*parts, path)
-        }
+        written = {file.relative_to(self.folder).as_posix(): sha256_of(file) for file in (*parts, path)}
+        files = self.state.files | written
         files.pop(self._hidden_path(result.index).name, None)
         before = self.state.seconds
         seconds = before | {phase: before.get(phase, 0.0) + spent for phase, spent in result.seconds.items()}

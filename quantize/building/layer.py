@@ -1,7 +1,6 @@
 """AWQ one decoder layer at a time: read it, watch its inputs, search, round, hand it on, free it.
 
-Memory holds one layer's weights, its Gram matrices and the activations between two layers, however many layers the
-model has.
+Memory holds one layer's weights, its Gram matrices and the activations between two layers.
 """
 
 import contextlib
@@ -23,18 +22,10 @@ from quantize.rounding.gptq import refit_scales, round_with_feedback
 from quantize.rounding.gram import InputStats, row_errors
 from quantize.rounding.options import AwqOptions
 
-UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
-"""Linear layers whose weights are not clipped, as in autoawq: their outputs are multiplied with each other."""
-
-WORSE_THAN_PLAIN = 1.1
-"""How much larger than plain rounding's the error of a whole layer may come out: the search looks at groups of
-linear layers, and one of them may pay for the others."""
-
-BATCH_TOKENS = 4096
-"""Tokens that go through a layer at a time."""
-
-FREED_SHARE = 0.2
-"""Share of this process's memory that may lie freed but not given back while a layer is at work."""
+UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")  # as in autoawq: their outputs are multiplied with each other
+WORSE_THAN_PLAIN = 1.1  # a layer's error over plain rounding's, at most: one of its groups may pay for the others
+BATCH_TOKENS = 4096  # tokens that go through a layer at a time
+FREED_SHARE = 0.2  # share of this process's memory that may lie freed but not given back while a layer is at work
 
 
 @dataclass(frozen=True)
@@ -42,8 +33,7 @@ class LinearFacts:
     """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text.
 
     name:      of the linear layer in the model.
-    error:     of the weights as stored.
-    error_rtn: of plain rounding to nearest.
+    error:     of the weights as stored; error_rtn: of plain rounding to nearest.
     exponent:  the scale search's grid point, None where nothing was scaled.
     tokens:    of the calibration text that an expert's layer saw, None for all.
     """
@@ -59,11 +49,9 @@ class LinearFacts:
 class LayerResult:
     """One quantized decoder layer.
 
-    index:   of the layer.
     weights: by full name (without ".weight").
     others:  every other tensor of the layer, scales applied, by full name.
-    facts:   of each linear layer.
-    seconds: a phase.
+    facts:   of each linear layer; seconds: a phase.
     before:  by variant, what its method made of the layer before its scales moved, by full name.
     """
 
@@ -75,8 +63,9 @@ class LayerResult:
     before: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-FromInputs = Callable[[LayerInputs], dict[str, Tensor]]
-"""What another method makes of a layer before its scales move; its tensors come back in the result."""
+Groups = tuple[ScaleGroup, ...]  # where the scales of a layer may move
+Makers = Mapping[str, Callable[[LayerInputs], dict[str, Tensor]]]
+"""By variant, what another method makes of a layer before its scales move; its tensors come back in the result."""
 
 
 @contextlib.contextmanager
@@ -89,17 +78,11 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 @torch.no_grad()
 def quantize_layer(
-    index: int,
-    seen: LayerInputs,
-    options: AwqOptions | None,
-    groups: Sequence[ScaleGroup],
-    before: Mapping[str, FromInputs],
-    seconds: dict[str, float],
+    index: int, seen: LayerInputs, options: AwqOptions | None, groups: Groups, before: Makers, seconds: dict[str, float]
 ) -> LayerResult:
     """Quantize decoder layer `index`, which is left scaled. Raises UserError where it comes out too bad.
 
-    groups: where its scales may move; seconds: of the phases before this. With no options nothing is quantized here:
-    only `before` sees the layer.
+    seconds: of the phases before this. With no options nothing is quantized here: only `before` sees the layer.
     """
     made = {}
     for variant, make in before.items():
@@ -120,10 +103,9 @@ def quantize_layer(
                 work.quantize_expert(block, number, groups)
     error, plain = sum(work.errors.values()), sum(work.plain_errors.values())
     if not error <= WORSE_THAN_PLAIN * plain:  # or is not finite
-        raise UserError(
-            f"{seen.prefix[:-1]} comes out worse than plain rounding on the calibration text (relative error "
-            f"{error:.3g}, plain {plain:.3g}): use more --blocks or other --calibration text, or the variant rtn"
-        )
+        worse = f"worse than plain rounding on the calibration text (relative error {error:.3g}, plain {plain:.3g})"
+        advice = "use more --blocks or other --calibration text, or the variant rtn"
+        raise UserError(f"{seen.prefix[:-1]} comes out {worse}: {advice}")
     full = {seen.prefix + name: weight for name, weight in work.weights.items()}
     return LayerResult(index, full, seen.others(), work.facts(), seconds, made)
 
@@ -160,21 +142,16 @@ class _Work:
             if any(group.source.startswith(f"{block.name}.") for block in seen.blocks):
                 continue
             trim_memory(above=FREED_SHARE)
-            owners = dict.fromkeys(seen.owners[one.name] for one in group.consumers if one.name in seen.owners)
-            channels = {seen.owners.get(one.name, one.name): one.channels for one in group.consumers}
-            readers = {
-                owner: Reader(
-                    torch.cat([seen.linears[name].weight.data for name in seen.sharing(owner)]),
-                    seen.stats[owner],
-                    _as_tensor(channels[owner], seen.stats[owner].abs_mean),
-                )
-                for owner in owners
-            }
-            names = [seen.sharing(owner) for owner in owners]
-            read = {
-                block: [one for one in group.consumers if one.name.startswith(f"{block.name}.")]
-                for block in seen.blocks
-            }
+            channels = {seen.owners[one.name]: one.channels for one in group.consumers if one.name in seen.owners}
+            names = [seen.sharing(owner) for owner in channels]
+            readers = {}
+            for owner, sharing in zip(channels, names, strict=True):
+                rows, stats = torch.cat([seen.linears[name].weight.data for name in sharing]), seen.stats[owner]
+                readers[owner] = Reader(rows, stats, _as_tensor(channels[owner], stats.abs_mean))
+            read = {}
+            for block in seen.blocks:
+                if own := [one for one in group.consumers if one.name.startswith(f"{block.name}.")]:
+                    read[block] = own
             experts = [reader for block, own in read.items() for reader in self._expert_readers(own, block, names)]
             if not readers and not experts:
                 continue
@@ -184,9 +161,8 @@ class _Work:
             for owner, reader in readers.items():
                 seen.stats[owner] = seen.stats[owner].scaled(reader.spread(choice.scales))
             for block, own in read.items():
-                if own:
-                    block.scale(own[0].spread(choice.scales))
-                    self._moved |= {one.name: one.spread(choice.scales) for one in own}
+                block.scale(own[0].spread(choice.scales))
+                self._moved |= {one.name: one.spread(choice.scales) for one in own}
             if group.source in self._outputs:  # the scales are in its output now
                 stats = seen.stats[seen.owners[group.source]]
                 self._outputs[group.source] = self._output_square(group.source, stats)
@@ -254,13 +230,9 @@ class _Work:
     def _expert_readers(
         self, consumers: Sequence[Consumer], block: RoutedTokens, names: list[list[str]]
     ) -> list[Reader]:
-        """Readers of these layers of a block's experts; their names are added.
-
-        All take the statistics of the block's input, weighted by the tokens that each saw: an expert that saw few has
-        no statistics of its own that a search could trust.
+        """Readers of these layers of a block's experts; their names are added. All take the statistics of the block's
+        input, weighted by the tokens that each saw: one that saw few has none of its own that a search could trust.
         """
-        if not consumers:
-            return []
         stats, tokens, readers = block.stats(), block.tokens(), []
         for consumer in consumers:
             if consumer.name in self._seen.linears:

@@ -6,16 +6,15 @@ tells what the quantization costs, without ever holding the whole model in memor
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.building.layer import BATCH_TOKENS, FromInputs, LayerResult, quantize_layer, timed
+from quantize.building.layer import BATCH_TOKENS, Groups, LayerResult, Makers, quantize_layer, timed
 from quantize.errors import UserError
 from quantize.methods.base import LayerInputs
 from quantize.methods.routed import RoutedTokens
@@ -23,25 +22,21 @@ from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
 from quantize.model.groups import WRAPPED_TYPES, Prober, tensors_in
 from quantize.model.layer_calls import LayerCall, layer_calls, one_layer, replace_layers, shared, structure
-from quantize.model.scales import ScaleGroup
 from quantize.model.skeleton import Skeleton, empty
 from quantize.process_memory import trim_memory
 from quantize.rounding.gram import StatsAccumulator, multiplies_bfloat16
 from quantize.rounding.options import AwqOptions
 from quantize.weights import check_finite
 
-JUMP = 2.0
-"""Perplexity ratio from which on a checkpoint is broken, not quantized."""
+JUMP = 2.0  # perplexity ratio from which on a checkpoint is broken, not quantized
 
 
 @dataclass(frozen=True)
 class HeldOutResult:
     """What the held-out text showed, over `tokens` predicted tokens.
 
-    perplexity_source: of the source.
-    perplexity:        of the quantized model.
-    divergence:        mean KL(source || quantized) in nats a token.
-    tokens:            predicted ones.
+    perplexity_source, perplexity: of the source, and of the quantized model.
+    divergence: mean KL(source || quantized) in nats a token.
     """
 
     perplexity_source: float
@@ -52,36 +47,33 @@ class HeldOutResult:
     def check(self) -> None:
         """Raise UserError when the quantized model has lost what the source knows."""
         if not self.perplexity / self.perplexity_source <= JUMP:  # or is not finite
-            raise UserError(
-                f"the quantized model is broken: perplexity {self.perplexity:.4g} on held-out text, the source has "
-                f"{self.perplexity_source:.4g}; use more --blocks or other --calibration text, or a bnb variant"
-            )
+            found = f"perplexity {self.perplexity:.4g} on held-out text, the source has {self.perplexity_source:.4g}"
+            advice = "use more --blocks or other --calibration text, or a bnb variant"
+            raise UserError(f"the quantized model is broken: {found}; {advice}")
 
 
+@dataclass
 class LayerStream:
     """Goes through the decoder layers of a model whose weights are in files, quantizing each.
 
-    model:        the transformers model, its weights on the meta device but for the layer at work.
+    skeleton:     holds the transformers model, its weights on the meta device but for the layer at work.
     architecture: where its layers are, and which of their linear layers get quantized.
+    device:       where the layer at work is.
     groups:       where scales may move, for each kind of layer that was tried; kinds: of each layer that was seen.
     states:       the inputs of the layer after the one yielded last, [batch, tokens, hidden] each: of the calibration's
                   batches, of the held-out text in the source and in the quantized model, and of the first block.
     """
 
-    def __init__(
-        self,
-        skeleton: Skeleton,
-        architecture: Architecture,
-        device: torch.device,
-        groups: Mapping[str, tuple[ScaleGroup, ...]] | None = None,
-    ) -> None:
-        self.skeleton = skeleton
-        self.model = skeleton.model
-        self.architecture = architecture
-        self.groups = dict(groups or {})
-        self.kinds: dict[int, str] = {}
-        self.states: list[Tensor] = []
-        self._device = device
+    skeleton: Skeleton
+    architecture: Architecture
+    device: torch.device
+    groups: dict[str, Groups] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)
+    states: list[Tensor] = field(default_factory=list)
+
+    @property
+    def model(self) -> Any:
+        return self.skeleton.model
 
     def quantized(
         self,
@@ -90,7 +82,7 @@ class LayerStream:
         *,
         start: int = 0,
         states: Sequence[Tensor] = (),
-        before: Mapping[str, FromInputs] | None = None,
+        before: Makers | None = None,
         held_out: Tensor | None = None,
         spill: Path | None = None,
     ) -> Iterator[tuple[LayerResult, list[Tensor]]]:
@@ -104,18 +96,19 @@ class LayerStream:
 
         A layer's weights, and its inputs, are freed when the next one is asked for.
         """
-        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
-        batches, judged = batches_of(blocks), [] if held_out is None else [held_out, held_out]
+        self.skeleton.fill_outer(self.architecture.layers_name, self.device)
+        batches = torch.split(blocks, max(1, BATCH_TOKENS // blocks.shape[1]))
+        judged = [] if held_out is None else [held_out, held_out]
         count = len(batches)
         first, calls = self._record_all([*batches, *judged, blocks[:1]])
         *hidden, probed = states or first
-        judged, hidden = [state.to(self._device) for state in hidden[count:]], hidden[:count]
+        judged, hidden = [state.to(self.device) for state in hidden[count:]], hidden[:count]
         if spill is None:
-            hidden = [batch.to(self._device) for batch in hidden]
+            hidden = [batch.to(self.device) for batch in hidden]
         else:
             spill.mkdir(parents=True, exist_ok=True)
             hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(hidden)]
-        probed = probed.to(self._device)
+        probed = probed.to(self.device)
         self.states = [*hidden, *judged, probed]
         del states, first
         for module in self.model.modules():  # their outputs are there; buffers that no file holds stay
@@ -123,7 +116,7 @@ class LayerStream:
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
         for index in range(start, len(self.architecture.layers)):
             layer, prefix = self.architecture.layers[index], self.architecture.prefix(index)
-            self.skeleton.fill(layer, prefix, self._device)
+            self.skeleton.fill(layer, prefix, self.device)
             self.skeleton.forget_stacks()
             self.states.clear()
             *of_batches, of_probe = [each[index] for each in calls]
@@ -144,7 +137,7 @@ class LayerStream:
             empty(layer)
             trim_memory()
 
-    def _groups(self, index: int, hidden: Tensor, call: LayerCall) -> tuple[ScaleGroup, ...]:
+    def _groups(self, index: int, hidden: Tensor, call: LayerCall) -> Groups:
         """Where the scales of this layer may move, tried once for each kind of layer."""
         layer, config = self.architecture.layers[index], self.model.config.get_text_config(decoder=True)
         kind = f"{sorted(call)} {structure(layer)}"
@@ -169,7 +162,7 @@ class LayerStream:
         hidden, calls = [], []
         of_size: dict[int, list[LayerCall]] = {}
         for batch in batches:
-            recorded = layer_calls(self.model, self.architecture, batch.to(self._device))
+            recorded = layer_calls(self.model, self.architecture, batch.to(self.device))
             like = of_size.setdefault(len(batch), [call for _, call in recorded])
             pairs = zip((call for _, call in recorded), like, strict=True)
             calls.append([{key: shared(value, other.get(key)) for key, value in own.items()} for own, other in pairs])
@@ -179,10 +172,10 @@ class LayerStream:
     @torch.no_grad()
     def judge(self, held_out: Tensor) -> HeldOutResult:
         """Compare what source and quantized model predict of held-out token ids, after the last layer."""
-        self.skeleton.fill_outer(self.architecture.layers_name, self._device)
+        self.skeleton.fill_outer(self.architecture.layers_name, self.device)
         head = self.model.get_output_embeddings()
         names = {module: name for name, module in self.model.named_modules()}
-        self.skeleton.fill(head, f"{names[head]}.", self._device, recurse=False)
+        self.skeleton.fill(head, f"{names[head]}.", self.device, recurse=False)
         self.model.tie_weights()
 
         def log_probabilities(ids: Tensor, last: Tensor) -> Tensor:
@@ -194,7 +187,7 @@ class LayerStream:
         losses, divergence, tokens = [0.0, 0.0], 0.0, 0
         states = self.states[-3:-1]
         apart = [torch.split(state, 1, dim=state.dim() - 3) for state in states]  # some stack streams before the batch
-        for ids, *ends in zip(held_out.to(self._device), *apart, strict=True):
+        for ids, *ends in zip(held_out.to(self.device), *apart, strict=True):
             exact, other = (log_probabilities(ids, last) for last in ends)
             for row, predicted in enumerate((exact, other)):
                 losses[row] -= float(predicted.gather(1, ids[1:, None]).double().sum())
@@ -214,10 +207,7 @@ class LayerStream:
 
 @torch.no_grad()
 def run_layer(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[LayerCall]) -> Iterator[Tensor]:
-    """The layer's output for each batch [b, t, hidden] with its call, one after the other.
-
-    Matrix products run in bfloat16 where the hardware has them; what is between the products stays in float32.
-    """
+    """The layer's output for each batch [b, t, hidden] with its call; products in bfloat16 where hardware has them."""
     device = next(layer.parameters()).device
     for batch, call in zip(hidden, calls, strict=True):
         with one_layer(layer), torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
@@ -237,11 +227,7 @@ def is_spilled(batch: Tensor) -> bool:
 
 @torch.no_grad()
 def observe_layer(
-    architecture: Architecture,
-    index: int,
-    hidden: list[Tensor],
-    calls: Sequence[LayerCall],
-    stored: Mapping[str, str] = MappingProxyType({}),
+    architecture: Architecture, index: int, hidden: list[Tensor], calls: Sequence[LayerCall], stored: Mapping[str, str]
 ) -> LayerInputs:
     """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
 
@@ -295,8 +281,3 @@ def tensor_core_products(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def batches_of(blocks: Tensor) -> list[Tensor]:
-    """Calibration blocks in batches of about BATCH_TOKENS tokens, as they go through a layer."""
-    return list(torch.split(blocks, max(1, BATCH_TOKENS // blocks.shape[1])))

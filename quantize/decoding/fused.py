@@ -15,16 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.llama import modeling_llama
 
 ROTARY = "apply_rotary_pos_emb"
 
 
 @contextlib.contextmanager
 def fused_steps(norms: Sequence[nn.Module], rotary: Sequence[ModuleType]) -> Iterator[None]:
-    """Inside, a forward pass over one token runs in fewer kernels; then all is as before.
-
-    norms, rotary: `plain_norms` and `llama_like` of the model, found once, since every step enters this.
-    """
+    """Inside, a pass over one token runs in fewer kernels. norms, rotary: `plain_norms`, `llama_like`, found once."""
     own = {module: getattr(module, ROTARY) for module in rotary}
     for norm in norms:
         norm.forward = functools.partial(fused_norm, norm)
@@ -52,8 +50,6 @@ def fused_norm(norm: Any, hidden: Tensor) -> Tensor:
 
 def llama_like(model: nn.Module) -> list[ModuleType]:
     """The source modules of a model whose rotary embedding is Llama's, to the instruction."""
-    from transformers.models.llama import modeling_llama
-
     sources = [sys.modules[name] for name in sorted({type(module).__module__ for module in model.modules()})]
     return [source for source in sources if _rotary_code(source) == _rotary_code(modeling_llama)]
 

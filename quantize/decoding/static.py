@@ -15,9 +15,7 @@ from quantize.decoding.eager import EagerDecoder
 from quantize.decoding.fused import fused_steps, llama_like, plain_norms
 from quantize.errors import UserError
 
-CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"
-"""How the steps of mode "graph" run: replayed on CUDA; elsewhere the same steps, called one by one."""
-
+CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"  # how steps of mode "graph" run: on CUDA, elsewhere
 SLOTS_STEP = 64  # slots come in multiples of this: attention kernels want aligned masks, and pad others at every call
 CAPTURE_WARMUPS = 3  # runs before the recorded one: libraries set themselves up, kernels are tuned outside the graph
 CHECKED_STEPS = 4
@@ -70,8 +68,7 @@ class StaticDecoder(EagerDecoder):
     def __init__(self, model: Any, *, batch: int, positions: int) -> None:
         """Make the cache for `batch` sequences of up to `positions` tokens, and on CUDA record a step.
 
-        Raises UserError for a model that cannot decode so: spread over devices, with a sliding window shorter than
-        `positions`, with attention that takes no mask, or with layers that wait for the host.
+        Raises UserError as `check_model` does, for caches of another kind, and for layers that wait for the host.
         """
         check_model(model, positions)
         device = next(model.parameters()).device
@@ -86,10 +83,9 @@ class StaticDecoder(EagerDecoder):
         growing = getattr(output.past_key_values, "layers", ())
         if not growing or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in growing):
             raise UserError("mode graph knows caches of keys and values alone, this model keeps something else")
-        self._layers = [_Slots(layer, slots, self._position) for layer in growing]
-        self._cache = Cache(layers=self._layers)
+        self._cache = Cache(layers=[_Slots(layer, slots, self._position) for layer in growing])
         # Added to the scores: attention would make such a mask of a boolean one anew in every layer.
-        dtype = self._layers[0].keys.dtype
+        dtype = self._cache.layers[0].keys.dtype
         self._seen = torch.zeros((), dtype=dtype, device=device)
         self._unseen = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=device)
         self._graph = self._record() if device.type == "cuda" else None
@@ -97,7 +93,7 @@ class StaticDecoder(EagerDecoder):
 
     def prefill(self, prompt: Tensor) -> None:
         output = self._model(input_ids=prompt, use_cache=True, **self._last_only)
-        for slots, layer in zip(self._layers, output.past_key_values.layers, strict=True):
+        for slots, layer in zip(self._cache.layers, output.past_key_values.layers, strict=True):
             slots.take(layer)
         self.logits = output.logits[:, -1]
         self.token.copy_(self.logits.argmax(dim=-1, keepdim=True))

@@ -14,23 +14,14 @@ from quantize.model.architecture import architecture_of
 from quantize.model.names import linear_layers
 from quantize.variant import Variant
 
-FITTING_SHARE = 0.95
-"""Up to this share of a GPU's free memory a model's weights are tried on that GPU alone."""
-
-SPREAD_SHARE = 0.85
-"""Share of each device's free memory that a spread model's weights may fill: the KV cache and the activations follow
-them."""
-
+FITTING_SHARE = 0.95  # up to this share of a GPU's free memory a model's weights are tried on that GPU alone
+SPREAD_SHARE = 0.85  # of a device's free memory, for a spread model's weights: cache and activations follow them
 RAM = "cpu"
-Memory = Mapping[int | str, int]
-"""Free bytes of each GPU by its number, and of "cpu"."""
+Memory = Mapping[int | str, int]  # free bytes of each GPU by its number, and of "cpu"
 
 
 def torch_device(name: str) -> torch.device:
-    """The torch device of this name; "auto" is CUDA where there is some.
-
-    Raises UserError when it is CUDA and there is none, or unknown.
-    """
+    """The torch device of this name; "auto" is CUDA where there is some. Raises UserError for others, or no CUDA."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.split(":")[0] not in ("cpu", "cuda"):
@@ -77,9 +68,7 @@ class Placement:
 class Running:
     """How a model is to run.
 
-    variant:    the row of the table.
-    place:      where its modules go.
-    dtype:      compute dtype.
+    variant:    the row of the table; place: where its modules go; dtype: what they compute in.
     kernel:     as quantize.load takes it.
     group_size: of groups of codes, None for none, or for the largest that fits.
     """
@@ -147,18 +136,13 @@ def _device(key: int | str) -> torch.device:
 
 
 def weights_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, and of the scales that bitsandbytes keeps beside a weight.
-
-    A storage that several tensors share (a tied embedding) counts once.
-    """
+    """Bytes of parameters, buffers and bitsandbytes' scales beside them; a storage that several share counts once."""
     return _storage_bytes((*model.parameters(), *model.buffers()))
 
 
 def decode_bytes(model: Any) -> int | None:
-    """Bytes of weights and buffers that a decode step must read at least, each storage once.
-
-    That is all of them but the input embedding, of which a step takes one row, unless something else holds the same
-    storage (an output head tied to it). None for a model that does not name its input embedding.
+    """Bytes of weights and buffers that a decode step must read, each storage once: all but the input embedding, of
+    which it takes one row, unless an output head is tied to it. None for a model that does not name its own.
     """
     if not hasattr(model, "get_input_embeddings"):
         return None

@@ -24,18 +24,11 @@ from quantize.model.skeleton import Skeleton
 from quantize.source import cache_folder
 from quantize.variant import NATIVE_KERNEL
 
-VOCABULARY_CHUNK = 4096
-"""Rows of a half-precision output head that are converted at a time."""
-
-MERGED_ON = ("cuda",)
-"""Devices on which 4-bit layers with one input run as one: where starting a kernel counts."""
-
+VOCABULARY_CHUNK = 4096  # rows of a half-precision output head that are converted at a time
+MERGED_ON = ("cuda",)  # devices on which 4-bit layers with one input run as one: where starting a kernel counts
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-"""Names that layers with one input have inside their module: of attention, of gated MLPs, and of experts.
-
-autoawq's maps know them as well, but importing autoawq takes 150 MB and two seconds, which a loaded model has no other
-use for.
-"""
+"""Names that layers with one input have inside their module: of attention, of gated MLPs, and of experts. autoawq's
+maps know them as well, but importing autoawq takes 150 MB and two seconds."""
 
 
 def place_int4_layers(
@@ -80,10 +73,7 @@ def place_int4_layers(
 
 
 def fill_rest(skeleton: Skeleton, quantized: Sequence[str], how: Running) -> None:
-    """Fill what is not quantized: norms in the compute dtype, embeddings and the output head in half precision.
-
-    quantized: the linear layers that are placed already. Raises UserError when a tensor is missing.
-    """
+    """Fill what is not quantized, norms in the compute dtype, the rest in half. Raises UserError for a missing one."""
     model, done = skeleton.model, tuple(f"{name}." for name in quantized)
     modules, head = dict(model.named_modules()), model.get_output_embeddings()
     for name in skeleton.stored:

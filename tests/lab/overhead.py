@@ -51,7 +51,7 @@ def race(arguments: argparse.Namespace) -> None:
 def ours(model: Any, prompt: Tensor, scenario: Scenario) -> float:
     """Median seconds of a decode step as the worker times them."""
     clock = clock_for(model.device.type)
-    return statistics.median(timed_pass(EagerDecoder(model), prompt, scenario.decode_steps, clock).decode_s)
+    return statistics.median(timed_pass(lambda: EagerDecoder(model), [prompt], scenario.decode_steps, clock).decode_s)
 
 
 def generate(model: Any, prompt: Tensor, scenario: Scenario) -> float:

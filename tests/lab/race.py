@@ -22,7 +22,7 @@ from bench.records.lab import RaceRecord, TextFacts
 from bench.records.store import append
 from bench.run.executor import run_module
 from bench.worker.machine import fingerprint
-from bench.worker.quality import divergences, quality
+from bench.worker.quality import kl_nats, predictions, quality
 from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, token_blocks, unseen_paragraphs
 from quantize.errors import UserError
 from quantize.int4.layouts import LAYOUTS
@@ -108,6 +108,19 @@ def figures_of(
         "perplexity": {kind: quality(model, text).perplexity for kind, text in texts.items()},
         "divergence": {kind: float(divergences(reference, model, text).mean()) for kind, text in texts.items()},
     }
+
+
+@torch.no_grad()
+def divergences(reference: Any, model: Any, blocks: Tensor) -> Tensor:
+    """KL(reference || model) of the next-token distributions in nats, float64 [blocks * (block_tokens - 1)].
+
+    The two models are walked side by side, so that no logits of the whole text are kept.
+    """
+    parts = []
+    for (expected, _), (logits, _) in zip(predictions(reference, blocks), predictions(model, blocks), strict=True):
+        exact, other = (torch.log_softmax(one.double(), dim=-1) for one in (expected, logits))
+        parts.append(kl_nats(exact, other))
+    return torch.cat(parts)
 
 
 @torch.no_grad()

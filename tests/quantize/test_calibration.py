@@ -7,14 +7,15 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from quantize.calibration import (
+    PARAGRAPH,
+    Split,
     blocks_sha256,
-    builtin_text,
     builtin_texts,
     check_blocks,
     first_tokens,
@@ -89,6 +90,10 @@ def test_the_evaluation_topics_of_python_3_11() -> None:
     assert sorted(name for name in topics if split_of(name) == "evaluation") == EVALUATION
 
 
+def builtin_text(split: Split) -> str:
+    return PARAGRAPH.join(builtin_texts(split))
+
+
 def test_calibration_and_evaluation_share_no_paragraph() -> None:
     calibration, evaluation = paragraphs(builtin_text("calibration")), paragraphs(builtin_text("evaluation"))
     assert len(calibration) > 1000
@@ -108,7 +113,7 @@ def test_the_topics_do_quote_one_another_so_the_split_by_name_alone_would_not_do
 
 
 def test_calibration_gets_about_three_quarters() -> None:
-    sizes = {split: len(builtin_text(split)) for split in ("calibration", "evaluation")}
+    sizes = {split: len(builtin_text(split)) for split in get_args(Split)}
     assert 0.6 < sizes["calibration"] / sum(sizes.values()) < 0.85
 
 

@@ -1,13 +1,13 @@
 import pytest
 
 from bench.suite.prompts import TOKENS_PER_WORD, estimated_tokens, published_lengths, published_prompts
-from bench.worker.tasks import MEDICAL_TASKS
+from bench.worker.tasks import GROUPS
 from quantize.source import Source
 
 
 def test_there_is_a_prompt_for_each_of_the_cards_tasks() -> None:
     names = list(published_prompts())
-    assert [name for name in names if name != "medqa_5options"] == list(MEDICAL_TASKS)
+    assert [name for name in names if name != "medqa_5options"] == list(GROUPS["medical"])
 
 
 @pytest.mark.parametrize("name", list(published_prompts()))

@@ -162,7 +162,7 @@ def test_the_loop_decodes_what_generate_decodes(tiny_llama: Path) -> None:
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
-    timed = timed_pass(EagerDecoder(model), prompt, 8, Clock())
+    timed = timed_pass(lambda: EagerDecoder(model), [prompt], 8, Clock())
     hook.remove()
     with torch.no_grad():
         expected = model.generate(

@@ -15,7 +15,7 @@ from bench.worker.quality import (
     reference_quality,
     write_logprobs,
 )
-from quantize.calibration import blocks_sha256, builtin_text
+from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts
 from quantize.errors import UserError
 
 VOCABULARY = 512
@@ -99,8 +99,8 @@ def test_the_text_is_the_held_out_one(tiny_llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     blocks = evaluation_blocks(tokenizer, blocks=12, block_tokens=512)
     assert blocks.shape == (12, 512)
-    assert tokenizer.decode(blocks[0])[:200] in builtin_text("evaluation")
-    assert tokenizer.decode(blocks[0])[:200] not in builtin_text("calibration")
+    assert tokenizer.decode(blocks[0])[:200] in PARAGRAPH.join(builtin_texts("evaluation"))
+    assert tokenizer.decode(blocks[0])[:200] not in PARAGRAPH.join(builtin_texts("calibration"))
 
 
 def test_known_divergences(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.records.record import TaskScore
-from bench.worker.tasks import GROUPS, MEDICAL_TASKS, _result, evaluate, expand
+from bench.worker.tasks import GROUPS, _result, evaluate, expand
 from quantize.errors import UserError
 
 FOLDER = Path(__file__).parent / "local_task"
@@ -137,8 +137,8 @@ def test_dummy_weights_have_nothing_to_say() -> None:
 
 def test_a_group_becomes_its_tasks_each_once_and_in_order() -> None:
     assert expand(["mine", "medmcqa", "medical"])[:3] == ("mine", "medmcqa", "mmlu_clinical_knowledge")
-    assert len(expand(["mine", "medmcqa", "medical"])) == 1 + len(MEDICAL_TASKS)
-    assert expand(GROUPS) == MEDICAL_TASKS
+    assert len(expand(["mine", "medmcqa", "medical"])) == 1 + len(GROUPS["medical"])
+    assert expand(GROUPS) == GROUPS["medical"]
     with pytest.raises(UserError, match="name tasks of lm-eval or one of medical"):
         expand([])
 

@@ -182,7 +182,7 @@ def test_layers_that_give_no_numbers_are_named_and_the_model_is_whole_again(tiny
     with torch.no_grad():
         assert torch.equal(model(ids).logits, logits)
     with pytest.raises(UserError, match=r"model\.layers\.0 gives NaN or Inf on the calibration text"):
-        observe_layer(architecture, 0, [hidden * float("nan")], [kwargs])
+        observe_layer(architecture, 0, [hidden * float("nan")], [kwargs], {})
 
 
 def test_batches_through_a_layer_do_not_change_what_is_found(

@@ -126,7 +126,7 @@ def test_the_cache_holds_its_slots(model: Any) -> None:
 
 def test_it_is_timed_as_eager_decoding_is(model: Any) -> None:
     prompt = prompt_of(model, 5)
-    timed = timed_pass(StaticDecoder(model, batch=1, positions=9), prompt, 4, Clock())
+    timed = timed_pass(lambda: StaticDecoder(model, batch=1, positions=9), [prompt], 4, Clock())
     assert len(timed.decode_s) == 4
     assert min(timed.prefill_s, *timed.decode_s) > 0
 
@@ -161,7 +161,7 @@ class SeesAll(StaticDecoder):
 class NotANumber(StaticDecoder):
     def prefill(self, prompt: torch.Tensor) -> None:
         super().prefill(prompt)
-        self._layers[0].values.fill_(torch.nan)
+        self._cache.layers[0].values.fill_(torch.nan)
 
 
 @pytest.mark.parametrize("broken", [OffByOne, SeesAll, NotANumber])
