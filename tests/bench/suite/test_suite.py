@@ -66,7 +66,9 @@ def test_biomistral_is_the_published_table() -> None:
     published = [row for row in suite.rows if row.published]
     ours = [(row.base_model, row.group_size, row.quantization.w_bit, row.quantization.version) for row in published]
     assert ours == [(row.base_model, row.q_group_size, row.w_bit, row.version) for row in BIOMISTRAL_7B]
-    assert [row.checkpoint_name for row in published[1:]] == [row.download for row in BIOMISTRAL_7B[1:]]
+    endings = [f"AWQ-QGS128-W4-{row.version}" if row.version else row.method for row in BIOMISTRAL_7B[1:]]
+    names = [f"{row.base_model}-{ending}" for row, ending in zip(BIOMISTRAL_7B[1:], endings, strict=True)]
+    assert [row.checkpoint_name for row in published[1:]] == names
     assert (suite.reference.base_model, suite.shape) == ("BioMistral-7B", "mistral-7b")
     assert suite.rounds.least == 3
     assert suite.crossover.budget_s > 0
