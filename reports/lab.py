@@ -168,7 +168,7 @@ def profile_page(records: Sequence[lab.ProfileRecord]) -> Page:
                 (Column("ms", "milliseconds"), op.seconds),
                 (Column("Share", "share"), op.seconds / one.busy_s if one.busy_s else None),
                 (Column("Calls", "calls"), op.calls),
-                (Column("lab.Operation"), op.name[:NAME_CHARACTERS]),
+                (Column("Operation"), op.name[:NAME_CHARACTERS]),
             ]
             for op in shown
         )
