@@ -140,7 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     out, base, wrong = arguments.out.resolve(), open_source("smollm2-135m").folder, 0
     texts = [text[:2000] for text in builtin_texts("calibration")[:16]]
-    for name, (maker, _) in CHECKPOINTS.items():
+    for name in arguments.checkpoint or CHECKPOINTS:
+        maker, _ = CHECKPOINTS[name]
         if not (out / name).is_dir() and maker in pythons and (why := make(name, pythons[maker], base, out, texts)):
             print(f"{name}: not made: {why}", flush=True)
     found = bench(out, scenarios=(), device="cpu", reference="smollm2-135m")
@@ -166,6 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
 def main() -> int:
     cli = argparse.ArgumentParser(description=__doc__)
     cli.add_argument("--python", action="append", default=[], metavar="MAKER=PATH", help=", ".join(SCRIPTS))
+    cli.add_argument("--checkpoint", action="append", choices=list(CHECKPOINTS), help="make these alone; repeatable")
     cli.add_argument("--out", type=Path, default=Path("runs/makers"))
     return guarded("makers", lambda: run(cli.parse_args()))
 
