@@ -31,18 +31,17 @@ def variant_of(config: Mapping[str, Any] | None) -> Variant:
         name = AWQ_LAYOUTS.get(form or "gemm", name)
     elif method == "gptq" and bits == 4 and (form or "gptq") in GPTQ_FORMATS:
         name = "gptq"
-    elif method == "compressed-tensors" and _codes_of_four_bits(config):
+    elif method == "compressed-tensors" and _packs_four_bits(config):
         name = "ct"
     elif method == "bitsandbytes":
         name = "bnb-4bit" if config.get("load_in_4bit") else "bnb-8bit"
     return KNOWN[name]
 
 
-def _codes_of_four_bits(config: Mapping[str, Any]) -> bool:
+def _packs_four_bits(config: Mapping[str, Any]) -> bool:
     groups = list((config.get("config_groups") or {}).values())
-    stored = {(one.get("weights") or {}).get("num_bits") for one in groups}
-    plain = not any(one.get("input_activations") for one in groups)
-    return config.get("format") == "pack-quantized" and stored == {4} and plain
+    kinds = {((one.get("weights") or {}).get("num_bits"), bool(one.get("input_activations"))) for one in groups}
+    return config.get("format") == "pack-quantized" and kinds == {(4, False)}
 
 
 def is_model(folder: Path) -> bool:
@@ -72,10 +71,10 @@ def foreign_checkpoint(
         raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy that of its base model into it")
     paths = [*weights.files, *regular_files(folder, BESIDE_WEIGHTS)]
     facts = {path.name: FileFacts(path.stat().st_size, sha256_of(path) if hashed else "") for path in paths}
-    variant = variant_of(stated)
+    variant, name = variant_of(stated), folder_name(folder.resolve())
     manifest = Manifest(
-        name=folder_name(folder.resolve()),
-        base_model=base_model or folder_name(folder.resolve()),
+        name=name,
+        base_model=base_model or name,
         variant=variant.name,
         q_group_size=group_size_of(stated) if stated and variant.is_awq else None,
         source=source or SourceFacts("folder", str(folder), None, None),
