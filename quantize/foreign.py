@@ -72,33 +72,28 @@ def foreign_checkpoint(
     paths = [*weights.files, *regular_files(folder, BESIDE_WEIGHTS)]
     facts = {path.name: FileFacts(path.stat().st_size, sha256_of(path) if hashed else "") for path in paths}
     variant, name = variant_of(stated), folder_name(folder.resolve())
+    unknown: dict[str, Any] = {"calibration": None, "options": {}, "libraries": {}, "seconds": {}}
     manifest = Manifest(
         name=name,
         base_model=base_model or name,
         variant=variant.name,
         q_group_size=group_size_of(stated) if stated and variant.is_awq else None,
         source=source or SourceFacts("folder", str(folder), None, None),
-        calibration=None,
-        options={},
-        libraries={},
-        seconds={},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights.bytes,
         files=facts,
+        **unknown,
     )
     return Checkpoint(folder, manifest)
 
 
 def base_in_card(folder: Path) -> str | None:
     """The one base model that the card of a checkpoint names, as a hub id."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
     from huggingface_hub import metadata_load
 
     try:
-        named = (metadata_load(card) or {}).get("base_model")
-    except Exception:  # whatever the card holds, it names no model
+        named = (metadata_load(folder / "README.md") or {}).get("base_model")
+    except Exception:  # whatever the card holds, if there is one, it names no model
         return None
     named = named if isinstance(named, list) else [named]
     return named[0] if len(named) == 1 and isinstance(named[0], str) else None

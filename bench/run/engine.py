@@ -97,7 +97,6 @@ class EngineExecutor:
         return {**where, **kept, "scenarios": scenarios, "blocks": blocks, "text_sha256": digest, "rule": rule}
 
     def _record(self, asked: Request, line: dict[str, Any], started_at: str) -> Record:
-        """The record of one line."""
         name, subject = f"{self.engine[0]} {line['version']} ({line['computes']})", asked.run.subject
         memory = Memory(subject.file_weights_bytes or 0, "RSS", None, line["load_peak_bytes"], line["run_peak_bytes"])
         how = {"started_at": started_at, "wall_s": line["wall_s"], "kernels": Kernels(name, name), "memory": memory}

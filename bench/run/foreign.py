@@ -16,9 +16,7 @@ from quantize.weights import quantization_config
 
 def folder_of(place: Path) -> Path:
     """Where `bench PLACE` finds checkpoints: the folder, or what a hub id stands for once it is downloaded."""
-    if place.exists() or not HUB_ID.fullmatch(str(place)):
-        return place
-    return download(str(place))[0]
+    return place if place.exists() or not HUB_ID.fullmatch(str(place)) else download(str(place))[0]
 
 
 def foreign_folders(directory: Path) -> list[Path]:
@@ -40,9 +38,7 @@ def foreign_targets(directory: Path, ours: list[Target], reference: str | None, 
     folders = foreign_folders(directory)
     plain = [folder for folder in folders if quantization_config(folder) is None]
     known |= {base.checkpoint: base for base in (_reference(str(folder), kernel) for folder in plain)}
-    for folder in folders:
-        if folder in plain:
-            continue
+    for folder in (one for one in folders if one not in plain):
         named = reference or base_in_card(folder)
         if named is None and len(known) != 1:
             raise UserError(f"{folder} does not say which model it was made from: name that with --reference")

@@ -108,8 +108,7 @@ def _routers(layers: nn.ModuleList) -> list[str]:
         chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in name.split("."))
         return out_features == 1 or "router" in name or (chooses and out_features in own)
 
-    linears = {name: module for name, module in layers.named_modules() if type(module) is nn.Linear}
-    return [name for name, module in linears.items() if routes(name, module.out_features)]
+    return [name for name, one in layers.named_modules() if type(one) is nn.Linear and routes(name, one.out_features)]
 
 
 def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:

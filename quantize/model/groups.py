@@ -109,7 +109,7 @@ class Prober:
         except _Refused as refusal:
             if len(names) > 1 or type(first) is not nn.Linear or not total > refusal.width > 0:
                 raise
-            free, states = self._some_rows(names, total, refusal.width, head_sizes)
+            free, states = self._some_rows(names[0], refusal.width, head_sizes)
         fed = {name: state for name, state in states.items() if bool((state == 2).any())}
         if not fed:
             raise _Refused("no matrix reads it")
@@ -187,23 +187,19 @@ class Prober:
         channels = {(group.free, *(one.channels for one in group.consumers)) for group in groups}
         if more or not consumer.name.startswith(f"{home}.") or len(channels) > 1:
             return []
-        inside = consumer.name.removeprefix(home)
-        return [
-            ScaleGroup(name, first.free, (Consumer(name.rpartition(".")[0] + inside, consumer.channels),))
-            for name in names
-        ]
+        readers = [name.rpartition(".")[0] + consumer.name.removeprefix(home) for name in names]
+        own = [(Consumer(reader, consumer.channels),) for reader in readers]
+        return [ScaleGroup(name, first.free, consumers) for name, consumers in zip(names, own, strict=True)]
 
     def _width(self, name: str) -> int:
         outputs = self._seen[name].outputs if name in self._seen else []
         return int(outputs[0][0].shape[-1]) if outputs and len(outputs[0]) == 1 else 0
 
-    def _some_rows(
-        self, names: list[str], total: int, target: int, head_sizes: Sequence[int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _some_rows(self, name: str, target: int, head_sizes: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Rows of a fused projection that can be scaled while others cannot, and what `_pass` gives for them."""
-        for rows in _row_choices(total, target, head_sizes):
+        for rows in _row_choices(self._width(name), target, head_sizes):
             with suppress(_Refused):
-                if states := self._pass(names, rows):
+                if states := self._pass([name], rows):
                     return rows, states
         raise _Refused("no part of its rows can be scaled by themselves")
 

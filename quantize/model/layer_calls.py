@@ -66,19 +66,17 @@ def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[
     return calls
 
 
-def _first_calls(
-    model: Any, architecture: Architecture, blocks: Tensor
-) -> tuple[Architecture, list[tuple[Tensor, LayerCall]]]:
+def _first_calls(model: Any, given: Architecture, ids: Tensor) -> tuple[Architecture, list[tuple[Tensor, LayerCall]]]:
     """The architecture with its outputs, found by trying, and what `layer_calls` gives with them."""
     failed: Exception | None = None
     for outputs in range(MOST_OUTPUTS + 1):
-        found = replace(architecture, outputs=outputs)
+        found = replace(given, outputs=outputs)
         try:
-            calls = layer_calls(model, found, blocks)
+            calls = layer_calls(model, found, ids)
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
             failed = failed or error
             continue
-        if len(calls) == len(architecture.layers) and len({hidden.shape for hidden, _ in calls}) == 1:
+        if len(calls) == len(given.layers) and len({hidden.shape for hidden, _ in calls}) == 1:
             return found, calls
     reason = failed or "not each of them once"
     raise UserError(f"{type(model).__name__} calls its layers in a way that is not known here ({reason}): use bnb-8bit")

@@ -15,7 +15,6 @@ from quantize.quiet import quiet_libraries
 from quantize.weights import TensorReader
 
 LEAST_SHARE = 0.9
-
 Pieces = Iterator[tuple[str, Tensor, bool]]
 """(name in files, tensor, whether it is the weight of a linear layer to quantize)."""
 
@@ -135,10 +134,8 @@ def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
     share = float(sum(sizes.get(name, 0) for name in names) / max(1, sum(sizes.values())))
     if share < LEAST_SHARE:
         instead = "use awq-gemm" if variant.startswith("bnb") else "choose another model, or the variant fp16"
-        raise UserError(
-            f"only {share:.0%} of this model's matrices can be quantized so, the others (experts of a mixture?) would "
-            f"stay in half precision: {instead}"
-        )
+        others = "the others (experts of a mixture?) would stay in half precision"
+        raise UserError(f"only {share:.0%} of this model's matrices can be quantized so, {others}: {instead}")
     return share
 
 
