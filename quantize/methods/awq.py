@@ -33,7 +33,7 @@ def _recipe(variant: Variant, choices: Choices) -> Recipe:
     settings = AwqOptions(size or 0, rounding=choices.rounding)
     if variant.method == RTN.name:
         settings = AwqOptions(size or 0, search=False, clip=False, refit=False)
-    awq = {"quant_method": "awq", "bits": variant.w_bit, "group_size": size, "zero_point": True}
+    awq: dict[str, Any] = {"quant_method": "awq", "bits": variant.w_bit, "group_size": size, "zero_point": True}
     awq |= {"version": str(variant.version).lower(), "modules_to_not_convert": list(choices.kept) or None}
     quantization = packed_config(choices) if variant.version == "CT" else awq
     return Recipe(variant, torch.float16, quantization, size, choices.calibration, settings)

@@ -77,7 +77,7 @@ def bnb_4bit_with_feedback(weights: Mapping[str, Tensor], gram: Tensor, options:
         code.copy_(order[rank])
 
     codes = gptq_round(torch.cat([weight.float() for weight in weights.values()]), gram, nearest).view(torch.uint8)
-    for name, own in zip(weights, codes.split([len(weight) for weight in weights.values()]), strict=True):
+    for name, own in zip(weights, torch.split(codes, [len(weight) for weight in weights.values()]), strict=True):
         pairs = own.view(-1, 2)
         entries[f"{name}.weight"] = (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
     return entries
@@ -180,9 +180,9 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
 def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     names = linear_layers(model)
     for name in names:
-        weight, device = weights.get(f"{name}.weight"), how.place.of(name)
-        tensors = bnb_tensors(name, weight.to(device), how.variant, BnbOptions())
-        model.set_submodule(name, bnb_linear(name, tensors, weight.shape, device, how.dtype))
+        shape, device = model.get_submodule(name).weight.shape, how.place.of(name)
+        tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), how.variant, BnbOptions())
+        model.set_submodule(name, bnb_linear(name, tensors, shape, device, how.dtype))
     fill(model, weights, names, how)
     return _kernels(BnbOptions().quant_type, how)
 

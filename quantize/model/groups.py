@@ -208,7 +208,7 @@ class Prober:
 
         Raises _Refused where anything else has seen them.
         """
-        factors = (doubled.to(torch.float32) + 1).split([self._width(name) for name in names])
+        factors = torch.split(doubled.to(torch.float32) + 1, [self._width(name) for name in names])
         states: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for name, own in zip(names, factors, strict=True):
