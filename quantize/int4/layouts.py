@@ -48,8 +48,6 @@ def group_size_of(config: Mapping[str, Any]) -> int | None:
 
 def regrouped(weight: Int4Weight) -> Int4Weight:
     """The same weight in groups that kernels know, where its own are larger: each becomes several equal ones."""
-    if weight.group_size in GROUP_SIZES:
-        return weight
     size = next((one for one in GROUP_SIZES if weight.group_size % one == 0), weight.group_size)
     times = weight.group_size // size
     return replace(weight, **{name: getattr(weight, name).repeat_interleave(times, 1) for name in ("scales", "zeros")})

@@ -41,7 +41,8 @@ class TorchCpuLinear(Int4Linear):
         zeros = (8 - shift / scale).round_()  # whole numbers, so they come back exactly from the rounded pair
         weight = unpack_int4pack(self.packed, self.in_features)  # float32 [in, out]
         weight.view(-1, self.group_size, self.out_features).sub_(zeros.unsqueeze(1)).mul_(self.scales.unsqueeze(1))
-        return x @ weight.to(x.dtype)
+        weight = weight.to(x.dtype)
+        return x @ weight
 
 
 @functools.cache
@@ -84,11 +85,11 @@ def _unsupported_on_cpu(weight: Int4Weight, device: torch.device, dtype: torch.d
 
 
 TORCH_CPU = Kernel(
-    "torch-cpu",
-    _unsupported_on_cpu,
-    TorchCpuLinear,
-    lambda tokens: "torch int4" if tokens < LONG_PROMPT_TOKENS else "dequantize + matmul",
-    lambda tokens, dtype: INT4_DTYPE if tokens < LONG_PROMPT_TOKENS else dtype,
+    name="torch-cpu",
+    unsupported_reason=_unsupported_on_cpu,
+    prepare=TorchCpuLinear,
+    way=lambda tokens: "torch int4" if tokens < LONG_PROMPT_TOKENS else "dequantize + matmul",
+    compute_dtype=lambda tokens, dtype: INT4_DTYPE if tokens < LONG_PROMPT_TOKENS else dtype,
 )
 
 

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Cut = Callable[[Tensor], Tensor]
-"""A parameter as transformers keeps it -> the part of it that one linear layer has."""
-
+Cut = Callable[[Tensor], Tensor]  # a parameter as transformers keeps it -> the part that one linear layer has
 AS_IS: Cut = nn.Identity()
 LIKE_LINEAR: dict[str, Cut] = {"Conv1D": Tensor.t, "FalconLinear": AS_IS}
 """Classes that compute what nn.Linear computes, and how their weight becomes its [out, in]."""
