@@ -23,8 +23,7 @@ SHAPES = {"mistral-7b": "MistralConfig", "llama-2-7b": "LlamaConfig"}
 """Shapes by name: the defaults of transformers' configuration classes are those of these models."""
 
 DUMMY_SEED = 0
-WEIGHT_STD = 0.02
-"""Standard deviation of the weights, transformers' usual initializer_range."""
+WEIGHT_STD = 0.02  # standard deviation of the weights, transformers' usual initializer_range
 
 
 def dummy_config(spec: str) -> tuple[str, dict[str, Any]]:

@@ -31,18 +31,17 @@ def variant_of(config: Mapping[str, Any] | None) -> Variant:
         name = AWQ_LAYOUTS.get(form or "gemm", name)
     elif method == "gptq" and bits == 4 and (form or "gptq") in GPTQ_FORMATS:
         name = "gptq"
-    elif method == "compressed-tensors" and _codes_of_four_bits(config):
+    elif method == "compressed-tensors" and _packs_four_bits(config):
         name = "ct"
     elif method == "bitsandbytes":
         name = "bnb-4bit" if config.get("load_in_4bit") else "bnb-8bit"
     return KNOWN[name]
 
 
-def _codes_of_four_bits(config: Mapping[str, Any]) -> bool:
+def _packs_four_bits(config: Mapping[str, Any]) -> bool:
     groups = list((config.get("config_groups") or {}).values())
-    stored = {(one.get("weights") or {}).get("num_bits") for one in groups}
-    plain = not any(one.get("input_activations") for one in groups)
-    return config.get("format") == "pack-quantized" and stored == {4} and plain
+    kinds = {((one.get("weights") or {}).get("num_bits"), bool(one.get("input_activations"))) for one in groups}
+    return config.get("format") == "pack-quantized" and kinds == {(4, False)}
 
 
 def is_model(folder: Path) -> bool:
@@ -72,34 +71,29 @@ def foreign_checkpoint(
         raise UserError(f"{folder} has no tokenizer (tokenizer.json): copy that of its base model into it")
     paths = [*weights.files, *regular_files(folder, BESIDE_WEIGHTS)]
     facts = {path.name: FileFacts(path.stat().st_size, sha256_of(path) if hashed else "") for path in paths}
-    variant = variant_of(stated)
+    variant, name = variant_of(stated), folder_name(folder.resolve())
+    unknown: dict[str, Any] = {"calibration": None, "options": {}, "libraries": {}, "seconds": {}}
     manifest = Manifest(
-        name=folder_name(folder.resolve()),
-        base_model=base_model or folder_name(folder.resolve()),
+        name=name,
+        base_model=base_model or name,
         variant=variant.name,
         q_group_size=group_size_of(stated) if stated and variant.is_awq else None,
         source=source or SourceFacts("folder", str(folder), None, None),
-        calibration=None,
-        options={},
-        libraries={},
-        seconds={},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         weights_bytes=weights.bytes,
         files=facts,
+        **unknown,
     )
     return Checkpoint(folder, manifest)
 
 
 def base_in_card(folder: Path) -> str | None:
     """The one base model that the card of a checkpoint names, as a hub id."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
     from huggingface_hub import metadata_load
 
     try:
-        named = (metadata_load(card) or {}).get("base_model")
-    except Exception:  # whatever the card holds, it names no model
+        named = (metadata_load(folder / "README.md") or {}).get("base_model")
+    except Exception:  # whatever the card holds, if there is one, it names no model
         return None
     named = named if isinstance(named, list) else [named]
     return named[0] if len(named) == 1 and isinstance(named[0], str) else None

@@ -2,7 +2,6 @@
 
 import json
 import math
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,7 @@ DTYPES = {
 
 
 def regular_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files directly in a model's folder that fit a pattern, sorted by name.
-
-    Raises UserError for one that is no regular file (a device, a pipe), or a link to anything outside the folder but
-    the same repository in the hub's cache.
-    """
+    """The files directly in a model's folder that fit a pattern, sorted; raises UserError as `check_regular` does."""
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     for path in found:
         check_regular(path)
@@ -37,7 +32,10 @@ def regular_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def check_regular(path: Path) -> None:
-    """Raise UserError for what `regular_files` refuses."""
+    """Raise UserError for what is no regular file (a device, a pipe), or a link out of its folder.
+
+    It may lead to the same repository in the hub's cache.
+    """
     home, target = path.parent.resolve(), path.resolve()
     roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if path.is_symlink() and not any(target.is_relative_to(root) for root in roots):
@@ -99,10 +97,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a folder's safetensors files, each read when it is asked for.
-
-    files: the weight files, sorted by name.
-    """
+    """The tensors of a folder's safetensors files, these sorted by name; each is read when it is asked for."""
 
     files: tuple[Path, ...]
     _entries: Mapping[str, _Entry]
@@ -140,19 +135,16 @@ class Weights:
 def open_weights(folder: Path) -> Weights:
     """The weights of a model's folder: model.safetensors, or the files that its index names.
 
-    Every file's header is checked against its size. Raises UserError, naming the file, when there are no
-    safetensors, a file is cut short or damaged, or the index names a file or tensor that is not there.
+    Every file's header is checked against its size. Raises UserError, naming the file, when there are no safetensors, a
+    file is cut short or damaged, or the index names a file or tensor that is not there.
     """
-    index_path = folder / INDEX_NAME
-    check_regular(folder / SINGLE_NAME)
-    if (folder / SINGLE_NAME).is_file():
-        index: dict[str, str] = {}
-        paths = [folder / SINGLE_NAME]
-    elif index_path.is_file():
+    single, index_path, index = folder / SINGLE_NAME, folder / INDEX_NAME, dict[str, str]()
+    check_regular(single)
+    if not single.is_file():
+        if not index_path.is_file():
+            raise UserError(_why_no_weights(folder))
         index = _read_index(index_path)
-        paths = [folder / name for name in sorted(set(index.values()))]
-    else:
-        raise UserError(_why_no_weights(folder))
+    paths = [folder / name for name in sorted(set(index.values()))] or [single]
     held = {path.name: _entries_in(path) for path in paths}
     for name, file_name in index.items():
         if name not in held[file_name]:
@@ -176,7 +168,7 @@ def _entries_in(path: Path) -> dict[str, _Entry]:
     except OSError as error:
         raise UserError(f"cannot read {path} ({error}): fix its permissions, or download it again") from None
     with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
+        length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return {
@@ -203,10 +195,8 @@ def _why_no_weights(folder: Path) -> str:
     if any(folder.glob("*.safetensors")):
         return f"{folder} has safetensors, but no {SINGLE_NAME} and no {INDEX_NAME}: download the model again"
     if any(path for pattern in PICKLES for path in folder.glob(pattern)):
-        return (
-            f"{folder} has its weights only as pickles, which can run code when they are read: convert them "
-            "to safetensors (transformers: save_pretrained)"
-        )
+        advice = "convert them to safetensors (transformers: save_pretrained)"
+        return f"{folder} has its weights only as pickles, which can run code when they are read: {advice}"
     return f"{folder} has no weights as safetensors ({SINGLE_NAME}): download the model again, or convert it"
 
 
@@ -219,8 +209,6 @@ def is_finite(tensor: torch.Tensor) -> bool:
 def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raise UserError, naming the tensor, when it holds NaN or infinity."""
     if not is_finite(tensor):
-        bad = int((~torch.isfinite(tensor)).sum())
         what = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
-        raise UserError(
-            f"weight {name} holds {what} ({bad} of {tensor.numel()} values): the model is damaged, download it again"
-        )
+        share = f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values"
+        raise UserError(f"weight {name} holds {what} ({share}): the model is damaged, download it again")

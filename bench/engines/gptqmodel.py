@@ -3,18 +3,18 @@
 import importlib.metadata
 import sys
 
+import torch
+
 from bench.engines.protocol import serve
-from bench.engines.torch_model import TorchEngine
+from bench.engines.transformers import TorchEngine
 
 
 def start(folder: str, dtype: str, positions: int) -> TorchEngine:
     """bench.engines.protocol.Start."""
-    import torch
     from gptqmodel import BACKEND, GPTQModel
 
-    loaded = GPTQModel.load(
-        folder, backend=BACKEND.AUTO, device="cpu", dtype=getattr(torch, dtype), trust_remote_code=False
-    )
+    how = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
+    loaded = GPTQModel.load(folder, backend=BACKEND.AUTO, device="cpu", **how)
     model = getattr(loaded, "model", loaded)
     kernels = sorted({type(one).__name__ for one in model.modules() if hasattr(one, "qweight")})
     return TorchEngine(model, importlib.metadata.version("gptqmodel"), ", ".join([dtype, *kernels]))

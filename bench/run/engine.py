@@ -17,11 +17,8 @@ from bench.worker.worker import without_folder
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
-ENGINES = ("transformers", "gptqmodel", "vllm")
-"""Each a module of bench.engines."""
-
-EXTRA_POSITIONS = 16
-"""Beyond what a scenario needs: engines reserve some."""
+ENGINES = ("transformers", "gptqmodel", "vllm")  # each a module of bench.engines
+EXTRA_POSITIONS = 16  # beyond what a scenario needs: engines reserve some
 
 
 def engine_of(option: str) -> tuple[str, str]:
@@ -59,19 +56,17 @@ class EngineExecutor:
             request, result = Path(folder) / "request.json", Path(folder) / "result.jsonl"
             with quiet_libraries():
                 request.write_text(json.dumps(self._request(asked)), encoding="utf-8")
-            command = [python, "-m", f"bench.engines.{name}", str(request), str(result)]
-            options = self.settings.options
+            command, options = [python, "-m", f"bench.engines.{name}", str(request), str(result)], self.settings.options
             environment = worker_environment(options.threads)
             ended = run_process(command, timeout_s=options.timeout_s, environment=environment)
             lines = result.read_text(encoding="utf-8").splitlines() if result.is_file() else []
+        wall_s = time.perf_counter() - start
         records = [self._record(asked, json.loads(line), started_at) for line in lines]
         measured = {(record.kind, record.scenario) for record in records}
         status, said = ended.verdict()
         reason = f"{name}: {without_folder(said, run.target.checkpoint)}"
-        for work in run.works:
-            if work not in measured:
-                wall_s = time.perf_counter() - start
-                records.append(asked.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason))
+        for work in (one for one in run.works if one not in measured):
+            records.append(asked.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason))
         if self.log is not None and any(record.status != "ok" for record in records):
             append_log(self.log, f"{run.subject.name}, {started_at}", ended)
         return records
@@ -88,14 +83,10 @@ class EngineExecutor:
         run, judged = asked.run, self.settings.quality
         folder = Path(run.target.checkpoint or "")
         words = config_of(folder).get_text_config().vocab_size
-        scenarios = [
-            {
-                "number": number,
-                "decode_steps": one.decode_steps,
-                "prompts": [prompt[0].tolist() for prompt in prompts_of(one, words, torch.device("cpu"))],
-            }
-            for number, one in enumerate(run.scenarios)
-        ]
+        scenarios = []
+        for number, one in enumerate(run.scenarios):
+            prompts = [prompt[0].tolist() for prompt in prompts_of(one, words, torch.device("cpu"))]
+            scenarios.append({"number": number, "decode_steps": one.decode_steps, "prompts": prompts})
         size = {"blocks": judged.blocks, "block_tokens": judged.block_tokens}
         text = evaluation_blocks(tokenizer_of(folder), **size, data=judged.data) if run.quality else None
         positions = max([one.positions for one in run.scenarios] + [judged.block_tokens]) + EXTRA_POSITIONS
@@ -106,7 +97,6 @@ class EngineExecutor:
         return {**where, **kept, "scenarios": scenarios, "blocks": blocks, "text_sha256": digest, "rule": rule}
 
     def _record(self, asked: Request, line: dict[str, Any], started_at: str) -> Record:
-        """The record of one line."""
         name, subject = f"{self.engine[0]} {line['version']} ({line['computes']})", asked.run.subject
         memory = Memory(subject.file_weights_bytes or 0, "RSS", None, line["load_peak_bytes"], line["run_peak_bytes"])
         how = {"started_at": started_at, "wall_s": line["wall_s"], "kernels": Kernels(name, name), "memory": memory}

@@ -5,7 +5,7 @@ from pathlib import Path
 from bench.records.record import Subject
 from bench.run.plan import target_of
 from bench.worker.request import Target
-from quantize.checkpoint import Checkpoint, SourceFacts, find_checkpoints
+from quantize.checkpoint import MANIFEST_NAME, SourceFacts, find_checkpoints, open_checkpoint
 from quantize.errors import UserError
 from quantize.foreign import base_in_card, foreign_checkpoint, is_model
 from quantize.quiet import quiet_libraries
@@ -16,9 +16,7 @@ from quantize.weights import quantization_config
 
 def folder_of(place: Path) -> Path:
     """Where `bench PLACE` finds checkpoints: the folder, or what a hub id stands for once it is downloaded."""
-    if place.exists() or not HUB_ID.fullmatch(str(place)):
-        return place
-    return download(str(place))[0]
+    return place if place.exists() or not HUB_ID.fullmatch(str(place)) else download(str(place))[0]
 
 
 def foreign_folders(directory: Path) -> list[Path]:
@@ -40,9 +38,7 @@ def foreign_targets(directory: Path, ours: list[Target], reference: str | None, 
     folders = foreign_folders(directory)
     plain = [folder for folder in folders if quantization_config(folder) is None]
     known |= {base.checkpoint: base for base in (_reference(str(folder), kernel) for folder in plain)}
-    for folder in folders:
-        if folder in plain:
-            continue
+    for folder in (one for one in folders if one not in plain):
         named = reference or base_in_card(folder)
         if named is None and len(known) != 1:
             raise UserError(f"{folder} does not say which model it was made from: name that with --reference")
@@ -61,7 +57,8 @@ def _reference(named: str, kernel: str | None) -> Target:
     """The base model as a target in half precision."""
     path = Path(named)
     if path.is_dir() and not is_model(path):
-        checkpoints = [one for one in _ours(path) if one.variant == REFERENCE]
+        ours = [open_checkpoint(path)] if (path / MANIFEST_NAME).is_file() else find_checkpoints(path)
+        checkpoints = [one for one in ours if one.variant == REFERENCE]
         if len(checkpoints) != 1:
             raise UserError(f"{named} holds {len(checkpoints)} half-precision models: name the folder of one")
         return target_of(checkpoints[0], kernel=kernel)
@@ -70,27 +67,20 @@ def _reference(named: str, kernel: str | None) -> Target:
     return target_of(checkpoint, name=f"{source.base_model}-{REFERENCE.method}")
 
 
-def _ours(path: Path) -> list[Checkpoint]:
-    from quantize.checkpoint import MANIFEST_NAME, open_checkpoint
-
-    return [open_checkpoint(path)] if (path / MANIFEST_NAME).is_file() else find_checkpoints(path)
-
-
 def check_same_model(target: Target, reference: Subject, folder: str) -> None:
     """Raise UserError where a checkpoint and its base model differ in shapes or vocabulary."""
     with quiet_libraries():
         from quantize.model.pretrained import config_of, empty_model
 
-        ours, base = (config_of(Path(one)) for one in (target.checkpoint or "", folder))
         shapes = []
-        for config, place in ((ours, target.checkpoint or ""), (base, folder)):
+        for place in map(Path, (target.checkpoint or "", folder)):
+            config = config_of(place)
             vars(config).pop("quantization_config", None)
-            model = empty_model(Path(place), config=config)
-            shapes.append({name: tuple(tensor.shape) for name, tensor in model.named_parameters()})
+            model = empty_model(place, config=config)
+            shapes.append({name: list(tensor.shape) for name, tensor in model.named_parameters()})
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        mine, theirs = (list(one[name]) if name in one else "none" for one in shapes)
+        mine, theirs = (one.get(name, "none") for one in shapes)
         if mine != theirs:
-            raise UserError(
-                f"{target.subject.name} was not made from {reference.base_model}: {name} is {mine} here and {theirs} "
-                "there: name its base model with --reference"
-            )
+            wrong = f"{target.subject.name} was not made from {reference.base_model}"
+            where = f"{name} is {mine} here and {theirs} there"
+            raise UserError(f"{wrong}: {where}: name its base model with --reference")

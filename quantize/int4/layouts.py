@@ -10,11 +10,11 @@ from torch import Tensor
 from quantize.errors import UserError
 from quantize.int4.packing import GEMM_ORDER, PLAIN_ORDER, gemv_zeros_width, unpack_words
 from quantize.int4.weight import Int4Weight
+from quantize.variant import GROUP_SIZES
 
 Parts = Mapping[str, Tensor]
 """The tensors of one layer, by what follows the layer's name."""
 
-KERNEL_GROUPS = (128, 64, 32)
 MIDDLE = 8  # the zero point of symmetric codes: -8 to 7 are stored as 0 to 15
 
 
@@ -48,22 +48,20 @@ def group_size_of(config: Mapping[str, Any]) -> int | None:
 
 def regrouped(weight: Int4Weight) -> Int4Weight:
     """The same weight in groups that kernels know, where its own are larger: each becomes several equal ones."""
-    if weight.group_size in KERNEL_GROUPS:
-        return weight
-    size = next((one for one in KERNEL_GROUPS if weight.group_size % one == 0), weight.group_size)
+    size = next((one for one in GROUP_SIZES if weight.group_size % one == 0), weight.group_size)
     times = weight.group_size // size
     return replace(weight, **{name: getattr(weight, name).repeat_interleave(times, 1) for name in ("scales", "zeros")})
 
 
 def in_order(weight: Int4Weight, group_of_input: Tensor | None) -> StoredLayer:
     """A layer whose inputs belong to these groups (int [in], GPTQ's g_idx), its columns brought together by group."""
-    groups = weight.scales.shape[1]
     plain = torch.arange(len(weight.codes[0])) // weight.group_size
     if group_of_input is None or not len(group_of_input) or torch.equal(group_of_input.long(), plain):
         return StoredLayer(regrouped(weight))
     order = torch.argsort(group_of_input.long(), stable=True)
     if not torch.equal(group_of_input.long()[order], plain):
-        raise UserError(f"its {groups} groups are not all of {weight.group_size} inputs, which no kernel here can run")
+        groups = f"{weight.scales.shape[1]} groups are not all of {weight.group_size} inputs"
+        raise UserError(f"its {groups}, which no kernel here can run")
     return StoredLayer(regrouped(replace(weight, codes=weight.codes[:, order].contiguous())), order)
 
 

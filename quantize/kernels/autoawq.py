@@ -52,15 +52,11 @@ def _unsupported_reason(layout: Style, weight: Int4Weight, device: torch.device,
         return "runs on CUDA"
     if layout == "GEMM" and importlib.util.find_spec("awq") is None:
         return "needs the package autoawq"
-    if compiled_kernels():
-        return _unfit(layout, weight)
-    if layout == "GEMV":
-        return "needs the package autoawq-kernels"
-    return None if importlib.util.find_spec("triton") else "needs the package autoawq-kernels or triton"
-
-
-def _unfit(layout: Style, weight: Int4Weight) -> str | None:
-    """Why the compiled kernels raise on this layer or, on an H200, gave wrong sums; None where they can run it."""
+    if not compiled_kernels():
+        if layout == "GEMV":
+            return "needs the package autoawq-kernels"
+        return None if importlib.util.find_spec("triton") else "needs the package autoawq-kernels or triton"
+    # On what does not fit, the compiled kernels raise or, on an H200, gave wrong sums.
     (out_features, in_features), group = weight.codes.shape, weight.group_size
     multiple = math.lcm(64, group) if layout == "GEMM" else 64
     if out_features % multiple:
@@ -80,14 +76,8 @@ def _way(layout: Style, tokens: int) -> str:
 
 
 def _kernel(layout: Style) -> Kernel:
-    return Kernel(
-        name=f"autoawq-{layout.lower()}",
-        unsupported_reason=partial(_unsupported_reason, layout),
-        prepare=partial(AutoawqLinear, layout),
-        way=partial(_way, layout),
-        compute_dtype=lambda tokens, dtype: torch.float16,
-        style=layout,
-    )
+    reason, prepare, way = partial(_unsupported_reason, layout), partial(AutoawqLinear, layout), partial(_way, layout)
+    return Kernel(f"autoawq-{layout.lower()}", reason, prepare, way, lambda tokens, dtype: torch.float16, layout)
 
 
 AUTOAWQ_GEMM, AUTOAWQ_GEMV = _kernel("GEMM"), _kernel("GEMV")

@@ -15,8 +15,7 @@ Style = Literal["GEMM", "GEMV"]
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Largest relative error |y - y_exact| / |y_exact| by the dtype multiplied in."""
 
-GATE_TOKENS = (1, 7, 64, 257)
-"""Numbers of tokens that a layer is tried with: one, a few, and both sides of what kernels take for a long prompt."""
+GATE_TOKENS = (1, 7, 64, 257)  # a layer is tried with: one, a few, both sides of what kernels take for a long prompt
 
 
 class Int4Linear(nn.Module):

@@ -17,15 +17,13 @@ from quantize.files import replace_file
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import KERNELS, NATIVE, Kernel
 from quantize.kernels.base import Int4Linear, KernelFault, check_layer
-from quantize.schema import from_data, parse_json, to_data
+from quantize.schema import from_json, to_data
 from quantize.variant import AUTO_KERNEL, NATIVE_KERNEL, check_kernel
 from quantize.versions import version_of
 
 PROBED_TOKENS = (1, 512)  # decode and prefill
 PROBE_SAMPLES = 7
-FLUSHED_BYTES = 256 * 10**6
-"""Written before each timed call on a GPU, so that its cache holds no weights, as in a real model's turn."""
-
+FLUSHED_BYTES = 256 * 10**6  # written before each timed call on a GPU: its cache then holds no weights, as in a model
 DECIDING_LIBRARIES = ("quantable", "torch", "triton", "autoawq", "autoawq-kernels", "gptqmodel")
 
 
@@ -104,8 +102,7 @@ def best(seconds: dict[str, KernelTiming]) -> str:
 
     One kernel serves both, since two would hold the weights twice; each of ours has its own way with long prompts.
     """
-    decode = min(one.decode_s for one in seconds.values())
-    prefill = min(one.prefill_s for one in seconds.values())
+    decode, prefill = map(min, zip(*seconds.values(), strict=True))
     return min(seconds, key=lambda name: seconds[name].decode_s / decode * (seconds[name].prefill_s / prefill))
 
 
@@ -161,7 +158,5 @@ def cache_key(names: Sequence[str], shapes: Shapes, device: torch.device, dtype:
 def _read(path: Path) -> dict[str, KernelChoice]:
     """What is kept, by key; nothing where there is no such file or it is damaged."""
     with contextlib.suppress(OSError, UserError):
-        found = parse_json(path.read_bytes(), str(path))
-        if isinstance(found, dict):
-            return {key: from_data(KernelChoice, entry, str(path)) for key, entry in found.items()}
+        return from_json(dict[str, KernelChoice], path.read_bytes(), str(path))
     return {}

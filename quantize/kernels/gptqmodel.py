@@ -47,7 +47,6 @@ class GptqmodelLinear(Int4Linear):
 
 
 def half_of(dtype: torch.dtype) -> torch.dtype:
-    """What these layers compute in."""
     return dtype if dtype == torch.bfloat16 else torch.float16
 
 
@@ -91,13 +90,9 @@ def _unsupported_reason(name: str, weight: Int4Weight, device: torch.device, dty
 
 
 def _kernel(name: str) -> Kernel:
-    return Kernel(
-        name=name,
-        unsupported_reason=partial(_unsupported_reason, name),
-        prepare=partial(GptqmodelLinear, name),
-        way=lambda tokens: f"gptqmodel {CLASSES[name][2]}",
-        compute_dtype=lambda tokens, dtype: half_of(dtype),
-    )
+    reason, prepare = partial(_unsupported_reason, name), partial(GptqmodelLinear, name)
+    way = f"gptqmodel {CLASSES[name][2]}"
+    return Kernel(name, reason, prepare, lambda tokens: way, lambda tokens, dtype: half_of(dtype))
 
 
 GPTQMODEL = tuple(map(_kernel, CLASSES))

@@ -37,15 +37,12 @@ class TorchCpuLinear(Int4Linear):
         if x.shape[0] < LONG_PROMPT_TOKENS:
             out = torch._weight_int4pack_mm_for_cpu(x.to(INT4_DTYPE), self.packed, self.group_size, self.scale_and_zero)
             return out.to(x.dtype)
-        return x @ self.dequantized_t().to(x.dtype)
-
-    def dequantized_t(self) -> Tensor:
-        """The weight transposed, float32 [in, out], from the packed bytes and the exact float16 scales."""
         scale, shift = self.scale_and_zero.float().unbind(dim=-1)
         zeros = (8 - shift / scale).round_()  # whole numbers, so they come back exactly from the rounded pair
-        weight = unpack_int4pack(self.packed, self.in_features)
+        weight = unpack_int4pack(self.packed, self.in_features)  # float32 [in, out]
         weight.view(-1, self.group_size, self.out_features).sub_(zeros.unsqueeze(1)).mul_(self.scales.unsqueeze(1))
-        return weight
+        weight = weight.to(x.dtype)
+        return x @ weight
 
 
 @functools.cache
@@ -63,8 +60,7 @@ def unpack_int4pack(packed: Tensor, in_features: int, rows: int | None = None) -
     block's first half, the high ones its second. What is left over of the rows is packed in pairs.
     (ATen/native/cpu/int4mm_kernel.cpp.)
     """
-    rows = row_block() if rows is None else rows
-    out_features = packed.shape[0]
+    rows, out_features = row_block() if rows is None else rows, packed.shape[0]
     whole = out_features // rows * rows
     codes = torch.empty((in_features, out_features), dtype=torch.float32)
     flat = packed.view(-1)

@@ -14,16 +14,14 @@ from quantize.kernels.base import Kernel, Style
 from quantize.kernels.block_packing import BLOCK_INPUTS, WordsLinear
 
 SIXTEEN = 0x41800000  # the bits of the float 16.0, which the programs set codes into
-
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}
 """A multiplication and an addition in one instruction: Triton 3.9 wants to be told, and 3.10 will not by itself."""
-
-FEW_TOKENS = 64  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
 
 WARPS_A_PROCESSOR = 12
 """So many warps of the mat-vec should fall to each multiprocessor of a GPU: fewer leave its memory waiting, and more
 than 16, with 128 registers a thread, take turns."""
 
+FEW_TOKENS = 64  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
 WARP_QUADS = 32  # quads of words that a warp of the mat-vec and the dequantizing program takes at a time, one a lane
 COPY_BYTES = 2**27  # of dequantized weights in memory at a time: the gate projection of a 7B model, 117 MB, fits
 MATVEC_ROWS, TILE_ROWS, COPY_ROWS = 4, 64, 4

@@ -17,8 +17,9 @@ from quantize.model.pretrained import model_of
 from quantize.weights import quantization_config
 
 
-def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
-    return model_of(folder, dtype=how.dtype, device_map=how.place.as_map()), (f"torch ({dtype_name(how.dtype)})",) * 2
+def _load(folder: Path, how: Running, by: str = "torch") -> tuple[Any, Kernels]:
+    model = model_of(folder, dtype=how.dtype, device_map=how.place.as_map())
+    return model, (f"{by} ({dtype_name(how.dtype)})",) * 2
 
 
 def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
@@ -28,7 +29,6 @@ def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
 
 REFERENCE = Method("FP16", lambda variant, choices: Recipe(variant, choices.half_dtype), _load, _draw)
 """The half-precision reference: nothing is quantized."""
-
 
 PACKAGES = {
     "gptq": "gptqmodel", "awq": "gptqmodel", "auto-round": "auto_round", "compressed-tensors": "compressed_tensors",
@@ -46,13 +46,12 @@ def _load_other(folder: Path, how: Running) -> tuple[Any, Kernels]:
     if package and not importlib.util.find_spec(package.partition(".")[0]):
         raise UserError(f"it is quantized by {method}, which needs the package {package.replace('_', '-')}")
     try:
-        model = model_of(folder, dtype=how.dtype, device_map=how.place.as_map())
+        return _load(folder, how, f"transformers {method}")
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever another package raises, this checkpoint cannot be read here
         why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"transformers cannot load what is quantized by {method} here: {why}") from None
-    return model, (f"transformers {method} ({dtype_name(how.dtype)})",) * 2
 
 
 OTHER = Method("other", REFERENCE.recipe, _load_other, _draw)

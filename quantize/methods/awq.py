@@ -25,29 +25,18 @@ from quantize.rounding.options import AwqOptions
 from quantize.variant import Variant
 from quantize.weights import open_weights, quantization_config
 
-PREFILL_TOKENS = 1024
-"""A long prompt, for naming the kernel that runs it."""
+PREFILL_TOKENS = 1024  # a long prompt, for naming the kernel that runs it
 
 
 def _recipe(variant: Variant, choices: Choices) -> Recipe:
-    searched = AwqOptions(choices.group_size or 0, rounding=choices.rounding)
-    plain = AwqOptions(choices.group_size or 0, search=False, clip=False, refit=False)
-    awq = {
-        "quant_method": "awq",
-        "bits": variant.w_bit,
-        "group_size": choices.group_size,
-        "zero_point": True,
-        "version": str(variant.version).lower(),
-        "modules_to_not_convert": list(choices.kept) or None,
-    }
-    return Recipe(
-        variant,
-        torch.float16,
-        packed_config(choices) if variant.version == "CT" else awq,
-        choices.group_size,
-        choices.calibration,
-        plain if variant.method == RTN.name else searched,
-    )
+    size = choices.group_size
+    settings = AwqOptions(size or 0, rounding=choices.rounding)
+    if variant.method == RTN.name:
+        settings = AwqOptions(size or 0, search=False, clip=False, refit=False)
+    awq: dict[str, Any] = {"quant_method": "awq", "bits": variant.w_bit, "group_size": size, "zero_point": True}
+    awq |= {"version": str(variant.version).lower(), "modules_to_not_convert": list(choices.kept) or None}
+    quantization = packed_config(choices) if variant.version == "CT" else awq
+    return Recipe(variant, torch.float16, quantization, size, choices.calibration, settings)
 
 
 def packed_config(choices: Choices) -> dict[str, Any]:
@@ -77,29 +66,25 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
     packed = {name.removesuffix(marker) for name in weights.names() if name.endswith(marker)}
     if not packed:
         raise UserError(f"{folder} holds no 4-bit layers of the layout {how.variant.version}: get it again")
-    beside = {f"{name}.{part}" for name in packed for part in layout.parts}
-    held = [name for name in weights.names() if name not in beside]
+    stored = {f"{name}.{part}" for name in packed for part in layout.parts} & set(weights.names())
+    held = [name for name in weights.names() if name not in stored]
     skeleton = Skeleton.of(model, weights, [*held, *(f"{name}.weight" for name in packed)])
     linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     files = {name: skeleton.stored[f"{name}.weight"].removesuffix(".weight") for name in linears}
     quantized = [name for name, file_name in files.items() if file_name in packed]
     if lost := sorted(packed - {files[name] for name in quantized}):
         raise UserError(f"{lost[0]} is no linear layer of this architecture: get the checkpoint again")
-
     refuse_strangers(folder, skeleton, held, packed)
-    known = set(weights.names())
 
     def read(name: str) -> StoredLayer:
-        there = {part: at for part in layout.parts if (at := f"{files[name]}.{part}") in beside & known}
-        tensors = {part: weights.get(at) for part, at in there.items()}
-        linear = linears[name]
+        tensors = {part: weights.get(at) for part in layout.parts if (at := f"{files[name]}.{part}") in stored}
+        asked = list(linears[name].weight.shape)
         try:
-            found = layout.unpack(tensors, linear.in_features, stated)
+            found = layout.unpack(tensors, asked[1], stated)
         except (KeyError, ValueError, RuntimeError, UserError) as error:
             raise UserError(f"{files[name]} is not stored as {how.variant.version} layers are: {error}") from None
-        if (given := tuple(found.weight.codes.shape)) != (linear.out_features, linear.in_features):
-            asked = [linear.out_features, linear.in_features]
-            raise UserError(f"{files[name]} is of shape {list(given)} where config.json asks for {asked}")
+        if (given := list(found.weight.codes.shape)) != asked:
+            raise UserError(f"{files[name]} is of shape {given} where config.json asks for {asked}")
         return found
 
     for name in held:  # AWQ scales that no weight could absorb stand beside the activation function
@@ -129,12 +114,12 @@ def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     take_apart(model)
     skeleton = Skeleton.of(model, dummy_weights(model, how.place.main))
     architecture = runnable(skeleton, how.place.main).with_group_size(how.group_size)
-    sizes = {name: (rows, columns) for name, rows, columns in architecture.shapes()}
+    shapes = {shape[0]: shape for shape in architecture.shapes()}
 
     def read(name: str) -> StoredLayer:
-        return StoredLayer(random_int4(name, *sizes[name], architecture.group_size or 0, how.place.main))
+        return StoredLayer(random_int4(*shapes[name], architecture.group_size or 0, how.place.main))
 
-    return _kernels(place_int4_layers(skeleton, list(sizes), read, how), how.dtype)
+    return _kernels(place_int4_layers(skeleton, list(shapes), read, how), how.dtype)
 
 
 def _kernels(chosen: Kernel, dtype: torch.dtype) -> Kernels:

@@ -150,8 +150,7 @@ def half(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     converted = tensor.to(dtype) if tensor.is_floating_point() else tensor
     if not is_finite(converted):
         check_finite(name, tensor)
-        raise UserError(
-            f"weight {name} holds {float(tensor.abs().max()):.3g}, more than {dtype_name(dtype)} can: give a model "
-            "that is in bfloat16 as a whole, or choose bnb-4bit, which keeps it"
-        )
+        most = f"{float(tensor.abs().max()):.3g}, more than {dtype_name(dtype)} can"
+        advice = "give a model that is in bfloat16 as a whole, or choose bnb-4bit, which keeps it"
+        raise UserError(f"weight {name} holds {most}: {advice}")
     return converted

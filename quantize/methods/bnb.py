@@ -1,8 +1,7 @@
 """bitsandbytes: 4-bit (nf4, fp4) and 8-bit (LLM.int8), made one weight at a time.
 
-The tensors come from bitsandbytes' functional interface and go straight to disk. Saving a model is no way to
-get them: on some CPUs a forward pass repacks its 4-bit weights in place, and what is saved afterwards is not
-what was quantized.
+The tensors come from bitsandbytes' functional interface and go straight to disk. Saving a model is no way to get them:
+on some CPUs a forward pass repacks its 4-bit weights in place, and what is saved afterwards is not what was quantized.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,15 +24,13 @@ from quantize.rounding.options import BnbOptions
 from quantize.variant import Variant
 from quantize.weights import check_finite
 
-INT8_THRESHOLD = 6.0
-"""LLM.int8 multiplies input features with a larger magnitude in half precision: transformers' default."""
+INT8_THRESHOLD = 6.0  # LLM.int8 multiplies larger input features in half precision: transformers' default
 
 
 def bnb_tensors(name: str, weight: Tensor, variant: Variant, options: BnbOptions) -> Tensors:
     """The state-dict entries of one linear layer, as transformers reads them from a bitsandbytes checkpoint.
 
-    name: the layer's full name, without ".weight". weight: [out, in], float16, bfloat16 or float32, on any
-    device; the entries are on that device.
+    name: in full, without ".weight"; weight: [out, in], float16, bfloat16 or float32; the entries are on its device.
 
     bnb-4bit: `.weight` (uint8 [out * in / 2, 1]), `.weight.absmax`, `.weight.quant_map`,
     `.weight.quant_state.bitsandbytes__*` and, with double quantization, `.weight.nested_*`.
@@ -45,7 +42,7 @@ def bnb_tensors(name: str, weight: Tensor, variant: Variant, options: BnbOptions
     check_finite(f"{name}.weight", weight)
     with quiet_libraries():
         if variant.w_bit == 4:
-            return _int4_entries(name, *_quantize_4bit(weight, options))
+            return _in_4bit(name, weight, options)[0]
         from bitsandbytes import functional
 
         rounded = half(f"{name}.weight", weight, torch.float16).contiguous()
@@ -64,10 +61,8 @@ def bnb_4bit_with_feedback(weights: Mapping[str, Tensor], gram: Tensor, options:
     for name, weight in weights.items():
         check_finite(f"{name}.weight", weight)
     with quiet_libraries():
-        quantized = {name: _quantize_4bit(weight, options) for name, weight in weights.items()}
-    entries: Tensors = {}
-    for name, (packed, state) in quantized.items():
-        entries |= _int4_entries(name, packed, state)
+        quantized = {name: _in_4bit(name, weight, options) for name, weight in weights.items()}
+    entries = {key: tensor for own, _ in quantized.values() for key, tensor in own.items()}
     if gram.shape[0] % options.blocksize:
         return entries
     scales = torch.cat([_block_scales(state, len(weights[name])) for name, (_, state) in quantized.items()])
@@ -88,18 +83,14 @@ def bnb_4bit_with_feedback(weights: Mapping[str, Tensor], gram: Tensor, options:
     return entries
 
 
-def _quantize_4bit(weight: Tensor, options: BnbOptions) -> tuple[Tensor, Any]:
-    """bitsandbytes' own: the packed codes, two a byte, and its QuantState."""
+def _in_4bit(name: str, weight: Tensor, options: BnbOptions) -> tuple[Tensors, Any]:
+    """bitsandbytes' own rounding: the entries, the codes packed two a byte, and its QuantState."""
     from bitsandbytes import functional
 
     how = {"compress_statistics": options.double_quant, "quant_type": options.quant_type}
     packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=options.blocksize, **how)
-    return packed, state
-
-
-def _int4_entries(name: str, packed: Tensor, state: Any) -> Tensors:
     beside = {f"{name}.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
-    return {f"{name}.weight": packed, **beside}
+    return {f"{name}.weight": packed, **beside}, state
 
 
 def _block_scales(state: Any, rows: int) -> Tensor:
@@ -121,16 +112,15 @@ def bnb_quantization_config(variant: Variant, options: BnbOptions, kept: Sequenc
     with quiet_libraries():
         from transformers import BitsAndBytesConfig
 
-        how = {"bnb_4bit_quant_type": options.quant_type, "bnb_4bit_use_double_quant": options.double_quant}
-        in_4bit = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float16, **how}
-        chosen: dict[str, Any] = {"load_in_8bit": True} if variant.w_bit == 8 else in_4bit
-        if kept:
-            chosen |= {"llm_int8_skip_modules": list(kept)}
-        return dict(BitsAndBytesConfig(**chosen).to_dict())
+        how: dict[str, Any] = {"llm_int8_skip_modules": list(kept) or None, "load_in_8bit": variant.w_bit == 8}
+        if variant.w_bit == 4:
+            how |= {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float16}
+            how |= {"bnb_4bit_quant_type": options.quant_type, "bnb_4bit_use_double_quant": options.double_quant}
+        return dict(BitsAndBytesConfig(**how).to_dict())
 
 
 def bnb_linear(
-    name: str, tensors: Mapping[str, Tensor], shape: tuple[int, int], device: torch.device, compute_dtype: torch.dtype
+    name: str, tensors: Mapping[str, Tensor], shape: Sequence[int], device: torch.device, compute_dtype: torch.dtype
 ) -> Any:
     """bitsandbytes' own layer, without a bias, around what `bnb_tensors` gave for a weight of this shape, (out, in).
 
@@ -167,9 +157,8 @@ def _from_inputs(seen: LayerInputs, recipe: Recipe) -> Tensors:
     """The bnb-4bit tensors of one decoder layer's linears, rounded with error feedback."""
     tensors: Tensors = {}
     for owner, stats in seen.stats.items():
-        weights = {
-            seen.file_name(name): seen.linears[name].weight.data.to(recipe.dtype) for name in seen.sharing(owner)
-        }
+        own = {seen.file_name(name): seen.linears[name].weight.data for name in seen.sharing(owner)}
+        weights = {name: weight.to(recipe.dtype) for name, weight in own.items()}
         tensors |= bnb_4bit_with_feedback(weights, stats.shrunk(), recipe.settings)
     return tensors
 
@@ -191,10 +180,9 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
 def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     names = linear_layers(model)
     for name in names:
-        linear, device = model.get_submodule(name), how.place.of(name)
+        shape, device = model.get_submodule(name).weight.shape, how.place.of(name)
         tensors = bnb_tensors(name, weights.get(f"{name}.weight").to(device), how.variant, BnbOptions())
-        layer = bnb_linear(name, tensors, (linear.out_features, linear.in_features), device, how.dtype)
-        model.set_submodule(name, layer)
+        model.set_submodule(name, bnb_linear(name, tensors, shape, device, how.dtype))
     fill(model, weights, names, how)
     return _kernels(BnbOptions().quant_type, how)
 
@@ -203,13 +191,7 @@ def _kernels(quant_type: str, how: Running) -> Kernels:
     return (f"bitsandbytes {'int8' if how.variant.w_bit == 8 else quant_type} ({dtype_name(how.dtype)})",) * 2
 
 
-BNB_4BIT = Method(
-    "BnB.4",
-    _recipe,
-    _load,
-    _draw,
-    quantize_layer=_quantize_layer,
-    needs_calibration=lambda rounding: rounding == "gptq",
-    from_inputs=_from_inputs,
-)
 BNB_8BIT = Method("BnB.8", _recipe, _load, _draw, quantize_layer=_quantize_layer)
+BNB_4BIT = replace(
+    BNB_8BIT, name="BnB.4", needs_calibration=lambda rounding: rounding == "gptq", from_inputs=_from_inputs
+)

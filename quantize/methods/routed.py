@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from quantize.model.apart import experts_of
 from quantize.rounding.gram import InputStats, StatsAccumulator
 
-FEW_TOKENS = 256
-"""An expert that saw fewer is shown tokens of its peers as well, up to this many in all."""
+FEW_TOKENS = 256  # an expert that saw fewer is shown tokens of its peers as well, up to this many in all
 
 
 class RoutedTokens:
@@ -35,11 +34,10 @@ class RoutedTokens:
             self._inputs.append(hidden.float().reshape(-1, hidden.shape[-1]).clone())
             self._chosen.append(given[1].reshape(-1, given[1].shape[-1]).clone())
             return
-        numbers = torch.arange(len(self.experts), device=hidden.device)
         rows = hidden.float().view(len(self.experts), -1, hidden.shape[-1])
         used = rows.any(dim=-1)
         self._inputs.append(rows[used])
-        self._chosen.append(numbers.unsqueeze(1).expand(used.shape)[used].unsqueeze(1))
+        self._chosen.append(used.nonzero()[:, :1])
 
     def tokens(self) -> list[int]:
         """How many each expert saw."""
@@ -83,6 +81,5 @@ class RoutedTokens:
             if len(own):
                 yield own
         if seen < FEW_TOKENS and self._inputs:
-            total = sum(len(rows) for rows in self._inputs)
-            step = max(1, total // (FEW_TOKENS - seen))
+            step = max(1, sum(map(len, self._inputs)) // (FEW_TOKENS - seen))
             yield torch.cat([rows[::step] for rows in self._inputs])[: FEW_TOKENS - seen]

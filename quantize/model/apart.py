@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Cut = Callable[[Tensor], Tensor]
-"""A parameter as transformers keeps it -> the part of it that one linear layer has."""
-
-_as_is: Cut = nn.Identity()
+Cut = Callable[[Tensor], Tensor]  # a parameter as transformers keeps it -> the part that one linear layer has
+AS_IS: Cut = nn.Identity()
+LIKE_LINEAR: dict[str, Cut] = {"Conv1D": Tensor.t, "FalconLinear": AS_IS}
+"""Classes that compute what nn.Linear computes, and how their weight becomes its [out, in]."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,24 @@ class StackedForm:
     by_block: bool = False
     has_identity: bool = False
 
+    @property
+    def first(self) -> str:
+        return "gate_up_proj" if self.has_gate else "up_proj"
+
+    def cut(self, number: int, layer: str, leaf: str, stack: Tensor) -> Tensor:
+        """One expert's matrix [out, in] or bias [out] out of a stack."""
+        own = stack[number].t() if leaf == "weight" and self.is_transposed else stack[number]
+        if layer == "down_proj" or not self.has_gate:
+            return own
+        place = int(layer != "gate_proj")
+        return own.chunk(2)[place] if self.is_concatenated else own[place::2]
+
 
 UNDECORATED = {
     "Llama4TextExperts": StackedForm(is_transposed=True, by_block=True),
     "LongcatFlashExperts": StackedForm(has_identity=True),
 }
 """Classes that do not say their own form."""
-
-LIKE_LINEAR = ("FalconLinear",)
-"""Subclasses of nn.Linear that compute what it computes."""
 
 
 def stacked_form(module: nn.Module) -> StackedForm | None:
@@ -65,8 +74,7 @@ def stacked_form(module: nn.Module) -> StackedForm | None:
         form = StackedForm(**{key: bool(getattr(module, key)) for key in own})
     if form is None:
         return None
-    first = "gate_up_proj" if form.has_gate else "up_proj"
-    stacks = [module._parameters.get(name) for name in (first, "down_proj")]
+    stacks = [module._parameters.get(name) for name in (form.first, "down_proj")]
     return form if all(stack is not None and stack.dim() == 3 for stack in stacks) else None
 
 
@@ -132,57 +140,35 @@ def take_apart(model: nn.Module) -> dict[str, Part]:
     """Take the matrices of a model on the meta device apart, in place; returns where the new parameters come from."""
     parts: dict[str, Part] = {}
     for name, module in list(model.named_modules()):
-        prefix = f"{name}." if name else ""
         if (form := stacked_form(module)) is not None:
-            parts |= _experts_apart(prefix, module, form)
-        elif type(module).__name__ == "Conv1D":
-            parts |= _replaced(model, name, module, (module.weight.shape[0], module.weight.shape[1]), Tensor.t)
-        elif type(module).__name__ in LIKE_LINEAR:
-            parts |= _replaced(model, name, module, (module.weight.shape[1], module.weight.shape[0]), _as_is)
+            parts |= _experts_apart(f"{name}." if name else "", module, form)
+        elif (cut := LIKE_LINEAR.get(type(module).__name__)) is not None:
+            held = dict(module.named_parameters(recurse=False))
+            rows, columns = cut(held["weight"]).shape
+            how: dict[str, Any] = {"bias": "bias" in held, "device": "meta", "dtype": held["weight"].dtype}
+            model.set_submodule(name, nn.Linear(columns, rows, **how))
+            parts |= {f"{name}.{leaf}": Part(f"{name}.{leaf}", cut if leaf == "weight" else AS_IS) for leaf in held}
     return parts
 
 
 def _experts_apart(prefix: str, module: Any, form: StackedForm) -> dict[str, Part]:
     stacks = {key: p for key, p in module.named_parameters(recurse=False) if key.endswith(("_proj", "_proj_bias"))}
-    first = "gate_up_proj" if form.has_gate else "up_proj"
-    count, (_, rows, columns) = len(stacks["down_proj"]), stacks[first].shape
-    hidden, width = (rows, columns) if form.is_transposed else (columns, rows)
-    inner = width // 2 if form.has_gate else width
-    out = stacks["down_proj"].shape[2 if form.is_transposed else 1]
-    empty = partial(nn.Linear, device="meta", dtype=stacks[first].dtype)
+    inner, hidden = form.cut(0, "up_proj", "weight", stacks[form.first]).shape
+    out = len(form.cut(0, "down_proj", "weight", stacks["down_proj"]))
+    empty = partial(nn.Linear, device="meta", dtype=stacks[form.first].dtype)
     for key in stacks:
         del module._parameters[key]
     parts = {}
-    for number in range(count):
+    for number in range(len(stacks["down_proj"])):
         expert = Expert(form, (hidden, inner, out), empty)
         module.add_module(str(number), expert)
         for key, _ in expert.named_parameters():
             layer, _, leaf = key.rpartition(".")
-            stack = "down_proj" if layer == "down_proj" else first
+            stack = layer if layer == "down_proj" else form.first
             stack += "_bias" if leaf == "bias" else ""
-            parts[f"{prefix}{number}.{key}"] = Part(prefix + stack, partial(_cut, form, number, layer, leaf))
+            parts[f"{prefix}{number}.{key}"] = Part(prefix + stack, partial(form.cut, number, layer, leaf))
     default = lambda both: module.act_fn(both.chunk(2, dim=-1)[0]) * both.chunk(2, dim=-1)[1]  # noqa: E731
     module._gate = getattr(module, "_apply_gate", default) if form.has_gate else module.act_fn
     module._has_identity = form.has_identity
     module.forward = MethodType(_forward_blocks if form.by_block else _forward_chosen, module)
     return parts
-
-
-def _cut(form: StackedForm, number: int, layer: str, leaf: str, stack: Tensor) -> Tensor:
-    """One expert's matrix [out, in] or bias [out] out of a stack."""
-    own = stack[number]
-    if leaf == "weight" and form.is_transposed:
-        own = own.t()
-    if layer == "down_proj" or not form.has_gate:
-        return own
-    if form.is_concatenated:
-        return own.chunk(2)[0 if layer == "gate_proj" else 1]
-    return own[0 if layer == "gate_proj" else 1 :: 2]
-
-
-def _replaced(model: nn.Module, name: str, module: Any, sizes: tuple[int, int], weight: Cut) -> dict[str, Part]:
-    """An nn.Linear of these sizes (in, out) in the place of a module of the same function."""
-    has_bias = module.bias is not None
-    model.set_submodule(name, nn.Linear(*sizes, bias=has_bias, device="meta", dtype=module.weight.dtype))
-    parts = {f"{name}.weight": Part(f"{name}.weight", weight)}
-    return parts | ({f"{name}.bias": Part(f"{name}.bias", _as_is)} if has_bias else {})

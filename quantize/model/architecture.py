@@ -10,14 +10,9 @@ from quantize.errors import UserError
 from quantize.model.apart import experts_of
 from quantize.variant import GROUP_SIZES
 
-PACKED_ROWS = 8
-"""Codes that make one word of the file: output features are a multiple of it."""
-
-NEGLIGIBLE_SHARE = 0.01
-"""Of the weights; layers that hold less in all stay in half precision rather than make every group smaller."""
-
-Shape = tuple[str, int, int]
-"""A linear layer: full name, out features, in features."""
+PACKED_ROWS = 8  # codes that make one word of the file: output features are a multiple of it
+NEGLIGIBLE_SHARE = 0.01  # of the weights; layers that hold less in all are kept rather than make every group smaller
+Shape = tuple[str, int, int]  # a linear layer: full name, out features, in features
 
 
 @dataclass(frozen=True)
@@ -75,15 +70,13 @@ def architecture_of(model: Any) -> Architecture:
 
     The weights may be on the meta device. Raises UserError where there is no list of layers.
     """
-    decoder = decoder_of(model)
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = _lists_in(decoder)
-    fitting = [one for one in lists if len(one[1]) == count] or lists
-    if not fitting:
+    lists = _lists_in(decoder_of(model))
+    if not lists:
         raise UserError(f"{type(model).__name__} has no list of decoder layers: use a bnb variant")
-    inside, layers = max(fitting, key=lambda one: sum(parameter.numel() for parameter in one[1].parameters()))
-    outside = next(name for name, module in model.named_modules() if module is decoder)
-    name = ".".join(part for part in (outside, inside) if part)
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    fitting = [one for one in lists if len(one) == count] or lists
+    layers = max(fitting, key=lambda one: sum(parameter.numel() for parameter in one.parameters()))
+    name = next(name for name, module in model.named_modules() if module is layers)
     return Architecture(layers, name, frozenset(f"{name}.{router}" for router in _routers(layers)))
 
 
@@ -101,8 +94,8 @@ def towers(model: Any, layers_name: str) -> list[str]:
     return [name for name in inner if not layers_name.startswith(f"{name}.")]
 
 
-def _lists_in(module: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    return [(name, one) for name, one in module.named_modules() if isinstance(one, nn.ModuleList)]
+def _lists_in(module: nn.Module) -> list[nn.ModuleList]:
+    return [one for one in module.modules() if isinstance(one, nn.ModuleList)]
 
 
 def _routers(layers: nn.ModuleList) -> list[str]:
@@ -115,15 +108,13 @@ def _routers(layers: nn.ModuleList) -> list[str]:
         chooses = any(leaf == "gate" or leaf.endswith("_gate") for leaf in name.split("."))
         return out_features == 1 or "router" in name or (chooses and out_features in own)
 
-    linears = {name: module for name, module in layers.named_modules() if type(module) is nn.Linear}
-    return [name for name, module in linears.items() if routes(name, module.out_features)]
+    return [name for name, one in layers.named_modules() if type(one) is nn.Linear and routes(name, one.out_features)]
 
 
 def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
-    """The group size to use: `wanted`, or the largest of GROUP_SIZES that fits.
+    """`wanted`, or the largest of GROUP_SIZES that divides the input features of every layer, few small ones aside.
 
-    A size fits when it divides the input features of every layer, few small ones aside. Raises UserError when it does
-    not, or when no size does, or where no layer's output features are a multiple of eight.
+    Raises UserError when it does not, or when no size does, or where output features are no multiple of eight.
     """
 
     def lost(layers: Sequence[Shape]) -> bool:
@@ -137,14 +128,12 @@ def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
     sizes = ", ".join(map(str, GROUP_SIZES))
     unfit = {size: [one for one in shapes if one[1] % PACKED_ROWS == 0 and one[2] % size] for size in GROUP_SIZES}
     fitting = [size for size in GROUP_SIZES if not lost(unfit[size])]
+    if wanted in fitting or (wanted is None and fitting):
+        return wanted or fitting[0]
     if wanted is None:
-        if not fitting:
-            raise UserError(f"none of the group sizes {sizes} divides every layer: use a bnb variant")
-        return fitting[0]
+        raise UserError(f"none of the group sizes {sizes} divides every layer: use a bnb variant")
     if wanted not in GROUP_SIZES:
         raise UserError(f"group size {wanted} is none that AWQ kernels run: choose one of {sizes}")
-    if wanted not in fitting:
-        name, _, in_features = unfit[wanted][0]
-        choice = f"choose {' or '.join(map(str, fitting))}" if fitting else "use a bnb variant"
-        raise UserError(f"group size {wanted} does not divide the {in_features} input features of {name}: {choice}")
-    return wanted
+    name, _, in_features = unfit[wanted][0]
+    choice = f"choose {' or '.join(map(str, fitting))}" if fitting else "use a bnb variant"
+    raise UserError(f"group size {wanted} does not divide the {in_features} input features of {name}: {choice}")

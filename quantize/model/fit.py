@@ -23,9 +23,11 @@ def fitting_model(folder: Path, weights: TensorReader, say: Callable[[str], obje
     model = empty_model(folder)
     files = FileNames.of(model, weights.names())
     check_fit(folder, model, weights, files)
-    for target, source in differing_ties(model, weights, files):
-        say(f"{target} differs from {source}, to which config.json ties it: both are kept, as transformers does")
-        for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+    for pair in model.all_tied_weights_keys.items():
+        if not files.plain.keys() >= set(pair) or torch.equal(*(weights.get(files.plain[name]) for name in pair)):
+            continue
+        say(f"{pair[0]} differs from {pair[1]}, to which config.json ties it: both are kept, as transformers does")
+        for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
         model = empty_model(folder, config=model.config)
     return model
@@ -40,31 +42,23 @@ def check_fit(folder: Path, model: Any, weights: TensorReader, files: FileNames)
     """
     from transformers.initialization import no_init_weights
 
-    names = weights.names()
     parameters = dict(model.named_parameters())
     for name, home in files.homes.items():
         if not weights.dtype(name).is_floating_point and home in parameters:
             kind = dtype_name(weights.dtype(name))
             raise UserError(f"{folder}: weight {name} is of type {kind}: give the model in half precision")
-    held, ties = {name: tuple(weights.shape(name)) for name in names}, model.all_tied_weights_keys
+    held, ties = {name: tuple(weights.shape(name)) for name in weights.names()}, model.all_tied_weights_keys
     whole = {name: tuple(tensor.shape) for name, tensor in files.known.items()}
     asked = {name: shape for name, shape in whole.items() if name in held or name not in ties}
     if held == asked and all(name == home for name, home in files.homes.items()):
         return  # every name and shape as transformers saves them
     on_cpu = {name for one in files.conversions.values() if one.converter.force_cpu for name, _ in one.sources}
     shapes = {
-        name: torch.empty(held[name], dtype=weights.dtype(name), device="cpu" if name in on_cpu else "meta")
-        for name in names
+        name: torch.empty(shape, dtype=weights.dtype(name), device="cpu" if name in on_cpu else "meta")
+        for name, shape in held.items()
     }
     with quiet_libraries(), readable(folder, "the weights"), no_init_weights():
         how = {"config": model.config, "state_dict": shapes, "device_map": {"": "meta"}, "dtype": torch.float32}
         how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
         _, found = type(model).from_pretrained(None, **how, use_safetensors=True)
     refuse_misfit(folder, found)
-
-
-def differing_ties(model: Any, weights: TensorReader, files: FileNames) -> list[tuple[str, str]]:
-    """(target, source) of parameters that the model ties to one another and whose tensors in the files differ."""
-    plain = files.plain
-    both = [pair for pair in model.all_tied_weights_keys.items() if plain.keys() >= set(pair)]
-    return [pair for pair in both if not torch.equal(*(weights.get(plain[name]) for name in pair))]

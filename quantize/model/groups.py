@@ -8,7 +8,7 @@ then gives what it gave before, bit for bit, nothing else has seen those channel
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from quantize.model.apart import Expert
-from quantize.model.scales import OTHER, UNSEEN, Consumer, ScaleGroup, is_norm
+from quantize.model.scales import OTHER, UNSEEN, Consumer, ScaleGroup, apply_scales, is_norm
 
 ACTIVATIONS = ("mlp.act", "mlp.gelu_impl", "ffn.act")
 """Activation functions that autoawq's checkpoints wrap together with the scales that no weight can absorb."""
@@ -65,9 +65,8 @@ class Prober:
     def __init__(self, layer: nn.Module, run: Run) -> None:
         self._layer = layer
         self._run = run
-        weights = {name: module._parameters.get("weight") for name, module in layer.named_modules()}
-        found = [name for name, weight in weights.items() if weight is not None and weight.dim() == 2]
-        self.matrices = {name: layer.get_submodule(name) for name in found}
+        modules = layer.named_modules()
+        self.matrices = {name: one for name, one in modules if getattr(one._parameters.get("weight"), "ndim", 0) == 2}
         self._seen: dict[str, _Record] = {}
         self._peers = _peers(layer)
         self._output = self._record()
@@ -81,7 +80,10 @@ class Prober:
         groups: list[ScaleGroup] = []
         refused: list[Refusal] = []
         taken: set[str] = set()
-        for names in self._sources(wrapped):
+        modules = dict(self._layer.named_modules())
+        norms = [[name] for name, module in modules.items() if is_norm(module)]
+        acts = [[name] for name in modules if wrapped and name in ACTIVATIONS]
+        for names in (*norms, *self._peers.values(), *acts):
             try:
                 found = self._try(names, head_sizes)
             except _Refused as refusal:
@@ -96,29 +98,19 @@ class Prober:
                     taken |= consumers
         return groups, refused
 
-    def _sources(self, wrapped: bool) -> list[list[str]]:
-        """Modules to try, norms first; experts' layers of one name are tried together."""
-        modules = dict(self._layer.named_modules())
-        norms = [[name] for name, module in modules.items() if is_norm(module)]
-        acts = [[name] for name in modules if wrapped and name in ACTIVATIONS]
-        return [*norms, *self._peers.values(), *acts]
-
     def _try(self, names: list[str], head_sizes: Sequence[int]) -> list[ScaleGroup]:
-        widths = {name: self._width(name) for name in names}
-        total = sum(widths.values())
+        """The groups of these sources, tried together: all channels, or rows of a fused projection."""
+        total, first = sum(map(self._width, names)), self._layer.get_submodule(names[0])
         if total == 0:
             raise _Refused("it is not called, or gives more than a tensor")
-        everything = torch.ones(total, dtype=torch.bool)
+        free = torch.ones(total, dtype=torch.bool)
         try:
-            self._pass(names, everything)
-            free = everything
+            states = self._pass(names, free)
         except _Refused as refusal:
-            if len(names) > 1 or type(self._layer.get_submodule(names[0])) is not nn.Linear:
+            if len(names) > 1 or type(first) is not nn.Linear or not total > refusal.width > 0:
                 raise
-            if not total > refusal.width > 0:
-                raise
-            free = self._some_rows(names, total, refusal.width, head_sizes)
-        fed = {name: state for name, state in self._pass(names, free).items() if bool((state == 2).any())}
+            free, states = self._some_rows(names[0], refusal.width, head_sizes)
+        fed = {name: state for name, state in states.items() if bool((state == 2).any())}
         if not fed:
             raise _Refused("no matrix reads it")
         codes = {name: torch.zeros(len(state), dtype=torch.int64) for name, state in fed.items()}
@@ -130,41 +122,35 @@ class Prober:
         for name, state in fed.items():
             codes[name][state == 1] = OTHER
             codes[name][state == 0] = UNSEEN
-        groups = [self._completed(group) for group in self._split(names, widths, free, codes)]
-        if is_norm(self._layer.get_submodule(names[0])):
-            groups = [replace(group, one_plus=self._is_one_plus(group.source)) for group in groups]
+        groups = [self._completed(group) for group in self._split(names, free, codes)]
+        if is_norm(first):
+            return [replace(group, one_plus=self._is_one_plus(group.source)) for group in groups]
         return groups
 
     def _is_one_plus(self, name: str) -> bool:
         """Whether a norm multiplies by 1 + weight, not by weight; told by trying."""
-        module: Any = self._layer.get_submodule(name)
+        module = self._layer.get_submodule(name)
         wanted = 2 * self._seen[name].outputs[0][0]
         given: list[Tensor] = []
         own = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]
         for one_plus in (False, True):
             given.clear()
-            with ExitStack() as hooks:
-                hooks.enter_context(module.register_forward_hook(lambda module, args, output: given.append(output)))
-                try:
-                    for parameter, data in own:
-                        plus = float(one_plus and parameter is module.weight)
-                        parameter.data = 2 * (data + plus) - plus
+            try:
+                apply_scales(self._layer, ScaleGroup(name, (), (), one_plus), torch.tensor(0.5))
+                with module.register_forward_hook(lambda module, args, output: given.append(output)):
                     self._run_once()
-                finally:
-                    for parameter, data in own:
-                        parameter.data = data
+            finally:
+                for parameter, data in own:
+                    parameter.data = data
             if torch.allclose(given[0], wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max())):
                 return one_plus
         raise _Refused("its weight is no factor of what it gives")
 
-    def _split(
-        self, names: list[str], widths: dict[str, int], free: Tensor, codes: dict[str, Tensor]
-    ) -> list[ScaleGroup]:
+    def _split(self, names: list[str], free: Tensor, codes: dict[str, Tensor]) -> list[ScaleGroup]:
         """A group for each source of those that were tried together."""
-        start = 0
-        groups = []
+        stop, groups = 0, []
         for name in names:
-            stop = start + widths[name]
+            start, stop = stop, stop + self._width(name)
             consumers = []
             own_free = free[start:stop].clone()
             for consumer, code in codes.items():
@@ -173,13 +159,10 @@ class Prober:
                     own = torch.where(inside, code - start, torch.where(code >= 0, OTHER, code))
                     consumers.append(Consumer(consumer, tuple(own.tolist())))
                     if bool((own == UNSEEN).any()):  # an unseen one may come from any channel that is not seen
-                        seen = torch.zeros_like(own_free)
-                        seen[own[own >= 0]] = True
-                        own_free &= seen
-            start = stop
+                        own_free &= torch.isin(torch.arange(len(own_free)), own)
             if consumers:
                 groups.append(ScaleGroup(name, tuple(own_free.tolist()), tuple(consumers)))
-        return groups + self._uncalled(groups, [name for name in names if not widths[name]])
+        return groups + self._uncalled(groups, [name for name in names if not self._width(name)])
 
     def _completed(self, group: ScaleGroup) -> ScaleGroup:
         """The group with the experts that saw no token: their layers read what their peers' read."""
@@ -204,24 +187,20 @@ class Prober:
         channels = {(group.free, *(one.channels for one in group.consumers)) for group in groups}
         if more or not consumer.name.startswith(f"{home}.") or len(channels) > 1:
             return []
-        inside = consumer.name.removeprefix(home)
-        return [
-            ScaleGroup(name, first.free, (Consumer(name.rpartition(".")[0] + inside, consumer.channels),))
-            for name in names
-        ]
+        readers = [name.rpartition(".")[0] + consumer.name.removeprefix(home) for name in names]
+        own = [(Consumer(reader, consumer.channels),) for reader in readers]
+        return [ScaleGroup(name, first.free, consumers) for name, consumers in zip(names, own, strict=True)]
 
     def _width(self, name: str) -> int:
         outputs = self._seen[name].outputs if name in self._seen else []
         return int(outputs[0][0].shape[-1]) if outputs and len(outputs[0]) == 1 else 0
 
-    def _some_rows(self, names: list[str], total: int, target: int, head_sizes: Sequence[int]) -> Tensor:
-        """Rows of a fused projection that can be scaled while others cannot; raises _Refused where none are found."""
-        for rows in _row_choices(total, target, head_sizes):
-            try:
-                if self._pass(names, rows):
-                    return rows
-            except _Refused:
-                continue
+    def _some_rows(self, name: str, target: int, head_sizes: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rows of a fused projection that can be scaled while others cannot, and what `_pass` gives for them."""
+        for rows in _row_choices(self._width(name), target, head_sizes):
+            with suppress(_Refused):
+                if states := self._pass([name], rows):
+                    return rows, states
         raise _Refused("no part of its rows can be scaled by themselves")
 
     def _pass(self, names: list[str], doubled: Tensor) -> dict[str, Tensor]:
@@ -229,19 +208,15 @@ class Prober:
 
         Raises _Refused where anything else has seen them.
         """
-        factors = doubled.to(torch.float32) + 1
+        factors = torch.split(doubled.to(torch.float32) + 1, [self._width(name) for name in names])
         states: dict[str, Tensor] = {}
-        calls = {name: count() for name in self.matrices}
-        start = 0
         with ExitStack() as hooks:
-            for name in names:
+            for name, own in zip(names, factors, strict=True):
                 module = self._layer.get_submodule(name)
-                own = factors[start : start + self._width(name)]
-                start += self._width(name)
                 hooks.enter_context(module.register_forward_hook(partial(_scaled, own)))
             for name, module in self.matrices.items():
                 if name not in names:
-                    hook = partial(self._compare, name, calls[name], states)
+                    hook = partial(self._compare, name, count(), states)
                     hooks.enter_context(module.register_forward_pre_hook(hook))
             output = self._run_once()
         if not _same(output, self._output):
@@ -252,8 +227,7 @@ class Prober:
         self, name: str, calls: "count[int]", states: dict[str, Tensor], module: nn.Module, args: tuple[Any, ...]
     ) -> tuple[Any, ...] | None:
         """Whether a matrix sees its recorded input, doubled in whole channels; which it then gets back."""
-        number, x = next(calls), args[0]
-        record = self._seen[name]
+        number, x, record = next(calls), args[0], self._seen[name]
         if number >= len(record.inputs) or record.inputs[number].shape != x.shape:
             raise _Refused(f"{name} is then called in another way")
         before = record.inputs[number]
@@ -267,17 +241,12 @@ class Prober:
             state = torch.where(zero & same, 0, torch.where(same, 1, 2)).to(torch.int8)
             if type(module) is not nn.Linear and not self._divides(module, args, state, record.outputs[number]):
                 raise _Refused(f"{name} is no plain product", x.shape[-1])
-        states[name] = self._merged(name, states.get(name), state.cpu())
-        return before, *args[1:]
-
-    def _merged(self, name: str, before: Tensor | None, state: Tensor) -> Tensor:
-        """What two calls tell about a matrix's channels; zeros tell nothing."""
-        if before is None:
-            return state
-        known = (before != 0) & (state != 0)
-        if bool((before != state)[known].any()):
+        state = state.cpu()
+        earlier = states.get(name, state)
+        if bool(((earlier != state) & (earlier != 0) & (state != 0)).any()):  # zeros tell nothing
             raise _Refused(f"{name} sees it in one call as it does not in another")
-        return torch.maximum(before, state)
+        states[name] = torch.maximum(earlier, state)
+        return before, *args[1:]
 
     def _divides(self, module: Any, args: tuple[Any, ...], state: Tensor, recorded: list[Tensor]) -> bool:
         """Whether dividing this module's columns makes up for its input."""

@@ -15,11 +15,13 @@ from quantize.model.apart import Expert
 from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.skeleton import Skeleton, empty
 
-Answer = Callable[[int, Tensor, dict[str, Any]], Tensor]
-"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
-
 LayerCall = dict[str, Any]
 """What a model calls a layer with besides its input, by keyword: masks and biases that fit one batch."""
+
+Answer = Callable[[int, Tensor, LayerCall], Tensor]
+"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
+
+MOST_OUTPUTS, SOME_TOKENS = 3, 16
 
 
 @contextlib.contextmanager
@@ -33,16 +35,12 @@ def replace_layers(architecture: Architecture, answer: Answer) -> Iterator[None]
         return (output, *[None] * (outputs - 1)) if outputs else output
 
     for index, layer in enumerate(architecture.layers):
-        names = list(inspect.signature(layer.forward).parameters)
-        layer.forward = partial(forward, index, names)
+        layer.forward = partial(forward, index, list(inspect.signature(layer.forward).parameters))
     try:
         yield
     finally:
         for layer in architecture.layers:
             del layer.forward
-
-
-MOST_OUTPUTS, SOME_TOKENS = 3, 16
 
 
 class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
@@ -68,21 +66,18 @@ def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[
     return calls
 
 
-def _first_calls(
-    model: Any, architecture: Architecture, blocks: Tensor
-) -> tuple[Architecture, list[tuple[Tensor, LayerCall]]]:
+def _first_calls(model: Any, given: Architecture, ids: Tensor) -> tuple[Architecture, list[tuple[Tensor, LayerCall]]]:
     """The architecture with its outputs, found by trying, and what `layer_calls` gives with them."""
     failed: Exception | None = None
     for outputs in range(MOST_OUTPUTS + 1):
-        found = replace(architecture, outputs=outputs)
+        found = replace(given, outputs=outputs)
         try:
-            calls = layer_calls(model, found, blocks)
+            calls = layer_calls(model, found, ids)
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
             failed = failed or error
-        else:
-            alike = all(hidden.shape == calls[0][0].shape for hidden, _ in calls)
-            if alike and len(calls) == len(architecture.layers):
-                return found, calls
+            continue
+        if len(calls) == len(given.layers) and len({hidden.shape for hidden, _ in calls}) == 1:
+            return found, calls
     reason = failed or "not each of them once"
     raise UserError(f"{type(model).__name__} calls its layers in a way that is not known here ({reason}): use bnb-8bit")
 
@@ -130,18 +125,16 @@ def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
         if kind in kinds:
             continue
         skeleton.fill(layer, architecture.prefix(index), device)
-        called: set[str] = set()
+        called: set[nn.Module] = set()
+        linears = architecture.linears(index)
         with contextlib.ExitStack() as hooks, one_layer(layer):
-            for name in architecture.linears(index):
-                note = partial(lambda own, name, module, args: own.add(name), called, name)
-                hooks.enter_context(layer.get_submodule(name).register_forward_pre_hook(note))
+            for linear in linears.values():
+                hooks.enter_context(linear.register_forward_pre_hook(lambda module, args, own=called: own.add(module)))
             layer(calls[0][0].clone(), **call)
         empty(layer)
         skeleton.forget_stacks()
-        uncalled = architecture.linears(index).keys() - called
-        kinds[kind] = {
-            name for name in uncalled if not isinstance(layer.get_submodule(name.rpartition(".")[0]), Expert)
-        }
+        called |= {linear for expert in layer.modules() if isinstance(expert, Expert) for linear in expert.children()}
+        kinds[kind] = {name for name, linear in linears.items() if linear not in called}
     skeleton.empty_outer(architecture.layers_name)
     kept = {
         architecture.prefix(index) + name

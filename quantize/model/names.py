@@ -15,7 +15,6 @@ from quantize.quiet import quiet_libraries
 from quantize.weights import TensorReader
 
 LEAST_SHARE = 0.9
-
 Pieces = Iterator[tuple[str, Tensor, bool]]
 """(name in files, tensor, whether it is the weight of a linear layer to quantize)."""
 
@@ -99,9 +98,9 @@ class FileNames:
             names.homes[name] = home
             if pattern is None:
                 names.plain[home] = name
-            else:
-                conversion = names.conversions.setdefault(home, Conversion(home, [], by_pattern[pattern], asked))
-                conversion.sources.append((name, pattern))
+                continue
+            conversion = names.conversions.setdefault(home, Conversion(home, [], by_pattern[pattern], asked))
+            conversion.sources.append((name, pattern))
         return names
 
     def pieces(self, weights: TensorReader, linears: Collection[str], within: str = "") -> Pieces:
@@ -126,31 +125,28 @@ def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
     Embeddings, the output head, and what a wrapper has beside its language model (towers, projectors) do not count.
     Raises UserError, naming the variant, for less than 90%.
     """
-    inside = _language_modules(model)
-    inside -= {id(model.get_output_embeddings())} | {id(m) for m in model.modules() if isinstance(m, nn.Embedding)}
+    inside, head = _language_modules(model), model.get_output_embeddings()
     sizes = {
         name: sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
         for name, module in model.named_modules()
-        if id(module) in inside
+        if module in inside and module is not head and not isinstance(module, nn.Embedding)
     }
     share = float(sum(sizes.get(name, 0) for name in names) / max(1, sum(sizes.values())))
     if share < LEAST_SHARE:
         instead = "use awq-gemm" if variant.startswith("bnb") else "choose another model, or the variant fp16"
-        raise UserError(
-            f"only {share:.0%} of this model's matrices can be quantized so, the others (experts of a mixture?) would "
-            f"stay in half precision: {instead}"
-        )
+        others = "the others (experts of a mixture?) would stay in half precision"
+        raise UserError(f"only {share:.0%} of this model's matrices can be quantized so, {others}: {instead}")
     return share
 
 
-def _language_modules(model: Any) -> set[int]:
-    """The ids of the modules of the language model, without towers that some have inside it."""
+def _language_modules(model: Any) -> set[nn.Module]:
+    """The modules of the language model, without towers that some have inside it."""
     try:
         inner = towers(model, architecture_of(model).layers_name)
     except UserError:  # it has no list of layers
-        return {id(module) for module in model.modules()}
-    within = {id(part) for name in inner for part in model.get_submodule(name).modules()}
-    return {id(module) for module in decoder_of(model).modules()} - within
+        return set(model.modules())
+    within = {part for name in inner for part in model.get_submodule(name).modules()}
+    return set(decoder_of(model).modules()) - within
 
 
 def left_in_half(model: Any, quantized: Collection[str]) -> list[str]:
@@ -159,11 +155,8 @@ def left_in_half(model: Any, quantized: Collection[str]) -> list[str]:
     Where nothing inside a module is quantized (a vision tower), it is named as a whole. Full names, since some engines
     take them for parts of names: "gate" would hit every gate_proj.
     """
-    head, around = model.get_output_embeddings(), {""}
-    for name in quantized:
-        while name := name.rpartition(".")[0]:
-            around.add(name)
-    found: dict[str, None] = {}
+    head, found = model.get_output_embeddings(), dict[str, None]()
+    around = {name[:place] for name in quantized for place, letter in enumerate(name) if letter == "."} | {""}
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         if weight is None or weight.dim() != 2 or isinstance(module, nn.Embedding) or module is head:
@@ -177,21 +170,16 @@ def left_in_half(model: Any, quantized: Collection[str]) -> list[str]:
 
 def kept_by_bnb(model: Any, quantized: Collection[str]) -> tuple[str, ...]:
     """What config.json has to name as left in half precision; nothing where transformers' own rule says the same."""
-
-    def has_linears(name: str) -> bool:
-        return any(type(module) is nn.Linear for module in model.get_submodule(name).modules())
-
-    left, head = [name for name in left_in_half(model, quantized) if has_linears(name)], model.get_output_embeddings()
+    kinds = {name: set(map(type, model.get_submodule(name).modules())) for name in left_in_half(model, quantized)}
+    left, head = [name for name, inside in kinds.items() if nn.Linear in inside], model.get_output_embeddings()
     return (*left, *(name for name, module in model.named_modules() if module is head)) if left else ()
 
 
 def linear_layers(model: Any) -> list[str]:
-    """The names of the linear layers that are quantized where nothing maps a model's scales, as bitsandbytes' are.
+    """The names of the linear layers that bitsandbytes quantizes: those that transformers replaces when it loads one.
 
-    They are those that transformers replaces when it loads one: every linear layer but the output head and what is
-    tied to it, and of a wrapper those of its language model. The model's weights may be on the meta device.
-
-    Raises UserError for a model whose layers are no nn.Linear (GPT-2's Conv1D).
+    That is every linear layer but the output head and what is tied to it, and of a wrapper those of its language model.
+    The weights may be on the meta device. Raises UserError for a model whose layers are no nn.Linear (GPT-2's Conv1D).
     """
     with quiet_libraries():
         from transformers.pytorch_utils import Conv1D
@@ -203,7 +191,7 @@ def linear_layers(model: Any) -> list[str]:
         candidates = {
             name: type(module)
             for name, module in model.named_modules()
-            if id(module) in inside and should_convert_module(name, kept)
+            if module in inside and should_convert_module(name, kept)
         }
     names = [name for name, kind in candidates.items() if kind is nn.Linear]
     if Conv1D in candidates.values() or not names:
@@ -215,5 +203,4 @@ def put(model: nn.Module, name: str, value: Tensor) -> None:
     """Set a parameter or a buffer of a model, or of a part of one, by its name there."""
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
-    kept = value if leaf in module._buffers else nn.Parameter(value, requires_grad=False)
-    setattr(module, leaf, kept)
+    setattr(module, leaf, value if leaf in module._buffers else nn.Parameter(value, requires_grad=False))

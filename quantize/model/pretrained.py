@@ -46,10 +46,9 @@ def model_class(config: Any) -> Any:
         ours = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
         if ours and named.config_class is type(config) and named.can_generate():
             return named
-    try:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except KeyError:
-        raise ValueError(f"model type {config.model_type!r} has no causal language model") from None
+    if (found := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)) is None:
+        raise ValueError(f"model type {config.model_type!r} has no causal language model")
+    return found
 
 
 def model_of(folder: Path, **how: Any) -> Any:
@@ -94,8 +93,7 @@ def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.
 
     config = config_of(folder) if config is None else config
     with readable(folder, "config.json"), no_init_weights(), init_empty_weights(include_buffers=False):
-        model = model_class(config)._from_config(config, dtype=dtype)
-    return model.eval()
+        return model_class(config)._from_config(config, dtype=dtype).eval()
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """A model on the meta device whose matrices are nn.Linear layers, and where its tensors stand in files."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantize.model.apart import Part, take_apart
+from quantize.model.apart import Cut, Part, take_apart
 from quantize.model.architecture import towers
 from quantize.model.names import FileNames, left_in_half, put
 from quantize.weights import TensorReader, check_finite
@@ -45,11 +45,10 @@ class Skeleton:
         parts = take_apart(model)
         known, held = {**model.state_dict(), **before}, set(weights.names())
         files = FileNames.of(model, held if names is None else names, known)
-        by_source: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {}
+        by_source: dict[str, dict[str, Cut]] = {}
         for name, part in parts.items():
             by_source.setdefault(part.parameter, {})[name] = part.cut
-        stored: dict[str, str] = {}
-        beside: dict[str, str] = {}
+        stored, beside = dict[str, str](), dict[str, str]()
         for source, cuts in by_source.items():
             if source in cuts:
                 continue
@@ -84,8 +83,7 @@ class Skeleton:
         if part is None or part.parameter == name:
             return part.cut(self._whole(source)) if part else self._whole(source)
         if source not in self._stacks:
-            module = source.rpartition(".")[0]
-            if not all(other.startswith(f"{module}.") for other in self._stacks):
+            if not all(other.rpartition(".")[0] == source.rpartition(".")[0] for other in self._stacks):
                 self.forget_stacks()
             self._stacks[source] = self._whole(source)
         return part.cut(self._stacks[source])
@@ -106,10 +104,8 @@ class Skeleton:
     def _source(self, name: str) -> str:
         """The parameter, as transformers has it, whose tensor in the files a parameter is cut from."""
         source = self.parts[name].parameter if name in self.parts else name
-        if not self._is_whole(source):
-            ties = self.model.all_tied_weights_keys.items()
-            return next((target for target, tied in ties if tied == source and self._is_whole(target)), source)
-        return source
+        ties = () if self._is_whole(source) else self.model.all_tied_weights_keys.items()
+        return next((target for target, tied in ties if tied == source and self._is_whole(target)), source)
 
     def forget_stacks(self) -> None:
         self._stacks.clear()
@@ -131,14 +127,14 @@ class Skeleton:
 
         The towers get parameters that take no memory: a wrapper goes by the device of its first one.
         """
-        outside = tuple(f"{name}." for name in (layers, *towers(self.model, layers)))
+        inner = towers(self.model, layers)
+        outside = tuple(f"{name}." for name in (layers, *inner))
         for name, module in self.model.named_modules():
             tied = f"{name}.weight" in self.model.all_tied_weights_keys
             head = module is self.model.get_output_embeddings() and not tied
             if not head and not f"{name}.".startswith(outside):
                 self.fill(module, f"{name}." if name else "", device, recurse=False)
-        for name in towers(self.model, layers):
-            tower = self.model.get_submodule(name)
+        for tower in map(self.model.get_submodule, inner):
             for key, parameter in list(tower.named_parameters()):
                 put(tower, key, torch.zeros(1, dtype=parameter.dtype, device=device).expand(parameter.shape))
 

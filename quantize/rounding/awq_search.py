@@ -12,9 +12,7 @@ from quantize.rounding.gram import InputStats, row_errors
 SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10
 """autoawq's grids: 20 scale exponents; clipping to 1, 0.95, ... 0.55 of a group's largest magnitude."""
 
-COARSE_STEPS = (4, 2)
-"""The grid is walked in steps of 4, then 2 around the best, on a sample of the rows, then in steps of 1 on all."""
-
+COARSE_STEPS = (4, 2)  # the grid is walked in steps of 4, then 2 around the best, on sampled rows, then of 1 on all
 SAMPLED_ROWS = 512  # from here on, every second row is enough to find the neighbourhood of the best scale
 
 
@@ -35,8 +33,7 @@ class Reader:
 
     def spread(self, scales: Tensor) -> Tensor:
         """Scales a channel -> a scale an input feature, 1 where it comes from none; [in]."""
-        known = self.channels >= 0
-        return torch.where(known, scales[self.channels.clamp(min=0)], scales.new_ones(()))
+        return torch.where(self.channels >= 0, scales[self.channels.clamp(min=0)], 1)
 
     def gather(self, values: Tensor, count: int) -> Tensor:
         """A value an input feature -> their mean a channel, 0 for a channel that none comes from; [count]."""
