@@ -16,7 +16,7 @@ from typing import Any
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, remove_working_folder, replace_file, sha256_of
 from quantize.schema import Count, Share, from_json, to_data
-from quantize.variant import KNOWN, Variant
+from quantize.variant import Variant, known_variants
 
 MANIFEST_NAME, MANIFEST_SCHEMA = "quantable.json", 1
 CARD_NAME, PLOT_NAME = "README.md", "pareto.png"
@@ -63,7 +63,7 @@ class Manifest:
     """What `quantable.json` says: how this checkpoint came to be and what its files should hold.
 
     name:           the checkpoint's folder; base_model: as the table names it.
-    variant:        a name of KNOWN.
+    variant:        a name of known_variants().
     q_group_size:   of groups of codes, None where there are none.
     source:         where the weights came from.
     calibration:    the text that was looked at, None for none.
@@ -97,7 +97,7 @@ class Manifest:
     schema_version: int = MANIFEST_SCHEMA
 
     def __post_init__(self) -> None:
-        if self.variant not in KNOWN:
+        if self.variant not in known_variants():
             raise ValueError(f"unknown variant {self.variant!r}")
         if self.schema_version != MANIFEST_SCHEMA:
             raise ValueError(f"manifest schema {self.schema_version!r}, expected {MANIFEST_SCHEMA}")
@@ -116,7 +116,7 @@ class Checkpoint:
 
     @property
     def variant(self) -> Variant:
-        return KNOWN[self.manifest.variant]
+        return known_variants()[self.manifest.variant]
 
     @property
     def content_sha256(self) -> str:
@@ -183,7 +183,7 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
 
 def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
     """By base model and then in the table's order."""
-    order = list(KNOWN)
+    order = list(known_variants())
     return sorted(found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name))
 
 

@@ -10,7 +10,7 @@ from quantize.errors import UserError
 from quantize.files import sha256_of
 from quantize.int4.layouts import group_size_of
 from quantize.source import BESIDE_WEIGHTS, TOKENIZERS, folder_name
-from quantize.variant import KNOWN, REFERENCE, Variant
+from quantize.variant import REFERENCE, Variant, known_variants
 from quantize.weights import check_regular, open_weights, quantization_config, regular_files
 
 AWQ_LAYOUTS = {"gemm": "awq-gemm", "gemv": "awq-gemv"}
@@ -18,7 +18,7 @@ GPTQ_FORMATS = ("gptq", "gptq_v2")
 
 
 def variant_of(config: Mapping[str, Any] | None) -> Variant:
-    """Which row of KNOWN a checkpoint is, by the quantization that its config states; without one the reference."""
+    """Which of known_variants() a checkpoint is, by what its config states; without a quantization the reference."""
     if config is None:
         return REFERENCE
     method, bits = str(config.get("quant_method")).lower(), config.get("bits", config.get("w_bit"))
@@ -35,7 +35,7 @@ def variant_of(config: Mapping[str, Any] | None) -> Variant:
         name = "ct"
     elif method == "bitsandbytes":
         name = "bnb-4bit" if config.get("load_in_4bit") else "bnb-8bit"
-    return KNOWN[name]
+    return known_variants()[name]
 
 
 def _packs_four_bits(config: Mapping[str, Any]) -> bool:

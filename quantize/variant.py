@@ -33,7 +33,6 @@ class Variant:
     w_bit:    bits a weight, None for the half-precision reference.
     version:  AWQ's packing layout ("GEMM" or "GEMV"), None for what is not stored so.
     published: whether the published table has a row for it, so that `all` means it too.
-    made:     whether `quantize` makes it; others are read alone.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Variant:
     w_bit: int | None = None
     version: str | None = None
     published: bool = True
-    made: bool = True
 
     @property
     def is_awq(self) -> bool:
@@ -63,14 +61,22 @@ _ROWS = (
     Variant("rtn", "RTN", w_bit=4, version="GEMM", published=False),
     Variant("bnb-4bit", "BnB.4", w_bit=4),
     Variant("bnb-8bit", "BnB.8", w_bit=8),
-    Variant("gptq", "GPTQ", w_bit=4, version="GPTQ", published=False, made=False),
-    Variant("ct", "CT", w_bit=4, version="CT", published=False, made=False),
-    Variant("foreign", "other", published=False, made=False),
 )
-KNOWN: dict[str, Variant] = {variant.name: variant for variant in _ROWS}
-"""Every variant by name, in the order of the published table, those of other makers last."""
-VARIANTS = {name: variant for name, variant in KNOWN.items() if variant.made}
-"""Those that `quantize` makes."""
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ROWS}
+"""What `quantize` makes by name, in the order of the published table."""
+
+_FOREIGN = (
+    Variant("gptq", "GPTQ", w_bit=4, version="GPTQ", published=False),
+    Variant("ct", "CT", w_bit=4, version="CT", published=False),
+    Variant("foreign", "other", published=False),
+)
+FOREIGN: dict[str, Variant] = {variant.name: variant for variant in _FOREIGN}
+"""What other makers' checkpoints are beside those, and what is read alone."""
+
+
+def known_variants() -> dict[str, Variant]:
+    """Every variant by name, those of other makers last."""
+    return {**VARIANTS, **FOREIGN}
 
 
 def variants_named(names: Iterable[str]) -> list[Variant]:

@@ -16,7 +16,7 @@ from bench.records.record import PHASES, Memory, Phase, Quality, Record, Status,
 from bench.records.scenario import Scenario
 from quantize.errors import UserError
 from quantize.process_memory import collector_paused
-from quantize.variant import KNOWN, REFERENCE
+from quantize.variant import REFERENCE, known_variants
 from reports.compatibility import HEADLINE, check_alike, check_compute_dtypes, check_subjects
 
 REFERENCE_METHOD = "FP16/BF16"
@@ -282,12 +282,12 @@ def _measurement(device: str, records: Sequence[Record]) -> Measurement:
     of_subject = grouped(records, lambda record: record.subject)
     references = references_of(records)
     baselines = {name: n for n, name in enumerate(dict.fromkeys(one.baseline for one in of_subject))}
-    reasons = broken_subjects(records)
+    reasons, order = broken_subjects(records), list(known_variants())
 
     def place(one: Subject) -> tuple[int, bool, float, str]:
-        """By baseline, the reference first, then as VARIANTS has them; a suite's as its first round ran them."""
+        """By baseline, the reference first, then as the variants are listed; a suite's as its first round ran them."""
         if one.family is None:
-            row: float = list(KNOWN).index(one.variant) if one.variant in KNOWN else len(KNOWN)
+            row: float = order.index(one.variant) if one.variant in order else len(order)
         else:
             first_round = [run.position for run in of_subject[one] if run.round == 0 and run.position is not None]
             row = min(first_round, default=float("inf"))

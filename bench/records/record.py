@@ -35,7 +35,7 @@ class Subject:
     """What was measured, as its row in the table names it.
 
     name:               the checkpoint's folder; base_model: the model that was quantized.
-    variant:            the name of a row of KNOWN; method: the table's column "Method".
+    variant:            a name of quantize.variant.known_variants(); method: the table's column "Method".
     q_group_size:       AWQ's group size; w_bit: bits a weight, None in half precision; version: AWQ's layout.
     download:           where others find it, None where they do not.
     content_sha256:     over the manifest's file hashes: the same name with other contents is another subject.

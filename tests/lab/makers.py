@@ -138,13 +138,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Make, judge, compare; 1 where a perplexity is further than 0.1% from that of the dequantized weights."""
     pythons = dict(one.split("=", 1) for one in arguments.python)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    out, base, wrong = arguments.out.resolve(), open_source("smollm2-135m").folder, 0
+    out, base, wrong = arguments.out.resolve(), open_source(arguments.source).folder, 0
     texts = [text[:2000] for text in builtin_texts("calibration")[:16]]
     for name in arguments.checkpoint or CHECKPOINTS:
         maker, _ = CHECKPOINTS[name]
         if not (out / name).is_dir() and maker in pythons and (why := make(name, pythons[maker], base, out, texts)):
             print(f"{name}: not made: {why}", flush=True)
-    found = bench(out, scenarios=(), device="cpu", reference="smollm2-135m")
+    found = bench(out, scenarios=(), device="cpu", reference=arguments.source)
     with quiet_libraries():
         blocks = evaluation_blocks(tokenizer_of(base), blocks=12, block_tokens=512)
     for record in found.records:
@@ -168,6 +168,7 @@ def main() -> int:
     cli = argparse.ArgumentParser(description=__doc__)
     cli.add_argument("--python", action="append", default=[], metavar="MAKER=PATH", help=", ".join(SCRIPTS))
     cli.add_argument("--checkpoint", action="append", choices=list(CHECKPOINTS), help="make these alone; repeatable")
+    cli.add_argument("--source", default="smollm2-135m", help="the base model (default %(default)s)")
     cli.add_argument("--out", type=Path, default=Path("runs/makers"))
     return guarded("makers", lambda: run(cli.parse_args()))
 

@@ -16,7 +16,7 @@ from quantize.errors import UserError
 from quantize.foreign import base_in_card, checkpoint_in, variant_of
 from quantize.int4.layouts import LAYOUTS
 from quantize.loader import load
-from quantize.variant import KNOWN
+from quantize.variant import known_variants
 from tests import foreign
 from tests.foreign import ct_config, write
 
@@ -84,13 +84,13 @@ def test_a_plain_folder_is_its_own_reference(tiny_llama: Path) -> None:
     ],
 )
 def test_what_a_config_states_decides_the_row(config: dict[str, Any], variant: str) -> None:
-    assert variant_of(config) is KNOWN[variant]
+    assert variant_of(config) is known_variants()[variant]
 
 
 def test_what_no_package_here_reads_names_the_package(tiny_llama: Path, tmp_path: Path) -> None:
-    config = {"quant_method": "gptq", "bits": 8, "group_size": 32}
+    config = {"quant_method": "hqq", "bits": 8}
     folder, _ = write(tiny_llama, tmp_path, config, partial(foreign.gptq, group=32))
-    with pytest.raises(UserError, match="quantized by gptq, which needs the package gptqmodel"):
+    with pytest.raises(UserError, match="quantized by hqq, which needs the package hqq"):
         load(folder)
 
 
@@ -164,4 +164,4 @@ def test_three_layouts_of_ours_hold_the_same_integers(tiny_llama: Path, tmp_path
     exact = logits_of(built["awq-gemm"], kernel="dequantize")
     assert torch.equal(logits_of(built["awq-ct"], kernel="dequantize"), exact)
     stated = json.loads((built["awq-ct"] / "config.json").read_text())["quantization_config"]
-    assert variant_of(stated) is KNOWN["ct"]
+    assert variant_of(stated) is known_variants()["ct"]

@@ -84,10 +84,10 @@ def test_a_base_that_is_missing_or_another_model_is_one_line(
 def test_what_cannot_be_read_is_a_row_and_a_changed_file_another_checkpoint(judged: Path, tiny_llama: Path) -> None:
     lost(judged, reference=str(tiny_llama))
     text = (judged / "config.json").read_text()
-    (judged / "config.json").write_text(text.replace('"bits": 4', '"bits": 8'))
+    (judged / "config.json").write_text(text.replace('"quant_method": "gptq"', '"quant_method": "hqq"'))
     with pytest.raises(UserError, match=r"foreign is not what .* has records of"):
         lost(judged, reference=str(tiny_llama))
     outcome = bench(judged, scenarios=(), device="cpu", reference=str(tiny_llama), fresh=True)
     assert [(one.status, one.reason) for one in outcome.failed] == [
-        ("unsupported", "it is quantized by gptq, which needs the package gptqmodel")
+        ("unsupported", "it is quantized by hqq, which needs the package hqq")
     ]

@@ -164,7 +164,9 @@ def test_what_a_gpu_kernel_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert "of 128, the layer has 64 and 576" in str(reason("torch-cuda"))
     assert reason("torch-cuda", layer(64, 128, 64, "GEMM")) is None
-    assert "needs groups of 32, 64 or a multiple of 128" in str(reason("triton", layer(64, 576, 96, "GEMM")))
+    assert "needs groups of 32, 64 or a multiple of 128" in str(
+        reason("triton", round_to_nearest(torch.randn(64, 576), 96))
+    )
     monkeypatch.setattr(autoawq, "compiled_kernels", lambda: False)
     assert reason("autoawq-gemv") == "needs the package autoawq-kernels"
     assert KERNELS["autoawq-gemm"].describe(1024, torch.float16) == "autoawq Triton dequantize + matmul (float16)"
