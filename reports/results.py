@@ -245,16 +245,17 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
 
     A device on which some base model ran in two compute dtypes has one Measurement for each of them.
     Raises UserError for records that may not stand in one table (see reports.compatibility), and when there is no
-    latency record of any reference, since every ratio is to it.
+    record of any reference, since every ratio is to it.
     """
     records = unique(records)
     check_subjects(records)
     may_be = [record for record in records if record.subject.may_be_reference]
-    if not latency_records(may_be):
+    timed = any(record.kind == "latency" for record in records)
+    if not (latency_records(may_be) if timed else [one for one in may_be if one.status == "ok"]):
         what = f"quantize --variant {REFERENCE.name} into the same folder and run `bench` again"
         if failed := [one for one in may_be if one.status != "ok"]:
             what = f"the reference did not run ({failed[-1].status}: {failed[-1].reason}); fix that and `bench` again"
-        raise UserError(f"no latency record of the reference: {what}")
+        raise UserError(f"no {'latency ' if timed else ''}record of the reference: {what}")
     check_compute_dtypes(latency_records(records))
     return [_measurement(device, group) for (device, _), group in _groups(records).items()]
 

@@ -93,8 +93,8 @@ def _row(measurement: Measurement, row: Standing) -> Row:
     return [
         (Column("Variant"), row.name),
         (Column("Weights GB", "gigabytes"), first.weights_bytes),
-        (Column(f"Peak {measurement.memory_name} GB", "gigabytes"), row.peak_bytes),
-        (Column("Prefill tokens/s", "per_second"), _marked(row, "prefill")),
+        (Column(f"Peak {measurement.memory_name} GB", "gigabytes", optional=True), row.peak_bytes),
+        (Column("Prefill tokens/s", "per_second", optional=True), _marked(row, "prefill")),
         (Column("Decode tokens/s", "per_second", optional=True), _marked(row, "decode")),
         (Column("PPL change", "change", optional=True), change),
         (Column("KLD", "nats", "", optional=True), first.mean_divergence),

@@ -116,7 +116,7 @@ def dense_weight(parts: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
         zeros = zeros + (config.get("checkpoint_format") != "gptq_v2")
         scales, plain = parts["scales"].float().t(), torch.arange(codes.shape[1])
         group = parts.get("g_idx", plain // (codes.shape[1] // scales.shape[1])).long()
-    return (codes - zeros[:, group]) * scales[:, group]
+    return ((codes - zeros[:, group]) * scales[:, group]).contiguous()
 
 
 def dense_folder(folder: Path, base: Path, out: Path) -> Path:

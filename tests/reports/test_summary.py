@@ -80,3 +80,9 @@ def _gallery() -> list[Record]:
     from bench.records.store import read_records
 
     return read_records(GALLERY / "records.jsonl")
+
+
+def test_what_was_judged_alone_has_no_empty_columns(builder: "Builder") -> None:
+    rows = [builder.quality("fp16", 16.0), builder.quality("awq-gemm", 17.0)]
+    [table] = [block for block in summary(measurements(rows)) if isinstance(block, Table)]
+    assert [column.title for column in table.columns] == ["Variant", "Weights GB", "PPL change"]
