@@ -42,7 +42,10 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """The text that calibration looked at: `blocks` of `block_tokens`. text: where from; sha256: of their token ids."""
+    """The text that calibration looked at.
+
+    text: where from; blocks: how many; block_tokens: of how many tokens; sha256: of their token ids.
+    """
 
     text: str
     blocks: int
@@ -129,6 +132,11 @@ def base_name(name: str) -> str:
     if not re.fullmatch(r"\w[^/\\]{0,127}", name) or not name.isprintable():
         raise UserError(f"{name!r} cannot begin the names of folders: choose letters, digits, `.` and `-` with --name")
     return name
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a model lies in this folder itself, and no checkpoint that `quantize` made."""
+    return (folder / "config.json").is_file() and not (folder / MANIFEST_NAME).is_file()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint import MANIFEST_NAME, Checkpoint, FileFacts, Manifest, SourceFacts, open_checkpoint
+from quantize.checkpoint import Checkpoint, FileFacts, Manifest, SourceFacts, is_model, open_checkpoint
 from quantize.errors import UserError
 from quantize.files import sha256_of
 from quantize.int4.layouts import group_size_of
@@ -42,11 +42,6 @@ def _packs_four_bits(config: Mapping[str, Any]) -> bool:
     groups = list((config.get("config_groups") or {}).values())
     kinds = {((one.get("weights") or {}).get("num_bits"), bool(one.get("input_activations"))) for one in groups}
     return config.get("format") == "pack-quantized" and kinds == {(4, False)}
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a model lies in this folder itself, and no checkpoint that `quantize` made."""
-    return (folder / "config.json").is_file() and not (folder / MANIFEST_NAME).is_file()
 
 
 def checkpoint_in(folder: Path) -> Checkpoint:

@@ -40,8 +40,9 @@ def start(folder: str, dtype: str, positions: int) -> TorchEngine:
     """bench.engines.protocol.Start."""
     from transformers import AutoModelForCausalLM
 
-    safe = {"trust_remote_code": False, "use_safetensors": True}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **safe)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+    )
     return TorchEngine(model, importlib.metadata.version("transformers"), dtype)
 
 

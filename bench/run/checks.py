@@ -15,8 +15,8 @@ from bench.records.store import holds_records, read_records
 from bench.run.foreign import check_same_model
 from bench.run.probe import Machine
 from bench.worker.request import QualityRequest, Target
+from quantize.checkpoint import is_model
 from quantize.errors import UserError
-from quantize.foreign import is_model
 from quantize.quiet import quiet_libraries
 from quantize.variant import REFERENCE
 

@@ -1,22 +1,26 @@
-"""Targets that `quantize` did not make: other makers' checkpoints, and the base model that each is judged against."""
+"""Targets that `quantize` did not make: other makers' checkpoints, and the base model that each is judged against.
+
+Imports torch where there are some, and not before.
+"""
 
 from pathlib import Path
 
 from bench.records.record import Subject
 from bench.run.plan import target_of
 from bench.worker.request import Target
-from quantize.checkpoint import MANIFEST_NAME, SourceFacts, find_checkpoints, open_checkpoint
+from quantize.checkpoint import MANIFEST_NAME, SourceFacts, find_checkpoints, is_model, open_checkpoint
 from quantize.errors import UserError
-from quantize.foreign import base_in_card, foreign_checkpoint, is_model
 from quantize.quiet import quiet_libraries
-from quantize.source import HUB_ID, download, open_source
 from quantize.variant import REFERENCE
-from quantize.weights import quantization_config
 
 
 def folder_of(place: Path) -> Path:
     """Where `bench PLACE` finds checkpoints: the folder, or what a hub id stands for once it is downloaded."""
-    return place if place.exists() or not HUB_ID.fullmatch(str(place)) else download(str(place))[0]
+    if place.exists() or str(place).count("/") != 1:
+        return place
+    from quantize.source import HUB_ID, download
+
+    return download(str(place))[0] if HUB_ID.fullmatch(str(place)) else place
 
 
 def foreign_folders(directory: Path) -> list[Path]:
@@ -33,6 +37,9 @@ def foreign_targets(directory: Path, ours: list[Target], reference: str | None, 
     one that a checkpoint's card names, or the one reference there is. Raises UserError where there is none, or it is
     another model.
     """
+    from quantize.foreign import base_in_card, foreign_checkpoint
+    from quantize.weights import quantization_config
+
     known = {target.checkpoint: target for target in ours if target.subject.may_be_reference}
     found: list[Target] = []
     folders = foreign_folders(directory)
@@ -55,6 +62,9 @@ def foreign_targets(directory: Path, ours: list[Target], reference: str | None, 
 
 def _reference(named: str, kernel: str | None) -> Target:
     """The base model as a target in half precision."""
+    from quantize.foreign import foreign_checkpoint
+    from quantize.source import open_source
+
     path = Path(named)
     if path.is_dir() and not is_model(path):
         ours = [open_checkpoint(path)] if (path / MANIFEST_NAME).is_file() else find_checkpoints(path)

@@ -21,9 +21,8 @@ from bench.run.plan import RunKey, in_engine, key_of, missing, plan, planned_key
 from bench.run.probe import Machine, probe
 from bench.worker.options import BenchChoices, BenchOptions
 from bench.worker.request import PlannedRun, QualityRequest, Settings, Target
-from quantize.checkpoint import checkpoint_folders, find_checkpoints, open_checkpoint, verify
+from quantize.checkpoint import checkpoint_folders, find_checkpoints, is_model, open_checkpoint, verify
 from quantize.files import only_writer
-from quantize.foreign import is_model
 from quantize.progress import Progress, Step
 from quantize.schema import with_choices
 

@@ -101,8 +101,8 @@ def test_the_hash_of_hashes_is_over_sorted_names_and_hashes() -> None:
 
 
 def test_a_manifest_of_an_unknown_variant_cannot_be_built() -> None:
-    with pytest.raises(ValueError, match="unknown variant 'gptq'"):
-        manifest(variant="gptq")
+    with pytest.raises(ValueError, match="unknown variant 'exl2'"):
+        manifest(variant="exl2")
 
 
 def damaged(change: Callable[[dict[str, Any]], Any]) -> bytes:
@@ -120,7 +120,7 @@ def damaged(change: Callable[[dict[str, Any]], Any]) -> bytes:
         b"[]",
         b"null",
         damaged(lambda data: data.pop("variant") and None),
-        damaged(lambda data: data.update(variant="gptq")),
+        damaged(lambda data: data.update(variant="exl2")),
         damaged(lambda data: data.update(schema_version=99)),
         damaged(lambda data: data.update(unknown=1)),
         damaged(lambda data: data.update(source="hub")),

@@ -538,10 +538,13 @@ def test_every_way_to_say_quantized_is_understood(key: str, value: Any, folder: 
     assert "is quantized already" in refusal(str(folder))
 
 
-@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
-def test_a_quantizers_own_file_means_quantized(name: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("quantize_config.json", "gptq"), ("quant_config.json", "awq"), ("hf_quant_config.json", "modelopt")],
+)
+def test_a_quantizers_own_file_means_quantized(name: str, method: str, folder: Path) -> None:
     (folder / name).write_text("{}")
-    assert f"is quantized already ({name})" in refusal(str(folder))
+    assert f"is quantized already ({method})" in refusal(str(folder))
 
 
 # The embedded model

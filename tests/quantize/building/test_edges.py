@@ -132,14 +132,6 @@ def test_a_damaged_journal_starts_anew(tmp_path: Path) -> None:
     assert (anew.restarted, anew.finished_layers, anew.hidden()) == (True, 0, [])
 
 
-def test_a_checkpoint_whose_manifest_names_no_groups(tiny_llama: Path, tmp_path: Path) -> None:
-    path = make(tiny_llama, tmp_path, "rtn")
-    manifest = path / "quantable.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "q_group_size": None}))
-    with pytest.raises(UserError, match="holds no AWQ layers: make it again"):
-        quantize.load(path)
-
-
 @pytest.mark.parametrize(
     ("lost", "added", "message"),
     [
