@@ -210,9 +210,9 @@ class _Series:
             for record in self.executor(run):
                 append(self.path, record)
                 self.records.append(record)
-                if run.is_reference and record.quality is not None and record.status == "ok":
-                    kept_at = Path(self.settings.reference_logprobs[run.subject.base_model])
-                    write(kept_at.with_suffix(".jsonl"), [record])
+                expected = self.settings.reference_logprobs.get(run.subject.base_model)
+                if run.is_reference and record.quality and expected and Path(expected).is_file():
+                    write(Path(expected).with_suffix(".jsonl"), [record])
                 self.measured += 1
                 self.progress.advance(seconds=record.wall_s)
                 self.progress.row(f"{name}  {_line(record)}")

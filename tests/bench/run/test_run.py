@@ -499,7 +499,10 @@ def seal_reference(source: Path, folder: Path, weights_bytes: int) -> None:
     seal(folder, manifest)
 
 
-def test_a_real_bench_of_a_tiny_model(tmp_path: Path, tiny_llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_real_bench_of_a_tiny_model(
+    tmp_path: Path, tiny_llama: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path / "cache"))  # where no earlier bench left anything
     folder = tmp_path / "models"
     seal_reference(tiny_llama, folder / "tiny-llama-FP16", 1000)
     options = BenchOptions(
