@@ -1,17 +1,18 @@
-"""What an engine offers, and the loop that measures it in its own interpreter: standard library, and numpy for logits.
+"""What an engine offers, and the loop that measures it in its own interpreter: imports the standard library alone.
 
 PYTHON -m bench.engines.NAME REQUEST.json RESULT.jsonl
 """
 
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+from bench.worker.memory import memory_view
 
 
 class Engine(Protocol):
@@ -44,14 +45,17 @@ def serve(start: Start) -> int:
     """Do what REQUEST.json asks and append a line for each piece of work to RESULT.jsonl as it is done."""
     request_path, result_path = map(Path, sys.argv[1:])
     request = json.loads(request_path.read_text(encoding="utf-8"))
+    view = memory_view("cpu")
+    view.reset_peak()
     engine = start(request["folder"], request["dtype"], request["positions"])
-    loaded = _peak_bytes()
+    loaded = {"load_peak_bytes": view.peak_bytes(), "baseline_bytes": view.current_bytes()}
 
     def emit(scenario: int | None, measure: Callable[[], dict[str, Any]]) -> None:
+        view.reset_peak()
         started = time.perf_counter()
         figures, wall_s = measure(), time.perf_counter() - started
         known = {"version": engine.version, "computes": engine.computes, "text_sha256": request["text_sha256"]}
-        memory = {"load_peak_bytes": loaded, "run_peak_bytes": _peak_bytes()}
+        memory = {**loaded, "run_peak_bytes": view.peak_bytes()}
         with result_path.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"scenario": scenario, "wall_s": wall_s, **known, **memory, **figures}) + "\n")
 
@@ -60,11 +64,6 @@ def serve(start: Start) -> int:
     if request["blocks"]:
         emit(None, partial(quality, engine, request["blocks"], request["expected"], keep=request["keep"]))
     return 0
-
-
-def _peak_bytes() -> int:
-    """The largest resident set that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def latency(engine: Engine, prompts: list[list[int]], decode_steps: int, rule: dict[str, Any]) -> dict[str, Any]:
@@ -122,9 +121,9 @@ def quality(engine: Engine, blocks: list[list[int]], expected: str | None, *, ke
         raise FloatingPointError("its output is not finite (NaN or infinity)")
     if keep and rows and expected is not None:
         Path(expected).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(expected).with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(rows))
-        partial.replace(expected)
+        unfinished = Path(expected).with_suffix(".partial.npy")
+        np.save(unfinished, np.concatenate(rows))
+        unfinished.replace(expected)
     found: dict[str, Any] = {"perplexity": math.exp(loss / tokens), "tokens": tokens, "vocabulary": vocabulary}
     if divergences:
         each = np.concatenate(divergences)

@@ -28,7 +28,6 @@ class VllmEngine:
         self.version = next(packages).version
         self.computes = f"{dtype}, eager"
         [self._model] = self._llm.apply_model(lambda model: model)
-        self._hidden: list[Any] = []
         self._count = 0
         self._length = length
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.records.record import Divergence, Kernels, Latency, Memory, Quality, Record
 from bench.run.executor import append_log, run_process, worker_environment
+from bench.worker.options import BenchOptions
 from bench.worker.request import PlannedRun, Request, Settings
 from bench.worker.worker import without_folder
 from quantize.errors import UserError
@@ -32,6 +33,17 @@ def engine_of(option: str) -> tuple[str, str]:
     if python and not Path(python).is_file():
         raise UserError(f"{python} is no interpreter: give --engine {name}=PATH/bin/python")
     return name, python or sys.executable
+
+
+def check_engine(options: BenchOptions) -> None:
+    """Raise UserError for what no engine is asked for here: it would be measured as something else."""
+    if options.device == "cuda":
+        raise UserError("another engine runs on the CPU here: leave --device cuda out")
+    if options.kernel is not None or options.tasks:
+        raise UserError("another engine has kernels of its own and runs no lm-eval: leave --kernel and --tasks out")
+    for scenario in options.scenarios or ():
+        if scenario.batch != 1 or scenario.mode != "eager":
+            raise UserError(f"another engine runs one prompt at a time, eagerly: leave {scenario.name} out")
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,8 @@ class EngineExecutor:
 
     def _record(self, asked: Request, line: dict[str, Any], started_at: str) -> Record:
         name, subject = f"{self.engine[0]} {line['version']} ({line['computes']})", asked.run.subject
-        memory = Memory(subject.file_weights_bytes or 0, "RSS", None, line["load_peak_bytes"], line["run_peak_bytes"])
+        held = [line[f"{one}_bytes"] for one in ("baseline", "load_peak", "run_peak")]
+        memory = Memory(subject.file_weights_bytes or 0, "RSS", *held)
         how = {"started_at": started_at, "wall_s": line["wall_s"], "kernels": Kernels(name, name), "memory": memory}
         if line["scenario"] is None:
             divergence = line.get("divergence")

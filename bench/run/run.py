@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -14,7 +14,7 @@ from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import RoundsStopReason
 from bench.records.store import RECORDS_NAME, append, write
 from bench.run import checks
-from bench.run.engine import EngineExecutor, engine_of
+from bench.run.engine import EngineExecutor, check_engine, engine_of
 from bench.run.executor import Executor, WorkerExecutor
 from bench.run.foreign import folder_of, foreign_folders, foreign_targets
 from bench.run.plan import RunKey, in_engine, key_of, missing, plan, planned_keys, target_of, with_references
@@ -107,6 +107,8 @@ def bench(
     path = Path(records) if records is not None else (Path("runs") / place.name if alone else folder) / RECORDS_NAME
     targets = targets_in(folder, options.kernel, reference)
     if options.engine is not None:
+        check_engine(options)
+        options = replace(options, device="cpu")
         targets = [in_engine(target, engine_of(options.engine)[0]) for target in targets]
     return measure(targets, path, options, progress)
 

@@ -71,6 +71,22 @@ def test_an_unknown_engine_is_one_line(option: str, words: str) -> None:
         engine_of(option)
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"device": "cuda"}, "runs on the CPU here"),
+        ({"kernel": "dequantize"}, "kernels of its own"),
+        ({"scenarios": (Scenario("two", 8, 4, batch=2),)}, "leave two out"),
+        ({"scenarios": (Scenario("recorded", 8, 4, mode="graph"),)}, "leave recorded out"),
+    ],
+)
+def test_what_an_engine_would_measure_as_something_else_is_refused(
+    how: dict[str, Any], words: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        measured(checkpoints, tmp_path, engine="transformers", **how)
+
+
 class Table:
     """An engine whose expectations are a table: behind each token the same row."""
 
