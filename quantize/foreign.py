@@ -8,7 +8,7 @@ from typing import Any
 from quantize.checkpoint import Checkpoint, FileFacts, Manifest, SourceFacts, is_model, open_checkpoint
 from quantize.errors import UserError
 from quantize.files import sha256_of
-from quantize.int4.layouts import group_size_of
+from quantize.int4.layouts import format_of, group_size_of
 from quantize.source import BESIDE_WEIGHTS, TOKENIZERS, folder_name
 from quantize.variant import REFERENCE, Variant, known_variants
 from quantize.weights import check_regular, open_weights, quantization_config, regular_files
@@ -22,7 +22,7 @@ def variant_of(config: Mapping[str, Any] | None) -> Variant:
     if config is None:
         return REFERENCE
     method, bits = str(config.get("quant_method")).lower(), config.get("bits", config.get("w_bit"))
-    form = str(config.get("version") or config.get("checkpoint_format") or config.get("format") or "").lower()
+    form = format_of(config)
     name = "foreign"
     if method == "auto-round":
         packing = str(config.get("packing_format", ""))

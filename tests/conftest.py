@@ -1,10 +1,12 @@
 """Models that several tests share: a tiny random one and the embedded one. Torch is imported late."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -104,3 +106,16 @@ def embedded(embedded_cache: Path) -> "Source":
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTABLE_CACHE", str(embedded_cache))
         return open_source("smollm2-135m")
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """What recording a CUDA graph asks of CUDA, without CUDA; a test puts its own torch.cuda.CUDAGraph in."""
+    import torch
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
+    return monkeypatch

@@ -108,8 +108,8 @@ def bench(
     targets = targets_in(folder, options.kernel, reference)
     if options.engine is not None:
         check_engine(options)
-        options = replace(options, device="cpu")
         targets = [in_engine(target, engine_of(options.engine)[0]) for target in targets]
+        options = replace(options, device="cpu")
     return measure(targets, path, options, progress)
 
 

@@ -19,7 +19,7 @@ from quantize.errors import UserError
 
 WARMUP_DECODE_STEPS = 8
 """On a CPU all decode steps are alike, so that a few are enough. On CUDA the warm-up takes all: cuDNN's attention, that
-torch takes there, plans every number of keys on its own when it first sees it, some 37 ms on an H200."""
+torch takes there, plans every number of keys on its own when it first sees it, for longer than the step takes."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ def group_size_of(config: Mapping[str, Any]) -> int | None:
     return next((one for one in sizes if isinstance(one, int) and one > 0), None)
 
 
+def format_of(config: Mapping[str, Any]) -> str:
+    """The way of storing that a quantization config names, in lower case; makers use three keys for it."""
+    return next((str(config[key]).lower() for key in ("version", "checkpoint_format", "format") if config.get(key)), "")
+
+
 def regrouped(weight: Int4Weight) -> Int4Weight:
     """The same weight in groups that kernels know, where its own are larger: each becomes several equal ones."""
     size = next((one for one in GROUP_SIZES if weight.group_size % one == 0), weight.group_size)
@@ -92,7 +97,7 @@ def _unpack_gptq(parts: Parts, in_features: int, config: Mapping[str, Any]) -> S
     """
     codes = unpack_words(parts["qweight"].t().contiguous(), PLAIN_ORDER)
     zeros = unpack_words(parts["qzeros"], PLAIN_ORDER).t().contiguous()
-    shift = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
+    shift = 0 if format_of(config) == "gptq_v2" else 1
     return in_order(Int4Weight(codes, parts["scales"].t().contiguous(), zeros + shift), parts.get("g_idx"))
 
 

@@ -39,6 +39,12 @@ KINDS: dict[str, tuple[str, dict[str, Any], Callable[..., foreign.Made], str | N
     "gptq, version 2": (
         "gptq", {**GPTQ, "checkpoint_format": "gptq_v2"}, partial(foreign.gptq, group=32, stored_less=0), None,
     ),
+    "gptq, version 2 by another key": (
+        "gptq",
+        {**GPTQ, "format": "gptq_v2"},
+        partial(foreign.gptq, group=32, stored_less=0),
+        None,
+    ),
     "gptq, act-order": ("gptq", GPTQ, partial(foreign.gptq, group=32, act_order=True), "quantize_config.json"),
     "compressed-tensors": ("ct", ct_config(64, symmetric=False), partial(foreign.compressed, group=64), None),
     "compressed-tensors, symmetric": (
