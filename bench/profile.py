@@ -8,13 +8,12 @@ import argparse
 import functools
 import operator
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from bench.records.lab import Operation, ProfileRecord
+from bench.records.profile import Operation, ProfileRecord
 from bench.records.record import Kernels
 from bench.records.scenario import Mode, Scenario
 from bench.records.store import append
@@ -114,4 +113,4 @@ def run(arguments: argparse.Namespace) -> None:
 main = command(parser, run)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,4 +1,5 @@
-"""Writes into README.md and docs/ what `report` prints for the records named there: `python -m docs.fill`.
+"""Writes into README.md and docs/ what `report`, or `python -m tests.lab.pages` for the records of the laboratory,
+prints for the records named there: `python -m docs.fill`.
 
 A block begins with `<!-- record: PATH -->`, `<!-- table: PATH -->` for the published table's columns alone, or
 `<!-- summary: PATH -->` for the table of the screen that `report` prints, and ends with
@@ -12,9 +13,11 @@ from typing import Any
 from reports import report
 from reports.api import View
 from reports.schema import schema
+from tests.lab.pages import lab_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
+LABORATORY = ("race", "overhead", "side_by_side")  # files of its records
 VIEWS: dict[str, View] = {"record": "full", "table": "published", "summary": "summary"}
 BLOCK = re.compile(r"(<!-- (record|table|summary): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -23,8 +26,9 @@ def filled(text: str) -> str:
     """The page with every block as its records have it."""
 
     def block(found: re.Match[str]) -> str:
-        view = VIEWS[found[2]]
-        blocks = report(ROOT / found[3], format="md", view=view).strip().split("\n\n")
+        view, path = VIEWS[found[2]], ROOT / found[3]
+        text = lab_page(path) if path.stem in LABORATORY else report(path, format="md", view=view)
+        blocks = text.strip().split("\n\n")
         shown = "\n\n".join(blocks) if view == "full" else next(one for one in blocks if one.startswith("|"))
         return f"{found[1]}\n{shown}\n\n{found[4]}"
 

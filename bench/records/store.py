@@ -12,45 +12,40 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from bench.records.crossover import CrossoverEntry
-from bench.records.lab import ArchitectureRecord, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
+from bench.records.profile import ProfileRecord
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
 from quantize.process_memory import collector_paused
 from quantize.schema import from_data, from_json, holds_dataclass, parse_json
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 RECORDS_NAME = "records.jsonl"
-AnyRecord = (
-    Record | CrossoverEntry | RaceRecord | OverheadRecord | SideBySideRecord | ProfileRecord | ArchitectureRecord
-)
+AnyRecord = Record | CrossoverEntry | ProfileRecord
 R = TypeVar("R", bound=AnyRecord)
 
 NAMES: dict[type[Any], str] = {
     Record: "measurements (`bench DIR`)",
     CrossoverEntry: "a crossover (`python -m bench.crossover`)",
-    RaceRecord: "a race of quantizers (`nox -s race`)",
-    OverheadRecord: "an overhead race (`nox -s overhead`)",
-    SideBySideRecord: "a side-by-side run (`nox -s side_by_side`)",
     ProfileRecord: "a profile (`python -m bench.profile`)",
-    ArchitectureRecord: "architectures (`nox -s architectures`)",
 }
 
 TYPES: dict[str, type[AnyRecord]] = {kind: one for one in NAMES for kind in get_args(get_type_hints(one)["kind"])}
 """By the `kind` of a line."""
 
-WITHOUT_KIND = {
-    "blocks_sha256": "race", "decode_s_a_token": "overhead", "iterations": "side by side", "operations": "profile",
-    "style": "crossover",
-}  # fmt: skip
-"""Lines of schema 1 of these kinds do not say their kind: the field that tells it."""
+WITHOUT_KIND = {"style": "crossover"}  # lines of schema 1 do not say their kind: the field that tells it
+LABORATORY = ("blocks_sha256", "decode_s_a_token", "iterations", "architecture")
+"""Fields that tell a record of tests/lab, whatever its version."""
 
 
-def append(path: Path, *records: AnyRecord) -> None:
+def append(path: Path, *records: "DataclassInstance") -> None:
     """Append a line a record and force them to disk, so that a crash later loses nothing written before.
 
     A torn last line, left by a crash in the middle of a write, is ended first: it must not swallow the next. A lock
@@ -72,14 +67,14 @@ def append(path: Path, *records: AnyRecord) -> None:
         raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from None
 
 
-def write(path: Path, records: Iterable[AnyRecord]) -> None:
+def write(path: Path, records: "Iterable[DataclassInstance]") -> None:
     """Write these records alone; a crash leaves the older ones. Raises UserError where `path` cannot be written."""
     with contextlib.suppress(OSError):  # what cannot be made cannot be written to either
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(f"{line_of(record)}\n" for record in records).encode())
 
 
-def line_of(record: AnyRecord) -> str:
+def line_of(record: "DataclassInstance") -> str:
     """The record as one line of JSON, without the line's end."""
     return json.dumps(asdict(record), separators=(",", ":"), allow_nan=False)
 
@@ -144,9 +139,8 @@ class _Reader:
         self._kinds = get_type_hints(Record, include_extras=True)
         self._known: dict[str, dict[bytes, object]] = {name: {} for name in self.COMMON}
         version = Annotated[int, msgspec.Meta(ge=1, le=Record.schema_version)]
-        self._decoder = msgspec.json.Decoder(
-            _strict(Record, dict.fromkeys(self.COMMON, msgspec.Raw) | {"schema_version": version})
-        )
+        instead: dict[str, Any] = {**dict.fromkeys(self.COMMON, msgspec.Raw), "schema_version": version}
+        self._decoder = msgspec.json.Decoder(_strict(Record, instead))
 
     def measurement(self, line: bytes) -> Record | None:
         """The Record in this line; None for any other line, of which `record_from` says what it is."""
@@ -182,7 +176,7 @@ def _strict(kind: Any, instead: Mapping[str, Any] = MappingProxyType({})) -> Any
 def holds_records(path: Path) -> bool:
     """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else."""
     content = path.read_bytes() if path.is_file() else b"no file"
-    marks = ('"kind":', *(f'"{name}":' for name in WITHOUT_KIND))
+    marks = ('"kind":', *(f'"{name}":' for name in (*WITHOUT_KIND, *LABORATORY)))
     lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()] or [""]
     ours = ('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
     return lines == [""] or (lines[0] != "<!doctype html>" and any(ours))
@@ -220,6 +214,8 @@ def read_crossover(path: Path) -> list[CrossoverEntry]:
 def record_from(data: object, where: str) -> AnyRecord:
     """A record of any kind, from what its JSON line holds, brought up to date. Raises UserError for what is none."""
     held: dict[str, Any] = data if isinstance(data, dict) else {}
+    if any(name in held for name in LABORATORY):
+        raise UserError(f"{where}: these are records of the laboratory, `python -m tests.lab.pages FILE` prints them")
     kind = held.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in held), None)
     if not isinstance(kind, str) or kind not in TYPES:
         raise UserError(f"{where} is no record (kind {kind!r}): not a file that `bench` wrote?")
@@ -227,11 +223,8 @@ def record_from(data: object, where: str) -> AnyRecord:
     if type(version) is not int or not 1 <= version <= newest:
         said = f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}"
         raise UserError(f"{said}: use the quantable that wrote it, or measure again")
-    # A later schema has more fields, unknown in older records; the first of a profile held a sum of the others.
-    fields = {**held, "kind": kind, "schema_version": newest}
-    if kind == "profile" and version == 1:
-        fields.pop("busy_s", None)
-    return from_data(TYPES[kind], fields, where)
+    # A later schema has more fields, unknown in older records.
+    return from_data(TYPES[kind], {**held, "kind": kind, "schema_version": newest}, where)
 
 
 def _is_torn(line: str) -> bool:

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.records.lab import ArchitectureRecord
-from bench.records.store import read_only
 from quantize.quiet import quiet_libraries
-from reports.api import report
 from tests.architectures.tiny_models import NOT_BUILT, OTHERS, WRAPPERS, architectures, tiny_model
 from tests.architectures.trial import main
+from tests.lab.pages import lab_page
+from tests.lab.records import ArchitectureRecord, read_lab
 
 
 def test_enough_are_tried_and_no_name_stands_in_two_lists() -> None:
@@ -38,7 +37,7 @@ def test_one_architecture_is_quantized_loaded_and_compared(tmp_path: Path) -> No
     out = tmp_path / "architectures.jsonl"
     command = ["olmoe", "gemma3n", "--variants", "awq-gemm", "bnb-8bit", "--out", str(out)]
     assert main(command) == 0
-    good, bad = read_only(out, ArchitectureRecord)
+    good, bad = read_lab(out, ArchitectureRecord)
     awq, bnb = good.variants["awq-gemm"], good.variants["bnb-8bit"]
     assert good.model_class == "OlmoeForCausalLM"
     assert good.moved_error is not None
@@ -49,7 +48,7 @@ def test_one_architecture_is_quantized_loaded_and_compared(tmp_path: Path) -> No
     assert awq.kernel_error < awq.error < 0.6
     assert "can be quantized so" in str(bnb.reason)
     assert bad.reason == NOT_BUILT["gemma3n"]
-    text = report(out)
+    text = lab_page(out)
     assert "| olmoe " in text
     assert "mlp.experts.\\*.up_proj -> mlp.experts.\\*.down_proj" in text
 
@@ -58,5 +57,5 @@ def test_a_model_whose_tensors_would_not_be_found_again_is_refused_before_anythi
     """transformers would read experts of both kinds of this one back as of one kind."""
     out = tmp_path / "architectures.jsonl"
     assert main(["ernie4_5_vl_moe", "--variants", "awq-gemm", "--out", str(out)]) == 0
-    [found] = read_only(out, ArchitectureRecord)
+    [found] = read_lab(out, ArchitectureRecord)
     assert "would not be found again in a checkpoint of its own" in str(found.variants["awq-gemm"].reason)

@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench.cli
-from bench.records.lab import ArchitectureRecord, VariantOutcome
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, append, read_only
 from bench.worker.machine import fingerprint
@@ -46,6 +45,7 @@ from quantize.shell import guarded
 from quantize.variant import REFERENCE, VARIANTS
 from quantize.weights import open_weights
 from tests.architectures.tiny_models import NOT_BUILT, WRAPPERS, architectures, tiny_model
+from tests.lab.records import ArchitectureRecord, VariantOutcome
 
 BLOCKS, BLOCK_TOKENS = 16, 64
 CPU = torch.device("cpu")

@@ -2,8 +2,8 @@
 
 `python -m tests.lab.optimum_benchmark --theirs PYTHON --model CHECKPOINT --out DIR`. PYTHON is the interpreter of an
 environment that holds optimum-benchmark, which wants another transformers than we do. Each contender runs in a process
-of its own, round after round in alternating order; every sample goes to DIR/side_by_side.jsonl, of which `report`
-makes the table.
+of its own, round after round in alternating order; every sample goes to DIR/side_by_side.jsonl, of which
+`python -m tests.lab.pages` makes the table.
 """
 
 import argparse
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.environment import Environment
-from bench.records.lab import SideBySideRecord
 from bench.records.record import latency_records
-from bench.records.store import append, read_only, read_records
+from bench.records.store import append, read_records
 from bench.run.executor import run_module, run_process, worker_environment
 from bench.worker.machine import fingerprint
 from quantize.checkpoint import Checkpoint, open_checkpoint, verify
@@ -27,6 +26,7 @@ from quantize.errors import UserError
 from quantize.schema import to_data
 from quantize.shell import guarded
 from quantize.variant import REFERENCE
+from tests.lab.records import SideBySideRecord, read_lab
 
 RESULTS_NAME = "side_by_side.jsonl"
 PROGRAM = Path(__file__).with_name("theirs.py")
@@ -125,7 +125,7 @@ def side_by_side(arguments: argparse.Namespace) -> None:
     python, found = interpreter(arguments.theirs)
     theirs = Environment(cpu=ours.cpu, cpu_cores=ours.cpu_cores, **found)
     path = arguments.out / RESULTS_NAME
-    old = read_only(path, SideBySideRecord) if path.exists() else []
+    old = read_lab(path, SideBySideRecord) if path.exists() else []
     first = max((one.round + 1 for one in old), default=0)  # rounds of two calls are never taken for one
     known = {**shape, "model": checkpoint.path.name, "content_sha256": checkpoint.content_sha256}
     without = {OURS, THEIRS}
@@ -144,7 +144,7 @@ def side_by_side(arguments: argparse.Namespace) -> None:
                 without -= set() if record.reason else {contender}
                 how = record.reason or f"{record.wall_s:.1f} s"
                 print(f"round {number + 1}: {contender}: {how}", file=sys.stderr, flush=True)
-    print(f"the table: report {path}")
+    print(f"the table: python -m tests.lab.pages {path}")
     if without:
         names = " and ".join(sorted(without))
         raise UserError(f"no figures of {names}, so that nothing can be compared: see the reason in {path}")

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.records.lab import OverheadRecord
 from bench.records.ratio import ratio_of
 from bench.records.scenario import Scenario
 from bench.records.store import append
@@ -25,6 +24,7 @@ from quantize.decoding.eager import EagerDecoder
 from quantize.loader import load
 from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
+from tests.lab.records import OverheadRecord
 
 
 def race(arguments: argparse.Namespace) -> None:

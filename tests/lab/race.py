@@ -1,7 +1,7 @@
 """A race of AWQ quantizers in one run: the same model, the same calibration tokens, one process each.
 
 `python -m tests.lab.race --out runs/race` appends a record of each to race.jsonl: seconds, peak memory, perplexity and
-KL divergence. `report runs/race/race.jsonl` makes the table.
+KL divergence. `python -m tests.lab.pages runs/race/race.jsonl` makes the table.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.records.lab import RaceRecord, TextFacts
 from bench.records.store import append
 from bench.run.executor import run_module
 from bench.worker.machine import fingerprint
@@ -31,6 +30,7 @@ from quantize.quiet import quiet_libraries
 from quantize.shell import guarded
 from quantize.source import open_source
 from tests.lab.quantizers import CONTENDERS, OURS
+from tests.lab.records import RaceRecord, TextFacts
 
 RACE_NAME = "race.jsonl"
 
@@ -68,7 +68,7 @@ def race(arguments: argparse.Namespace) -> None:
         record = replace(blank, when=when, contender=name, **figures)
         append(out / RACE_NAME, record)
         print(f"{name}: {record.reason or f'{record.seconds:.1f} s'}", flush=True)
-    print(f"the table: report {out / RACE_NAME}")
+    print(f"the table: python -m tests.lab.pages {out / RACE_NAME}")
 
 
 def turns(names: Sequence[str], ours: Container[str]) -> list[str]:

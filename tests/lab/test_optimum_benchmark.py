@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.lab import SideBySideRecord
-from bench.records.store import read_only, write
+from bench.records.store import write
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
-from reports import report
 from tests.lab import optimum_benchmark
 from tests.lab.optimum_benchmark import ASLEEP, OURS, THEIRS
+from tests.lab.pages import lab_page
+from tests.lab.records import SideBySideRecord, read_lab
 
 MakeCheckpoint = Callable[..., Checkpoint]
 
@@ -147,7 +147,7 @@ def test_all_contenders_run_every_other_round_backwards(theirs: Path, tiny_refer
     command = ["--theirs", str(theirs), "--model", str(tiny_reference), "--out", str(tmp_path / "out"), *options]
     assert optimum_benchmark.main(command) == 0
     path = tmp_path / "out" / "side_by_side.jsonl"
-    ran = read_only(path, SideBySideRecord)
+    ran = read_lab(path, SideBySideRecord)
     assert [one.contender for one in ran] == [OURS, THEIRS, ASLEEP, ASLEEP, THEIRS, OURS]
     assert [(one.round, one.reason) for one in ran] == [(number, None) for number in (0, 0, 0, 1, 1, 1)]
     ours, stub, asleep = ran[:3]
@@ -155,10 +155,10 @@ def test_all_contenders_run_every_other_round_backwards(theirs: Path, tiny_refer
     assert len(ours.prefill_s) == len(ours.decode_s) > 0
     assert stub.prefill_s == asleep.prefill_s == (1.0,)
     assert stub.decode_s == asleep.decode_s == ((0.5, 0.25),)
-    assert "within 5% of optimum-benchmark" in report(path)
+    assert "within 5% of optimum-benchmark" in lab_page(path)
     write(path, [replace(ours, round=6)])
     assert optimum_benchmark.main([*command, "--rounds", "1"]) == 0
-    assert [one.round for one in read_only(path, SideBySideRecord)] == [6, 7, 7, 7]
+    assert [one.round for one in read_lab(path, SideBySideRecord)] == [6, 7, 7, 7]
 
 
 def test_a_contender_without_figures_fails_the_comparison(theirs: Path, tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.lab import OverheadRecord
-from bench.records.store import read_only
-from reports import report
 from tests.lab.overhead import main
+from tests.lab.pages import lab_page
+from tests.lab.records import OverheadRecord, read_lab
 
 
 def test_both_loops_take_turns_and_leave_a_record(
@@ -15,7 +14,7 @@ def test_both_loops_take_turns_and_leave_a_record(
 ) -> None:
     out = tmp_path / "overhead.jsonl"
     assert main([str(tiny_reference), "--out", str(out), "--prompt", "8", "--new", "33", "--rounds", "3"]) == 0
-    (record,) = read_only(out, OverheadRecord)
+    (record,) = read_lab(out, OverheadRecord)
     assert (record.checkpoint, record.compute_dtype) == (tiny_reference.name, "float32")
     assert (record.scenario.prompt_tokens, record.scenario.decode_steps) == (8, 32)
     assert {name: len(seconds) for name, seconds in record.decode_s_a_token.items()} == {"ours": 3, "generate": 3}
@@ -24,7 +23,7 @@ def test_both_loops_take_turns_and_leave_a_record(
     assert captured.out.startswith(f"decode, ours over generate: x{record.ratio:.3f} (")
     assert captured.out.endswith(", 3 rounds\n")
     assert captured.err == ""
-    assert tiny_reference.name in report(out)
+    assert tiny_reference.name in lab_page(out)
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.records.lab import RaceRecord
-from bench.records.store import read_only
 from quantize.int4.weight import round_to_nearest
 from tests.lab.quantizers import CONTENDERS, _as_codes
 from tests.lab.race import licence_texts, main, turns
+from tests.lab.records import RaceRecord, read_lab
 
 OURS = ["quantable, nearest", "quantable, gptq", "round to nearest"]
 
@@ -19,7 +18,7 @@ def run(source: Path, out: Path, *contenders: str, timeout: str = "600") -> list
     names = [word for name in contenders for word in ("--contender", name)]
     options = ["--source", str(source), "--out", str(out), "--blocks", "4", "--block-tokens", "64"]
     assert main([*options, *names, "--timeout", timeout]) == 0
-    return read_only(out / "race.jsonl", RaceRecord)
+    return read_lab(out / "race.jsonl", RaceRecord)
 
 
 def test_each_contender_is_timed_evaluated_and_recorded(
@@ -39,7 +38,7 @@ def test_each_contender_is_timed_evaluated_and_recorded(
         assert record.environment.libraries["autoawq"]
     out, err = capfd.readouterr()
     assert len(out.splitlines()) == 8
-    assert out.splitlines()[-1] == f"the table: report {tmp_path / 'race.jsonl'}"
+    assert out.splitlines()[-1] == f"the table: python -m tests.lab.pages {tmp_path / 'race.jsonl'}"
     assert err == ""
     ours = load_file(tmp_path / "quantable-nearest.safetensors")
     theirs = load_file(tmp_path / "autoawq-repaired.safetensors")

@@ -1,6 +1,6 @@
 """Whatever a record says that its schema lets through, `report` makes a page of it or says in one line why not.
 
-QUANTABLE_EXAMPLES sets how many examples for each kind.
+The laboratory's pages too. QUANTABLE_EXAMPLES sets how many examples for each kind.
 """
 
 import json
@@ -16,6 +16,7 @@ from bench.records.store import line_of
 from quantize.errors import UserError
 from reports import report
 from tests.builder import Builder
+from tests.lab.pages import lab_page
 from tests.test_readers import examples, places
 
 GALLERY = Path(__file__).parents[2] / "reports" / "gallery" / "cpu-smollm2-135m"
@@ -23,11 +24,12 @@ ODD: list[Any] = [
     *(None, True, 0, -1, 1, 2**31, 2**63, -5.0, 1e308, 1e-320, 0.5, "", "x", "../x", "\x1b[2J", "\u202e", "=1+1"),
     *("cpu", "cuda", "latency", "broken", "ok", "fp16", "rtn"),
 ]
+LABORATORY = ("race", "overhead", "side_by_side")
 GOOD = {
     "bench": [json.loads(line_of(record)) for record in Builder().five_rows()],
     **{
         name: [json.loads(line) for line in (GALLERY / f"{name}.jsonl").read_text().splitlines()[:12]]
-        for name in ("race", "overhead", "side_by_side", "crossover/crossover")
+        for name in (*LABORATORY, "crossover/crossover")
     },
 }
 
@@ -53,7 +55,7 @@ def test_a_page_or_one_line(kind: str, data: st.DataObject, file: Path) -> None:
     file.write_text("\n".join(map(json.dumps, rows)))
     for form in ("text", "md", "csv", "json", "html") if kind == "bench" else ("text", "md"):
         try:
-            said = report(file, format=form)
+            said = lab_page(file) if kind in LABORATORY and form == "md" else report(file, format=form)
         except UserError as error:
             said = str(error)
         assert said.replace("\n", "").isprintable()

@@ -103,12 +103,12 @@ def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path: Path, three: lis
     assert read_records(path) == three[:2]
 
 
-@pytest.mark.parametrize("version", [0, 7, None, "1"])
+@pytest.mark.parametrize("version", [0, 8, None, "1"])
 def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record], version: object) -> None:
     data = json.loads(line_of(three[0])) | {"schema_version": version}
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
-    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 6"):
+    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 7"):
         read_records(path)
 
 
@@ -181,7 +181,7 @@ def test_records_of_version_1_are_read_with_what_they_lack_unknown() -> None:
     assert '"schema_version":1' in path.read_text()
     records = read_records(path)
     assert [record.kind for record in records] == ["latency", "quality"]
-    assert {record.schema_version for record in records} == {6}
+    assert {record.schema_version for record in records} == {7}
     latency, quality = records
     assert latency.latency is not None
     assert (latency.latency.steady, latency.prompt_sha256) == (None, None)

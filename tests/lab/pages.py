@@ -1,26 +1,41 @@
-"""What the laboratory and the profiler measured, as tables: races, overhead, benchmarks side by side, profiles."""
+"""What the laboratory measured, as tables: races, overhead, benchmarks side by side, architectures.
 
+`python -m tests.lab.pages FILE` prints the page of a file of its records; --out writes it.
+"""
+
+import argparse
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
-from bench.records import lab
 from bench.records.comparison import grouped
 from bench.records.environment import Environment
 from bench.records.ratio import Ratio, ratio_of
+from quantize.errors import UserError
+from quantize.files import write_whole
+from quantize.shell import guarded
 from quantize.variant import VARIANTS
+from reports.api import check_not_ours
+from reports.markdown import markdown
 from reports.results import median_of
 from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table, bulleted
+from tests.lab.records import (
+    ArchitectureRecord,
+    LabRecord,
+    OverheadRecord,
+    RaceRecord,
+    SideBySideRecord,
+    VariantOutcome,
+    read_lab,
+)
 
-Runs = Sequence[lab.RaceRecord]
+Runs = Sequence[RaceRecord]
 
-OURS, YARDSTICK = "quantable", "autoawq, repaired"
-"""Whom a race's ratios are to is the yardstick."""
-
-TOLERANCE, WALL_SHARE = 0.05, 0.5
-"""How far prefill and decode may be from the other tool's to agree, and how much of its wall time ours may take."""
-
-SHOWN_OPERATIONS, NAME_CHARACTERS = 12, 70
-"""A profile's rows, and the characters of an operation's name: templates make names of hundreds."""
+OURS, YARDSTICK = "quantable", "autoawq, repaired"  # to the latter are a race's ratios
+TOLERANCE = 0.05  # how far prefill and decode may be from the other tool's to agree
+WALL_SHARE = 0.5  # how much of its wall time ours may take
 
 
 def race_page(records: Runs) -> Page:
@@ -65,7 +80,7 @@ def _times(runs: Runs, yardstick: Runs, field: str, kind: str | None = None) -> 
     return own / other if own is not None and other else None
 
 
-def overhead_page(records: Sequence[lab.OverheadRecord]) -> Page:
+def overhead_page(records: Sequence[OverheadRecord]) -> Page:
     """Our decode loop over a bare `model.generate`, a row a race."""
     yield Table.of(
         [
@@ -86,7 +101,7 @@ def overhead_page(records: Sequence[lab.OverheadRecord]) -> Page:
     yield Paragraph(said)
 
 
-def side_by_side_page(records: Sequence[lab.SideBySideRecord]) -> Page:
+def side_by_side_page(records: Sequence[SideBySideRecord]) -> Page:
     """Our bench beside optimum-benchmark, a table a workload: medians, our ratio to each, what they agree in."""
     for same in grouped(records, lambda one: (one.content_sha256, one.prompt, one.new)).values():
         names, first = dict.fromkeys(one.contender for one in same), same[0]
@@ -99,7 +114,7 @@ def side_by_side_page(records: Sequence[lab.SideBySideRecord]) -> Page:
         )
 
 
-def _side_by_side_row(records: Sequence[lab.SideBySideRecord], name: str) -> Row:
+def _side_by_side_row(records: Sequence[SideBySideRecord], name: str) -> Row:
     ran = _good_of(records, name)
     row: list[tuple[Column, Cell]] = [(Column("Benchmark"), name)]
     for figure, samples in FIGURES.items():
@@ -115,14 +130,14 @@ def _side_by_side_row(records: Sequence[lab.SideBySideRecord], name: str) -> Row
     return row
 
 
-FIGURES: dict[str, Callable[[lab.SideBySideRecord], list[float]]] = {
+FIGURES: dict[str, Callable[[SideBySideRecord], list[float]]] = {
     "prefill s": lambda one: list(one.prefill_s),
     "decode s a token": lambda one: one.steps_s,
     "wall s": lambda one: [one.wall_s],
 }
 
 
-def ours_over(records: Iterable[lab.SideBySideRecord], name: str, figure: str) -> Ratio | None:
+def ours_over(records: Iterable[SideBySideRecord], name: str, figure: str) -> Ratio | None:
     """Our seconds over a contender's, round by round (each round's median); None where no round has both."""
     samples, records = FIGURES[figure], list(records)
     mine, other = ({one.round: samples(one) for one in _good_of(records, who)} for who in (OURS, name))
@@ -131,7 +146,7 @@ def ours_over(records: Iterable[lab.SideBySideRecord], name: str, figure: str) -
     return ratio_of(first, second) if both else None
 
 
-def findings(records: Sequence[lab.SideBySideRecord], name: str) -> list[str]:
+def findings(records: Sequence[SideBySideRecord], name: str) -> list[str]:
     """In words: whether we are within the tolerance of another tool, how long we take, what its report is made of."""
     lines = []
     for figure in FIGURES:
@@ -140,43 +155,19 @@ def findings(records: Sequence[lab.SideBySideRecord], name: str) -> list[str]:
             agree = ratio.value <= WALL_SHARE if wall else abs(ratio.value - 1) <= TOLERANCE
             what = f"at most {WALL_SHARE:g} of" if wall else f"within {TOLERANCE:.0%} of"
             lines.append(f"{figure}: {'' if agree else 'not '}{what} {name} (x{ratio.value:.3f}).")
-    ran = [(one.steps_s, said) for one in _good_of(records, name) if (said := one.launched) and one.steps_s]
-    if ran:
+    if ran := [(one.steps_s, said) for one in _good_of(records, name) if (said := one.launched) and one.steps_s]:
         cpu_s = statistics.median(said["cpu_s"] for _, said in ran)
         lines.append(f"{name}: its launching process used {cpu_s:.1f} processor seconds while it only waited.")
         steps, per_token = ran[-1]
-        lines.append(
-            f"{name}: its per_token says p50 {per_token['p50']:.4f}, mean {per_token['mean']:.4f} s from "
-            f"{per_token['count']} values; the {len(steps)} decode steps behind them have median "
-            f"{statistics.median(steps):.4f}, mean {statistics.mean(steps):.4f} s."
-        )
+        theirs = "p50 {p50:.4f}, mean {mean:.4f} s from {count} values".format(**per_token)
+        ours = f"median {statistics.median(steps):.4f}, mean {statistics.mean(steps):.4f} s"
+        lines.append(f"{name}: its per_token says {theirs}; the {len(steps)} decode steps behind them have {ours}.")
     return lines
 
 
-def profile_page(records: Sequence[lab.ProfileRecord]) -> Page:
-    """Where the time of each phase goes: the longest operations of a pass, the rest in one row."""
-    for one in records:
-        named = f"{one.source}, {one.variant}" if one.variant else one.source
-        times = f"{one.wall_s * 1e3:.2f} ms, of which busy {one.busy_s * 1e3:.2f} ms"
-        yield Paragraph(f"{named}, {one.phase}: {times}, on {_machine(one.environment)}.")
-        shown, rest = [*one.operations[:SHOWN_OPERATIONS]], one.operations[SHOWN_OPERATIONS:]
-        if rest:
-            calls, seconds = sum(other.calls for other in rest), sum(other.seconds for other in rest)
-            shown.append(lab.Operation(f"{len(rest)} others", calls, seconds))
-        yield Table.of(
-            [
-                (Column("ms", "milliseconds"), op.seconds),
-                (Column("Share", "share"), op.seconds / one.busy_s if one.busy_s else None),
-                (Column("Calls", "calls"), op.calls),
-                (Column("Operation"), op.name[:NAME_CHARACTERS]),
-            ]
-            for op in shown
-        )
-
-
-def architecture_page(records: Sequence[lab.ArchitectureRecord]) -> Page:
+def architecture_page(records: Sequence[ArchitectureRecord]) -> Page:
     """What became of every architecture, a row each: the latest record counts."""
-    latest, none = {one.architecture: one for one in records}, lab.VariantOutcome()
+    latest, none = {one.architecture: one for one in records}, VariantOutcome()
     ran = [one for one in latest.values() if one.variants]
     yield Table.of(
         [
@@ -217,10 +208,49 @@ def _machine(environment: Environment) -> str:
     return environment.gpu or environment.cpu or "an unknown machine"
 
 
-def _machines(records: Iterable[lab.RaceRecord | lab.SideBySideRecord]) -> str:
+def _machines(records: Iterable[RaceRecord | SideBySideRecord]) -> str:
     return " and ".join(dict.fromkeys(_machine(one.environment) for one in records))
 
 
-def _good_of(records: Iterable[lab.SideBySideRecord], name: str) -> list[lab.SideBySideRecord]:
+def _good_of(records: Iterable[SideBySideRecord], name: str) -> list[SideBySideRecord]:
     """The runs of a contender that have figures, in the order of the rounds."""
     return [one for one in records if one.contender == name and one.reason is None]
+
+
+PAGES: dict[type[LabRecord], Callable[[Sequence[Any]], Page]] = {
+    RaceRecord: race_page,
+    OverheadRecord: overhead_page,
+    SideBySideRecord: side_by_side_page,
+    ArchitectureRecord: architecture_page,
+}
+
+
+def lab_page(path: Path) -> str:
+    """The page of a file of records as markdown. Raises UserError as `read_lab` does, and for a file without any."""
+    records = read_lab(path)
+    if not records:
+        raise UserError(f"{path} holds no records: run what makes them first")
+    return markdown(PAGES[type(records[0])](records))
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Print the page, or write it."""
+    text = lab_page(arguments.file)
+    if arguments.out is None:
+        print(text, end="")
+    else:
+        check_not_ours(arguments.out)
+        write_whole(arguments.out, text.encode())
+        print(f"wrote {arguments.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print or write a page; return the exit code: 0, or 2 for a file that is none of the laboratory's."""
+    cli = argparse.ArgumentParser(prog="pages", description=__doc__)
+    cli.add_argument("file", type=Path, metavar="FILE", help="a file of one kind of the laboratory's records")
+    cli.add_argument("--out", type=Path, metavar="FILE", help="write there instead of the screen")
+    return guarded("pages", lambda: show(cli.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,34 +1,31 @@
-"""The pages of the laboratory's records, and `report --all`."""
+"""The pages of the laboratory's records."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.records.crossover import CrossoverEntry
 from bench.records.environment import Environment
-from bench.records.lab import Operation, OverheadRecord, ProfileRecord, RaceRecord, SideBySideRecord
-from bench.records.record import Kernels
 from bench.records.scenario import Scenario
 from bench.records.store import append, write
 from quantize.errors import UserError
-from reports import report
-from reports.api import write_all
-from reports.cli import main
-from reports.lab import NAME_CHARACTERS, SHOWN_OPERATIONS, findings
+from tests.lab.pages import findings, lab_page, main
+from tests.lab.records import OverheadRecord, RaceRecord, SideBySideRecord, read_lab
 
 if TYPE_CHECKING:
     from tests.builder import Builder
 
-GALLERY = Path(__file__).resolve().parents[2] / "reports" / "gallery" / "cpu-smollm2-135m"
+ROOT = Path(__file__).resolve().parents[2]
+GALLERY = ROOT / "reports" / "gallery" / "cpu-smollm2-135m"
 MACHINE = Environment(cpu="Epyc 9")
 SCENARIO = Scenario("overhead", 128, 65)
 
 
 def lines_of(path: Path) -> list[list[str]]:
     """The cells of every table line of a report."""
-    lines = [line for line in report(path).splitlines() if line.startswith("|")]
+    lines = [line for line in lab_page(path).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -57,13 +54,13 @@ def test_two_models_or_two_workloads_never_stand_in_one_table(tmp_path: Path) ->
     append(tmp_path / "side_by_side.jsonl", *runs)
     prefill = [line[1] for line in lines_of(tmp_path / "side_by_side.jsonl") if line[0] == "quantable"]
     assert prefill == ["0.5", "0.7"]
-    text = report(tmp_path / "side_by_side.jsonl")
+    text = lab_page(tmp_path / "side_by_side.jsonl")
     assert text.index("256 prompt tokens") < text.index("512 prompt tokens")
 
 
 def test_a_race_says_on_how_many_blocks_each_was_calibrated(tmp_path: Path) -> None:
     append(tmp_path / "race.jsonl", racer("ours", 40.0), replace(racer("other", 50.0), blocks=(8, 64)))
-    said = " ".join(report(tmp_path / "race.jsonl").split())
+    said = " ".join(lab_page(tmp_path / "race.jsonl").split())
     assert "Quantizing Tiny, 4 blocks of 64 and 8 blocks of 64 calibration tokens, on Epyc 9" in said
 
 
@@ -104,47 +101,66 @@ def test_benchmarks_side_by_side(tmp_path: Path) -> None:
     assert findings([failed], "broken") == []
 
 
-def test_a_profile_has_its_longest_operations_and_the_rest_in_one_row(tmp_path: Path) -> None:
-    many = tuple(Operation(f"kernel {number}" + "<T>" * 99, 2.0, 0.001) for number in range(SHOWN_OPERATIONS + 3))
-    record = ProfileRecord("2026", "Tiny", None, SCENARIO, Kernels("a", "b"), MACHINE, "prefill", 0.02, many)
-    append(tmp_path / "profile.jsonl", record)
-    text = report(tmp_path / "profile.jsonl")
-    assert "Tiny, prefill: 20.00 ms, of which busy 15.00 ms, on Epyc 9." in text
-    rows = lines_of(tmp_path / "profile.jsonl")[2:]
-    assert len(rows) == SHOWN_OPERATIONS + 1
-    assert rows[0][:3] == ["1.00", "6.7%", "2"]
-    assert rows[0][3].replace("\\", "") == f"kernel 0{'<T>' * 99}"[:NAME_CHARACTERS]
-    assert rows[-1] == ["3.00", "20.0%", "6", "3 others"]
-
-
-def test_a_profile_of_few_operations_has_a_row_for_each(tmp_path: Path) -> None:
-    few = (Operation("gemm", 2.0, 0.003), Operation("norm", 4.0, 0.001))
-    record = ProfileRecord("2026", "Tiny", "fp16", SCENARIO, Kernels("a", "b"), MACHINE, "prefill", 0.004, few)
-    append(tmp_path / "profile.jsonl", record)
-    assert "Tiny, fp16, prefill: 4.00 ms" in report(tmp_path / "profile.jsonl")
-    assert [row[3] for row in lines_of(tmp_path / "profile.jsonl")[2:]] == ["gemm", "norm"]
-
-
 @pytest.mark.parametrize("name", ["race", "overhead", "side_by_side"])
 def test_the_gallerys_records_of_schema_1_print_as_those_written_today(name: str, tmp_path: Path) -> None:
-    from bench.records.store import read_file
-
-    records = list(read_file(GALLERY / f"{name}.jsonl").records)
+    records = read_lab(GALLERY / f"{name}.jsonl")
     write(tmp_path / f"{name}.jsonl", records)
-    assert list(read_file(tmp_path / f"{name}.jsonl").records) == records
-    assert report(tmp_path / f"{name}.jsonl") == report(GALLERY / f"{name}.jsonl")
+    assert read_lab(tmp_path / f"{name}.jsonl") == records
+    assert lab_page(tmp_path / f"{name}.jsonl") == lab_page(GALLERY / f"{name}.jsonl")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "race.jsonl").touch()
-    with pytest.raises(UserError, match="holds no records: run `bench` first"):
-        report(tmp_path / "race.jsonl")
+    with pytest.raises(UserError, match="holds no records: run what makes them first"):
+        lab_page(tmp_path / "race.jsonl")
 
 
 def test_two_kinds_in_one_file_are_refused(tmp_path: Path, builder: "Builder") -> None:
-    append(tmp_path / "mixed.jsonl", racer("ours", 1.0), builder.latency("fp16"))
-    with pytest.raises(UserError, match="records of 2 kinds"):
-        report(tmp_path / "mixed.jsonl")
+    append(tmp_path / "mixed.jsonl", racer("ours", 1.0), runs_of("quantable", 0.5, 0.04, 10.0)[0])
+    with pytest.raises(UserError, match=r"jsonl, line 2 is of kind 'side by side', not 'race': keep kinds apart"):
+        lab_page(tmp_path / "mixed.jsonl")
+    write(tmp_path / "mixed.jsonl", [racer("ours", 1.0), builder.latency("fp16")])
+    with pytest.raises(UserError, match=r"line 2 is no record of the laboratory \(kind 'latency'\): try `report`"):
+        lab_page(tmp_path / "mixed.jsonl")
+    write(tmp_path / "race.jsonl", [racer("ours", 1.0)])
+    with pytest.raises(UserError, match="line 1 is of kind 'race', not 'overhead'"):
+        read_lab(tmp_path / "race.jsonl", OverheadRecord)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"kind":"race"', "line 3 is no JSON"),
+        ("[1]", r"line 3 is no record of the laboratory \(kind None\)"),
+        ('{"kind":["race"],"schema_version":2}', "line 3 is no record of the laboratory"),
+        ('{"kind":"race","schema_version":99}', "line 3: record of schema version 99, these are read up to 2"),
+        (json.dumps(asdict(racer("ours", 1.0)) | {"seconds": -1.0}), "line 3: seconds: expected `float` >= 1e-12"),
+        (json.dumps(asdict(racer("ours", 1.0)) | {"speed": 1}), "line 3: unknown field speed"),
+    ],
+)
+def test_what_is_no_record_is_named_with_its_line(line: str, message: str, tmp_path: Path) -> None:
+    append(path := tmp_path / "race.jsonl", racer("ours", 1.0))
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        read_lab(path)
+
+
+def test_a_repeated_line_counts_once_and_no_file_is_one_line(tmp_path: Path) -> None:
+    records = [racer("ours", 1.0), racer("other", 2.0), racer("ours", 1.0)]
+    append(path := tmp_path / "race.jsonl", *records)
+    assert read_lab(path, RaceRecord) == records[:2]
+    for missing in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="cannot read"):
+            read_lab(missing)
+
+
+def test_the_page_of_the_architectures_is_of_their_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records, page = ROOT / "reports/gallery/architectures.jsonl", ROOT / "docs/architectures.md"
+    assert main([str(records)]) == 0
+    assert capsys.readouterr().out == page.read_text(encoding="utf-8")
+    assert main([str(records), "--out", str(out := tmp_path / "page.md")]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert out.read_bytes() == page.read_bytes()
 
 
 def test_a_report_never_takes_the_place_of_a_record_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,54 +171,3 @@ def test_a_report_never_takes_the_place_of_a_record_file(tmp_path: Path, capsys:
         assert main([str(path), "--out", str(out)]) == 2
         assert "would be written over with a report" in capsys.readouterr().err
     assert path.read_bytes() == before
-
-
-# Every page of a folder
-
-
-def test_all_writes_every_page_that_there_are_records_for(
-    tmp_path: Path, builder: "Builder", crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("matplotlib")
-    append(tmp_path / "records.jsonl", *builder.five_rows())
-    write(tmp_path / "crossover.jsonl", crossover)
-    append(tmp_path / "race.jsonl", racer("ours", 1.0))
-    assert main([str(tmp_path), "--all"]) == 0
-    plots = [f"{name}.{form}" for name in ("loss", "time", "memory", "crossover") for form in ("png", "svg")]
-    names = ["table.md", *plots, "crossover.md", "race.md"]
-    assert capsys.readouterr().out.splitlines() == [f"wrote {tmp_path / name}" for name in names]
-    assert (tmp_path / "table.md").read_text() == report(tmp_path, view="full")
-    assert (tmp_path / "race.md").read_text() == report(tmp_path / "race.jsonl")
-
-
-def test_all_writes_the_published_table_beside_ours_where_a_row_is_of_it(
-    tmp_path: Path, new_builder: "type[Builder]"
-) -> None:
-    append(tmp_path / "records.jsonl", *new_builder("BioMistral-7B").five_rows())
-    written, problems, sound = write_all(tmp_path)
-    assert [path.name for path in written][:2] == ["table.md", "published.md"]
-    assert (tmp_path / "published.md").read_text() == report(tmp_path, view="versus")
-    assert (problems, sound) == ([], True)
-
-
-def test_a_page_that_cannot_be_written_leaves_the_others(
-    tmp_path: Path, builder: "Builder", capsys: pytest.CaptureFixture[str]
-) -> None:
-    append(tmp_path / "records.jsonl", builder.quality("awq-gemm", 15.0))
-    append(tmp_path / "race.jsonl", racer("ours", 1.0))
-    assert main([str(tmp_path), "--all"]) == 1
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"wrote {tmp_path / 'race.md'}"
-    assert out[1].startswith("no table.md: no record of the reference")
-    (tmp_path / "records.jsonl").write_text("no records\n")
-    assert main([str(tmp_path), "--all"]) == 1
-    assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'race.md'}"
-
-
-def test_all_is_of_a_folder_and_goes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([tmp_path / "none"], [tmp_path], [tmp_path, "--plots"]):
-        assert main([*map(str, arguments), "--all"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert "is no folder" in errors[0]
-    assert "holds no record files" in errors[1]
-    assert "leave the other options out" in errors[2]

@@ -1,18 +1,13 @@
-"""What the laboratory and the profiler leave: races of quantizers, of decode loops, of benchmarks. Imports no torch.
-
-In all of them `when` is ISO 8601 in UTC, `environment` the fingerprint of machine and libraries, and `reason` says why
-there are no figures, None where there are.
-"""
+"""What the laboratory leaves, a JSON line a record, `when` being ISO 8601 in UTC in all of it."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from msgspec import Meta
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints, overload
 
 from bench.records.environment import Environment
-from bench.records.record import Kernels
 from bench.records.scenario import Scenario
-from quantize.schema import Count, Positive, Seconds, Share
+from quantize.errors import UserError
+from quantize.schema import Count, Positive, Seconds, Share, from_data, parse_json
 
 LAB_SCHEMA_VERSION = 2
 
@@ -124,43 +119,6 @@ class SideBySideRecord:
 
 
 @dataclass(frozen=True)
-class Operation:
-    """Kernels on a GPU, torch's operations on a CPU. name: all of this name; calls, seconds: of a pass."""
-
-    name: str
-    calls: float
-    seconds: Annotated[float, Meta(ge=0, le=1e9)]
-
-
-@dataclass(frozen=True)
-class ProfileRecord:
-    """Where the time of one phase goes (bench.profile).
-
-    source:     a checkpoint's folder name, or the shape of random weights.
-    variant:    of random weights, None for a checkpoint; phase: "prefill" or "decode step" and how it ran.
-    wall_s:     seconds of a pass without the profiler.
-    operations: of a pass under the profiler, the longest first.
-    """
-
-    when: str
-    source: str
-    variant: str | None
-    scenario: Scenario
-    kernels: Kernels
-    environment: Environment
-    phase: str
-    wall_s: Seconds
-    operations: tuple[Operation, ...]
-    kind: Literal["profile"] = "profile"
-    schema_version: int = LAB_SCHEMA_VERSION
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds in which the device computes; what is missing to the wall's time it waits."""
-        return sum(operation.seconds for operation in self.operations)
-
-
-@dataclass(frozen=True)
 class VariantOutcome:
     """What became of one variant of a small random model.
 
@@ -207,3 +165,51 @@ class ArchitectureRecord:
     reached: Share | None = None
     kind: Literal["architecture"] = "architecture"
     schema_version: int = LAB_SCHEMA_VERSION
+
+
+LabRecord = RaceRecord | OverheadRecord | SideBySideRecord | ArchitectureRecord
+L = TypeVar("L", bound=LabRecord)
+
+TYPES: dict[str, type[LabRecord]] = {
+    kind: one for one in get_args(LabRecord) for kind in get_args(get_type_hints(one)["kind"])
+}
+"""By the `kind` of a line."""
+
+WITHOUT_KIND = {"blocks_sha256": "race", "decode_s_a_token": "overhead", "iterations": "side by side"}
+"""Lines of schema 1 of these kinds do not say their kind: the field that tells it."""
+
+
+@overload
+def read_lab(path: Path) -> list[LabRecord]: ...
+@overload
+def read_lab(path: Path, wanted: type[L]) -> list[L]: ...
+def read_lab(path: Path, wanted: type[Any] | None = None) -> list[Any]:
+    """The records in a file, in the order written, all of one type: this one; a repeated line counts once.
+
+    Raises UserError, naming the line, for what is no record of the laboratory, and for records of another type.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): name a file of the laboratory's records") from None
+    records: dict[bytes, LabRecord] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and line not in records:
+            where = f"{path}, line {number}"
+            records[line] = record_from(parse_json(line, where), where)
+            if type(records[line]) is not (wanted := wanted or type(records[line])):
+                raise UserError(f"{where} is of kind {records[line].kind!r}, not {wanted.kind!r}: keep kinds apart")
+    return list(records.values())
+
+
+def record_from(data: object, where: str) -> LabRecord:
+    """A record of any kind, from what its line holds, brought up to date. Raises UserError for what is none."""
+    held: dict[str, Any] = data if isinstance(data, dict) else {}
+    kind = held.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in held), None)
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise UserError(f"{where} is no record of the laboratory (kind {kind!r}): try `report`")
+    version = held.get("schema_version")
+    if type(version) is not int or not 1 <= version <= LAB_SCHEMA_VERSION:
+        said = f"{where}: record of schema version {version!r}, these are read up to {LAB_SCHEMA_VERSION}"
+        raise UserError(f"{said}: measure again")
+    return from_data(TYPES[kind], {**held, "kind": kind, "schema_version": LAB_SCHEMA_VERSION}, where)

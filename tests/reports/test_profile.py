@@ -1,0 +1,148 @@
+"""The page of a profile, what `report` says of other files of records, and `report --all`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench.records.crossover import CrossoverEntry
+from bench.records.environment import Environment
+from bench.records.profile import Operation, ProfileRecord
+from bench.records.record import Kernels
+from bench.records.scenario import Scenario
+from bench.records.store import append, write
+from quantize.errors import UserError
+from reports import report
+from reports.api import write_all
+from reports.cli import main
+from reports.profile import NAME_CHARACTERS, SHOWN_OPERATIONS
+
+if TYPE_CHECKING:
+    from tests.builder import Builder
+
+GALLERY = Path(__file__).resolve().parents[2] / "reports" / "gallery"
+FEW = (Operation("gemm", 2.0, 0.003), Operation("norm", 4.0, 0.001))
+
+
+def profiled(
+    operations: tuple[Operation, ...] = FEW, wall_s: float = 0.004, variant: str | None = None
+) -> ProfileRecord:
+    about = Scenario("profile", 128, 65), Kernels("a", "b"), Environment(cpu="Epyc 9")
+    return ProfileRecord("2026", "Tiny", variant, *about, "prefill", wall_s, operations)
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    """The cells of every table line of a report."""
+    lines = [line for line in report(path).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_a_profile_has_its_longest_operations_and_the_rest_in_one_row(tmp_path: Path) -> None:
+    many = tuple(Operation(f"kernel {number}" + "<T>" * 99, 2.0, 0.001) for number in range(SHOWN_OPERATIONS + 3))
+    append(tmp_path / "profile.jsonl", profiled(many, 0.02))
+    text = report(tmp_path / "profile.jsonl")
+    assert "Tiny, prefill: 20.00 ms, of which busy 15.00 ms, on Epyc 9." in text
+    rows = lines_of(tmp_path / "profile.jsonl")[2:]
+    assert len(rows) == SHOWN_OPERATIONS + 1
+    assert rows[0][:3] == ["1.00", "6.7%", "2"]
+    assert rows[0][3].replace("\\", "") == f"kernel 0{'<T>' * 99}"[:NAME_CHARACTERS]
+    assert rows[-1] == ["3.00", "20.0%", "6", "3 others"]
+
+
+def test_a_profile_of_few_operations_has_a_row_for_each(tmp_path: Path) -> None:
+    append(tmp_path / "profile.jsonl", profiled(FEW, 0.004, "fp16"))
+    assert "Tiny, fp16, prefill: 4.00 ms" in report(tmp_path / "profile.jsonl")
+    assert [row[3] for row in lines_of(tmp_path / "profile.jsonl")[2:]] == ["gemm", "norm"]
+
+
+# Files of other records
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "profile.jsonl").touch()
+    with pytest.raises(UserError, match="holds no records: run `bench` first"):
+        report(tmp_path / "profile.jsonl")
+
+
+def test_two_kinds_in_one_file_are_refused(tmp_path: Path, builder: "Builder") -> None:
+    append(tmp_path / "mixed.jsonl", profiled(), builder.latency("fp16"))
+    with pytest.raises(UserError, match="records of 2 kinds"):
+        report(tmp_path / "mixed.jsonl")
+
+
+@pytest.mark.parametrize(
+    "path", ["architectures", *(f"cpu-smollm2-135m/{name}" for name in ("race", "overhead", "side_by_side"))]
+)
+def test_a_file_of_the_laboratory_is_one_line_that_says_what_prints_it(
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(GALLERY / f"{path}.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(
+        f"{path}.jsonl, line 1: these are records of the laboratory, `python -m tests.lab.pages FILE` prints them\n"
+    )
+    copy = tmp_path / "copy"
+    copy.write_bytes((GALLERY / f"{path}.jsonl").read_bytes())
+    assert main([str(GALLERY / "makers"), "--out", str(copy), "--format", "md"]) == 2
+    assert "would be written over with a report" in capsys.readouterr().err
+
+
+def test_a_report_never_takes_the_place_of_a_record_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "profile.jsonl"
+    append(path, profiled())
+    before = path.read_bytes()
+    for out in (path, tmp_path / "other.jsonl"):
+        assert main([str(path), "--out", str(out)]) == 2
+        assert "would be written over with a report" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+# Every page of a folder
+
+
+def test_all_writes_every_page_that_there_are_records_for(
+    tmp_path: Path, builder: "Builder", crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    append(tmp_path / "records.jsonl", *builder.five_rows())
+    write(tmp_path / "crossover.jsonl", crossover)
+    append(tmp_path / "profile.jsonl", profiled())
+    assert main([str(tmp_path), "--all"]) == 0
+    plots = [f"{name}.{form}" for name in ("loss", "time", "memory", "crossover") for form in ("png", "svg")]
+    names = ["table.md", *plots, "crossover.md", "profile.md"]
+    assert capsys.readouterr().out.splitlines() == [f"wrote {tmp_path / name}" for name in names]
+    assert (tmp_path / "table.md").read_text() == report(tmp_path, view="full")
+    assert (tmp_path / "profile.md").read_text() == report(tmp_path / "profile.jsonl")
+
+
+def test_all_writes_the_published_table_beside_ours_where_a_row_is_of_it(
+    tmp_path: Path, new_builder: "type[Builder]"
+) -> None:
+    append(tmp_path / "records.jsonl", *new_builder("BioMistral-7B").five_rows())
+    written, problems, sound = write_all(tmp_path)
+    assert [path.name for path in written][:2] == ["table.md", "published.md"]
+    assert (tmp_path / "published.md").read_text() == report(tmp_path, view="versus")
+    assert (problems, sound) == ([], True)
+
+
+def test_a_page_that_cannot_be_written_leaves_the_others(
+    tmp_path: Path, builder: "Builder", capsys: pytest.CaptureFixture[str]
+) -> None:
+    append(tmp_path / "records.jsonl", builder.quality("awq-gemm", 15.0))
+    append(tmp_path / "profile.jsonl", profiled())
+    assert main([str(tmp_path), "--all"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"wrote {tmp_path / 'profile.md'}"
+    assert out[1].startswith("no table.md: no record of the reference")
+    (tmp_path / "records.jsonl").write_text("no records\n")
+    assert main([str(tmp_path), "--all"]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'profile.md'}"
+
+
+def test_all_is_of_a_folder_and_goes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([tmp_path / "none"], [tmp_path], [tmp_path, "--plots"]):
+        assert main([*map(str, arguments), "--all"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "is no folder" in errors[0]
+    assert "holds no record files" in errors[1]
+    assert "leave the other options out" in errors[2]
