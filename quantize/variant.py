@@ -31,7 +31,7 @@ class Variant:
     name:     what the user types.
     method:   the table's column "Method".
     w_bit:    bits a weight, None for the half-precision reference.
-    version:  AWQ's packing layout ("GEMM" or "GEMV"), None for what is not stored so.
+    version:  how groups of 4-bit codes are stored, a key of LAYOUTS; None where there are none.
     published: whether the published table has a row for it, so that `all` means it too.
     """
 
@@ -46,6 +46,11 @@ class Variant:
         """Whether the weights are stored as in AWQ's format: groups of 4-bit codes with scales and zero points."""
         return self.version is not None
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether its tensors are in a GGUF file, not in safetensors."""
+        return self.version == "GGUF"
+
     def folder_suffix(self, group_size: int | None = None) -> str:
         """What the published checkpoints append to the model's name: `AWQ-QGS128-W4-GEMM`, `BnB.4`, `FP16`."""
         return f"{self.method}-QGS{group_size}-W{self.w_bit}-{self.version}" if self.is_awq else self.method
@@ -58,6 +63,7 @@ _ROWS = (
     Variant("awq-gemm", "AWQ", w_bit=4, version="GEMM"),
     Variant("awq-gemv", "AWQ", w_bit=4, version="GEMV"),
     Variant("awq-ct", "AWQ", w_bit=4, version="CT", published=False),
+    Variant("awq-gguf", "AWQ", w_bit=4, version="GGUF", published=False),
     Variant("rtn", "RTN", w_bit=4, version="GEMM", published=False),
     Variant("bnb-4bit", "BnB.4", w_bit=4),
     Variant("bnb-8bit", "BnB.8", w_bit=8),

@@ -85,7 +85,7 @@ class TensorReader(Protocol):
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A tensor in a file: its dtype as safetensors names it, its shape, and which bytes it has."""
 
     path: Path
@@ -100,7 +100,7 @@ class Weights:
     """The tensors of a folder's safetensors files, these sorted by name; each is read when it is asked for."""
 
     files: tuple[Path, ...]
-    _entries: Mapping[str, _Entry]
+    _entries: Mapping[str, Entry]
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -156,7 +156,7 @@ def open_weights(folder: Path) -> Weights:
     return Weights(tuple(paths), entries)
 
 
-def _entries_in(path: Path) -> dict[str, _Entry]:
+def _entries_in(path: Path) -> dict[str, Entry]:
     try:
         with safe_open(path, framework="pt"):  # which checks the header, and that it says how long the file is
             pass
@@ -172,7 +172,7 @@ def _entries_in(path: Path) -> dict[str, _Entry]:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return {
-        name: _Entry(path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
+        name: Entry(path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
         for name, entry in header.items()
         for begin, end in [entry["data_offsets"]]
     }

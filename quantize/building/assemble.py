@@ -13,11 +13,12 @@ from torch import Tensor
 
 from quantize.building.job import Job
 from quantize.checkpoint import MANIFEST_NAME, Manifest, seal
+from quantize.gguf_file import GGUF_NAME, write_gguf
 from quantize.kernels.base import dtype_name
 from quantize.methods.base import Recipe
 from quantize.source import BESIDE_WEIGHTS
 from quantize.versions import maker_versions, version_of
-from quantize.weights import INDEX_NAME, read_json, regular_files
+from quantize.weights import INDEX_NAME, open_weights, read_json, regular_files
 
 MAX_SHARD_BYTES = 5 * 10**9  # files grow to about this size, as published checkpoints do
 PART_GLOB = "part-*.safetensors"
@@ -36,6 +37,11 @@ def finish(folder: Path, job: Job, recipe: Recipe, seconds: Mapping[str, float],
             (folder / path.name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         else:
             shutil.copyfile(path, folder / path.name)
+    if recipe.variant.is_gguf:
+        packed = open_weights(folder)
+        weights_bytes = write_gguf(packed, folder / GGUF_NAME, source.base_model, source.folder)
+        for path in (*packed.files, *folder.glob(INDEX_NAME)):
+            path.unlink()
     manifest = Manifest(
         name=job.target(recipe).name,
         base_model=source.base_model,

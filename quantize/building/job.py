@@ -13,6 +13,7 @@ import torch
 from quantize.checkpoint import MANIFEST_NAME, CalibrationFacts, Checkpoint, clear, open_checkpoint, verify
 from quantize.dummy import dummy_weights
 from quantize.errors import UserError
+from quantize.gguf_file import check_gguf
 from quantize.methods import METHODS
 from quantize.methods.base import Choices, Method, Recipe
 from quantize.model.apart import take_apart
@@ -58,15 +59,11 @@ class BuildOptions:
     spill: bool = False
 
 
-BuildChoices = TypedDict(  # noqa: UP013
-    "BuildChoices",
-    {
-        "group_size": int | None, "calibration": str, "blocks": int, "block_tokens": int, "rounding": Rounding,
-        "bnb": BnbOptions, "quant_type": QuantType, "double_quant": bool, "blocksize": int, "revision": str | None,
-        "device": str, "force": bool, "name": str | None, "spill": bool,
-    },
-    total=False,
-)  # fmt: skip
+BuildChoices = TypedDict("BuildChoices", {  # noqa: UP013
+    "group_size": int | None, "calibration": str, "blocks": int, "block_tokens": int, "rounding": Rounding,
+    "bnb": BnbOptions, "quant_type": QuantType, "double_quant": bool, "blocksize": int, "revision": str | None,
+    "device": str, "force": bool, "name": str | None, "spill": bool,
+}, total=False)  # fmt: skip
 """Keyword arguments of `quantize`: the fields of BuildOptions, and those of its BnbOptions."""
 
 
@@ -154,6 +151,8 @@ class Job:
 
         apart: for a variant with groups of codes. Raises UserError where too little of the model can be quantized.
         """
+        if variant.is_gguf:
+            check_gguf(self.source.folder, self.weights.names())
         method, dtypes = method_of(variant), Counter(map(self.weights.dtype, self.weights.names()))
         half_dtype = torch.bfloat16 if dtypes[torch.bfloat16] > dtypes.total() / 2 else torch.float16
         choices = Choices(half_dtype, self.options.rounding, self.options.bnb, calibration=calibration)

@@ -1,4 +1,4 @@
-"""How the files of a checkpoint hold a 4-bit layer: AWQ's two layouts, GPTQ's, and compressed-tensors' packed codes."""
+"""How the files of a checkpoint hold a 4-bit layer: AWQ's two layouts, GPTQ's, compressed-tensors' and GGUF's."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantize.errors import UserError
-from quantize.int4.packing import GEMM_ORDER, PLAIN_ORDER, gemv_zeros_width, unpack_words
+from quantize.int4.packing import BLOCK, GEMM_ORDER, PLAIN_ORDER, Q4_1_PART, gemv_zeros_width, unpack_words
 from quantize.int4.weight import Int4Weight
 from quantize.variant import GROUP_SIZES
 
@@ -111,10 +111,21 @@ def _unpack_ct(parts: Parts, in_features: int, config: Mapping[str, Any]) -> Sto
     return in_order(Int4Weight(codes, scales, zeros), parts.get("weight_g_idx"))
 
 
+def _unpack_gguf(parts: Parts, in_features: int, config: Mapping[str, Any]) -> StoredLayer:
+    """Q4_1's blocks of 32 inputs, as many to a group as the config says."""
+    (blocks,) = parts.values()
+    blocks = blocks.view(len(blocks), in_features // BLOCK, -1)
+    scales, offsets = blocks[:, :, :4].contiguous().view(torch.float16).float().unbind(-1)
+    codes = torch.cat((blocks[:, :, 4:] & 0xF, blocks[:, :, 4:] >> 4), -1).flatten(1)
+    zeros, each = (-offsets / scales).round().to(torch.uint8), (group_size_of(config) or BLOCK) // BLOCK
+    return in_order(Int4Weight(codes, scales[:, ::each].half(), zeros[:, ::each].contiguous()), None)
+
+
 LAYOUTS = {
     "GEMM": Layout(("qweight", "qzeros", "scales"), _unpack_gemm),
     "GEMV": Layout(("qweight", "qzeros", "scales"), _unpack_gemv),
     "GPTQ": Layout(("qweight", "qzeros", "scales", "g_idx"), _unpack_gptq),
+    "GGUF": Layout((Q4_1_PART,), _unpack_gguf),
     "CT": Layout(("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"), _unpack_ct),
 }
 """By what a Variant calls its `version`."""

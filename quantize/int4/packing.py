@@ -15,6 +15,7 @@ from quantize.int4.weight import Int4Weight
 CODES_PER_WORD = 8
 GEMM_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 PLAIN_ORDER = tuple(range(CODES_PER_WORD))
+Q4_1_PART, BLOCK = "q4_1", 32  # what a layer's blocks are called until they are in a GGUF file, and their inputs
 
 
 def pack_words(codes: Tensor, order: tuple[int, ...]) -> Tensor:
@@ -77,5 +78,18 @@ def pack_ct(weight: Int4Weight) -> dict[str, Tensor]:
     }
 
 
-PACKERS: dict[str, Callable[[Int4Weight], dict[str, Tensor]]] = {"GEMM": pack_gemm, "GEMV": pack_gemv, "CT": pack_ct}
+def pack_gguf(weight: Int4Weight) -> dict[str, Tensor]:
+    """GGUF's Q4_1: blocks of 32 inputs, uint8 [out, in / 32 * 20]: scale d and offset m in float16, then the codes.
+
+    w = d q + m, m = -scale * zero rounded to float16; a byte has code i of its block low and code i + 16 high.
+    """
+    halves = weight.codes.view(len(weight.codes), -1, 2, BLOCK // 2)
+    facts = torch.stack((weight.scales, (-weight.scales.float() * weight.zeros).half()), -1)
+    facts = facts.repeat_interleave(weight.group_size // BLOCK, 1).view(torch.uint8)
+    return {Q4_1_PART: torch.cat((facts, halves[:, :, 0] | halves[:, :, 1] << 4), -1).flatten(1)}
+
+
+PACKERS: dict[str, Callable[[Int4Weight], dict[str, Tensor]]] = {
+    **{"GEMM": pack_gemm, "GEMV": pack_gemv, "CT": pack_ct, "GGUF": pack_gguf}
+}
 """Layout name -> how to pack one layer's weight into the tensors its state dict holds; quantize.int4.layouts reads."""

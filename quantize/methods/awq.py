@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from quantize.dummy import DummyWeights, dummy_weights, random_int4
 from quantize.errors import UserError
+from quantize.gguf_file import open_gguf
 from quantize.int4.layouts import LAYOUTS, StoredLayer
 from quantize.int4.packing import PACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
@@ -35,7 +36,8 @@ def _recipe(variant: Variant, choices: Choices) -> Recipe:
         settings = AwqOptions(size or 0, search=False, clip=False, refit=False)
     awq: dict[str, Any] = {"quant_method": "awq", "bits": variant.w_bit, "group_size": size, "zero_point": True}
     awq |= {"version": str(variant.version).lower(), "modules_to_not_convert": list(choices.kept) or None}
-    quantization = packed_config(choices) if variant.version == "CT" else awq
+    gguf = {"quant_method": "gguf", "bits": variant.w_bit, "group_size": size}
+    quantization = {"CT": packed_config(choices), "GGUF": gguf}.get(str(variant.version), awq)
     return Recipe(variant, torch.float16, quantization, size, choices.calibration, settings)
 
 
@@ -61,7 +63,8 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
     config, stated = config_of(folder), quantization_config(folder) or {}
     vars(config).pop("quantization_config", None)
     model = empty_model(folder, config=config, dtype=how.dtype)
-    weights, layout = open_weights(folder), LAYOUTS[str(how.variant.version)]
+    weights = open_gguf(folder) if how.variant.is_gguf else open_weights(folder)
+    layout = LAYOUTS[str(how.variant.version)]
     marker = f".{layout.parts[0]}"
     packed = {name.removesuffix(marker) for name in weights.names() if name.endswith(marker)}
     if not packed:

@@ -37,7 +37,9 @@ def test_folders_are_named_as_the_published_checkpoints_are(name: str, suffix: s
 
 
 def test_the_rows_in_awqs_format() -> None:
-    assert [name for name, variant in VARIANTS.items() if variant.is_awq] == ["awq-gemm", "awq-gemv", "awq-ct", "rtn"]
+    assert [name for name, variant in VARIANTS.items() if variant.is_awq] == [
+        *("awq-gemm", "awq-gemv", "awq-ct", "awq-gguf", "rtn")
+    ]
     assert list(GROUP_SIZES) == sorted(GROUP_SIZES, reverse=True)
 
 
@@ -60,5 +62,5 @@ def test_an_unknown_variant_is_refused_with_those_that_exist() -> None:
     with pytest.raises(UserError) as raised:
         variants_named(["fp16", "gptq"])
     assert str(raised.value) == (
-        "unknown variant 'gptq'; there are: fp16, awq-gemm, awq-gemv, awq-ct, rtn, bnb-4bit, bnb-8bit, or all"
+        "unknown variant 'gptq'; there are: fp16, awq-gemm, awq-gemv, awq-ct, awq-gguf, rtn, bnb-4bit, bnb-8bit, or all"
     )

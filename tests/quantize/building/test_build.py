@@ -352,7 +352,7 @@ def test_unknown_variant_and_empty_calibration(
 ) -> None:
     out = ("--out", str(tmp_path / "out"))
     line = refused(capsys, str(tiny_llama), "--variant", "gguf", *out)
-    assert "there are: fp16, awq-gemm, awq-gemv, awq-ct, rtn, bnb-4bit, bnb-8bit" in line
+    assert "there are: fp16, awq-gemm, awq-gemv, awq-ct, awq-gguf, rtn, bnb-4bit, bnb-8bit" in line
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
     assert "holds no text" in refused(
