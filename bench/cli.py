@@ -44,8 +44,8 @@ def parser() -> Parser:
     add("--dtype", choices=DTYPES, help=f"{dtype}the reference's half dtype on a GPU)")
     kernel = "what AWQ layers run on: auto (the default), native (what the layout is named after) or a kernel's name"
     add("--kernel", metavar="NAME", help=kernel)
-    engine = "run them in another engine (transformers, gptqmodel, vllm) in its own environment's interpreter"
-    add("--engine", metavar="NAME=PYTHON", help=engine)
+    engine = "run them in another engine, in its own environment's interpreter; repeatable, in turn, quantable for ours"
+    add("--engine", dest="engines", metavar="NAME=PYTHON", action="append", help=engine)
     add("--records", metavar="FILE", type=Path, help="where the records go (default: DIR/records.jsonl)")
     timeout = f"seconds for one process (default {BenchOptions.timeout_s:g})"
     add("--timeout", dest="timeout_s", **seconds, default=BenchOptions.timeout_s, help=timeout)
@@ -159,7 +159,7 @@ def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     from bench.suite.suite_run import run_suite
 
     suite = suite_named(arguments.suite)
-    said_by_suite = ("directory", "prompt", "new", "batch", "kernel", "records", "reference", "engine")
+    said_by_suite = ("directory", "prompt", "new", "batch", "kernel", "records", "reference", "engines")
     reject(arguments, said_by_suite, "does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem
     options = options_from(arguments, None, suite.rounds, suite.rule)
@@ -182,7 +182,8 @@ def options_from(
         except UserError as error:
             raise UserError(str(error).replace(f"rounds.{field}", flag)) from None
     given = {name: value for name, value in vars(arguments).items() if name in BenchOptions.__dataclass_fields__}
-    return BenchOptions(**given | {"scenarios": scenarios, "rounds": rounds, "rule": rule})
+    engines = tuple(arguments.engines or ())
+    return BenchOptions(**given | {"scenarios": scenarios, "rounds": rounds, "rule": rule, "engines": engines})
 
 
 def main(argv: Sequence[str] | None = None, closing: Callable[[Path], str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """`quantable card`: a checkpoint's README.md for the hub, whose block between two markers is made from facts alone.
 
-What people write outside of the markers and in the front matter stays. tests/reports/test_card.py runs the snippet of
-every variant's card. Imports no torch.
+What people write outside of the markers and in the front matter stays. Imports no torch.
 """
 
 import argparse
@@ -18,6 +17,7 @@ from quantize.files import sha256_of, write_whole
 from quantize.shell import Parser, command, say
 from quantize.variant import Variant
 from reports.api import Reading
+from reports.engines import EXPLAINED, cell, reasons
 from reports.markdown import markdown
 from reports.notes import broken_lines, setting_text, shape_text
 from reports.pages import published_table, quality_table, speed_table
@@ -28,17 +28,17 @@ from reports.table import Bullets, Heading, Link, Page, Paragraph, bulleted, tit
 
 BEGIN, END = "<!-- quantable: `quantable card --write` renews what follows -->", "<!-- quantable: end -->"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-INHERITED = ("license", "license_name", "license_link", "language", "tags")
-"""What a source's front matter says of all that is made of it."""
+INHERITED = ("license", "license_name", "license_link", "language", "tags")  # said of all that is made of a source
 EVALUATIONS_NAME = ".eval_results/quantable.yaml"
 
-READERS = {
+READERS = {  # which engines read a layout, or else a method's files
     "FP16": "transformers, vLLM and whatever else reads half-precision safetensors of this architecture",
     "GEMM": "transformers with gptqmodel, vLLM, and quantable itself (quantize.load)",
     "GEMV": "quantable itself (quantize.load); not vLLM and SGLang, which read the GEMM layout alone",
+    "CT": "vLLM, SGLang, transformers with compressed-tensors, and quantable itself (quantize.load)",
+    "GGUF": "llama.cpp and what is built on it, and quantable itself (quantize.load)",
     "BnB": "transformers with bitsandbytes, and quantable itself (quantize.load)",
 }
-"""Which engines read a layout, or else a method's files."""
 
 SNIPPET = """\
 With `pip install 'quantable[models]'`, beside the folder that it was downloaded to:
@@ -60,8 +60,7 @@ class Card:
     text:        of README.md.
     evaluations: of `.eval_results/quantable.yaml`, None where lm-eval asked no whole data set of the hub.
     plot:        loss against size, a PNG; None without figures or without matplotlib.
-    broken:      why no sound checkpoint has its figures, None where they may be one's.
-    advice:      what is missing, a line each.
+    broken:      why no sound checkpoint has its figures, None where they may be one's; advice: what is missing.
     """
 
     text: str
@@ -97,7 +96,7 @@ def card(
         raise UserError(f"{folder} has random weights: make a card of a real model's checkpoint")
     if base_model and not HUB_ID.fullmatch(base_model):
         raise UserError(f"{base_model!r} is no name on the hub: write org/name")
-    measured, missing = _measured(checkpoint, records)
+    measured, engines, missing = _measured(checkpoint, records)
     readme = _readme(checkpoint)
     data = readme.data
     base = base_model or data.get("base_model") or (source.id if source.kind == "hub" else None)
@@ -112,7 +111,10 @@ def card(
         block.append(f"![Loss against size]({PLOT_NAME})")
     made = (Heading("How it was made"), Bullets(tuple(_facts(manifest))), Heading("How to load it"))
     readers = Paragraph(f"Read by {READERS[variant.version or variant.method.partition('.')[0]]}.")
+    tried = tuple(f"{one.subject.engine}: {said}" for one in engines for said in (*reasons(one), cell(one))[:1])
     block += [markdown(made), SNIPPET.format(name=manifest.name), markdown((readers,))]
+    said = (Paragraph("Perplexity in other engines, as measured:"), Bullets(tried), Paragraph(EXPLAINED))
+    block += [markdown(said)] * bool(tried)
     readme.text = _renewed(readme.text, "\n\n".join(part.strip() for part in block))
     own = [row for one in measured for row in one.results if row.subject.content_sha256 == sha256]
     advice = [missing] if missing else []
@@ -134,17 +136,20 @@ def _complete(data: Any, variant: Variant, base_model: Any) -> None:
     data["tags"] = list(dict.fromkeys([*(data.get("tags") or ()), "quantable", *kinds]))
 
 
-def _measured(checkpoint: Checkpoint, records: Path | None) -> tuple[list[Measurement], str | None]:
-    """What was measured of this very content, each with the rows of its base model; or why there is nothing."""
-    source, measured = records or checkpoint.path.resolve().parent, []
+def _measured(checkpoint: Checkpoint, records: Path | None) -> tuple[list[Measurement], list[Result], str | None]:
+    """What was measured of this very content, each with the rows of its base model, and its rows in other engines."""
+    source, measured, engines = records or checkpoint.path.resolve().parent, [], list[Result]()
     try:
         for one in Reading(source).measurements:
-            if own := [row.subject for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256]:
-                rows = (row for row in one.results if row.subject.baseline == own[0].baseline)
+            own = [row for row in one.results if row.subject.content_sha256 == checkpoint.content_sha256]
+            engines += [row for row in own if row.subject.engine]
+            if ours := [row.subject for row in own if not row.subject.engine]:
+                rows = (row for row in one.results if row.subject.baseline == ours[0].baseline)
                 measured.append(replace(one, results=tuple(rows)))
     except UserError as error:
-        return [], f"no figures: {error}"
-    return measured, None if measured else "no figures: the records are of other checkpoints, measure this one"
+        return [], [], f"no figures: {error}"
+    missing = None if measured else "no figures: the records are of other checkpoints, measure this one"
+    return measured, engines, missing
 
 
 def _readme(checkpoint: Checkpoint) -> Any:
@@ -246,8 +251,7 @@ def parser() -> Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Make the card; 1 for a checkpoint that its records show broken."""
-    how = {name: getattr(options, name) for name in ("records", "base_model", "namespace")}
-    made = card(options.checkpoint, **how)
+    made = card(options.checkpoint, records=options.records, base_model=options.base_model, namespace=options.namespace)
     if options.write:
         made.write(options.checkpoint)
         say(f"wrote {options.checkpoint / CARD_NAME}")

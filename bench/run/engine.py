@@ -1,41 +1,48 @@
-"""Runs carried out by another engine, in its own interpreter. Imports no torch before it must."""
+"""Runs carried out by engines, each in its own interpreter. Imports no torch before it must."""
 
+import atexit
+import contextlib
 import json
+import shutil
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.records.record import Divergence, Kernels, Latency, Memory, Quality, Record
-from bench.run.executor import append_log, run_process, worker_environment
+from bench.engines.protocol import EXPECTED_NAME
+from bench.records.record import Kernels, Latency, Memory, Record
+from bench.run.checks import logprobs_path
+from bench.run.executor import WorkerExecutor
+from bench.run.plan import OURS
 from bench.worker.options import BenchOptions
-from bench.worker.request import PlannedRun, Request, Settings
-from bench.worker.worker import without_folder
+from bench.worker.request import QUALITY, PlannedRun, Request, Settings
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
+from quantize.variant import REFERENCE, known_variants
 
-ENGINES = ("transformers", "gptqmodel", "vllm")  # each a module of bench.engines
+ENGINES = ("transformers", "gptqmodel", "vllm", "openvino", "llamacpp")  # each a module of bench.engines
 EXTRA_POSITIONS = 16  # beyond what a scenario needs: engines reserve some
 
 
-def engine_of(option: str) -> tuple[str, str]:
-    """Name and interpreter of what `--engine NAME=PYTHON` says; of NAME alone this interpreter.
+def engines_named(options: tuple[str, ...]) -> dict[str, str]:
+    """Name -> interpreter, as each `--engine NAME=PYTHON` says; of NAME alone this interpreter.
 
     Raises UserError for an unknown name and an interpreter that is not there.
     """
-    name, _, python = option.partition("=")
-    if name not in ENGINES:
-        raise UserError(f"unknown engine {name!r}; there are: {', '.join(ENGINES)}")
-    if python and not Path(python).is_file():
-        raise UserError(f"{python} is no interpreter: give --engine {name}=PATH/bin/python")
-    return name, python or sys.executable
+    found = {}
+    for name, _, python in (option.partition("=") for option in options):
+        if name not in (OURS, *ENGINES):
+            raise UserError(f"unknown engine {name!r}; there are: {', '.join((OURS, *ENGINES))}")
+        if python and not Path(python).is_file():
+            raise UserError(f"{python} is no interpreter: give --engine {name}=PATH/bin/python")
+        found[name] = python or sys.executable
+    return found
 
 
-def check_engine(options: BenchOptions) -> None:
+def check_engines(options: BenchOptions) -> None:
     """Raise UserError for what no engine is asked for here: it would be measured as something else."""
     if options.device == "cuda":
         raise UserError("another engine runs on the CPU here: leave --device cuda out")
@@ -48,78 +55,151 @@ def check_engine(options: BenchOptions) -> None:
 
 @dataclass(frozen=True)
 class EngineExecutor:
-    """Runs `PYTHON -m bench.engines.NAME` for every run, on the same prompts and text as our own workers get.
-
-    settings, log: as WorkerExecutor has them.
-    """
+    """Carries out each run where its subject says: in an engine, or by our own worker, with these settings and log."""
 
     settings: Settings
     log: Path | None = None
 
     @cached_property
-    def engine(self) -> tuple[str, str]:
-        return engine_of(self.settings.options.engine or "")
+    def scratch(self) -> Path:
+        """A folder until this process ends, with links to just those packages that engines import."""
+        place = Path(tempfile.mkdtemp(prefix="quantable-engines-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        for package in ("bench", "quantize"):
+            (place / package).symlink_to(Path(__file__).resolve().parents[2] / package)
+        return place
 
     def __call__(self, run: PlannedRun) -> list[Record]:
-        asked = Request(self.settings, run)
-        started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        name, python = self.engine
-        with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
-            request, result = Path(folder) / "request.json", Path(folder) / "result.jsonl"
+        engine = run.subject.engine
+        if engine is None:
+            return WorkerExecutor(self.settings, log=self.log)(run)
+        command = (engines_named(self.settings.options.engines)[engine], "-m", f"bench.engines.{engine}")
+        try:
+            place = self._as_read(run)
+            return _InEngine(self.settings, command, self.log, self.scratch, place, self._exact(run))(run)
+        except UserError as error:
+            how: dict[str, Any] = {"started_at": datetime.now(UTC).isoformat(timespec="seconds"), "wall_s": 0.0}
+            asked, reason = Request(self.settings, run), f"{engine}: {error}"
+            return [asked.record("unsupported", work, reason=reason, **how) for work in run.works]
+
+    def _as_read(self, run: PlannedRun) -> Path:
+        """The folder that the engine reads: of llama.cpp's reference a GGUF file, which is made here."""
+        folder = Path(run.target.checkpoint or "")
+        if run.subject.engine != "llamacpp" or run.subject.variant != REFERENCE.name:
+            return folder
+        place = self.scratch / run.subject.content_sha256
+        if not place.is_dir():
+            from quantize.gguf_file import GGUF_NAME, check_gguf, write_gguf
+            from quantize.weights import open_weights
+
             with quiet_libraries():
-                request.write_text(json.dumps(self._request(asked)), encoding="utf-8")
-            command, options = [python, "-m", f"bench.engines.{name}", str(request), str(result)], self.settings.options
-            environment = worker_environment(options.threads)
-            ended = run_process(command, timeout_s=options.timeout_s, environment=environment)
-            lines = result.read_text(encoding="utf-8").splitlines() if result.is_file() else []
-        wall_s = time.perf_counter() - start
-        records = [self._record(asked, json.loads(line), started_at) for line in lines]
-        measured = {(record.kind, record.scenario) for record in records}
-        status, said = ended.verdict()
-        reason = f"{name}: {without_folder(said, run.target.checkpoint)}"
-        for work in (one for one in run.works if one not in measured):
-            records.append(asked.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason))
-        if self.log is not None and any(record.status != "ok" for record in records):
-            append_log(self.log, f"{run.subject.name}, {started_at}", ended)
-        return records
+                weights = open_weights(folder)
+                check_gguf(folder, weights.names())
+                place.mkdir()
+                write_gguf(weights, place / GGUF_NAME, folder.name, folder)
+        return place
+
+    def _exact(self, run: PlannedRun) -> Path | None:
+        """What this program expects of the same checkpoint, dequantized to float32; kept as a reference's is."""
+        if not run.quality:
+            return None
+        kernel = "dequantize" if known_variants()[run.subject.variant].is_awq else None
+        own = replace(run.subject, name=run.subject.folder, engine=None, kernel=kernel)
+        facts = ("float32", self.settings.quality.label, self.settings.environment)
+        path = Path(logprobs_path(own, *facts))
+        if not path.is_file():
+            dtypes, kept = {own.baseline: "float32"}, {own.quality_baseline: str(path)}
+            settings = replace(self.settings, compute_dtypes=dtypes, reference_logprobs=kept)
+            target = replace(run.target, subject=own)
+            WorkerExecutor(settings)(PlannedRun(target, 0, quality=True, is_reference=True))
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class _InEngine(WorkerExecutor):
+    """Runs `python -m bench.engines.NAME`, on the same prompts and text as our own workers get.
+
+    packages: where it finds ours; place: the folder to read; exact: a file of what its log-probabilities should be.
+    """
+
+    packages: Path = Path()
+    place: Path = Path()
+    exact: Path | None = None
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | {"PYTHONPATH": str(self.packages)}
+
+    def write(self, request: Request, path: Path) -> None:
+        with quiet_libraries():
+            path.write_text(json.dumps(self._request(request)), encoding="utf-8")
+
+    def read(self, request: Request, path: Path, started_at: str) -> list[Record]:
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # it died while it wrote
+                found.append(self._record(request, json.loads(line), path.with_name(EXPECTED_NAME), started_at))
+        return found
 
     def _request(self, asked: Request) -> dict[str, Any]:
         """What the engine's process reads: token ids alone, since its tokenizer may be another."""
         import torch
 
         from bench.worker.latency import prompts_of
-        from bench.worker.quality import evaluation_blocks
-        from quantize.calibration import blocks_sha256
         from quantize.model.pretrained import config_of, tokenizer_of
 
         run, judged = asked.run, self.settings.quality
-        folder = Path(run.target.checkpoint or "")
+        folder = Path(run.target.checkpoint or "")  # which has a tokenizer
         words = config_of(folder).get_text_config().vocab_size
         scenarios = []
         for number, one in enumerate(run.scenarios):
             prompts = [prompt[0].tolist() for prompt in prompts_of(one, words, torch.device("cpu"))]
             scenarios.append({"number": number, "decode_steps": one.decode_steps, "prompts": prompts})
-        size = {"blocks": judged.blocks, "block_tokens": judged.block_tokens}
-        text = evaluation_blocks(tokenizer_of(folder), **size, data=judged.data) if run.quality else None
         positions = max([one.positions for one in run.scenarios] + [judged.block_tokens]) + EXTRA_POSITIONS
         rule = {name: getattr(self.settings.options.rule, name) for name in ("min_passes", "max_time_s")}
-        blocks, digest = ([], "") if text is None else (text.tolist(), blocks_sha256(text))
-        where = {"folder": str(folder), "dtype": asked.compute_dtype, "positions": positions}
-        kept = {"expected": asked.reference_logprobs, "keep": run.is_reference}
-        return {**where, **kept, "scenarios": scenarios, "blocks": blocks, "text_sha256": digest, "rule": rule}
+        blocks, tokenizer = self._blocks(asked).tolist() if run.quality else [], tokenizer_of(folder)
+        chosen = self.settings.options.dtype is not None
+        where = {"folder": str(self.place), "dtype": asked.compute_dtype, "chosen": chosen, "positions": positions}
+        text = tokenizer.decode(blocks[0], skip_special_tokens=True) if blocks else ""
+        spelling = (text, tokenizer(text, add_special_tokens=False)["input_ids"])
+        return {**where, "scenarios": scenarios, "blocks": blocks, "rule": rule, "spelling": spelling}
 
-    def _record(self, asked: Request, line: dict[str, Any], started_at: str) -> Record:
-        name, subject = f"{self.engine[0]} {line['version']} ({line['computes']})", asked.run.subject
+    def _blocks(self, asked: Request) -> Any:
+        """What quality is judged on, int64 [blocks, tokens]."""
+        from bench.worker.quality import evaluation_blocks
+        from quantize.model.pretrained import tokenizer_of
+
+        judged, tokenizer = self.settings.quality, tokenizer_of(Path(asked.run.target.checkpoint or ""))
+        size = {"blocks": judged.blocks, "block_tokens": judged.block_tokens}
+        return evaluation_blocks(tokenizer, **size, data=judged.data)
+
+    def _record(self, asked: Request, line: dict[str, Any], expected: Path, started_at: str) -> Record:
+        subject = asked.run.subject
+        name = f"{subject.engine} {line['version']} ({line['computes']})"
         held = [line[f"{one}_bytes"] for one in ("baseline", "load_peak", "run_peak")]
         memory = Memory(subject.file_weights_bytes or 0, "RSS", *held)
         how = {"started_at": started_at, "wall_s": line["wall_s"], "kernels": Kernels(name, name), "memory": memory}
         if line["scenario"] is None:
-            divergence = line.get("divergence")
-            facts = (line["perplexity"], line["tokens"], self.settings.quality.label, line["text_sha256"])
-            found = Quality(*facts, Divergence(**divergence) if divergence else None, vocabulary=line["vocabulary"])
-            return asked.record("ok", ("quality", None), quality=found, **how)
+            return self._judged(asked, expected, how)
         scenario = asked.run.scenarios[line["scenario"]]
         by_length = tuple(map(tuple, line["prefill_s"])) if scenario.lengths else ()
         prefill_s, decode_s = tuple(map(sum, line["prefill_s"])), tuple(map(tuple, line["decode_s"]))
         timed = Latency(prefill_s, decode_s, tuple(line["warmup_s"]), None, "time", by_length, "eager")
         return asked.record("ok", ("latency", scenario), latency=timed, **how)
+
+    def _judged(self, asked: Request, written: Path, how: dict[str, Any]) -> Record:
+        """The record of what an engine expects; of a reference that is kept for the others."""
+        from bench.worker.quality import quality_of_file
+
+        kept = Path(asked.reference_logprobs) if asked.reference_logprobs else None
+        expected = kept if kept and kept.is_file() and not asked.run.is_reference else None
+        try:
+            found = quality_of_file(
+                written, self._blocks(asked), text=self.settings.quality.label, expected=expected, exact=self.exact
+            )
+        except FloatingPointError as error:
+            return asked.record("broken", QUALITY, reason=str(error), **how)
+        if kept and asked.run.is_reference:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(written, kept.with_suffix(".partial"))
+            kept.with_suffix(".partial").replace(kept)
+        return asked.record("ok", QUALITY, quality=found, **how)

@@ -38,21 +38,29 @@ class WorkerExecutor:
         started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="quantable-") as folder:
             request_path, result_path = Path(folder) / "request.json", Path(folder) / "result.jsonl"
-            request.write(request_path)
+            self.write(request, request_path)
             options, command = self.settings.options, [*self.command, str(request_path), str(result_path)]
-            environment = worker_environment(options.threads)
-            ended = run_process(command, timeout_s=options.timeout_s, environment=environment)
-            records = read_records(result_path) if result_path.is_file() else []
+            ended = run_process(command, timeout_s=options.timeout_s, environment=self.environment())
+            records = self.read(request, result_path, started_at) if result_path.is_file() else []
         wall_s = time.perf_counter() - start
         measured = {(record.kind, record.scenario) for record in records}
-        if unmeasured := [work for work in run.works if work not in measured]:
-            status, said = ended.verdict()
-            reason = without_folder(said, run.target.checkpoint)
-            for work in unmeasured:
-                records.append(request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason))
+        status, said = ended.verdict()
+        who = "" if run.subject.engine is None else f"{run.subject.engine}: "
+        reason = who + without_folder(said, run.target.checkpoint)
+        for work in (one for one in run.works if one not in measured):
+            records.append(request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason))
         if self.log is not None and any(record.status != "ok" for record in records):
             append_log(self.log, f"{run.subject.name}, {started_at}", ended)
         return records
+
+    def environment(self) -> dict[str, str]:
+        return worker_environment(self.settings.options.threads)
+
+    def write(self, request: Request, path: Path) -> None:
+        request.write(path)
+
+    def read(self, request: Request, path: Path, started_at: str) -> list[Record]:
+        return read_records(path)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench.records.comparison import grouped
 from bench.records.record import Kind, Record, Subject, name_on
 from bench.records.scenario import Scenario
 from bench.worker.request import QUALITY, TASKS, PlannedRun, Target, Work
 from quantize.checkpoint import Checkpoint
 from quantize.variant import AUTO_KERNEL, Variant
+
+OURS = "quantable"  # what `--engine` calls this program
 
 
 def target_of(
@@ -34,8 +37,10 @@ def target_of(
 
 
 def in_engine(target: Target, engine: str) -> Target:
-    """The same checkpoint as another engine runs it: a row of its own, beside that engine's reference."""
+    """The same checkpoint as an engine runs it: a row of its own, beside that engine's reference."""
     subject = target.subject
+    if engine == OURS:
+        return target
     return replace(target, subject=replace(subject, name=name_on(subject.name, None, engine), engine=engine))
 
 
@@ -60,21 +65,24 @@ def plan(
     quality: bool = True,
     tasks: Sequence[str] = (),
 ) -> list[PlannedRun]:
-    """Every run of these rounds, in order: baseline by baseline, round by round.
+    """Every run of these rounds, in order: model by model, round by round, a model's engines in turn.
 
     The rounds of A, B, C go A B C, C B A, A B C, so that a machine that drifts treats all alike. The first round's
     processes measure the quality too, and the tasks, after their latencies; the reference comes first there, since the
     others are compared with it.
     """
     runs: list[PlannedRun] = []
-    for baseline in dict.fromkeys(target.subject.baseline for target in targets):
-        group = [target for target in targets if target.subject.baseline == baseline]
-        group.sort(key=lambda target: not target.subject.may_be_reference)
+    for group in grouped(targets, lambda one: one.subject.family or one.subject.base_model).values():
+        of_engine = grouped(group, lambda one: one.subject.baseline)
+        for some in of_engine.values():
+            some.sort(key=lambda target: not target.subject.may_be_reference)
+        group = [target for some in of_engine.values() for target in some]
+        firsts = [some[0] for some in of_engine.values()]
         for number in rounds:
             for target in group if number % 2 == 0 else reversed(group):
                 judged = number == 0 and target.has_text
                 asked: dict[str, Any] = {"quality": judged and quality, "tasks": tuple(tasks) if judged else ()}
-                is_reference = target is group[0] and target.subject.may_be_reference
+                is_reference = target.subject.may_be_reference and any(target is one for one in firsts)
                 runs.append(PlannedRun(target, len(runs), tuple(scenarios), number, is_reference=is_reference, **asked))
     return runs
 
@@ -110,11 +118,12 @@ def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept
     """`left`, and the reference's quality before it where others will be compared with what it expects.
 
     Quality is a matter of the base model, not of the baseline: what another model expects says nothing of a
-    quantization. kept: the base models whose reference's log-probabilities are on disk.
+    quantization. kept: the quality baselines whose reference's log-probabilities are on disk.
     """
     judged = [run for run in left if run.quality]
-    needed = {run.subject.base_model for run in judged} - {run.subject.base_model for run in judged if run.is_reference}
-    judges = [run for run in runs if run.is_reference and run.quality and run.subject.base_model in needed - set(kept)]
+    needed = {run.subject.quality_baseline for run in judged} - set(kept)
+    needed -= {run.subject.quality_baseline for run in judged if run.is_reference}
+    judges = [run for run in runs if run.is_reference and run.quality and run.subject.quality_baseline in needed]
     return [*(replace(run, scenarios=(), tasks=(), round=None) for run in judges), *left]
 
 

@@ -14,8 +14,8 @@ from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import RoundsStopReason
 from bench.records.store import RECORDS_NAME, append, write
 from bench.run import checks
-from bench.run.engine import EngineExecutor, check_engine, engine_of
-from bench.run.executor import Executor, WorkerExecutor
+from bench.run.engine import EngineExecutor, check_engines, engines_named
+from bench.run.executor import Executor
 from bench.run.foreign import folder_of, foreign_folders, foreign_targets
 from bench.run.plan import RunKey, in_engine, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.run.probe import Machine, probe
@@ -29,12 +29,7 @@ from quantize.schema import with_choices
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a `bench` leaves.
-
-    records:  of its plan, the last one of each run, older runs' included.
-    measured: how many of them are new.
-    stopped:  why there are no more rounds.
-    """
+    """What a `bench` leaves. records: of its plan, the last one of each run; measured: how many of them are new."""
 
     path: Path
     records: tuple[Record, ...]
@@ -62,21 +57,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Instruments:
-    """What a bench measures with; tests put others in their place.
-
-    probe_machine: (device, threads) -> the machine.
-    executor_for:  (settings, records file) -> what carries out a run.
-    now:           a clock in seconds.
-    check_models:  see bench.run.checks.
-    """
+    """What a bench measures with; tests put others in their place. executor_for: of the settings and records file."""
 
     probe_machine: Callable[[str, int | None], Machine] = probe
-    executor_for: Callable[[Settings, Path], Executor] = lambda settings, path: (
-        EngineExecutor(settings, log=path.with_suffix(".log"))
-        if settings.options.engine
-        else WorkerExecutor(settings, log=path.with_suffix(".log"))
+    executor_for: Callable[[Settings, Path], Executor] = lambda settings, path: EngineExecutor(
+        settings, path.with_suffix(".log")
     )
-    now: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.monotonic  # in seconds
     check_models: Callable[[Sequence[Target], Sequence[Scenario], QualityRequest | None], None] = checks.check_models
 
 
@@ -106,18 +93,15 @@ def bench(
     alone = is_model(folder)  # whose records do not belong into it
     path = Path(records) if records is not None else (Path("runs") / place.name if alone else folder) / RECORDS_NAME
     targets = targets_in(folder, options.kernel, reference)
-    if options.engine is not None:
-        check_engine(options)
-        targets = [in_engine(target, engine_of(options.engine)[0]) for target in targets]
+    if options.engines:
+        check_engines(options)
+        targets = [in_engine(target, name) for name in engines_named(options.engines) for target in targets]
         options = replace(options, device="cpu")
     return measure(targets, path, options, progress)
 
 
 def targets_in(folder: Path, kernel: str | None = None, reference: str | None = None) -> list[Target]:
-    """Every finished checkpoint in a folder, other makers' as well, and the base models that those need.
-
-    Raises UserError for none, and where one has no reference.
-    """
+    """The finished checkpoints in a folder, whoever made them, and their base models; UserError where one lacks."""
     others = foreign_folders(folder) if folder.is_dir() else []
     checkpoints = [] if others and not checkpoint_folders(folder) else find_checkpoints(folder)
     ours = [target_of(checkpoint, kernel=kernel) for checkpoint in checkpoints]
@@ -212,7 +196,7 @@ class _Series:
             for record in self.executor(run):
                 append(self.path, record)
                 self.records.append(record)
-                expected = self.settings.reference_logprobs.get(run.subject.base_model)
+                expected = self.settings.reference_logprobs.get(run.subject.quality_baseline)
                 if run.is_reference and record.quality and expected and Path(expected).is_file():
                     write(Path(expected).with_suffix(".jsonl"), [record])
                 self.measured += 1

@@ -10,12 +10,11 @@ from bench.records.gpu_state import GpuState
 
 T = TypeVar("T")
 
-THROTTLE_REASONS = {
+THROTTLE_REASONS = {  # bits of NVML's mask of clock event reasons; 0x01, an idle GPU, holds nothing down
     0x02: "application clocks", 0x04: "power cap", 0x08: "hardware slowdown", 0x10: "sync boost",
     0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown", 0x80: "hardware power brake",
     0x100: "display clocks",
 }  # fmt: skip
-"""Bits of NVML's mask of clock event reasons, in words; bit 0x01, an idle GPU, holds nothing down."""
 
 
 class Nvml:

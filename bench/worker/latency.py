@@ -142,8 +142,7 @@ def tokens_sha256(prompts: Sequence[Tensor]) -> str:
 def kv_cache_formula_bytes(config: Any, scenario: Scenario, dtype: torch.dtype) -> int | None:
     """2 (keys and values) * layers * key-value heads * head size * tokens * batch * bytes of a value.
 
-    Tokens are those of the longest prompt and of what is fed back after it: the last new token never is, so it has no
-    entry. None where config.json does not name the parts.
+    Tokens are the longest prompt's and those fed back, which the last is not. None where config.json lacks the parts.
     """
     heads = getattr(config, "num_attention_heads", None)
     layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)

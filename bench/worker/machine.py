@@ -1,5 +1,6 @@
 """Looks at the machine: its fingerprint, and what a copy and a matrix product take on it."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -41,28 +42,20 @@ def fingerprint(device_type: str) -> Environment:
 
 
 def cpu_model_name() -> str | None:
-    try:
+    found = None
+    with contextlib.suppress(OSError):
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
     return found[1].strip() if found else platform.processor() or None
 
 
 def source_state(root: Path) -> SourceState:
     """Version of this program; commit and whether files differ from it, where `root` is itself a git tree."""
-    commit, changed = None, None
+    command, told = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], ""
     if (root / ".git").exists():
-        commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return SourceState(version_of("quantable"), commit, None if commit is None or changed is None else bool(changed))
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(root), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    commit, dirty, _ = told.partition("-dirty")
+    return SourceState(version_of("quantable"), commit or None, bool(dirty) if commit else None)
 
 
 def copy_probe(device_type: str, repeats: int = 11) -> float | None:

@@ -9,8 +9,7 @@ from quantize.process_memory import PROC, resident_bytes, status_bytes, trim_mem
 class RssView:
     """Resident set size of the process, from Linux's /proc; elsewhere psutil gives the current size alone.
 
-    The kernel's peak is reset by writing 5 to clear_refs. Where that is forbidden, the peak since a reset is
-    known only if it is higher than everything before.
+    The peak is reset by writing 5 to clear_refs; where that is forbidden, it is known only if it is the highest so far.
     """
 
     source = "RSS"

@@ -22,7 +22,8 @@ class BenchOptions:
                   where that is clearly faster.
     kernel:       of the AWQ layers: "native" or a kernel's name, None or "auto" for what is fastest. A row measured on
                   a kernel of the user's choice stands beside the same row without.
-    engine:       another one, "NAME=PYTHON": its name and its environment's interpreter (bench.run.engine).
+    engines:      what runs the checkpoints, in turn, each "NAME=PYTHON", a name and its environment's interpreter, or
+                  "quantable" (bench.run.engine); none for this program alone.
     timeout_s:    for one process.
     threads:      CPU threads of each process, None for torch's choice.
     quality:      measure perplexity and divergence too.
@@ -38,7 +39,7 @@ class BenchOptions:
     device: str = "auto"
     dtype: str | None = None
     kernel: str | None = None
-    engine: str | None = None
+    engines: tuple[str, ...] = ()
     timeout_s: float = 3600.0
     threads: int | None = None
     quality: bool = True
@@ -59,14 +60,10 @@ class BenchOptions:
         check_kernel(self.kernel)
 
 
-BenchChoices = TypedDict(  # noqa: UP013
-    "BenchChoices",
-    {
-        "scenarios": tuple[Scenario, ...] | None, "rounds": int | RoundsRule, "most": int, "noise": float,
-        "max_time_s": float, "rule": PassRule, "device": str, "dtype": str | None, "kernel": str | None,
-        "engine": str | None, "timeout_s": float, "threads": int | None, "quality": bool, "quality_data": str | None,
-        "tasks": tuple[str, ...], "task_folder": str | None, "task_limit": int | None, "fresh": bool,
-    },
-    total=False,
-)  # fmt: skip
+BenchChoices = TypedDict("BenchChoices", {  # noqa: UP013
+    "scenarios": tuple[Scenario, ...] | None, "rounds": int | RoundsRule, "most": int, "noise": float,
+    "max_time_s": float, "rule": PassRule, "device": str, "dtype": str | None, "kernel": str | None,
+    "engines": tuple[str, ...], "timeout_s": float, "threads": int | None, "quality": bool, "quality_data": str | None,
+    "tasks": tuple[str, ...], "task_folder": str | None, "task_limit": int | None, "fresh": bool,
+}, total=False)  # fmt: skip
 """Keyword arguments of `bench`: the fields of BenchOptions, and of its RoundsRule. rounds: the least, or a rule."""

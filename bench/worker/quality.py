@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,22 @@ class _Likelihood:
         self._blocks, self._text = blocks, text
         self._total, self._tokens, self._vocabulary = 0.0, 0, 0
 
-    def add(self, log_probabilities: torch.Tensor, following: torch.Tensor) -> None:
-        loss = -float(log_probabilities.gather(1, following[:, None]).double().sum())
-        if not math.isfinite(loss):
-            where = f"near token {self._tokens} of the text"
-            raise FloatingPointError(f"its output is not finite (NaN or infinity) {where}")
-        self._total += loss
-        self._tokens += len(following)
-        self._vocabulary = log_probabilities.shape[-1]
+    def log_probabilities(self, model: Any) -> Iterator[torch.Tensor]:
+        """What the model expects, float32 [rows, vocabulary], a few rows at a time, each added up."""
+        found = predictions(model, self._blocks)
+        return self.added((torch.log_softmax(logits, dim=-1), following) for logits, following in found)
+
+    def added(self, rows: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
+        """Add up log-probabilities and the tokens that came, and give the former back."""
+        for own, following in rows:
+            loss = -float(own.gather(1, following[:, None]).double().sum())
+            if not math.isfinite(loss):
+                where = f"near token {self._tokens} of the text"
+                raise FloatingPointError(f"its output is not finite (NaN or infinity) {where}")
+            self._total += loss
+            self._tokens += len(following)
+            self._vocabulary = own.shape[-1]
+            yield own
 
     def quality(self, divergence: Divergence | None = None, noise_floor: Divergence | None = None) -> Quality:
         mean_loss = self._total / self._tokens
@@ -71,12 +80,27 @@ def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expe
     """
     likelihood, divergence = _Likelihood(blocks, text), _DivergenceSamples()
     reference = None if expected is None else logprobs_reader(expected)
-    for logits, following in predictions(model, blocks):
-        own = torch.log_softmax(logits, dim=-1)
-        likelihood.add(own, following)
+    for own in likelihood.log_probabilities(model):
         if reference is not None:
             divergence.add(reference(len(own)).to(own.device), own)
     return likelihood.quality(divergence=None if reference is None else divergence.summary())
+
+
+def quality_of_file(
+    path: Path, blocks: torch.Tensor, *, text: str, expected: Path | None, exact: Path | None
+) -> Quality:
+    """As `quality`, of the log-probabilities in a .npy file. exact: a file that the same weights should agree with.
+
+    Raises FloatingPointError where they are no numbers.
+    """
+    likelihood, read = _Likelihood(blocks, text), logprobs_reader(path)
+    parts = [part for block in blocks for part in block[1:].split(LOGIT_ROWS)]
+    judges = [(logprobs_reader(file), _DivergenceSamples()) if file else None for file in (expected, exact)]
+    for own in likelihood.added((read(len(part)), part) for part in parts):
+        for reference, samples in filter(None, judges):
+            samples.add(reference(len(own)), own)
+    divergence, from_exact = (judge and judge[1].summary() for judge in judges)
+    return replace(likelihood.quality(divergence), from_exact=from_exact)
 
 
 def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str = BUILTIN_LABEL) -> Quality:
@@ -85,16 +109,8 @@ def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str
     The noise floor is its divergence from itself when the same sums are done in another order: attention written out
     (eager) and two blocks at once. Nothing nearer to the reference than that can be told from it.
     """
-    likelihood = _Likelihood(blocks, text)
-
-    def log_probabilities() -> Iterator[torch.Tensor]:
-        for logits, following in predictions(model, blocks):
-            own = torch.log_softmax(logits, dim=-1)
-            likelihood.add(own, following)
-            yield own
-
-    write_logprobs(keep, log_probabilities(), blocks.shape[0] * (blocks.shape[1] - 1))
-    again = _DivergenceSamples()
+    likelihood, again = _Likelihood(blocks, text), _DivergenceSamples()
+    write_logprobs(keep, likelihood.log_probabilities(model), blocks.shape[0] * (blocks.shape[1] - 1))
     before = getattr(model.config, "_attn_implementation", None)
     switch = model.set_attn_implementation if before not in (None, "eager") else lambda name: None
     switch("eager")

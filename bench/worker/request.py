@@ -22,8 +22,7 @@ TASKS: Work = ("tasks", None)
 class QualityRequest:
     """What to judge on: `blocks` blocks of `block_tokens` tokens of a text.
 
-    data:  a text as `quantize.calibration.text_from` reads it, None for the built-in evaluation text.
-    label: how records call it.
+    data: a text as `quantize.calibration.text_from` reads it, None for the built-in one; label: how records call it.
     """
 
     data: str | None = None
@@ -36,7 +35,6 @@ class QualityRequest:
 class Target:
     """One row to be: how its records name it, and what a worker makes the model of.
 
-    subject:    as records name it.
     checkpoint: the folder of the one on disk, None for random weights.
     dummy:      the shape of random weights in this variant, as `quantize.dummy.dummy_config` reads it.
     half_dtype: what the model's config names, "bfloat16" or "float16".
@@ -90,7 +88,7 @@ class Settings:
 
     device:             "cpu" or "cuda"; compute_dtypes: by baseline.
     environment:        the fingerprint, for every record.
-    reference_logprobs: by base model, the file that holds what its reference expects.
+    reference_logprobs: by quality baseline, the file that holds what its reference expects.
     """
 
     device: str
@@ -123,7 +121,7 @@ class Request:
     @property
     def reference_logprobs(self) -> str | None:
         """The file of what the target's reference expects, None where nothing is compared with it."""
-        return self.settings.reference_logprobs.get(self.run.subject.base_model)
+        return self.settings.reference_logprobs.get(self.run.subject.quality_baseline)
 
     def record(self, status: Status, work: Work, *, started_at: str, wall_s: float, **figures: Any) -> Record:
         """A record of one of this request's works; `figures` are Record's fields."""

@@ -18,10 +18,9 @@ GROUPS: dict[str, tuple[str, ...]] = {"medical": (
 )}  # fmt: skip
 """Names that stand for several tasks; lm-eval's own groups and tags work beside them.
 
-medical: nine of the ten tasks of the BioMistral-7B model card, in its order and by their names in lm-eval.
-The tenth, MedQA with 5 options, lm-eval 0.4.13 does not have. Its `pubmedqa` wants a data set that comes as a script,
-which datasets 4 and later refuse to run; a task of the same name in a folder of one's own takes its place. The
-prompts are lm-eval's, not the card's, so that the figures compare variants with each other and not with the card.
+medical: nine of the ten tasks of the BioMistral-7B model card, in its order and by their names in lm-eval, which has no
+MedQA with 5 options. Its `pubmedqa` wants a data set that comes as a script, which datasets 4 and later refuse: a
+task of the same name in a folder of one's own takes its place. The prompts are lm-eval's, not the card's.
 """
 
 SEEDS = {f"{name}_seed": 1234 for name in ("random", "numpy_random", "torch_random", "fewshot_random")}

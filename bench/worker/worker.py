@@ -165,16 +165,13 @@ def quantization_of(model: Any) -> dict[str, Any] | None:
 
 
 def failure(error: Exception, checkpoint: str | None) -> tuple[Status, str]:
-    """The status and the one-line reason of a run that raised this, without the checkpoint's folder.
-
-    On a CPU torch has no error type for a failed allocation, so that its words decide.
-    """
+    """The status and the one-line reason of a run that raised this, without the checkpoint's folder."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     text = without_folder(first, checkpoint)
     if isinstance(error, UserError | FloatingPointError):
         return "unsupported" if isinstance(error, UserError) else "broken", text[:REASON_CHARACTERS]
     traceback.print_exception(error)
-    said = f"{type(error).__name__}: {error}".lower()
+    said = f"{type(error).__name__}: {error}".lower()  # on a CPU torch has no error type for a failed allocation
     no_memory = getattr(error, "errno", None) == errno.ENOMEM or any(words in said for words in NO_MEMORY_WORDS)
     return ("oom" if no_memory else "error"), f"{type(error).__name__}: {text}"[:REASON_CHARACTERS]
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
-from bench.engines.protocol import latency, quality
+from bench.engines.protocol import latency, write_expected
 from bench.records.scenario import Scenario
-from bench.run.engine import engine_of
+from bench.run.engine import engines_named
 from bench.run.run import Outcome, bench
 from bench.worker import quality as ours
 from quantize.building.build import quantize
@@ -38,7 +39,7 @@ def measured(folder: Path, tmp_path: Path, **how: Any) -> Outcome:
 
 def test_the_reference_in_transformers_is_ours(checkpoints: Path, tmp_path: Path) -> None:
     mine = {one.kind: one for one in measured(checkpoints, tmp_path).records if one.subject.variant == "fp16"}
-    outcome = measured(checkpoints, tmp_path, engine=f"transformers={sys.executable}")
+    outcome = measured(checkpoints, tmp_path, engines=(f"transformers={sys.executable}",))
     found = {one.kind: one for one in outcome.records if one.subject.variant == "fp16"}
     assert {one.subject.name for one in found.values()} == {"tiny-llama-FP16, transformers"}
     assert {one.subject.baseline for one in found.values()} == {"tiny-llama in transformers"}
@@ -58,17 +59,62 @@ def test_the_reference_in_transformers_is_ours(checkpoints: Path, tmp_path: Path
 
 
 def test_an_engine_that_is_not_installed_is_a_row(checkpoints: Path, tmp_path: Path) -> None:
-    outcome = measured(checkpoints, tmp_path, engine="vllm")
+    outcome = measured(checkpoints, tmp_path, engines=("vllm",))
     assert not outcome.usable
     assert {one.reason for one in outcome.failed} == {
         "vllm: the process ended with code 1 and no record: ModuleNotFoundError: No module named 'vllm'"
     }
 
 
+@pytest.mark.parametrize(
+    ("script", "status", "words"),
+    [
+        ("exec sleep 600", "timeout", "vllm: took longer than 2 s"),
+        ("kill -SEGV $$", "error", "vllm: the process died of signal 11"),
+        ("echo 'model type unknown'; exit 3", "error", "ended with code 3 and no record: model type unknown"),
+        ('printf \'{"scenario": nul\' > "${@: -1}"; exit 1', "error", "ended with code 1 and no record"),
+    ],
+)
+def test_an_engine_that_hangs_or_dies_is_a_row_and_the_others_have_figures(
+    script: str, status: str, words: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/bash\n{script}\n")
+    python.chmod(0o755)
+    reference = tmp_path / "runs"
+    reference.mkdir()
+    [folder] = checkpoints.glob("*-FP16")
+    (reference / folder.name).symlink_to(folder)
+    how = {**QUICK, "engines": ("quantable", f"vllm={python}"), "quality": False, "timeout_s": 60.0}
+    if status == "timeout":  # of which our own worker needs more
+        how |= {"engines": (f"vllm={python}",), "timeout_s": 2.0}
+    outcome = bench(reference, records=tmp_path / "records.jsonl", **how)
+    assert {one.status for one in outcome.records if one.subject.engine is None} <= {"ok"}
+    [failed] = outcome.failed
+    assert (failed.status, failed.subject.engine) == (status, "vllm")
+    assert words in str(failed.reason)
+
+
+def test_llama_cpp_gets_the_reference_as_gguf(checkpoints: Path, tmp_path: Path) -> None:
+    """Whose settings the package gguf reads; another layout is named with what to make of it."""
+    python = tmp_path / "python"
+    seen = (
+        f'import json, sys; r = json.load(open(sys.argv[-2])); open("{tmp_path}/seen", "a").write(r["folder"] + "\\n")'
+    )
+    python.write_text(f'#!/bin/bash\ncp "${{@: -2:1}}" {tmp_path}/request.json\n{sys.executable} -c \'{seen}\' "$@"\n')
+    python.chmod(0o755)
+    measured(checkpoints, tmp_path, engines=(f"llamacpp={python}",), quality=False)
+    folders = [Path(line) for line in (tmp_path / "seen").read_text().splitlines()]
+    assert [folder.name for folder in folders if folder.parent == checkpoints] == ["tiny-llama-AWQ-QGS128-W4-CT"]
+    [made] = {folder for folder in folders if folder.parent != checkpoints}
+    assert GGUFReader(made / "model.gguf").fields["general.architecture"].contents() == "llama"
+    assert not any(one.name.endswith("safetensors") for one in made.iterdir())
+
+
 @pytest.mark.parametrize(("option", "words"), [("tgi", "unknown engine 'tgi'"), ("vllm=/nowhere", "no interpreter")])
 def test_an_unknown_engine_is_one_line(option: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        engine_of(option)
+        engines_named((option,))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +130,7 @@ def test_what_an_engine_would_measure_as_something_else_is_refused(
     how: dict[str, Any], words: str, checkpoints: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=words):
-        measured(checkpoints, tmp_path, engine="transformers", **how)
+        measured(checkpoints, tmp_path, engines=("transformers",), **how)
 
 
 class Table:
@@ -122,17 +168,22 @@ def test_its_sums_are_those_of_our_worker(tmp_path: Path) -> None:
     drawn = np.random.default_rng(0)
     base, other = (drawn.normal(size=(30, 30)) for _ in range(2))
     blocks = torch.from_numpy(drawn.integers(0, 30, (4, 20)))
-    kept = tmp_path / "kept.npy"
-    quality(Table(base), blocks.tolist(), str(kept), keep=True)
-    found = quality(Table(base + 0.1 * other), blocks.tolist(), str(kept), keep=False)
-    exact = ours.quality(Embedding(base + 0.1 * other), blocks, expected=kept)
+    kept, mine = tmp_path / "kept.npy", tmp_path / "mine.npy"
+    write_expected(Table(base), blocks.tolist(), kept)
+    write_expected(Table(base + 0.1 * other), blocks.tolist(), mine)
+    found = ours.quality_of_file(mine, blocks, text="t", expected=kept, exact=mine)
+    exact = ours.quality(Embedding(base + 0.1 * other), blocks, text="t", expected=kept)
     assert exact.divergence is not None
-    assert found["perplexity"] == pytest.approx(exact.perplexity, rel=1e-6)
-    assert found["tokens"] == exact.tokens == 76
+    assert found.divergence is not None
+    assert found.from_exact is not None
+    assert found.perplexity == pytest.approx(exact.perplexity, rel=1e-4)
+    assert (found.tokens, found.vocabulary, found.text_sha256) == (76, 30, exact.text_sha256)
     for name in ("mean", "median", "p99", "flips"):
-        assert found["divergence"][name] == pytest.approx(getattr(exact.divergence, name), rel=1e-4), name
-    alone = type("Alone", (Table,), {"log_probabilities": lambda self, tokens: np.full(len(tokens) - 1, -1.0)})
-    assert quality(alone(base), blocks.tolist(), str(kept), keep=False)["perplexity"] == pytest.approx(np.e)
+        assert getattr(found.divergence, name) == pytest.approx(getattr(exact.divergence, name), rel=0.02), name
+    assert found.from_exact.mean == pytest.approx(0, abs=1e-6)
+    write_expected(Table(np.full((30, 30), np.nan)), blocks.tolist(), mine)
+    with pytest.raises(FloatingPointError):
+        ours.quality_of_file(mine, blocks, text="t", expected=kept, exact=None)
 
 
 def test_passes_follow_two_that_warm_up() -> None:

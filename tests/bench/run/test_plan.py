@@ -6,7 +6,7 @@ import pytest
 
 from bench.records.record import Record, TaskScore
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.run.plan import key_of, missing, plan, planned_keys, target_of, with_references
+from bench.run.plan import in_engine, key_of, missing, plan, planned_keys, target_of, with_references
 from bench.worker.request import QUALITY, TASKS, PlannedRun, Target
 from quantize.checkpoint import Checkpoint
 
@@ -48,6 +48,17 @@ def test_the_first_rounds_processes_measure_quality_and_tasks_too(five: list[Tar
 def test_the_reference_comes_first_in_the_first_round(make_checkpoint: Make) -> None:
     targets = [target_of(make_checkpoint("bnb-4bit", name="B")), target_of(make_checkpoint("fp16", name="A"))]
     assert order(plan(targets, BOTH, range(2))) == "ABBA"
+
+
+def test_engines_take_turns_in_every_round_each_beside_its_reference(make_checkpoint: Make) -> None:
+    own = [target_of(make_checkpoint("bnb-4bit", name="B")), target_of(make_checkpoint("fp16", name="A"))]
+    runs = plan([in_engine(one, name) for name in ("quantable", "vllm") for one in own], BOTH, range(2))
+    assert [run.subject.name for run in runs[:4]] == ["A", "B", "A, vllm", "B, vllm"]
+    assert [run.subject.name for run in runs[4:]] == ["B, vllm", "A, vllm", "B", "A"]
+    assert [run.is_reference for run in runs[:4]] == [True, False, True, False]
+    assert {run.subject.quality_baseline for run in runs} == {"Tiny", "Tiny in vllm"}
+    judges = with_references([runs[3]], runs, {"Tiny"})
+    assert [run.subject.name for run in judges] == ["A, vllm", "B, vllm"]
 
 
 def test_a_reference_is_judged_again_when_what_it_expects_is_gone(five: list[Target], records_of: MakeRecords) -> None:
