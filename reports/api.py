@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bench.records import lab, store
+from bench.records import store
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
+from bench.records.profile import ProfileRecord
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, only, read_crossover
 from quantize.checkpoint import MANIFEST_NAME
@@ -18,11 +19,11 @@ from quantize.units import parse_bytes
 from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
 from reports.html import html_page
-from reports.lab import architecture_page, overhead_page, profile_page, race_page, side_by_side_page
 from reports.markdown import markdown, screen
 from reports.pages import page, published_page
 from reports.plots import draw, plots, svg_element
-from reports.published import has_published_rows, versus_page
+from reports.profile import profile_page
+from reports.published import BIOMISTRAL, has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.summary import summary
 from reports.table import Block, Page, bulleted
@@ -38,40 +39,41 @@ VIEWS: dict[View, Callable[[Sequence[Measurement]], Page]] = {
     "summary": summary,
     "full": page,
     "published": published_page,
-    "versus": versus_page,
 }
-"""What is shown of measurements: one screen, everything, the published table's columns, that table beside ours."""
+"""What is shown of measurements: one screen, everything, the published table's columns."""
 
 PAGES: dict[type[store.AnyRecord], Callable[[Sequence[Any]], Page]] = {
     CrossoverEntry: crossover_page,
-    lab.RaceRecord: race_page,
-    lab.OverheadRecord: overhead_page,
-    lab.SideBySideRecord: side_by_side_page,
-    lab.ProfileRecord: profile_page,
-    lab.ArchitectureRecord: architecture_page,
+    ProfileRecord: profile_page,
 }
 
 
 def report(
-    source: Path | str, *, format: Format | None = None, out: Path | str | None = None, view: View = "summary"
+    source: Path | str,
+    *,
+    format: Format | None = None,
+    out: Path | str | None = None,
+    view: View = "summary",
+    published: str = BIOMISTRAL,
 ) -> str:
     """The report on a folder that `bench` measured, or on one record file of any kind, as text; also written to `out`.
 
     format: "text", as on a terminal of 80 columns; "md", markdown; "csv", one flat row a checkpoint and scenario;
             "json", everything; "html", one file for a browser. None: what the ending of `out` says, else markdown.
-    view:   of a text or markdown (VIEWS).
+    view:   of a text or markdown: one of VIEWS, or "versus", the table `published` beside ours.
     Raises UserError when there are no records, none of a reference, records that may not stand in one table, and where
     `out` is a record file.
     """
-    return Reading(Path(source), view).write(format, out)
+    return Reading(Path(source), view, published).write(format, out)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A folder that `bench` measured, or one record file of any kind, read once. view: what is shown of them."""
+    """A folder that `bench` measured, or one record file of any kind, read once. view, published: as `report` has."""
 
     source: Path
     view: View = "summary"
+    published: str = BIOMISTRAL
 
     @cached_property
     def found(self) -> store.RecordFile:
@@ -105,8 +107,10 @@ class Reading:
 
     def page(self) -> tuple[Block, ...]:
         """The report, whole before any of it is shown; the crossover at its end."""
-        if self.view in ("published", "versus"):
-            return tuple(VIEWS[self.view](self.measurements))
+        if self.view == "versus":
+            return tuple(versus_page(self.measurements, self.published))
+        if self.view == "published":
+            return tuple(published_page(self.measurements))
         if self.source.is_file():
             return (*self._page_of_file(), *self._remarks())
         alone = not (self.source / RECORDS_NAME).exists()

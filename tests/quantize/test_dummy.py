@@ -67,7 +67,7 @@ def test_every_variant_can_be_made_and_loaded(cached: Path, tiny_llama: Path) ->
 
 
 def test_what_is_no_shape_is_refused(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"not one of mistral-7b, llama-2-7b"):
+    with pytest.raises(UserError, match=r"not one of llama-2-7b, llama-3.1-8b"):
         open_source("dummy:gpt-5")
     no_type = cached / "config.json"
     no_type.write_text("{}")

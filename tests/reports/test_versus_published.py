@@ -12,13 +12,15 @@ from quantize.errors import UserError
 from quantize.variant import VARIANTS
 from reports import report
 from reports.cli import main
-from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS, versus_page
+from reports.published import BIOMISTRAL, published_tables, versus_page
 from reports.results import Measurement, measurements
 from reports.table import Table
 
 if TYPE_CHECKING:
     from tests.builder import Builder
 
+PUBLISHED = published_tables()[BIOMISTRAL]
+LAYERS, HIDDEN_SIZE = PUBLISHED.layers, PUBLISHED.hidden_size
 GPU = "the card of our tests"
 ROWS = [
     ("BioMistral-7B", "fp16", None),
@@ -85,7 +87,7 @@ def test_every_published_row_stands_beside_ours(suite_records: list[Record]) -> 
         "Measured peak VRAM GB", "Peak / published", "Published Time", "Measured Time", "Time / published",
     ]  # fmt: skip
     assert [row[:5] for row in table.rows] == [
-        (row.base_model, row.method, row.q_group_size, row.w_bit, row.version) for row in BIOMISTRAL_7B
+        (row.base_model, row.method, row.q_group_size, row.w_bit, row.version) for row in PUBLISHED.row
     ]
     assert table.texts()[1][5:] == ["4.68", "3.78", "4.20", "x0.90", "x1.41", "x1.10", "x0.78"]
     assert table.texts()[2][5:] == ["4.68", "3.78", "4.20", "x0.90", "x10.30", "x1.20", "x0.12"]
@@ -104,8 +106,8 @@ def test_rows_on_the_layouts_own_kernels_have_a_table_of_their_own(suite_records
 
 def test_the_words_say_what_was_published_and_what_was_measured(suite_records: list[Record]) -> None:
     page = report_text(suite_records)
-    assert "one new token, relative to FP16/BF16: the prompt's pass (prefill) and no decoding" in page
-    assert "The card does not say on which GPU." in page
+    assert "one new token, over that of FP16/BF16: prefill and no decoding" in page
+    assert "Machine: one GPU that the card does not name." in page
     assert f"on a GPU ({GPU}" in page
     shape = f"mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}"
     assert f"The weights are random, in the shape {shape}: time and memory depend on it alone." in page

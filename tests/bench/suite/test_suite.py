@@ -15,9 +15,10 @@ from bench.run.plan import half_dtype, plan, target_of
 from bench.suite.suite import checkpoint_targets, dummy_targets, shape_name, suite_named
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
-from reports.published import BIOMISTRAL_7B, HIDDEN_SIZE, LAYERS
+from reports.published import BIOMISTRAL, published_tables
 
 Make = Callable[..., Checkpoint]
+PUBLISHED = published_tables()[BIOMISTRAL]
 
 HEAD = """
 shape = "mistral-7b"
@@ -65,9 +66,9 @@ def test_biomistral_is_the_published_table() -> None:
     suite = suite_named("biomistral")
     published = [row for row in suite.rows if row.published]
     ours = [(row.base_model, row.group_size, row.quantization.w_bit, row.quantization.version) for row in published]
-    assert ours == [(row.base_model, row.q_group_size, row.w_bit, row.version) for row in BIOMISTRAL_7B]
-    endings = [f"AWQ-QGS128-W4-{row.version}" if row.version else row.method for row in BIOMISTRAL_7B[1:]]
-    names = [f"{row.base_model}-{ending}" for row, ending in zip(BIOMISTRAL_7B[1:], endings, strict=True)]
+    assert ours == [(row.base_model, row.q_group_size, row.w_bit, row.version) for row in PUBLISHED.row]
+    endings = [f"AWQ-QGS128-W4-{row.version}" if row.version else row.method for row in PUBLISHED.row[1:]]
+    names = [f"{row.base_model}-{ending}" for row, ending in zip(PUBLISHED.row[1:], endings, strict=True)]
     assert [row.checkpoint_name for row in published[1:]] == names
     assert (suite.reference.base_model, suite.shape) == ("BioMistral-7B", "mistral-7b")
     assert suite.rounds.least == 3
@@ -186,14 +187,18 @@ def test_what_they_are_is_in_their_hash(tmp_path: Path, shrunken: Path) -> None:
 def test_the_suites_own_shape_is_the_published_models() -> None:
     found = dummy_targets(suite_named("biomistral"))
     subjects = [target.subject for target in found]
-    assert {one.dummy for one in subjects} == {f"mistral-7b, {LAYERS} layers, hidden size {HIDDEN_SIZE}"}
-    assert {(one.dummy_layers, one.dummy_hidden_size) for one in subjects} == {(LAYERS, HIDDEN_SIZE)}
+    assert {one.dummy for one in subjects} == {
+        f"mistral-7b, {PUBLISHED.layers} layers, hidden size {PUBLISHED.hidden_size}"
+    }
+    assert {(one.dummy_layers, one.dummy_hidden_size) for one in subjects} == {
+        (PUBLISHED.layers, PUBLISHED.hidden_size)
+    }
     assert {target.dummy for target in found} == {"mistral-7b"}
     assert {target.half_dtype for target in found} == {"float16"}
 
 
 def test_a_shape_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no config\.json and not one of mistral-7b"):
+    with pytest.raises(UserError, match=r"is no config\.json and not one of llama-2-7b"):
         dummy_targets(suite_named("biomistral"), str(tmp_path / "none.json"))
 
 
