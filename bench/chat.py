@@ -1,24 +1,18 @@
-"""`quantable chat`: what each checkpoint of a folder answers to one prompt, greedily. Importing it imports no torch.
-
-python -m bench.chat CHECKPOINT ANSWER.json PROMPT NEW DEVICE PARENT_PID answers with one.
-"""
+"""`quantable chat`: what each checkpoint of a folder answers to one prompt, greedily. Importing it imports no torch."""
 
 import argparse
-import json
-import os
-import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from bench.run.executor import run_module
-from bench.worker.options import DEVICES, BenchOptions
-from bench.worker.worker import die_with, failure
+from bench.worker.options import DEVICES
+from bench.worker.worker import without_folder
 from quantize.checkpoint import find_checkpoints
 from quantize.errors import UserError
-from quantize.schema import from_json
+from quantize.process_memory import trim_memory
+from quantize.quiet import quiet_libraries
 from quantize.shell import Parser, command, say
 from quantize.variant import REFERENCE, variants_named
 
@@ -32,37 +26,34 @@ class Answer:
     problem: str | None = None
 
 
-def answers(folders: Sequence[Path], prompt: str, *, new: int = 64, device: str = "auto") -> list[Answer]:
-    """The answer of each checkpoint, each in a process of its own: no more than one model is in memory."""
-    found = []
+def answers(folders: Sequence[Path], prompt: str, *, new: int = 64, device: str = "auto") -> Iterator[Answer]:
+    """The answer of each checkpoint, one model after the other in memory."""
     for folder in folders:
-        with tempfile.TemporaryDirectory(prefix="quantable-") as scratch:
-            path = Path(scratch) / "answer.json"
-            given = (str(folder), str(path), prompt, str(new), device, str(os.getpid()))
-            ended = run_module("bench.chat", *given, timeout_s=BenchOptions.timeout_s)
-            made = from_json(Answer, path.read_bytes(), "an answer") if path.is_file() else None
-        found.append(made or Answer(problem=": ".join(ended.verdict())))
-    return found
+        with quiet_libraries():
+            try:
+                answer = _answer(folder, prompt, new, device)
+            except Exception as error:  # whatever a model does: the others answer
+                answer = Answer(problem=without_folder(f"{type(error).__name__}: {error}", str(folder)))
+            gc.collect()
+            trim_memory()
+        yield answer
 
 
 def _answer(folder: Path, prompt: str, new: int, device: str) -> Answer:
     """Load this checkpoint here and ask it, in its chat template where it has one."""
     from quantize.loader import load
 
-    try:
-        loaded = load(folder, device=device)
-        if (tokenizer := loaded.tokenizer) is None:
-            raise UserError("random weights have no tokenizer: chat with a real model's checkpoint")
-        if templated := bool(tokenizer.chat_template):
-            said = [{"role": "user", "content": prompt}]
-            prompt = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-        asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated).to(loaded.device)
-        mask = {"attention_mask": asked.attention_mask}
-        made = loaded.model.generate(asked.input_ids, **mask, max_new_tokens=new, do_sample=False)
-        tokens = tuple(made[0, asked.input_ids.shape[1] :].tolist())
-        return Answer(tokenizer.decode(tokens, skip_special_tokens=True), tokens)
-    except Exception as error:
-        return Answer(problem=": ".join(failure(error, str(folder))))
+    loaded = load(folder, device=device)
+    if (tokenizer := loaded.tokenizer) is None:
+        raise UserError("random weights have no tokenizer: chat with a real model's checkpoint")
+    if templated := bool(tokenizer.chat_template):
+        said = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated).to(loaded.device)
+    mask = {"attention_mask": asked.attention_mask}
+    made = loaded.model.generate(asked.input_ids, **mask, max_new_tokens=new, do_sample=False)
+    tokens = tuple(made[0, asked.input_ids.shape[1] :].tolist())
+    return Answer(tokenizer.decode(tokens, skip_special_tokens=True), tokens)
 
 
 def parser() -> Parser:
@@ -81,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     found = [one for one in find_checkpoints(options.directory) if one.variant in chosen]
     if not found or not options.prompt.strip() or options.new < 1:
         raise UserError("nothing to ask: give a --prompt, --new of 1 or more, and a --variant that is in the folder")
-    said = answers([one.path for one in found], options.prompt, new=options.new, device=options.device)
+    said = list(answers([one.path for one in found], options.prompt, new=options.new, device=options.device))
     pairs = list(zip(found, said, strict=True))
     references = {one.manifest.base_model: made.tokens for one, made in pairs if one.variant == REFERENCE}
     for checkpoint, made in pairs:
@@ -95,8 +86,3 @@ def run(options: argparse.Namespace) -> int:
 
 
 main = command(parser, run)
-
-if __name__ == "__main__":
-    die_with(int(sys.argv[6]))
-    answered = _answer(Path(sys.argv[1]), sys.argv[3], int(sys.argv[4]), sys.argv[5])
-    Path(sys.argv[2]).write_text(json.dumps(asdict(answered)), encoding="utf-8")

@@ -21,12 +21,10 @@ MACHINE = ("cpu", "cpu_cores", "torch_threads", "gpu")
 THRESHOLDS = {"speed": 0.05, "memory": 0.02, "ppl": 0.01, "kld": 0.1, "flips": 0.1, "share": 0.0, "kernel": None}
 """What --fail-on knows, and how much more (of the share: less) is a regression where it gives no number."""
 
-SHOWN: dict[str, Callable[[Any], str]] = {
+SHOWN: dict[str, Callable[[Any], str]] = {  # memory is the run peak, share that of the quantized matrices
     "memory": lambda rounds: f"{max(rounds) / 1e9:.3f} GB",
     **{"ppl": "{:.2f}".format, "kld": "{:.4f}".format, "flips": "{:.1%}".format, "share": "{:.1%}".format},
 }
-"""How figures look; memory is the run peak, "share" that of the quantized matrices."""
-
 ALIKE = {"latency": "prompt_sha256", "quality": "quality.text_sha256", "tasks": "kind"}  # what must be the same
 
 APART = (

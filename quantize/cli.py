@@ -56,8 +56,7 @@ def parser() -> Parser:
     return p
 
 
-NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")
-"""What the suite says itself."""
+NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")  # what the suite says itself
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -84,10 +83,8 @@ def make(call: "QuantizeCall", arguments: argparse.Namespace, progress: Progress
     for item in built:
         manifest = item.checkpoint.manifest
         if call.base_model not in (None, manifest.base_model):
-            raise UserError(
-                f"{call.source} makes checkpoints of {manifest.base_model}, the suite calls it {call.base_model}: "
-                f"write base_model = {manifest.base_model!r} there"
-            )
+            differs = f"{call.source} makes checkpoints of {manifest.base_model}, the suite calls it {call.base_model}"
+            raise UserError(f"{differs}: write base_model = {manifest.base_model!r} there")
         if arguments.json:
             print(json.dumps(facts_of(item)), flush=True)
         elif arguments.quiet or not item.kept:

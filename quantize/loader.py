@@ -23,12 +23,9 @@ from quantize.variant import VARIANTS
 class LoadedModel:
     """A model ready to run, and what its quantized layers run on.
 
-    model:          in eval mode, on `device`.
-    tokenizer:      its tokenizer; None for dummy weights, which have none.
-    device:         where its inputs go.
-    compute_dtype:  what the activations are.
-    prefill_kernel: the kernel of the quantized linear layers for a long prompt.
-    decode_kernel:  for one token.
+    model:          in eval mode; device: where its inputs go; compute_dtype: of its activations.
+    tokenizer:      None for dummy weights, which have none.
+    prefill_kernel: of the quantized linear layers for a long prompt; decode_kernel: for one token.
     weights_bytes:  parameters and buffers, each storage counted once.
     placement:      how a model that is too big for one GPU is spread, None for one that is on `device` as a whole.
     """
@@ -43,8 +40,7 @@ class LoadedModel:
     placement: str | None = None
 
 
-Loaded = LoadedModel
-"""The public name: `quantize.Loaded`."""
+Loaded = LoadedModel  # the public name: `quantize.Loaded`
 
 
 def load(
@@ -87,8 +83,7 @@ def load_dummy(
     variant:    a name of VARIANTS; the weights are drawn at random, 4-bit codes evenly from all 16: no search runs.
     group_size: AWQ's, None for the largest that fits.
 
-    device, compute_dtype and kernel are as `load` takes them. Raises UserError for an unknown spec or variant, and what
-    `load` raises.
+    device, compute_dtype, kernel: as `load` takes them. Raises what `load` does, UserError for an unknown spec as well.
     """
     if variant not in VARIANTS:
         raise UserError(f"unknown variant {variant!r}; there are: {', '.join(VARIANTS)}")

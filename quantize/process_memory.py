@@ -45,8 +45,7 @@ def peak_resident_bytes(proc: Path = PROC) -> int:
 def prefer_huge_pages() -> None:
     """Have torch start CPU tensors at multiples of 2 MB, on huge pages where Linux has them.
 
-    The place that a large tensor leaves is then fit for the next one, and takes fewer page faults to fill. torch looks
-    once, before it allocates its first tensor: later calls change nothing.
+    torch looks once, before it allocates its first tensor: later calls change nothing.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -24,7 +24,6 @@ def span(seconds: float) -> str:
 class Progress:
     """The steps of some work: those that are left, and what the finished ones took.
 
-    doing:   what is being done, for the reader.
     changed: called after each change.
     row:     called with each line that is to stay on the screen.
     draws:   whether it is drawn on a terminal, which the bars of others may have before the first change.

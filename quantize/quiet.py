@@ -13,10 +13,7 @@ NOISY_LOGGERS = ("transformers", "bitsandbytes", "accelerate", "datasets", "hugg
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence banners, loading bars, warnings and log lines of the libraries inside the block.
-
-    Errors still come through: only what is less than an error is kept from the screen.
-    """
+    """Silence banners, loading bars, warnings and log lines of the libraries inside the block; errors come through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler

@@ -47,8 +47,7 @@ def from_data(cls: type[T], data: object, where: str) -> T:
         raise UserError(f"{where} is nested too deeply") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    unknown = _unknown(data, made, "")
-    if unknown is not None:
+    if (unknown := _unknown(data, made, "")) is not None:
         known = ", ".join(getattr(cls, "__dataclass_fields__", ()))
         raise UserError(f"{where}: unknown field {unknown}" + ("" if "." in unknown else f"; there are: {known}"))
     return made
@@ -65,10 +64,7 @@ def to_data(made: Any) -> Any:
 
 
 def with_choices(options: T, inner: str, choices: Mapping[str, Any]) -> T:
-    """These options with some fields replaced; fields of the options that they hold as `inner` go by their own names.
-
-    Raises UserError for a name that neither has, saying which there are.
-    """
+    """These options with fields replaced, also of options they hold as `inner`. Raises UserError for any other name."""
     within = choices.get(inner, getattr(options, inner))
     for name in choices:
         if name not in (known := vars(options) | vars(within)):

@@ -94,8 +94,7 @@ def guarded(command: str, work: Callable[[], object]) -> int:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        problem = next((o.problem for o in outlets if o.problem and o.problem.errno != errno.EPIPE), None)
-        if problem is not None:
+        if problem := next((o.problem for o in outlets if o.problem and o.problem.errno != errno.EPIPE), None):
             print(f"error: the output could not be written ({problem.strerror}): free some space", file=sys.stderr)
             code = code or BAD_INPUT
     return code

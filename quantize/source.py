@@ -28,12 +28,12 @@ TOKENIZERS = (
     *("spiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
 )
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
-"""Config, tokenizer, generation settings, chat template, licence and card."""
 HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)  # what is downloaded: never pickles, nothing from subfolders
 HUB_WAIT_S = 10.0
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
-HUB_PROBLEMS = {
+INCOMPLETE = "could not be downloaded whole: try again, what has come is kept"
+HUB_PROBLEMS = {  # by the name of an error's class, most derived first: the classes moved between versions
     "GatedRepoError": "is gated: accept its terms on its hub page, then run `hf auth login`",
     "RepositoryNotFoundError": "is no folder here and no model on the hub (if private: `hf auth login`)",
     "RevisionNotFoundError": "has no such revision: choose another --revision",
@@ -41,11 +41,8 @@ HUB_PROBLEMS = {
     "OfflineModeIsEnabled": "is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it, or give a folder",
     "LocalEntryNotFoundError": "is no folder here, and the hub cannot be reached: give a folder, or connect",
     "HfHubHTTPError": "could not be downloaded, the hub refused: try again later",
-} | dict.fromkeys(
-    ("XetDownloadError", "HTTPError", "RequestException"),
-    "could not be downloaded whole: try again, what has come is kept",
-)
-"""By the names of the error's classes, most derived first; by name because they moved between versions."""
+    **dict.fromkeys(("XetDownloadError", "HTTPError", "RequestException"), INCOMPLETE),
+}
 
 
 @dataclass(frozen=True)
@@ -146,9 +143,8 @@ def _check_config(folder: Path) -> None:
     if not isinstance(config.get("model_type"), str):
         raise UserError(f"{path} does not say its model_type: give the folder of a model, as transformers saves it")
     if stated := quantization_config(folder):
-        raise UserError(
-            f"{folder} is quantized already ({stated['quant_method']}): give the half-precision model it was made from"
-        )
+        method = stated["quant_method"]
+        raise UserError(f"{folder} is quantized already ({method}): give the half-precision model it was made from")
     for key, value in _strings(config):
         if key.endswith("implementation") and re.search("[/:@]", value):
             raise UserError(f"{path}: {key} asks for code from the hub ({value}), which is never run: remove it")
@@ -263,13 +259,10 @@ def _unpack(gguf: Path, folder: Path) -> None:
 
         choice = getattr(transformers, "GgufConfig", None)  # later versions keep the blocks packed when they can
         packed = {} if choice is None else {"quantization_config": choice(dequantize=True)}
-        home = str(gguf.parent)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            home, gguf_file=gguf.name, dtype=torch.float16, trust_remote_code=False, **packed
-        )
+        home, how = str(gguf.parent), {"gguf_file": gguf.name, "trust_remote_code": False}
+        model = transformers.AutoModelForCausalLM.from_pretrained(home, dtype=torch.float16, **how, **packed)
         model.save_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(home, gguf_file=gguf.name, trust_remote_code=False)
-        tokenizer.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(home, **how).save_pretrained(folder)
     config = read_json(folder / "config.json")
     config.pop("_model_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -18,11 +18,8 @@ SUITES = Path(__file__).resolve().parent / "suites"  # where the named ones lie
 class SuiteRow:
     """One row of the table.
 
-    base_model: as the table names it.
-    source:     where its weights come from, as `quantize` takes it.
-    variant:    a name in VARIANTS.
-    group_size: of an AWQ variant, None for the others.
-    revision:   of a hub source.
+    base_model: as the table names it; source: as `quantize` takes it; revision: of a hub source.
+    variant:    a name in VARIANTS; group_size: of an AWQ one, None for the others.
     kernel:     what an AWQ row is measured on, None for the default.
     published:  whether the published table has this row.
     """

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from quantize.errors import UserError
 
-UNITS = {"": 1, "b": 1} | {f"{x}b": 1000**n for n, x in enumerate("kmgt", 1)}
+UNITS = {"": 1, "b": 1} | {f"{x}b": 1000**n for n, x in enumerate("kmgt", 1)}  # bytes of a unit in small letters
 UNITS |= {f"{x}ib": 1024**n for n, x in enumerate("kmgt", 1)}
-"""Bytes of a unit in small letters."""
 
 
 def parse_bytes(text: str) -> int:

@@ -1,8 +1,7 @@
 """Versions of installed libraries. Imports none of them."""
 
 VERSION = "0.1.0"  # this program's
-MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")
-"""Libraries that decide what a checkpoint holds."""
+MAKERS = ("torch", "transformers", "autoawq", "bitsandbytes", "safetensors", "tokenizers")  # of a checkpoint
 
 
 def version_of(distribution: str) -> str | None:

@@ -18,8 +18,7 @@ from reports.api import Reading
 from reports.results import Result
 from reports.table import gigabytes_text as gb
 
-NEAR = 0.01
-"""Losses this close count as one."""
+NEAR = 0.01  # losses this close count as one
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,8 @@ class Candidate:
     """A variant, and what it takes; unknown is None.
 
     need_bytes: the peak of a run at the context asked for: weights, keys and values, activations and the rest.
-    how:        where that is from, or why it is unknown.
-    loss:       as of a Result.
-    time:       over the reference's.
-    problem:    why it is not taken.
+    how:        where that is from, or why it is unknown; problem: why it is not taken.
+    loss:       as of a Result; time: over the reference's.
     """
 
     name: str
@@ -47,8 +44,7 @@ class Candidate:
 class Choice:
     """The variants that fit, the best first, and the others.
 
-    rule:  what best means, and where it was measured, or that nothing was.
-    phase: what times are of.
+    rule: what best means, and where it was measured, or that nothing was; phase: what times are of.
     """
 
     memory_bytes: int

@@ -9,9 +9,7 @@ from bench.records.record import Record, Subject
 from bench.records.scenario import SCENARIOS
 from quantize.errors import UserError
 
-HEADLINE = SCENARIOS["published"].name
-"""The scenario behind the column Time."""
-
+HEADLINE = SCENARIOS["published"].name  # the scenario behind the column Time
 ADVICE = "measure them together with `bench --fresh`, or keep their records apart"
 
 
@@ -22,27 +20,19 @@ def check_subjects(records: Iterable[Record]) -> None:
         base, name = subject.base_model, subject.name
         other = sources.setdefault(base, subject) if subject.source_sha256 else subject
         if other.source_sha256 != subject.source_sha256:
-            raise UserError(
-                f"{other.name} and {name} were made from two models that are both called {base}: keep their records "
-                "apart, or make one again with `quantize --name`"
-            )
+            said = f"{other.name} and {name} were made from two models that are both called {base}"
+            raise UserError(f"{said}: keep their records apart, or make one again with `quantize --name`")
         first = known.setdefault(name, subject)
         if first.content_sha256 != subject.content_sha256:
-            ours, theirs = first.content_sha256[:12], subject.content_sha256[:12]
-            raise UserError(
-                f"the records of {name} come from two different checkpoints (content_sha256 {ours} against {theirs}): "
-                "measure again with `bench --fresh`"
-            )
+            hashes = f"content_sha256 {first.content_sha256[:12]} against {subject.content_sha256[:12]}"
+            said = f"the records of {name} come from two different checkpoints ({hashes})"
+            raise UserError(f"{said}: measure again with `bench --fresh`")
         if first != subject:
             raise UserError(f"the records of {name} disagree {_first_difference(first, subject)}: {ADVICE}")
 
 
 def check_alike(records: Sequence[Record]) -> None:
-    """Raises UserError, naming the field, when these records, all of one device, were not measured alike.
-
-    Compared are what decides in the fingerprint (processor, GPU, threads, library versions), what the memory
-    figures mean, and the text behind the perplexity.
-    """
+    """Raises UserError, naming the field, for records of one device that were not measured alike."""
     headlines = list(dict.fromkeys(one.scenario for one in records if one.scenario and one.scenario.name == HEADLINE))
     if len(headlines) > 1:
         difference = _first_difference(*headlines[:2])

@@ -18,7 +18,11 @@ from quantize.schema import to_data
 from reports.results import PARTS, Measurement, Result, Timing
 
 EXPORT_VERSION = 1
-OF_A_PHASE = ("s", "ratio", "ratio_low", "ratio_high", "ratio_min", "ratio_max", "verdict")
+OF_A_PHASE = {  # what each column of a phase means; the verdict follows them
+    **{"s": "median seconds over the rounds", "ratio": "its time over the reference's"},
+    **{"ratio_low": "lower end of the ratio's 95% interval", "ratio_high": "upper end of the ratio's 95% interval"},
+    **{"ratio_min": "the least ratio of a round", "ratio_max": "the greatest ratio of a round"},
+}
 MEMORY_FIELDS = (
     *("kv_cache_bytes", "kv_cache_formula_bytes", "activations_bytes", "rest_bytes", "baseline_bytes"),
     *("reserved_peak_bytes", "nvml_process_bytes", "nvml_device_bytes"),
@@ -116,7 +120,7 @@ def _flat_phase(timing: Timing | None, phase: Phase) -> dict[str, Any]:
     ratio = timing and timing.ratio(phase)
     told = (ratio.value, *(ratio.interval or (None, None)), *ratio.spread, ratio.verdict) if ratio else (None,) * 6
     values = (timing and timing.seconds.get(phase), *told)
-    return {f"{phase}_{name}": value for name, value in zip(OF_A_PHASE, values, strict=True)}
+    return {f"{phase}_{name}": value for name, value in zip((*OF_A_PHASE, "verdict"), values, strict=True)}
 
 
 def _speeds(timing: Timing | None) -> dict[str, Any]:

@@ -8,11 +8,8 @@ from typing import Any
 from quantize.errors import printable
 from reports.table import Block, Bullets, Heading, Link, Page, Table
 
-WIDTH = 110
-"""Prose is wrapped at this column; tables are as wide as they need to be."""
-
-SCREEN_WIDTH, NAME_WIDTH = 80, 30
-"""Names in a first column that are no longer stand on one line."""
+WIDTH = 110  # of prose; tables are as wide as they need to be
+SCREEN_WIDTH, NAME_WIDTH = 80, 30  # names in a first column that are no longer stand on one line
 
 
 def markdown(page: Page) -> str:

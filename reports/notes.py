@@ -59,10 +59,8 @@ def warnings(measurement: Measurement) -> Iterator[str]:
     for result in measurement.results:
         label = measurement.labels[result.subject]
         for placement in result.placements:
-            yield (
-                f"{label}: too big for one GPU, so accelerate spread it ({placement}); its times include what moves "
-                "between devices in every pass, its peak memory is the first GPU's."
-            )
+            but = "its times include what moves between devices in every pass, its peak memory is the first GPU's"
+            yield f"{label}: too big for one GPU, so accelerate spread it ({placement}); {but}."
         for timing in result.timings.values():
             where = f"{label}: in `{timing.scenario.name}`"
             yield from (f"{where} {words}" for words, holds in _doubts(timing).items() if holds)

@@ -20,11 +20,8 @@ from quantize.variant import REFERENCE, known_variants
 from reports.compatibility import HEADLINE, check_alike, check_compute_dtypes, check_subjects
 
 REFERENCE_METHOD = "FP16/BF16"
-
 PARTS: tuple[Phase, ...] = ("prefill", "decode")
-
-OUTLIER_MADS = 5.0
-"""A sample this many (scaled) median absolute deviations from its run's median is called an outlier, never dropped."""
+OUTLIER_MADS = 5.0  # (scaled) median absolute deviations from a run's median, beyond which a sample is an outlier
 
 
 @dataclass(frozen=True)
@@ -41,17 +38,14 @@ class Failure:
 class Timing:
     """One checkpoint in one scenario.
 
-    rounds:          how many ended well.
-    seconds:         median over rounds of each phase.
+    rounds:          how many ended well; seconds: median over rounds of each phase.
     comparison:      with the reference; None for the reference itself and where there is nothing to compare with.
     kernels:         what ran the linear layers in each of PARTS; empty where nothing told.
     decode_mode:     how the decode steps ran: eager, CUDA graph, or static cache (the same without a graph).
-    memory:          of the run with the highest peak.
-    unsteady_rounds: in how many rounds the warm-up never became steady.
+    memory:          of the run with the highest peak; unsteady_rounds: rounds whose warm-up never became steady.
     outliers:        samples far from the median of their run, of so many samples.
-    energy_j:        median over rounds, None where nothing told.
-    throttled:       what held the GPU's clocks down.
-    other_processes: other programs on the GPU, at most.
+    samples:         how many were timed; energy_j: median over rounds, None where nothing told.
+    throttled:       what held the GPU's clocks down; other_processes: other programs on the GPU, at most.
     prefill_by_length_s: median over all passes of all rounds, for each of the scenario's prompt lengths.
     """
 
@@ -95,7 +89,7 @@ class Result:
     """One row: a checkpoint on one device. Unknown is None.
 
     is_reference:     whether its baseline is compared with it.
-    load_peak_bytes:  highest over all loads.
+    weights_bytes:    of the loaded model; load_peak_bytes: highest over all loads.
     quality, tasks:   the latest figures.
     perplexity_ratio: over the reference's perplexity on the same text, None where the reference is of another base
                       model: it would say nothing of the quantization.
@@ -157,8 +151,7 @@ class Measurement:
 
     environment: the fingerprint, the same for every record in what matters; empty when every run failed.
     memory:      what the peaks mean, "RSS" or "CUDA allocator", None when unknown.
-    scenarios:   in the order in which they were first run.
-    first_start, last_start: of the runs that ended well.
+    scenarios:   in the order in which they were first run; first_start, last_start: of the runs that ended well.
     """
 
     device: str
@@ -243,9 +236,8 @@ def _label(result: Result, *, with_model: bool) -> str:
 def measurements(records: Sequence[Record]) -> list[Measurement]:
     """What these records hold: one Measurement a device, in the order first measured.
 
-    A device on which some base model ran in two compute dtypes has one Measurement for each of them.
-    Raises UserError for records that may not stand in one table (see reports.compatibility), and when there is no
-    record of any reference, since every ratio is to it.
+    A device on which some base model ran in two compute dtypes has one Measurement for each of them. Raises UserError
+    for records that may not stand in one table (reports.compatibility), and for none of a reference.
     """
     records = unique(records)
     check_subjects(records)

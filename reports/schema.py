@@ -13,27 +13,20 @@ from bench.records.scenario import Scenario
 from bench.records.store import TYPES
 from quantize.checkpoint import Manifest
 from quantize.shell import Parser, command
-from reports.export import column_names
+from reports.export import OF_A_PHASE, column_names
 from reports.results import PARTS, Measurement, Result, Timing
 
 FILES: dict[str, tuple[type, ...]] = {"records": tuple(dict.fromkeys(TYPES.values())), "manifest": (Manifest,)}
 """Whose fields a line of records.jsonl, and a checkpoint's quantable.json have: those of one of these types."""
 
-SHARED = {
+SHARED = {  # fields that mean the same in every class whose docstring does not name them
     **dict.fromkeys(("when", "measured_at"), "ISO 8601, UTC"),
     **{"kind": "of the record", "schema_version": "of this kind of record; a later one has more fields"},
-    **{"reason": "why there are no figures, None where there are", "device": '"cpu" or "cuda"'},
-    **{"compute_dtype": "of the activations", "contender": "who took part", "style": "the form of its weights"},
+    **{"device": '"cpu" or "cuda"', "compute_dtype": "of the activations"},
+    **{"contender": "who took part", "style": "the form of its weights"},
     "error_bound": "the largest relative_error that is no mistake",
 }
-"""Fields that mean the same in every class whose docstring does not name them."""
-
-OF_A_PHASE = {
-    **{"s": "median seconds over the rounds", "ratio": "its time over the reference's"},
-    **{"ratio_low": "lower end of the ratio's 95% interval", "ratio_high": "upper end of the ratio's 95% interval"},
-    **{"ratio_min": "the least ratio of a round", "ratio_max": "the greatest ratio of a round"},
-}
-COLUMNS = {
+COLUMNS = {  # by type, what a column of the CSV means that is no field or property of one of COLUMN_CLASSES
     "number": {f"{phase}_{name}": f"{phase}: {text}" for phase in PHASES for name, text in OF_A_PHASE.items()}
     | {f"{phase}_tokens_per_s": f"{phase}: tokens a second, over the whole batch" for phase in PARTS}
     | {"decode_copy_share": "decode_bytes_per_s as a share of what a plain copy on the device moves"},
@@ -44,11 +37,7 @@ COLUMNS = {
     | {"memory_source": "what the peaks mean: RSS or CUDA allocator"}
     | {"machine": "the GPU, or else the processor", "date": "of the first run, ISO 8601"}
     | {"commit": "of the quantable that measured", "versions": "of Python and of the libraries, spaces between"},
-    "integer": {"unsteady_rounds": "rounds whose warm-up never became steady", "samples": "how many were timed"}
-    | {"weights_bytes": "of the loaded model"},
 }
-"""By type, what a column of the CSV means that is no field or property of the same name in one of COLUMN_CLASSES."""
-
 COLUMN_CLASSES = (Subject, Scenario, Timing, Result, Quality, Divergence, Memory, Latency, Measurement, Record)
 TYPES_OF_COLUMNS = {bool: "integer", int: "integer", float: "number"}
 UNITS = {"_bytes_per_s": "bytes/s", "_tokens_per_s": "tokens/s", "_bytes": "bytes", "_s": "s", "_j": "J"}

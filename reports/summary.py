@@ -12,10 +12,7 @@ from reports.results import PARTS, Measurement, Result
 from reports.table import Cell, Column, Heading, Page, Paragraph, Row, Table, bulleted, per_second_text
 
 MARKS: dict[Verdict, str] = {"faster": "▲", "slower": "▼", "same within noise": "≈", "unsure": "?"}
-
-LIBRARIES = ("torch", "transformers", "autoawq", "bitsandbytes")
-"""Whose versions the figures depend on most."""
-
+LIBRARIES = ("torch", "transformers", "autoawq", "bitsandbytes")  # whose versions the figures depend on most
 SHOWN_REMARKS = 4
 
 
@@ -23,8 +20,7 @@ SHOWN_REMARKS = 4
 class Standing:
     """One line of the summary: a checkpoint, or several with the same codes on the same kernels.
 
-    name, first: as shown; the first of the checkpoints.
-    peak_bytes: while running, the most of them.
+    name, first: as shown; the first of the checkpoints; peak_bytes: while running, the most of them.
     speeds:     tokens a second in each phase that was measured, the mean of them.
     marks:      how each speed compares with the reference's; unsure where they differ.
     loss:       perplexity over the reference's, less 1; 0 for the reference.
@@ -138,11 +134,8 @@ def _loss_text(row: Standing) -> str:
 
 
 def _remarks(measurement: Measurement) -> tuple[str, ...]:
-    failed = [
-        f"{measurement.labels[one.subject]}, {failure.work}: {failure.status}, {failure.reason}"
-        for one in measurement.results
-        for failure in one.failures
-    ]
+    found = [(measurement.labels[row.subject], one) for row in measurement.results for one in row.failures]
+    failed = [f"{label}, {one.work}: {one.status}, {one.reason}" for label, one in found]
     more = [f"{len(failed)} failures in all."] if failed[SHOWN_REMARKS:] else []
     if warned := list(warnings(measurement)):
         more.append(f"`--full` has {plural(len(warned), 'warning')}.")

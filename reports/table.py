@@ -23,9 +23,8 @@ class Link(str):
 class Column:
     """A column's title and what its values are: FORMATS has how each kind looks.
 
-    A cell that holds a string is shown as it is in any column ("oom", "2 rounds"). None is shown as
-    `missing`: a dash for what is unknown, nothing for what does not apply. An `optional` column is left out of a table
-    where it would be empty (`Table.of`).
+    A string is shown as it is in any column ("oom", "2 rounds"), None as `missing`: a dash for what is unknown, nothing
+    for what does not apply. An `optional` column is left out where it would be empty (`Table.of`).
     """
 
     title: str
@@ -43,8 +42,7 @@ class Column:
         return cell if isinstance(cell, str) else FORMATS[self.kind](cell)
 
 
-Row = Sequence[tuple[Column, Cell]]
-"""Each cell with its column."""
+Row = Sequence[tuple[Column, Cell]]  # each cell with its column
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,7 @@ class Bullets:
 
 
 Block = Table | Heading | Paragraph | Bullets
-Page = Iterable[Block]
-"""What a report shows, from top to bottom."""
+Page = Iterable[Block]  # what a report shows, from top to bottom
 
 
 def titled(title: str, table: Table) -> list[Block]:

@@ -5,7 +5,6 @@ batch in decode (1 to 32) and the prompt in prefill (64 to 2048).
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from bench.records.crossover import CROSSOVER_NAME, crossings
@@ -42,4 +41,4 @@ def run(arguments: argparse.Namespace) -> None:
 main = command(parser, run)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

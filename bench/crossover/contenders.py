@@ -45,8 +45,7 @@ class Contender:
     """A way to run a linear layer.
 
     build:  (float32 weight [out, in] on the device, setting) -> the layer; raises CannotRun with the reason.
-    kernel: (tokens, setting) -> what runs, as tables name it.
-    bound:  (tokens, setting) -> the relative error that its arithmetic may make.
+    kernel, bound: (tokens, setting) -> what runs, as tables name it; the relative error that its arithmetic may make.
     replayable: whether a CUDA graph can hold it: not where the host looks at values on the device.
     """
 

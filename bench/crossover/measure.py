@@ -26,9 +26,7 @@ from quantize.source import cache_folder
 
 TURNS = 9
 GRAPH_ERROR = 0.05  # of the outputs: the same kernels on the same numbers, summed up in another order at most
-TURN_S = 0.01
-"""A contender's turn is as many passes as fit in this time, at least one."""
-
+TURN_S = 0.01  # a contender's turn is as many passes as fit in this time, at least one
 CACHE_MULTIPLE, MAX_COPIES = 2, 64
 """On a GPU the passes go through copies of the layer that hold so many times the L2 cache together: in a model, a
 layer's weights have left the cache by the time the next token asks for them. At most so many copies."""
@@ -94,9 +92,8 @@ def measure_crossover(
     numbers of tokens that it does not reach have that as their reason (the first is always measured). racing: who takes
     part, default all of bench.crossover.contenders.
 
-    Outputs are first compared with the product with the weights in float32; one that differs by more than its
-    arithmetic explains is an entry with a reason, not a number. Raises UserError for CUDA where there is none, an
-    unknown shape, and layers that AWQ cannot pack.
+    Outputs are first compared with the float32 weights' product; one that differs by more than its arithmetic explains
+    has a reason, no seconds. Raises UserError without CUDA, for an unknown shape, and layers that AWQ cannot pack.
     """
     deadline = time.monotonic() + budget_s
     target, counts = torch_device(device), sorted(set(counts))
@@ -180,10 +177,7 @@ def reason_of(error: Exception) -> str:
 
 
 def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock, until_s: float) -> list[CrossoverEntry]:
-    """Check every layer with so many tokens, then time those that hold, in turns A B C, C B A, ...
-
-    There are TURNS turns, or as many, at least MIN_TURNS, as begin before `until_s` on the monotonic clock.
-    """
+    """Check every layer with so many tokens, then time those that hold, in turns A B C, C B A, ... until `until_s`."""
     ready = [get_ready(layer, tokens, clock) for layer in layers]
     seconds: list[list[float]] = [[] for _ in ready]
     racing = [(place, turn) for place, (_, turn) in enumerate(ready) if turn is not None]
@@ -202,10 +196,7 @@ def time_layers(layers: Sequence[Layer], tokens: int, clock: Clock, until_s: flo
 
 
 def get_ready(layer: Layer, tokens: int, clock: Clock) -> tuple[CrossoverEntry, Callable[[], float] | None]:
-    """The layer checked and warmed up, and what runs a turn and gives the seconds of one pass through one copy.
-
-    None where it is not timed: the entry then has the reason.
-    """
+    """Check a layer and warm it up: its entry, and what runs a turn (seconds a pass and copy), None with a reason."""
     setting, bound = layer.work.setting, layer.contender.bound(tokens, layer.work.setting)
     entry = replace(layer.entry, tokens=tokens, error_bound=bound)
     try:
@@ -231,10 +222,7 @@ def layer_error(layer: Layer, tokens: int) -> float:
 
 
 def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], object], Mode]:
-    """One pass through all copies: a CUDA graph's replay where it can be captured, else the calls themselves.
-
-    At one token a fast GPU is done before Python has asked for the next kernel, and what would be timed is Python.
-    """
+    """One pass through all copies: a CUDA graph's replay where it can be captured, else the calls themselves."""
     calls = [(module, x[:, :tokens]) for module, x in layer.calls]
 
     def work() -> Tensor:
@@ -242,6 +230,7 @@ def runnable(layer: Layer, tokens: int) -> tuple[Callable[[], object], Mode]:
             out: Tensor = module(x)
         return out
 
+    # At one token a fast GPU is done before Python has asked for the next kernel, and what would be timed is Python.
     if layer.work.setting.device.type == "cuda" and layer.contender.replayable:
         try:
             return captured(work, [x for _, x in layer.calls]), "CUDA graph"

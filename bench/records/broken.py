@@ -6,10 +6,8 @@ from collections.abc import Iterable, Sequence
 from bench.records.comparison import grouped
 from bench.records.record import Divergence, Quality, Record, Subject, latency_records
 
-BETTER_RATIO, PERPLEXITY_RATIO = 0.95, 2.0
-"""Down from the one the reference is broken: nothing that is made of a model predicts so much better than the model.
-Up from the other the checkpoint is: quantization that works costs some percent."""
-
+BETTER_RATIO = 0.95  # down from here the reference is broken: nothing made of a model predicts so much better
+PERPLEXITY_RATIO = 2.0  # up from here the checkpoint is: quantization that works costs some percent
 FAR_NATS, FAR_FLIPS = 1.0, 0.5  # a mean divergence, a share of other choices, that no working quantization has
 
 

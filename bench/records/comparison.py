@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -38,8 +37,7 @@ class Comparison:
 def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Comparison | None:
     """Compare one checkpoint's ok latency records in one scenario with the reference's; None where no round has both.
 
-    Each run is paired with the reference's of the same round, device and compute dtype, of several with the one that
-    started closest in time. No record is there twice (`unique`).
+    Each run is paired with the reference's closest in time of its round, device and dtype. Records are `unique`.
     """
     by_round = grouped(reference, lambda one: (one.round, one.device, one.compute_dtype))
     pairs = []
@@ -51,8 +49,7 @@ def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Compariso
     ratios: dict[Phase, Ratio] = {}
     for phase in PHASES:
         seconds = [(one.times[phase], other.times[phase]) for one, other in pairs]
-        both = [(ours, theirs) for ours, theirs in seconds if ours is not None and theirs is not None]
-        if both:
+        if both := [(ours, theirs) for ours, theirs in seconds if ours is not None and theirs is not None]:
             ratios[phase] = ratio_of(*zip(*both, strict=True))
     first = sum(_place(theirs) <= _place(ours) for ours, theirs in pairs)
     apart = [_apart_s(ours, theirs) for ours, theirs in pairs]
@@ -85,10 +82,10 @@ def unique(records: Iterable[Record]) -> list[Record]:
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """The items that share a key, in the order first met."""
-    groups: defaultdict[K, list[T]] = defaultdict(list)
+    groups: dict[K, list[T]] = {}
     for item in items:
-        groups[key(item)].append(item)
-    return dict(groups)
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def _place(record: Record) -> tuple[float, int, int]:

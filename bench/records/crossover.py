@@ -79,8 +79,7 @@ class Crossing:
     """Where two contenders cross over.
 
     tokens: how many at once, between two measured numbers; None when they never do. faster_below, faster_above: who
-    is faster with fewer and with more tokens; the same when they never cross over, None when no number of tokens
-    told an order.
+    is faster with fewer and with more tokens; the same when they never cross over, None when nothing told an order.
     """
 
     pair: tuple[str, str]

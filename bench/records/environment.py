@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
-LIBRARIES = (
+LIBRARIES = (  # every one that may touch a number
     "torch", "transformers", "autoawq", "autoawq-kernels", "bitsandbytes", "triton", "accelerate", "optimum",
     "gptqmodel", "tokenizers", "safetensors",
 )  # fmt: skip
-"""Every library that may touch a number."""
 
 DECIDING = ("cpu", "cpu_cores", "torch_threads", "gpu", "gpu_driver", "cuda")
 """The fields that change figures, beside the libraries: records that differ in one of them do not compare."""

@@ -27,8 +27,7 @@ class Ratio:
 
     value:    the estimate over all rounds (see `ratio_of`).
     rounds:   the ratio of each round alone, in the order in which they ran; empty for series measured apart.
-    interval: 95% bootstrap interval of `value`, None below INTERVAL_MIN_ROUNDS rounds.
-    verdict:  see `verdict_of`.
+    interval: 95% bootstrap interval of `value`, None below INTERVAL_MIN_ROUNDS rounds; verdict: see `verdict_of`.
     """
 
     value: float
@@ -45,16 +44,14 @@ class Ratio:
 def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
     """The ratio of two equally long series of positive seconds, one entry a round, in the order they ran.
 
-    The estimate is the geometric mean, over all pairs of neighbouring rounds, of (v1 + v2) / (r1 + r2). In
-    such a pair the four runs lie as A B B A, so that a drift that is linear in time adds the same to both
-    sums and leaves the quotient alone; a drift that bends is cancelled by the next pair, which lies as B A A
-    B. One round alone gives v / r.
+    The estimate is the geometric mean, over all pairs of neighbouring rounds, of (v1 + v2) / (r1 + r2). In such a pair
+    the four runs lie as A B B A, so that a drift linear in time adds the same to both sums and leaves the quotient
+    alone; a drift that bends is cancelled by the next pair, which lies as B A A B. One round alone gives v / r.
 
-    The interval is for the logarithm of the ratio: rounds are drawn with replacement, and the distances of
-    the 2.5% and 97.5% points of their mean from the middle are stretched by t / z * sqrt(n / (n - 1)), t and
-    z being the quantiles of Student's distribution with n - 1 degrees and of the normal one. Without the
-    stretch, bootstrap intervals of few rounds are too short (Hesterberg 2015, "What Teachers Should Know
-    About the Bootstrap", arXiv:1411.5279). Drift inside the rounds only widens the interval.
+    The interval is for the logarithm of the ratio: rounds are drawn with replacement, and the distances of the 2.5% and
+    97.5% points of their mean from the middle are stretched by t / z * sqrt(n / (n - 1)), t and z being the quantiles
+    of Student's distribution with n - 1 degrees and of the normal one, since those of few rounds would be too short
+    (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv:1411.5279). Drift only widens it.
 
     Raises ValueError for series of different or no length, or with a value that is not above 0.
     """
@@ -134,20 +131,17 @@ def independent_ratio_of(variant_s: Sequence[float], reference_s: Sequence[float
     return Ratio(math.exp(middle), (), interval, verdict_of(interval))
 
 
-STUDENT = (
+STUDENT = (  # the 97.5% quantiles of Student's t distribution for 1 to 30 degrees of freedom
     12.706204735, 4.302652727, 3.182446303, 2.776445104, 2.570581835, 2.446911850, 2.364624251, 2.306004134,
     2.262157162, 2.228138850, 2.200985159, 2.178812828, 2.160368656, 2.144786688, 2.131449545, 2.119905298,
     2.109815577, 2.100922039, 2.093024053, 2.085963446, 2.079613845, 2.073873066, 2.068657610, 2.063898561,
     2.059538552, 2.055529437, 2.051830515, 2.048407142, 2.045229641, 2.042272456,
 )  # fmt: skip
-"""The 97.5% quantiles of Student's t distribution for 1 to 30 degrees of freedom."""
 
 
 def student_quantile(degrees: float) -> float:
-    """The 97.5% quantile of Student's t: between whole degrees straight in their reciprocals, beyond the table by the
-    series of Abramowitz and Stegun 26.7.5.
-    """
-    if degrees > len(STUDENT):
+    """The 97.5% quantile of Student's t; between whole degrees it is straight in their reciprocals."""
+    if degrees > len(STUDENT):  # the series of Abramowitz and Stegun 26.7.5
         z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2)
         return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
     low = max(1, math.floor(degrees))

@@ -69,8 +69,7 @@ class CrossoverBudget:
 class SuiteTables:
     """What stands once in a suite's file.
 
-    shape:        of random weights, as `quantize.dummy.dummy_config` reads it.
-    rounds, rule: as in BenchOptions.
+    shape: of random weights, as `quantize.dummy.dummy_config` reads it; rounds, rule: as in BenchOptions.
     """
 
     shape: str
@@ -148,8 +147,7 @@ def checkpoint_targets(suite: Suite, folder: Path) -> list[Target]:
     made = find_checkpoints(folder) if any(folder.glob(f"*/{MANIFEST_NAME}")) else []
     there = {(one.manifest.base_model, one.manifest.variant, one.manifest.q_group_size): one for one in made}
     found = [(row, there.get((row.base_model, row.variant, row.group_size))) for row in suite.rows]
-    missing = list(dict.fromkeys(row.checkpoint_name for row, checkpoint in found if checkpoint is None))
-    if missing:
+    if missing := list(dict.fromkeys(row.checkpoint_name for row, checkpoint in found if checkpoint is None)):
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         command = f"quantize --suite {suite.name} --out {folder}"
         ways = f"make what is missing with `{command}`, or measure random weights with --dummy"

@@ -66,6 +66,7 @@ def quantize(
         job = Job(opened, weights, model, out, options, device, progress, say, len(chosen) > 1)
         calibrated = [one for one in chosen if method_of(one).needs_calibration(options.rounding)]
         plain = [one for one in chosen if one not in calibrated]
+        built: dict[str, BuiltCheckpoint] = {}
         if dry_run:
             for variant in plain:
                 with job.sparing(variant):
@@ -73,19 +74,16 @@ def quantize(
             build_calibrated(job, calibrated, dry_run=True)
             sizes = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in job.disk.items())
             say(f"{sizes or 'nothing'} to write, {sum(job.disk.values()) / 1e9:.3g} GB in all")
-            if job.refused:
-                raise NotAllMade([], job.refused)
-            return []
-        busy = f"another `quantize` is making {opened.base_model} in {out}: wait for it, or choose another --out"
-        with only_writer(out / f".{opened.base_model}.lock", busy):
-            built: dict[str, BuiltCheckpoint] = {}
-            for number, variant in enumerate(plain):
-                progress.plan(steps_left(job, plain[number:], calibrated))
-                with job.sparing(variant):
-                    built |= build_plain(job, variant)
-            if calibrated:
-                with job.sparing(*calibrated):
-                    built |= build_calibrated(job, calibrated)
+        else:
+            busy = f"another `quantize` is making {opened.base_model} in {out}: wait for it, or choose another --out"
+            with only_writer(out / f".{opened.base_model}.lock", busy):
+                for number, variant in enumerate(plain):
+                    progress.plan(steps_left(job, plain[number:], calibrated))
+                    with job.sparing(variant):
+                        built |= build_plain(job, variant)
+                if calibrated:
+                    with job.sparing(*calibrated):
+                        built |= build_calibrated(job, calibrated)
     made = [built[variant.name] for variant in chosen if variant.name in built]
     if job.refused:
         raise NotAllMade(made, job.refused)

@@ -38,9 +38,7 @@ class Estimate:
     parameters, layers, heads: of the model; heads None where the config does not say.
     peak_bytes:        of the process on a CPU, of the device on CUDA.
     disk_bytes:        parts and finished files together, at the worst moment.
-    seconds:           of the whole run.
-    free_memory_bytes: that this process may hold in all.
-    free_disk_bytes:   where the checkpoints go.
+    free_memory_bytes: that this process may hold in all; free_disk_bytes: where the checkpoints go.
     """
 
     parameters: int

@@ -1,7 +1,4 @@
-"""AWQ one decoder layer at a time: read it, watch its inputs, search, round, hand it on, free it.
-
-Memory holds one layer's weights, its Gram matrices and the activations between two layers.
-"""
+"""AWQ one decoder layer at a time: from what its linear layers see, search and move scales, round, and judge it."""
 
 import contextlib
 import time
@@ -32,7 +29,6 @@ FREED_SHARE = 0.2  # share of this process's memory that may lie freed but not g
 class LinearFacts:
     """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text.
 
-    name:      of the linear layer in the model.
     error:     of the weights as stored; error_rtn: of plain rounding to nearest.
     exponent:  the scale search's grid point, None where nothing was scaled.
     tokens:    of the calibration text that an expert's layer saw, None for all.
@@ -64,8 +60,7 @@ class LayerResult:
 
 
 Groups = tuple[ScaleGroup, ...]  # where the scales of a layer may move
-Makers = Mapping[str, Callable[[LayerInputs], dict[str, Tensor]]]
-"""By variant, what another method makes of a layer before its scales move; its tensors come back in the result."""
+Makers = Mapping[str, Callable[[LayerInputs], dict[str, Tensor]]]  # by variant, what LayerResult.before holds of it
 
 
 @contextlib.contextmanager
@@ -147,7 +142,7 @@ class _Work:
             readers = {}
             for owner, sharing in zip(channels, names, strict=True):
                 rows, stats = torch.cat([seen.linears[name].weight.data for name in sharing]), seen.stats[owner]
-                readers[owner] = Reader(rows, stats, _as_tensor(channels[owner], stats.abs_mean))
+                readers[owner] = Reader(rows, stats, torch.tensor(channels[owner], device=stats.abs_mean.device))
             read = {}
             for block in seen.blocks:
                 if own := [one for one in group.consumers if one.name.startswith(f"{block.name}.")]:
@@ -182,7 +177,7 @@ class _Work:
             self._note_plain([name for name in own if name not in self.plain_errors], found)
         for group in groups:
             if group.source.startswith(home) and inners:
-                channels = _as_tensor(group.consumers[0].channels, inner_stats.abs_mean)
+                channels = torch.tensor(group.consumers[0].channels, device=inner_stats.abs_mean.device)
                 reader = Reader(self._seen.linears[inner].weight.data, inner_stats, channels)
                 choice = self._search([reader], group, [[inner]])
                 if choice.exponent is not None:
@@ -215,7 +210,7 @@ class _Work:
 
     def _search(self, readers: Sequence[Reader], group: ScaleGroup, names: Sequence[Sequence[str]]) -> ScaleChoice:
         """Search one group's scales and apply them; names: the linears of each reader."""
-        free = _as_tensor(group.free, readers[0].weight)
+        free = torch.tensor(group.free, device=readers[0].weight.device)
         choice = search_scale(readers, self._options.group_size, free)
         if choice.exponent is not None:
             apply_scales(self._seen.layer, group, choice.scales)
@@ -239,7 +234,8 @@ class _Work:
                 number = int(consumer.name.removeprefix(f"{block.name}.").split(".")[0])
                 weight = self._seen.linears[consumer.name].weight.data
                 share = tokens[number] / max(1, sum(tokens))
-                readers.append(Reader(weight, stats, _as_tensor(consumer.channels, weight), share))
+                channels = torch.tensor(consumer.channels, device=weight.device)
+                readers.append(Reader(weight, stats, channels, share))
                 names.append([consumer.name])
         return readers
 
@@ -256,10 +252,6 @@ class _Work:
         """tr(W H W^T), the mean squared norm of the linear layer's output; never zero."""
         rows = row_errors(self._seen.linears[name].weight.data, stats.gram_lowp)
         return max(float(rows.sum()), torch.finfo(torch.float32).tiny)
-
-
-def _as_tensor(values: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device)
 
 
 def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tensor:

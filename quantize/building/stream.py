@@ -1,8 +1,4 @@
-"""Layers fed from files: the model stays on the meta device and its layers pass through memory in turn.
-
-A little held-out text runs beside the calibration, through the layers as they were and as they become. At the end it
-tells what the quantization costs, without ever holding the whole model in memory.
-"""
+"""Layers fed from files: the model stays on the meta device and its layers pass through memory in turn."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,11 +29,7 @@ JUMP = 2.0  # perplexity ratio from which on a checkpoint is broken, not quantiz
 
 @dataclass(frozen=True)
 class HeldOutResult:
-    """What the held-out text showed, over `tokens` predicted tokens.
-
-    perplexity_source, perplexity: of the source, and of the quantized model.
-    divergence: mean KL(source || quantized) in nats a token.
-    """
+    """What `tokens` predicted held-out tokens showed; divergence: mean KL(source || quantized) in nats a token."""
 
     perplexity_source: float
     perplexity: float
@@ -56,9 +48,7 @@ class HeldOutResult:
 class LayerStream:
     """Goes through the decoder layers of a model whose weights are in files, quantizing each.
 
-    skeleton:     holds the transformers model, its weights on the meta device but for the layer at work.
-    architecture: where its layers are, and which of their linear layers get quantized.
-    device:       where the layer at work is.
+    skeleton:     holds the transformers model, its weights on the meta device but for the layer at work on `device`.
     groups:       where scales may move, for each kind of layer that was tried; kinds: of each layer that was seen.
     states:       the inputs of the layer after the one yielded last, [batch, tokens, hidden] each: of the calibration's
                   batches, of the held-out text in the source and in the quantized model, and of the first block.
@@ -70,10 +60,6 @@ class LayerStream:
     groups: dict[str, Groups] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)
     states: list[Tensor] = field(default_factory=list)
-
-    @property
-    def model(self) -> Any:
-        return self.skeleton.model
 
     def quantized(
         self,
@@ -111,7 +97,7 @@ class LayerStream:
         probed = probed.to(self.device)
         self.states = [*hidden, *judged, probed]
         del states, first
-        for module in self.model.modules():  # their outputs are there; buffers that no file holds stay
+        for module in self.skeleton.model.modules():  # their outputs are there; buffers that no file holds stay
             if isinstance(module, nn.Embedding):
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
         for index in range(start, len(self.architecture.layers)):
@@ -139,7 +125,7 @@ class LayerStream:
 
     def _groups(self, index: int, hidden: Tensor, call: LayerCall) -> Groups:
         """Where the scales of this layer may move, tried once for each kind of layer."""
-        layer, config = self.architecture.layers[index], self.model.config.get_text_config(decoder=True)
+        layer, config = self.architecture.layers[index], self.skeleton.model.config.get_text_config(decoder=True)
         kind = f"{sorted(call)} {structure(layer)}"
         self.kinds[index] = kind
         if kind not in self.groups:
@@ -152,8 +138,7 @@ class LayerStream:
             heads = stated.get("num_attention_heads")
             sizes = [stated.get(key) for key in ("v_head_dim", "head_dim", "global_head_dim")]
             sizes.append(config.hidden_size // heads if heads else None)
-            wrapped = config.model_type in WRAPPED_TYPES
-            found, _ = Prober(layer, run).groups([size for size in sizes if size], wrapped)
+            found, _ = Prober(layer, run).groups([one for one in sizes if one], config.model_type in WRAPPED_TYPES)
             self.groups[kind] = tuple(found)
         return self.groups[kind]
 
@@ -162,7 +147,7 @@ class LayerStream:
         hidden, calls = [], []
         of_size: dict[int, list[LayerCall]] = {}
         for batch in batches:
-            recorded = layer_calls(self.model, self.architecture, batch.to(self.device))
+            recorded = layer_calls(self.skeleton.model, self.architecture, batch.to(self.device))
             like = of_size.setdefault(len(batch), [call for _, call in recorded])
             pairs = zip((call for _, call in recorded), like, strict=True)
             calls.append([{key: shared(value, other.get(key)) for key, value in own.items()} for own, other in pairs])
@@ -172,16 +157,17 @@ class LayerStream:
     @torch.no_grad()
     def judge(self, held_out: Tensor) -> HeldOutResult:
         """Compare what source and quantized model predict of held-out token ids, after the last layer."""
+        model = self.skeleton.model
         self.skeleton.fill_outer(self.architecture.layers_name, self.device)
-        head = self.model.get_output_embeddings()
-        names = {module: name for name, module in self.model.named_modules()}
+        head = model.get_output_embeddings()
+        names = {module: name for name, module in model.named_modules()}
         self.skeleton.fill(head, f"{names[head]}.", self.device, recurse=False)
-        self.model.tie_weights()
+        model.tie_weights()
 
         def log_probabilities(ids: Tensor, last: Tensor) -> Tensor:
             """Of the next token at every position but the last, float32 [t - 1, vocabulary]."""
             with replace_layers(self.architecture, lambda *_: last):
-                logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+                logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             return torch.log_softmax(logits.float(), dim=-1)
 
         losses, divergence, tokens = [0.0, 0.0], 0.0, 0
@@ -250,19 +236,19 @@ def observe_layer(
         last = inputs, owner
 
     blocks = {name: RoutedTokens(name, module) for name, module in layer.named_modules() if experts_of(module)}
-    inside = {f"{name}.{key}" for name in blocks for key, _ in layer.get_submodule(name).named_modules()}
+    of_experts = tuple(f"{name}." for name in blocks)
+    others = {name: linear for name, linear in linears.items() if not name.startswith(of_experts)}
     with contextlib.ExitStack() as hooks:
-        for name, linear in linears.items():
-            if name not in inside:
-                hooks.enter_context(linear.register_forward_pre_hook(partial(observe, name)))
+        for name, linear in others.items():
+            hooks.enter_context(linear.register_forward_pre_hook(partial(observe, name)))
         for name, block in blocks.items():
             module = layer.get_submodule(name)
             hooks.enter_context(module.register_forward_pre_hook(block.record, with_kwargs=True))
         for position, output in enumerate(run_layer(layer, hidden, calls)):
             hidden[position] = hidden[position].copy_(output) if is_spilled(hidden[position]) else output
     stats = {name: accumulator.finish() for name, accumulator in accumulators.items()}
-    for name, linear in linears.items():  # one that the model never calls
-        if name not in inside and name not in owners:
+    for name, linear in others.items():  # one that the model never calls
+        if name not in owners:
             owners[name] = name
             stats[name] = StatsAccumulator(linear.in_features, linear.weight.device).finish()
     sums = (*(batch.sum() for batch in hidden), *(one.gram.diagonal().sum() for one in stats.values()))

@@ -1,9 +1,7 @@
 """A decode step of one token in fewer kernels, for the mode that records it: the same mathematics, rounded less often.
 
-Replayed from a CUDA graph, a step of a model of seven billion 4-bit weights reads them in about 1.5 ms; some twenty
-small kernels beside the products in each of 32 layers would take as long again. The replacements know the plain forms
-that Llama's family shares and leave everything else alone; what they compute is compared with eager decoding before
-anything is timed (quantize.decoding.static).
+The replacements know the plain forms that Llama's family shares and leave everything else alone; what they compute is
+compared with eager decoding before anything is timed (quantize.decoding.static).
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """Decoding without Python in the way: a cache that stays in place, and on CUDA one step recorded and replayed.
 
-On a fast GPU an eager decode step of one token waits for Python to launch some thousand small kernels; a CUDA graph
-launches them all at once, so that what is left is what the kernels take. Both are measured, and told apart.
+On a fast GPU an eager step of one token waits for Python to launch some thousand kernels; a CUDA graph does it at once.
 """
 
 from collections.abc import Callable
@@ -20,11 +19,8 @@ SLOTS_STEP = 64  # slots come in multiples of this: attention kernels want align
 CAPTURE_WARMUPS = 3  # runs before the recorded one: libraries set themselves up, kernels are tuned outside the graph
 CHECKED_STEPS = 4
 RELATIVE_ERROR = {torch.float32: 2e-2, torch.float16: 5e-2, torch.bfloat16: 5e-2}
-"""How far the logits may lie from the eager decoder's (2-norm of the difference over that of the eager ones).
-
-The two sum up in different orders (4e-7 apart in float32). Kernels that round inside amplify that, in float32 too:
-bitsandbytes' 4-bit kernel for CPUs works in bfloat16, and its logits lay 3e-3 apart.
-"""
+"""How far the logits may lie from the eager decoder's (2-norm of the difference over that of the eager ones): they add
+up in different orders, 4e-7 apart in float32; bitsandbytes' 4-bit kernel for CPUs, bfloat16 inside, is 3e-3 apart."""
 
 MASKED_ATTENTION = ("sdpa", "eager")  # the attention implementations of transformers that take a mask of ours
 

@@ -9,12 +9,8 @@ from torch import Tensor, nn
 
 from quantize.int4.weight import Int4Weight
 
-Style = Literal["GEMM", "GEMV"]
-"""GEMM: tiles of several tokens and output features at a time. GEMV: every token reads all weights on its own."""
-
-BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-"""Largest relative error |y - y_exact| / |y_exact| by the dtype multiplied in."""
-
+Style = Literal["GEMM", "GEMV"]  # tiles of several tokens at a time; every token reads all weights on its own
+BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # relative, by the dtype multiplied in
 GATE_TOKENS = (1, 7, 64, 257)  # a layer is tried with: one, a few, both sides of what kernels take for a long prompt
 
 
@@ -44,12 +40,10 @@ class Int4Linear(nn.Module):
 class Kernel:
     """A way to multiply with 4-bit weights.
 
-    name:          short, for `--kernel` and the code.
     unsupported_reason: (weight, device, compute dtype) -> None when it can run this layer there, else the reason.
     prepare:       (weight, bias, device, compute dtype) -> the layer ready to run.
     way:           tokens -> what really runs for that many.
     compute_dtype: (tokens, compute dtype) -> the dtype that is multiplied in.
-    style:         how it treats several tokens.
     """
 
     name: str
@@ -84,8 +78,7 @@ def check_layer(
 ) -> None:
     """Compare a prepared layer with its dequantized weights in float32, on random inputs.
 
-    layer: what `kernel` made of `weight` without a bias, on `device`, taking `dtype`. Raises KernelFault over the bound
-    of the dtype that the kernel multiplies in.
+    layer: what `kernel` made of `weight` without a bias, on `device`, taking `dtype`. Raises KernelFault over BOUNDS.
     """
     out_features, in_features = weight.codes.shape
     exact = weight.to(device).dequantize().t()

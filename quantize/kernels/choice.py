@@ -98,10 +98,7 @@ def _fastest(names: Sequence[str], shapes: Shapes, device: torch.device, dtype: 
 
 
 def best(seconds: dict[str, KernelTiming]) -> str:
-    """The kernel that loses least over both phases: the smallest product of its slowdowns against each phase's fastest.
-
-    One kernel serves both, since two would hold the weights twice; each of ours has its own way with long prompts.
-    """
+    """The one that loses least over both phases: the smallest product of its slowdowns against each phase's fastest."""
     decode, prefill = map(min, zip(*seconds.values(), strict=True))
     return min(seconds, key=lambda name: seconds[name].decode_s / decode * (seconds[name].prefill_s / prefill))
 
@@ -109,8 +106,7 @@ def best(seconds: dict[str, KernelTiming]) -> str:
 @torch.no_grad()
 def probe_kernel(kernel: Kernel, shapes: Shapes, device: torch.device, dtype: torch.dtype) -> KernelTiming | None:
     """How long all layers take on this kernel, one of each shape timed; None for one that fails or is wrong."""
-    on_cuda = device.type == "cuda"
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device) if on_cuda else None
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device) if device.type == "cuda" else None
     totals = [0.0, 0.0]
     for shape in shapes:
         try:

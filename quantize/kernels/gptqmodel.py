@@ -1,13 +1,14 @@
 """gptqmodel's CUDA kernels for AWQ weights (Marlin and Machete), where that package is installed."""
 
-import contextlib
 import importlib
 import importlib.util
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -17,11 +18,10 @@ from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import Int4Linear, Kernel
 from quantize.quiet import quiet_libraries
 
-CLASSES = {
+CLASSES = {  # kernel name -> module under gptqmodel.nn_modules.qlinear, class, and what tables call it
     "gptqmodel-marlin": ("marlin_awq", "AwqMarlinLinear", "Marlin"),
     "gptqmodel-machete": ("machete_awq", "AwqMacheteLinear", "Machete"),
 }
-"""Kernel name -> module under gptqmodel.nn_modules.qlinear, class, and what tables call it."""
 
 
 class GptqmodelLinear(Int4Linear):
@@ -50,17 +50,13 @@ def half_of(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bfloat16 else torch.float16
 
 
-@contextlib.contextmanager
+@contextmanager
 def _kept_to_itself() -> Iterator[None]:
     """Importing gptqmodel prints a banner and sets environment variables (the order of devices, the allocator's
     settings), which would change what is measured beside it: neither leaves this block."""
-    before, nowhere = dict(os.environ), io.StringIO()
-    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), quiet_libraries():
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    nowhere = io.StringIO()
+    with patch.dict(os.environ), redirect_stdout(nowhere), redirect_stderr(nowhere), quiet_libraries():
+        yield
 
 
 def _class_of(name: str) -> Any:

@@ -14,13 +14,8 @@ from quantize.kernels.base import Kernel, Style
 from quantize.kernels.block_packing import BLOCK_INPUTS, WordsLinear
 
 SIXTEEN = 0x41800000  # the bits of the float 16.0, which the programs set codes into
-FUSED: dict[str, Any] = {"enable_fp_fusion": True}
-"""A multiplication and an addition in one instruction: Triton 3.9 wants to be told, and 3.10 will not by itself."""
-
-WARPS_A_PROCESSOR = 12
-"""So many warps of the mat-vec should fall to each multiprocessor of a GPU: fewer leave its memory waiting, and more
-than 16, with 128 registers a thread, take turns."""
-
+FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # product and sum in one instruction: Triton 3.10 wants to be told
+WARPS_A_PROCESSOR = 12  # of the mat-vec at least: fewer leave memory waiting; of 128 registers a thread 16 fit at once
 FEW_TOKENS = 64  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
 WARP_QUADS = 32  # quads of words that a warp of the mat-vec and the dequantizing program takes at a time, one a lane
 COPY_BYTES = 2**27  # of dequantized weights in memory at a time: the gate projection of a 7B model, 117 MB, fits
@@ -133,5 +128,4 @@ def _one_or_many(tokens: int) -> str:
 
 TRITON = _kernel("triton", lambda tokens: _one_or_many(tokens) if tokens <= FEW_TOKENS else "dequantize + matmul")
 TRITON_TILES = _kernel("triton-tiles", _one_or_many)  # a long prompt costs no dequantized copy, but slower products
-TRITON_GEMV = _kernel("triton-gemv", lambda tokens: "mat-vec", style="GEMV")
-"""The mat-vec for every token of a prompt too: what the layout GEMV stood for."""
+TRITON_GEMV = _kernel("triton-gemv", lambda tokens: "mat-vec", style="GEMV")  # what the layout GEMV stood for

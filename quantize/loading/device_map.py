@@ -87,8 +87,7 @@ def placement_for(
 
     model: with its weights on the meta device; dtype: of the weights that are not quantized. free: left out, what the
     machine has now. GPUs fill up first, from `device` on. Layers of the half-precision reference may also wait in RAM
-    and be copied to the GPU for every pass; quantized ones run where they lie. Raises MemoryError where the weights
-    fit nowhere.
+    and be copied to the GPU for every pass; quantized ones run where they lie. Raises MemoryError where none fits.
     """
     if device.type != "cuda" and free is None:
         return Placement(device)

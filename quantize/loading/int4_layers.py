@@ -1,8 +1,6 @@
 """4-bit layers in the place of a model's linear layers, and what is not quantized around them.
 
-Linear layers that share an input (query, key and value; gate and up) run as one: what a kernel costs beside its
-products, in Python, to start and to wind down, it then costs once; a key projection alone is also too small to keep a
-GPU's memory busy. autoawq merges query, key and value as well (its `fuse_layers`).
+On a GPU, layers that share an input (query, key and value; gate and up) run as one, to start fewer kernels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -89,8 +87,7 @@ def fill_rest(skeleton: Skeleton, quantized: Sequence[str], how: Running) -> Non
     model.tie_weights()
     keep_half_embeddings(model, how.dtype)
     place_buffers(model, how.place)
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:
+    if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise UserError(f"the checkpoint lacks {missing[0]}: make it again with `quantize --force`")
 
 
@@ -105,8 +102,7 @@ def place_buffers(model: nn.Module, place: Placement) -> None:
 class HalfHead(nn.Module):
     """An output head stored in half precision: one token multiplies in it, more of them in the compute dtype.
 
-    A CPU multiplies float16 matrices with one vector at memory speed and with several at a hundredth of float32's
-    speed, so for several the rows are converted, a chunk of the vocabulary at a time.
+    For those, which a CPU is slow to multiply in float16, rows are converted a chunk of the vocabulary at a time.
     """
 
     def __init__(self, head: nn.Linear) -> None:

@@ -26,12 +26,9 @@ from quantize.weights import check_finite, is_finite
 class Choices:
     """What a user chose, and what follows from the model.
 
-    half_dtype:  of what is not quantized.
-    rounding:    of 4-bit codes.
-    bnb:         how bitsandbytes' 4-bit weights are stored.
+    half_dtype:  of what is not quantized; rounding: of 4-bit codes.
     group_size:  of methods that store groups of codes.
     kept:        names in files of the modules with matrices that stay in half precision.
-    calibration: the text that was looked at, None for none.
     """
 
     half_dtype: torch.dtype
@@ -46,11 +43,8 @@ class Choices:
 class Recipe:
     """How one checkpoint is made: what its manifest and its config.json will say, and what runs.
 
-    variant:      the row of the table.
     dtype:        of the tensors that are not quantized.
     quantization: what config.json says under quantization_config, None for the reference.
-    group_size:   of groups of codes.
-    calibration:  the text that was looked at.
     settings:     a dataclass of the choices that decide the bytes; the method works with this one object.
     quantized_share: of the decoder's matrices, None where nothing is quantized.
     """
@@ -78,8 +72,7 @@ class Recipe:
 class LayerInputs:
     """A decoder layer as it came, and what its linear layers see on the calibration text.
 
-    layer:   the module, its weights in float32.
-    prefix:  of the layer's names in the model.
+    layer:   the module, its weights in float32; prefix: of its names in the model.
     linears: those to quantize, by name inside the layer.
     owners:  linear -> which one's input it shares; those of experts are not there.
     stats:   owner -> statistics of that input.
@@ -113,8 +106,7 @@ class LayerInputs:
 
 
 Tensors = dict[str, Tensor]
-Kernels = tuple[str, str]
-"""What runs the quantized layers, for a long prompt and for one token."""
+Kernels = tuple[str, str]  # what runs the quantized layers, for a long prompt and for one token
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""bitsandbytes: 4-bit (nf4, fp4) and 8-bit (LLM.int8), made one weight at a time.
-
-The tensors come from bitsandbytes' functional interface and go straight to disk. Saving a model is no way to get them:
-on some CPUs a forward pass repacks its 4-bit weights in place, and what is saved afterwards is not what was quantized.
-"""
+"""bitsandbytes: 4-bit (nf4, fp4) and 8-bit (LLM.int8), one weight at a time, by bitsandbytes' functional interface."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -106,8 +102,7 @@ def _block_scales(state: Any, rows: int) -> Tensor:
 def bnb_quantization_config(variant: Variant, options: BnbOptions, kept: Sequence[str] = ()) -> dict[str, Any]:
     """What config.json says under `quantization_config`: transformers' own BitsAndBytesConfig, as JSON.
 
-    kept: modules that stay in half precision, where transformers' own rule says otherwise. The block size is not in it:
-    bitsandbytes keeps it beside each 4-bit weight.
+    kept: modules in half precision where transformers' own rule says otherwise. The block size is beside each weight.
     """
     with quiet_libraries():
         from transformers import BitsAndBytesConfig

@@ -13,11 +13,7 @@ FEW_TOKENS = 256  # an expert that saw fewer is shown tokens of its peers as wel
 
 
 class RoutedTokens:
-    """Tokens that one module of experts was called with; its experts' statistics are made when they are asked for.
-
-    name:    of the module in the layer.
-    experts: in order.
-    """
+    """Tokens that one module of experts was called with; its experts' statistics are made when they are asked for."""
 
     def __init__(self, name: str, module: Any) -> None:
         self.name = name

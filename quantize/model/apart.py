@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 Cut = Callable[[Tensor], Tensor]  # a parameter as transformers keeps it -> the part that one linear layer has
 AS_IS: Cut = nn.Identity()
-LIKE_LINEAR: dict[str, Cut] = {"Conv1D": Tensor.t, "FalconLinear": AS_IS}
-"""Classes that compute what nn.Linear computes, and how their weight becomes its [out, in]."""
+LIKE_LINEAR: dict[str, Cut] = {"Conv1D": Tensor.t, "FalconLinear": AS_IS}  # class -> its weight as nn.Linear has it
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,10 @@ class StackedForm:
         return own.chunk(2)[place] if self.is_concatenated else own[place::2]
 
 
-UNDECORATED = {
+UNDECORATED = {  # classes that do not say their own form
     "Llama4TextExperts": StackedForm(is_transposed=True, by_block=True),
     "LongcatFlashExperts": StackedForm(has_identity=True),
 }
-"""Classes that do not say their own form."""
 
 
 def stacked_form(module: nn.Module) -> StackedForm | None:
@@ -81,8 +79,7 @@ def stacked_form(module: nn.Module) -> StackedForm | None:
 class Expert(nn.Module):
     """One expert: linear layers `gate_proj` (where it has one), `up_proj`, `down_proj`.
 
-    forward(x [n, hidden], gate) -> [n, hidden]; gate: gate and up outputs, in the form of the stack -> the input of
-    down_proj.
+    forward(x [n, hidden], gate) -> [n, hidden]; gate: gate and up outputs, as the stack has them -> down_proj's input.
     """
 
     def __init__(self, form: StackedForm, sizes: tuple[int, int, int], empty: Callable[..., nn.Linear]) -> None:

@@ -19,7 +19,6 @@ Shape = tuple[str, int, int]  # a linear layer: full name, out features, in feat
 class Architecture:
     """A model's decoder layers.
 
-    layers:      in order.
     layers_name: of their list in the model.
     kept:        full names of the linear layers inside them that stay in half precision.
     outputs:     what the model expects of a layer: 0 for a tensor, else how many in a tuple of which it is the first.
@@ -56,10 +55,7 @@ class Architecture:
         return [name for name, _, _ in self.shapes()]
 
     def with_group_size(self, wanted: int | None = None) -> "Architecture":
-        """This with `wanted` or the largest group size that fits, less the layers it does not fit.
-
-        Raises UserError when `wanted` does not fit, or when no size does.
-        """
+        """This with a group size, less the layers that it does not fit. Raises UserError as `group_size_for` does."""
         size = group_size_for(self.shapes(), wanted)
         unfit = {name for name, rows, columns in self.shapes() if rows % PACKED_ROWS or columns % size}
         return replace(self, kept=self.kept | unfit, group_size=size)

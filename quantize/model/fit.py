@@ -17,8 +17,7 @@ from quantize.weights import TensorReader
 def fitting_model(folder: Path, weights: TensorReader, say: Callable[[str], object]) -> Any:
     """The transformers model of a folder, its weights on the meta device, once its files are known to fit it.
 
-    Tied weights that differ in the files are not tied, transformers' rule, and the user is told. Raises UserError as
-    `empty_model` and `check_fit` do.
+    Tied weights that differ in the files are not tied, which the user is told. Raises as `empty_model` and `check_fit`.
     """
     model = empty_model(folder)
     files = FileNames.of(model, weights.names())

@@ -1,10 +1,9 @@
 """Which scales may move where in a decoder layer, proven by trying: no map of architectures.
 
 AWQ multiplies the input features of linear layers by scales and divides them out of the module before (arXiv
-2306.00978). Whether that leaves a layer's function as it was is tried here with the real layer on real inputs: a
-module's output channels are multiplied by 1 or 2, which is exact in floating point. A matrix whose input changes by
-just these factors is a consumer, and gets its old input back, as dividing its columns would give it. When the layer
-then gives what it gave before, bit for bit, nothing else has seen those channels.
+2306.00978). Here a module's output channels are multiplied by 1 or 2, exact in floating point, in the real layer on
+real inputs. A matrix whose input changes by just these factors is a consumer, and gets its old input back, as dividing
+its columns would give it. When the layer then gives the same as before, to the bit, nothing else has seen the channels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +19,8 @@ from torch import Tensor, nn
 from quantize.model.apart import Expert
 from quantize.model.scales import OTHER, UNSEEN, Consumer, ScaleGroup, apply_scales, is_norm
 
-ACTIVATIONS = ("mlp.act", "mlp.gelu_impl", "ffn.act")
-"""Activation functions that autoawq's checkpoints wrap together with the scales that no weight can absorb."""
-
-WRAPPED_TYPES = ("bloom", "gpt_neox", "mpt", "gptj", "gpt_bigcode", "starcoder2")
-"""Model types whose checkpoints have such wrappers."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A source whose scales cannot move, and why."""
-
-    source: str
-    reason: str
+ACTIVATIONS = ("mlp.act", "mlp.gelu_impl", "ffn.act")  # wrapped with scales that no weight absorbs, as by autoawq
+WRAPPED_TYPES = ("bloom", "gpt_neox", "mpt", "gptj", "gpt_bigcode", "starcoder2")  # whose checkpoints have wrappers
 
 
 class _Refused(Exception):  # noqa: N818 - it says what a try has shown
@@ -41,10 +29,6 @@ class _Refused(Exception):  # noqa: N818 - it says what a try has shown
     def __init__(self, reason: str, width: int = 0) -> None:
         super().__init__(reason)
         self.width = width
-
-
-Run = Callable[[], Sequence[Tensor]]
-"""Runs the layer once on the same inputs; gives everything that leaves it."""
 
 
 @dataclass
@@ -58,11 +42,11 @@ class _Record:
 class Prober:
     """Tries sources of one decoder layer.
 
-    layer: with its weights, in float32. run: runs it once on recorded inputs; it must give the same bits each time.
+    layer: with its weights, in float32. run: runs it on recorded inputs, and gives all that leaves it: always the same.
     matrices: what it calls that may be a reader, by name: linear layers, and modules that may work like one (routers).
     """
 
-    def __init__(self, layer: nn.Module, run: Run) -> None:
+    def __init__(self, layer: nn.Module, run: Callable[[], Sequence[Tensor]]) -> None:
         self._layer = layer
         self._run = run
         modules = layer.named_modules()
@@ -71,14 +55,14 @@ class Prober:
         self._peers = _peers(layer)
         self._output = self._record()
 
-    def groups(self, head_sizes: Sequence[int] = (), wrapped: bool = False) -> tuple[list[ScaleGroup], list[Refusal]]:
+    def groups(self, head_sizes: Sequence[int] = (), wrapped: bool = False) -> tuple[list[ScaleGroup], dict[str, str]]:
         """Every group that holds, in the order of the layer, and why the other sources have none.
 
         head_sizes: channels of an attention head, which tell what rows of a fused projection to try; wrapped: whether a
         checkpoint may hold the scales of activation functions. No two groups share a consumer.
         """
         groups: list[ScaleGroup] = []
-        refused: list[Refusal] = []
+        refused: dict[str, str] = {}
         taken: set[str] = set()
         modules = dict(self._layer.named_modules())
         norms = [[name] for name, module in modules.items() if is_norm(module)]
@@ -87,12 +71,12 @@ class Prober:
             try:
                 found = self._try(names, head_sizes)
             except _Refused as refusal:
-                refused += [Refusal(name, str(refusal)) for name in names]
+                refused |= dict.fromkeys(names, str(refusal))
                 continue
             for group in found:
                 consumers = {consumer.name for consumer in group.consumers}
                 if consumers & taken:
-                    refused.append(Refusal(group.source, "another source's scales reach the same matrix"))
+                    refused[group.source] = "another source's scales reach the same matrix"
                 else:
                     groups.append(group)
                     taken |= consumers
@@ -204,10 +188,7 @@ class Prober:
         raise _Refused("no part of its rows can be scaled by themselves")
 
     def _pass(self, names: list[str], doubled: Tensor) -> dict[str, Tensor]:
-        """Run the layer with these channels doubled: consumer -> int8 [in], 2 doubled, 1 as it was, 0 all zeros.
-
-        Raises _Refused where anything else has seen them.
-        """
+        """Run with these channels doubled: consumer -> int8 [in], 2 doubled, 1 as it was, 0 all zeros; or _Refused."""
         factors = torch.split(doubled.to(torch.float32) + 1, [self._width(name) for name in names])
         states: dict[str, Tensor] = {}
         with ExitStack() as hooks:
@@ -231,16 +212,13 @@ class Prober:
         if number >= len(record.inputs) or record.inputs[number].shape != x.shape:
             raise _Refused(f"{name} is then called in another way")
         before = record.inputs[number]
-        if torch.equal(before, x):
-            state = torch.ones(x.shape[-1], dtype=torch.int8, device=x.device)
-            state[_channelwise(before == 0)] = 0
-        else:
-            same, twice, zero = _channelwise(x == before), _channelwise(x == 2 * before), _channelwise(before == 0)
-            if not bool((same | twice).all()):
-                raise _Refused(f"{name} does not see it channel by channel", x.shape[-1])
-            state = torch.where(zero & same, 0, torch.where(same, 1, 2)).to(torch.int8)
-            if type(module) is not nn.Linear and not self._divides(module, args, state, record.outputs[number]):
-                raise _Refused(f"{name} is no plain product", x.shape[-1])
+        same, twice, zero = _channelwise(x == before), _channelwise(x == 2 * before), _channelwise(before == 0)
+        if not bool((same | twice).all()):
+            raise _Refused(f"{name} does not see it channel by channel", x.shape[-1])
+        state = torch.where(zero & same, 0, torch.where(same, 1, 2)).to(torch.int8)
+        plain = type(module) is nn.Linear or bool(same.all())
+        if not plain and not self._divides(module, args, state, record.outputs[number]):
+            raise _Refused(f"{name} is no plain product", x.shape[-1])
         state = state.cpu()
         earlier = states.get(name, state)
         if bool(((earlier != state) & (earlier != 0) & (state != 0)).any()):  # zeros tell nothing

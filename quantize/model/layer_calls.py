@@ -15,18 +15,13 @@ from quantize.model.apart import Expert
 from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.skeleton import Skeleton, empty
 
-LayerCall = dict[str, Any]
-"""What a model calls a layer with besides its input, by keyword: masks and biases that fit one batch."""
-
-Answer = Callable[[int, Tensor, LayerCall], Tensor]
-"""(layer number, its input, keywords of its call) -> what it gives instead of its output."""
-
+LayerCall = dict[str, Any]  # what a model calls a layer with besides its input, by keyword: of one batch, as masks are
 MOST_OUTPUTS, SOME_TOKENS = 3, 16
 
 
 @contextlib.contextmanager
-def replace_layers(architecture: Architecture, answer: Answer) -> Iterator[None]:
-    """Have every decoder layer give what `answer` says, inside the block."""
+def replace_layers(architecture: Architecture, answer: Callable[[int, Tensor, LayerCall], Tensor]) -> Iterator[None]:
+    """Have every decoder layer give what `answer` says of its number, its input and its call, inside the block."""
     outputs = architecture.outputs
 
     def forward(index: int, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor | None, ...]:

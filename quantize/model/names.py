@@ -15,8 +15,7 @@ from quantize.quiet import quiet_libraries
 from quantize.weights import TensorReader
 
 LEAST_SHARE = 0.9
-Pieces = Iterator[tuple[str, Tensor, bool]]
-"""(name in files, tensor, whether it is the weight of a linear layer to quantize)."""
+Pieces = Iterator[tuple[str, Tensor, bool]]  # name in files, tensor, whether it is a linear layer's, to be quantized
 
 
 @dataclass(frozen=True)

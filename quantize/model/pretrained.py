@@ -34,10 +34,7 @@ def tokenizer_of(folder: Path) -> Any:
 
 
 def model_class(config: Any) -> Any:
-    """transformers' class for a config: the one it names where that generates text, else its type's causal LM.
-
-    Raises ValueError where there is none.
-    """
+    """The class that a config names where that generates text, else its type's causal LM; ValueError where none is."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -52,10 +49,7 @@ def model_class(config: Any) -> Any:
 
 
 def model_of(folder: Path, **how: Any) -> Any:
-    """The causal language model of a folder, its weights loaded from safetensors. how: dtype, device_map.
-
-    Raises UserError where the weights do not fit the model of config.json.
-    """
+    """A folder's causal LM with its weights. how: dtype, device_map. Raises UserError for weights that do not fit."""
     config = config_of(folder)
     with readable(folder, "config.json"):
         kind = model_class(config)

@@ -11,11 +11,7 @@ UNSEEN, OTHER = -1, -2  # input channels of a consumer that were zero throughout
 
 @dataclass(frozen=True)
 class Consumer:
-    """A matrix [out, in] that reads a source's output.
-
-    name:     in the layer.
-    channels: [in], the source's channel that each input feature comes from, or UNSEEN, or OTHER.
-    """
+    """A matrix that reads a source's output. channels: [in], the source's of each input feature, or UNSEEN or OTHER."""
 
     name: str
     channels: tuple[int, ...]
@@ -32,7 +28,6 @@ class ScaleGroup:
 
     source:    a norm, a linear layer, or an activation function.
     free:      [channels], which of the source's may be scaled.
-    consumers: all that read them.
     one_plus:  whether the source is a norm that multiplies by one plus its weight.
     """
 
@@ -64,10 +59,7 @@ class ScaledActivation(nn.Module):
 
 @torch.no_grad()
 def apply_scales(layer: nn.Module, group: ScaleGroup, scales: Tensor) -> None:
-    """Divide the source's channels by `scales` [channels], 1 where not free, and make up for it in what reads them.
-
-    In place; the layer's function stays as it was.
-    """
+    """Divide the source by `scales` [channels], 1 where not free, and make up for it in what reads it, all in place."""
     source: Any = layer.get_submodule(group.source)
     if type(source) is nn.Linear:
         source.weight.data = source.weight / scales.unsqueeze(1)

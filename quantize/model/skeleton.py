@@ -17,8 +17,7 @@ from quantize.weights import TensorReader, check_finite
 class Skeleton:
     """A transformers model taken apart, without its weights.
 
-    model:   on the meta device.
-    weights: the files.
+    model:   on the meta device; weights: the files.
     files:   which tensors of the files make which parameter, by the names of the model as transformers has it.
     parts:   where the parameters come from that transformers keeps in another form.
     stored:  parameter -> its name in files: of the tensor that holds it, else the one that a checkpoint gives it.
@@ -158,10 +157,7 @@ def empty(module: nn.Module, *, recurse: bool = True) -> None:
 
 
 def kept_names(skeleton: Skeleton, quantized: Collection[str]) -> tuple[str, ...]:
-    """What config.json names as left in half precision: by the names in files, and by transformers' where they differ.
-
-    Some engines go by the one, some by the other.
-    """
+    """Names of what is left in half precision for config.json, in files and in transformers: engines go by either."""
     found: dict[str, None] = {}
     for module in left_in_half(skeleton.model, quantized):
         names = {name.removeprefix(module): at for name, at in skeleton.stored.items() if name.startswith(f"{module}.")}

@@ -9,9 +9,7 @@ from torch import Tensor
 from quantize.int4.weight import rounded
 from quantize.rounding.gram import InputStats, row_errors
 
-SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10
-"""autoawq's grids: 20 scale exponents; clipping to 1, 0.95, ... 0.55 of a group's largest magnitude."""
-
+SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; clips to 1, 0.95, ... 0.55 of the most
 COARSE_STEPS = (4, 2)  # the grid is walked in steps of 4, then 2 around the best, on sampled rows, then of 1 on all
 SAMPLED_ROWS = 512  # from here on, every second row is enough to find the neighbourhood of the best scale
 
@@ -20,8 +18,7 @@ SAMPLED_ROWS = 512  # from here on, every second row is enough to find the neigh
 class Reader:
     """Linear layers, one above the other, that read channels of what scales are searched for.
 
-    weight:   float32 [out, in].
-    stats:    of their input.
+    weight:   float32 [out, in]; stats: of their input.
     channels: int64 [in], the channel that each input feature comes from, negative for none.
     share:    of the tokens that they see.
     """

@@ -23,8 +23,7 @@ def inverse_factor(gram: Tensor) -> Tensor:
 
     With H = V V^T for an upper V, which is the lower factor of H read backwards, U is the inverse of V.
     Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
-    then ten times the damping: the Gram matrix of few tokens is close to singular. Raises ArithmeticError for one with
-    NaN or infinity in it.
+    then ten times the damping: the Gram matrix of few tokens is close to singular. Raises ArithmeticError for NaN, Inf.
     """
     damping = DAMPING
     while damping < MOST_DAMPING:
@@ -46,8 +45,7 @@ def inverse_factor(gram: Tensor) -> Tensor:
 def inverse_triangle(upper: Tensor) -> Tensor:
     """The inverse of an upper triangular matrix [n, n], itself upper triangular.
 
-    By halves: the inverse of [[A, B], [0, C]] is [[A^-1, -A^-1 B C^-1], [0, C^-1]], which leaves the work to matrix
-    products.
+    By halves, in matrix products: the inverse of [[A, B], [0, C]] is [[A^-1, -A^-1 B C^-1], [0, C^-1]].
     """
     size = len(upper)
     if size <= COLUMN_BLOCK:
@@ -63,11 +61,10 @@ def inverse_triangle(upper: Tensor) -> Tensor:
 
 
 def gptq_round(weight: Tensor, gram: Tensor, nearest: Nearest) -> Tensor:
-    """Round [out, in] weights column by column, each column's error spread over the columns not yet rounded.
+    """Round [out, in] weights to int8 codes [out, in], a column's error spread over the columns not yet rounded.
 
     gram: float32 [in, in] of the layer's inputs. The columns with the largest activations go first (act-order), while
-    there are many left to make up for them; what `nearest` rounds to must not depend on the order. Returns the codes,
-    int8 [out, in].
+    there are many left to make up for them; what `nearest` rounds to must not depend on the order.
     """
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     factor = inverse_factor(gram[order][:, order])

@@ -12,8 +12,7 @@ from torch import Tensor
 
 SHRINKAGE = 0.2  # of what two input features have in common: taken for an accident of the calibration text
 HALF_TOKENS = 2048
-COLUMN_BLOCKS, SMALLEST_BLOCKED = 4, 512
-"""A symmetric matrix in 4 by 4 blocks takes 10 products of 16; below 512 features the calls cost more."""
+COLUMN_BLOCKS, SMALLEST_BLOCKED = 4, 512  # 4 by 4 symmetric blocks take 10 products of 16; below 512 calls cost more
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,7 @@ class InputStats:
         return InputStats(self.gram / torch.outer(scales, scales), self.abs_mean / scales)
 
     def shrunk(self) -> Tensor:
-        """The Gram matrix with its off-diagonal entries lessened by SHRINKAGE (Ledoit and Wolf, 2004); [in, in].
-
-        What compensates errors trusts the correlations of the calibration text; other text has others.
-        """
+        """The Gram matrix with its off-diagonal entries lessened by SHRINKAGE (Ledoit and Wolf, 2004); [in, in]."""
         gram = self.gram * (1 - SHRINKAGE)
         gram.diagonal().copy_(self.gram.diagonal())
         return gram

@@ -1,7 +1,4 @@
-"""Plots from records: loss against memory, time against FP16, memory by what it is for, the crossover.
-
-Needs matplotlib, which is imported when a figure is made.
-"""
+"""Every plot that there are records for. Needs matplotlib, which is imported when a figure is made."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

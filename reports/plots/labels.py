@@ -13,8 +13,7 @@ ANGLES = tuple(map(math.radians, (0, 30, -30, 60, -60, 90, -90, 150, -150, 120, 
 """From a point to its label, best first: a label is looked for at the right."""
 
 DISTANCES_PX = (*range(7, 70, 6), *range(75, 900, 20))
-LEADER_PX = 20
-"""From this far on a line leads from a label to its point."""
+LEADER_PX = 20  # from this far on a line leads from a label to its point
 
 
 def place(axes: Axes, labels: Iterable[tuple[Point, str]]) -> None:

@@ -15,11 +15,8 @@ from reports.table import UNKNOWN, gigabytes_text, per_second_text, ratio_text
 
 WHOLE = "not told apart"
 ROLES = {"weights": COLORS[3], "KV cache": COLORS[2], "activations": COLORS[1], "rest": "#BBBBBB", WHOLE: "#DDDDDD"}
-ON_BAR = "#111111"
-"""Bars are pale, and the words on them dark on every page."""
-
-SAME = 300
-"""Points within one part in so many of the axes are one to the eye."""
+ON_BAR = "#111111"  # bars are pale, and the words on them dark on every page
+SAME = 300  # points within one part in so many of the axes are one to the eye
 
 
 def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int | None) -> Figure:

@@ -26,34 +26,24 @@ MUTED, FAINT, SHADE = (INK, 0.65), (INK, 0.12), (INK, 0.05)
 
 METHOD_COLORS = {"FP16": INK, "AWQ": "#0072B2", "BnB.4": "#D55E00", "BnB.8": "#009E73"}
 COLORS = ("#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-"""Okabe and Ito's palette, told apart by colour-blind readers too; its yellow is too pale on white and left out.
-COLORS are for what is no method of METHOD_COLORS."""
+"""Okabe and Ito's palette, which colour-blind readers tell apart, but for its pale yellow; COLORS are for the rest."""
 
-FORMATS: dict[str, dict[str, Any]] = {
+FORMATS: dict[str, dict[str, Any]] = {  # what would differ from run to run is left out of a file
     "png": {"dpi": 150, "metadata": {"Software": None}},
     "svg": {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type"))},
 }
-"""What would differ from run to run is left out of a file."""
-
-LONGEST = 44
-"""Characters of a name; of a longer one the middle is left out."""
-
-LOG_FROM = 30.0
-"""From this many times the smallest value on, the largest one's axis is logarithmic."""
+LONGEST = 44  # characters of a name; of a longer one the middle is left out
+LOG_FROM = 30.0  # from this many times the smallest value on, the largest one's axis is logarithmic
 
 
 @contextmanager
 def matplotlib_as_it_comes() -> Iterator[None]:
-    """Inside, matplotlib has its own defaults and ours, whatever the user's matplotlibrc says, and is silent.
-
-    Figures are made and saved inside. Raises UserError without matplotlib.
-    """
+    """Where figures are made and saved: silent, with matplotlib's defaults and ours. Raises UserError without it."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             try:
                 import matplotlib
             except ImportError:

@@ -1,4 +1,4 @@
-"""Each checkpoint answers in a process of its own; what it says is shown, never acted on."""
+"""Each checkpoint answers, one after the other; what it says is shown, never acted on."""
 
 import shutil
 from pathlib import Path

@@ -10,7 +10,7 @@ import torch
 
 from bench import profile
 from bench.profile import profile_of
-from bench.records.lab import ProfileRecord
+from bench.records.profile import ProfileRecord
 from bench.records.store import read_only
 from bench.worker.clock import Clock
 from tests.quantize.loading.test_dummy_model import CONFIG

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quantize.model.apart import take_apart
 from quantize.model.architecture import Architecture, architecture_of
-from quantize.model.groups import WRAPPED_TYPES, Prober, Refusal, tensors_in
+from quantize.model.groups import WRAPPED_TYPES, Prober, tensors_in
 from quantize.model.scales import OTHER, UNSEEN, ScaleGroup, apply_scales
 from quantize.quiet import quiet_libraries
 from tests.quantize.building.test_architectures import SMALL as FAMILY
@@ -102,7 +102,7 @@ def logits(model: Any, tokens: int = 64) -> Tensor:
 
 def probed(
     model: Any, index: int, wrapped: bool = False, tokens: int = 64
-) -> tuple[list[ScaleGroup], list[Refusal], Prober]:
+) -> tuple[list[ScaleGroup], dict[str, str], Prober]:
     """The groups of one decoder layer, tried on what the model calls it with."""
     architecture: Architecture = architecture_of(model)
     layer, config = architecture.layers[index], model.config
@@ -236,7 +236,7 @@ def tried(layer: nn.Module, width: int = 64) -> tuple[dict[str, set[str]], dict[
     torch.manual_seed(1)
     x = torch.randn(2, 9, width)
     groups, refused = Prober(layer, lambda: tensors_in(layer(x.clone()))).groups()
-    return linears_of(groups), {one.source: one.reason for one in refused}
+    return linears_of(groups), refused
 
 
 def test_a_norm_with_one_reader_is_a_group() -> None:
