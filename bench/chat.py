@@ -50,8 +50,8 @@ def _answer(folder: Path, prompt: str, new: int, device: str) -> Answer:
         said = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=not templated).to(loaded.device)
-    mask = {"attention_mask": asked.attention_mask}
-    made = loaded.model.generate(asked.input_ids, **mask, max_new_tokens=new, do_sample=False)
+    how = {"attention_mask": asked.attention_mask, "max_new_tokens": new, "do_sample": False}
+    made = loaded.model.generate(asked.input_ids, **how)
     tokens = tuple(made[0, asked.input_ids.shape[1] :].tolist())
     return Answer(tokenizer.decode(tokens, skip_special_tokens=True), tokens)
 

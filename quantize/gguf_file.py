@@ -65,16 +65,13 @@ def check_gguf(folder: Path, names: Iterable[str]) -> None:
     known, kind = ARCHITECTURES.get(config.model_type), _rope(config)["rope_type"]
     if known is None:
         raise UserError(f"{config.model_type} is not written as GGUF, only {', '.join(ARCHITECTURES)}: use awq-gemm")
-    wrong = None
-    if config.hidden_act != "silu":
-        wrong = f"hidden_act {config.hidden_act}"
-    elif kind not in known.stretch:
-        wrong = f"rotary scaling {kind}"
-    elif _rope(config).get("partial_rotary_factor", 1) != 1:
-        wrong = "rotary embeddings on a part of each head"
-    elif getattr(config, "use_sliding_window", False):
-        wrong = "a sliding window in some layers"
-    if wrong:
+    asked = {
+        f"hidden_act {config.hidden_act}": config.hidden_act != "silu",
+        f"rotary scaling {kind}": kind not in known.stretch,
+        "rotary embeddings on a part of each head": _rope(config).get("partial_rotary_factor", 1) != 1,
+        "a sliding window in some layers": getattr(config, "use_sliding_window", False),
+    }
+    for wrong in (what for what, is_asked in asked.items() if is_asked):
         raise UserError(f"llama.cpp's {known.name} cannot compute {wrong}, which config.json asks for: use awq-gemm")
     if not (folder / "tokenizer.json").is_file() or read_json(folder / "tokenizer.json")["model"]["type"] != "BPE":
         raise UserError("only byte-pair tokenizers (tokenizer.json) are written as GGUF: use awq-gemm")
@@ -104,6 +101,8 @@ def write_gguf(weights: Weights, path: Path, name: str, folder: Path) -> int:
     _add_tokenizer(writer, folder, config.vocab_size)
     writer.add_array(NAMES_KEY, list(tensors))
     writer.add_array(TURNED_KEY, turned)
+    kinds, packs = gguf.LlamaFileType, any(own.endswith(f".{Q4_1_PART}") for own in tensors)
+    writer.add_file_type(kinds.MOSTLY_Q4_1 if packs else kinds.MOSTLY_F16)
     factors, size = _rotary_factors(config), 0
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
@@ -155,7 +154,6 @@ def _add_settings(writer: Any, config: Any) -> None:
     heads, rope = config.num_attention_heads, _rope(config)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     window = getattr(config, "sliding_window", None) or math.inf  # longer ones need a window that llama.cpp lacks here
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_1)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(int(min(config.max_position_embeddings, window)))

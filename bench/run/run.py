@@ -60,9 +60,7 @@ class Instruments:
     """What a bench measures with; tests put others in their place. executor_for: of the settings and records file."""
 
     probe_machine: Callable[[str, int | None], Machine] = probe
-    executor_for: Callable[[Settings, Path], Executor] = lambda settings, path: EngineExecutor(
-        settings, path.with_suffix(".log")
-    )
+    executor_for: Callable[[Settings, Path], Executor] = lambda s, path: EngineExecutor(s, path.with_suffix(".log"))
     now: Callable[[], float] = time.monotonic  # in seconds
     check_models: Callable[[Sequence[Target], Sequence[Scenario], QualityRequest | None], None] = checks.check_models
 

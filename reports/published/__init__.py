@@ -16,7 +16,7 @@ from quantize.variant import NATIVE_KERNEL, known_variants
 from reports.compatibility import HEADLINE
 from reports.notes import dummy_text, machine_text, shape_text
 from reports.results import Measurement, Result
-from reports.table import Column, Heading, Page, Paragraph, Row, Table, titled
+from reports.table import Cell, Column, Heading, Page, Paragraph, Row, Table, titled
 
 BIOMISTRAL = "biomistral-7b"
 
@@ -137,23 +137,21 @@ def _row(table: PublishedTable, measurement: Measurement, row: PublishedRow, res
         time = result.ratio_in(timing, table.phase) if timing else result.status_in(scenario)
     peak, published_time = timing.run_peak_bytes if timing else None, table.time(row)
     comparable, published_bytes = table.of_its_shape(measurement), row.vram_gb and row.vram_gb * 1e9
+
+    def over(found: Cell, published: float | None) -> float | None:
+        return found / published if isinstance(found, int | float) and published and comparable else None
+
     return [
         *checkpoint_cells(row, f"{row.method}, broken" if result and result.broken else row.method),
         (Column("At", optional=True), table.scenarios.get(row.scenario)),
         (Column("Published VRAM GB", "gigabytes"), published_bytes),
         (Column("Measured weights GB", "gigabytes"), result.weights_bytes if result else None),
         (Column(f"Measured peak {measurement.memory_name} GB", "gigabytes"), peak),
-        (
-            Column("Peak / published", "ratio"),
-            peak / published_bytes if comparable and peak and published_bytes else None,
-        ),
+        (Column("Peak / published", "ratio"), over(peak, published_bytes)),
         (Column("Published tokens/s", "per_second", optional=True), row.tokens_per_s),
         (Column("Published Time", "ratio"), published_time),
         (Column("Measured Time", "ratio"), time),
-        (
-            Column("Time / published", "ratio"),
-            time / published_time if comparable and isinstance(time, float) and published_time else None,
-        ),
+        (Column("Time / published", "ratio"), over(time, published_time)),
     ]
 
 
