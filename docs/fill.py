@@ -1,9 +1,9 @@
 """Writes into README.md and docs/ what `report`, or `python -m tests.lab.pages` for the records of the laboratory,
 prints for the records named there: `python -m docs.fill`.
 
-A block begins with `<!-- record: PATH -->`, `<!-- table: PATH -->` for the published table's columns alone, or
-`<!-- summary: PATH -->` for the table of the screen that `report` prints, and ends with
-`<!-- end -->`. docs/data.md is what `quantable schema` prints, in words.
+A block begins with `<!-- record: PATH -->`, `<!-- table: PATH -->` for the published table's columns alone,
+`<!-- summary: PATH -->` for the table of the screen that `report` prints, or `<!-- engines: PATH -->` for the matrix of
+checkpoints and engines, and ends with `<!-- end -->`. docs/data.md is what `quantable schema` prints, in words.
 """
 
 import re
@@ -18,8 +18,8 @@ from tests.lab.pages import lab_page
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
 LABORATORY = ("race", "overhead", "side_by_side")  # files of its records
-VIEWS: dict[str, View] = {"record": "full", "table": "published", "summary": "summary"}
-BLOCK = re.compile(r"(<!-- (record|table|summary): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+VIEWS: dict[str, View] = {"record": "full", "table": "published", "summary": "summary", "engines": "full"}
+BLOCK = re.compile(r"(<!-- (record|table|summary|engines): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -29,6 +29,9 @@ def filled(text: str) -> str:
         view, path = VIEWS[found[2]], ROOT / found[3]
         text = lab_page(path) if path.stem in LABORATORY else report(path, format="md", view=view)
         blocks = text.strip().split("\n\n")
+        if found[2] == "engines":
+            blocks = blocks[blocks.index("### Engines") + 1 :]
+            blocks = blocks[: next(n for n, one in enumerate(blocks) if one.startswith("### "))]
         shown = "\n\n".join(blocks) if view == "full" else next(one for one in blocks if one.startswith("|"))
         return f"{found[1]}\n{shown}\n\n{found[4]}"
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +35,9 @@ class TorchEngine:
 def start(asked: Asked) -> TorchEngine:
     from transformers import AutoModelForCausalLM
 
-    how = {"trust_remote_code": False, "use_safetensors": True}
-    model = AutoModelForCausalLM.from_pretrained(asked.folder, dtype=getattr(torch, asked.dtype), **how)
+    packed = {"gguf_file": "model.gguf"} if (Path(asked.folder) / "model.gguf").is_file() else {"use_safetensors": True}
+    how = {"dtype": getattr(torch, asked.dtype), "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(asked.folder, **how, **packed)
     return TorchEngine(model, importlib.metadata.version("transformers"), asked.dtype)
 
 

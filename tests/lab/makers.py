@@ -64,8 +64,32 @@ def make(source, out, texts, scheme, **how):
     model.save_pretrained(out, save_compressed=True)
     tokenizer.save_pretrained(out)
 """
-SCRIPTS = {"gptqmodel": GPTQMODEL, "auto-round": AUTO_ROUND, "llm-compressor": LLM_COMPRESSOR}
+AUTOAWQ = """
+import torch
+from awq import AutoAWQForCausalLM
+from awq.quantize.quantizer import AwqQuantizer
+from transformers import AutoTokenizer
+class Repaired(AwqQuantizer):  # on a CPU its search scales the weights that it meant to have saved
+    def _compute_best_scale(self, x, w_mean, x_mean, inspected, *rest):
+        saved = {name: one.clone() for name, one in inspected.state_dict().items()}
+        inspected.state_dict = lambda: saved
+        try:
+            return super()._compute_best_scale(x, w_mean, x_mean, inspected, *rest)
+        finally:
+            del inspected.state_dict
+def make(source, out, texts, version):
+    model = AutoAWQForCausalLM.from_pretrained(source, torch_dtype=torch.float32, safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    config = {"zero_point": True, "q_group_size": 64, "w_bit": 4, "version": version}
+    few = {"calib_data": texts, "max_calib_samples": len(texts), "max_calib_seq_len": 256}
+    model.quantize(tokenizer, quant_config=config, quantizer_cls=Repaired, **few)
+    model.save_quantized(out)
+    tokenizer.save_pretrained(out)
+"""
+SCRIPTS = {"autoawq": AUTOAWQ, "gptqmodel": GPTQMODEL, "auto-round": AUTO_ROUND, "llm-compressor": LLM_COMPRESSOR}
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "autoawq-gemm": ("autoawq", {"version": "GEMM"}),
+    "autoawq-gemv": ("autoawq", {"version": "GEMV"}),
     "gptqmodel-awq": ("gptqmodel", {"method": "awq", "format": "gemm"}),
     "gptqmodel-gptq": ("gptqmodel", {"method": "gptq", "format": "gptq"}),
     "gptqmodel-gptq-v2-act-order": ("gptqmodel", {"method": "gptq", "format": "gptq_v2", "desc_act": True}),
@@ -106,6 +130,10 @@ def dense_weight(parts: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
         if "weight_zero_point" in parts:
             zeros = nibbles(parts["weight_zero_point"].t().contiguous()).t()[: len(scales)]
         group = torch.arange(codes.shape[1]) // (codes.shape[1] // scales.shape[1])
+    elif config.get("version") == "gemv":
+        codes, groups = nibbles(parts["qweight"]), 8 * parts["qweight"].shape[1] // config["group_size"]
+        zeros, scales = nibbles(parts["qzeros"])[:, :groups], parts["scales"].float()[:, :groups]
+        group = torch.arange(codes.shape[1]) // config["group_size"]
     elif "awq" in (config["quant_method"], str(config.get("packing_format", ""))[-3:]):
         order = (0, 2, 4, 6, 1, 3, 5, 7)
         codes, zeros = nibbles(parts["qweight"], order).t(), nibbles(parts["qzeros"], order).t()
@@ -136,7 +164,7 @@ def dense_folder(folder: Path, base: Path, out: Path) -> Path:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make, judge, compare; 1 where a perplexity is further than 0.1% from that of the dequantized weights."""
-    pythons = dict(one.split("=", 1) for one in arguments.python)
+    pythons = {"autoawq": sys.executable, **dict(one.split("=", 1) for one in arguments.python)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     out, base, wrong = arguments.out.resolve(), open_source(arguments.source).folder, 0
     texts = [text[:2000] for text in builtin_texts("calibration")[:16]]
