@@ -88,9 +88,10 @@ MAKERS = {"gptqmodel": GPTQMODEL, "auto-round": ("auto-round==0.16.1", "py-cpuin
 """What other makers of checkpoints need beside what is installed here."""
 
 
+COMPRESSED_TENSORS = ("compressed-tensors==0.17.1", "loguru", "pydantic")  # later ones miss the zero point's shape
 ENGINES = {
-    "transformers": ("compressed-tensors==0.17.1", "loguru", "pydantic"),  # later ones miss the zero point's shape
-    "gptqmodel": GPTQMODEL,
+    "transformers": COMPRESSED_TENSORS,
+    "gptqmodel": (*GPTQMODEL, *COMPRESSED_TENSORS),
     "openvino": ("openvino==2026.4.1", "openvino-telemetry"),
     "llamacpp": ("llama-cpp-python==0.3.36", "diskcache", "jinja2"),
 }

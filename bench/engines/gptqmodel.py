@@ -1,6 +1,7 @@
 """gptqmodel, on the kernel that it chooses."""
 
 import importlib.metadata
+import os
 import sys
 
 import torch
@@ -10,6 +11,7 @@ from bench.engines.transformers import TorchEngine
 
 
 def start(asked: Asked) -> TorchEngine:
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(torch.get_num_threads()))  # by itself it wants four cores
     from gptqmodel import BACKEND, GPTQModel
 
     how = {"dtype": getattr(torch, asked.dtype), "trust_remote_code": False}

@@ -105,8 +105,7 @@ class EngineExecutor:
             return None
         kernel = "dequantize" if known_variants()[run.subject.variant].is_awq else None
         own = replace(run.subject, name=run.subject.folder, engine=None, kernel=kernel)
-        facts = ("float32", self.settings.quality.label, self.settings.environment)
-        path = Path(logprobs_path(own, *facts))
+        path = Path(logprobs_path(own, "float32", self.settings.quality.label, self.settings.environment))
         if not path.is_file():
             dtypes, kept = {own.baseline: "float32"}, {own.quality_baseline: str(path)}
             settings = replace(self.settings, compute_dtypes=dtypes, reference_logprobs=kept)
@@ -169,8 +168,7 @@ class _InEngine(WorkerExecutor):
         from quantize.model.pretrained import tokenizer_of
 
         judged, tokenizer = self.settings.quality, tokenizer_of(Path(asked.run.target.checkpoint or ""))
-        size = {"blocks": judged.blocks, "block_tokens": judged.block_tokens}
-        return evaluation_blocks(tokenizer, **size, data=judged.data)
+        return evaluation_blocks(tokenizer, blocks=judged.blocks, block_tokens=judged.block_tokens, data=judged.data)
 
     def _record(self, asked: Request, line: dict[str, Any], expected: Path, started_at: str) -> Record:
         subject = asked.run.subject

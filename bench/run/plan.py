@@ -38,10 +38,8 @@ def target_of(
 
 def in_engine(target: Target, engine: str) -> Target:
     """The same checkpoint as an engine runs it: a row of its own, beside that engine's reference."""
-    subject = target.subject
-    if engine == OURS:
-        return target
-    return replace(target, subject=replace(subject, name=name_on(subject.name, None, engine), engine=engine))
+    subject = replace(target.subject, name=name_on(target.subject.name, None, engine), engine=engine)
+    return target if engine == OURS else replace(target, subject=subject)
 
 
 def subject_of(variant: Variant, *, name: str, kernel: str | None, **fields: Any) -> Subject:

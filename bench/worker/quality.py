@@ -86,9 +86,7 @@ def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expe
     return likelihood.quality(divergence=None if reference is None else divergence.summary())
 
 
-def quality_of_file(
-    path: Path, blocks: torch.Tensor, *, text: str, expected: Path | None, exact: Path | None
-) -> Quality:
+def quality_of_file(path: Path, blocks: torch.Tensor, text: str, expected: Path | None, exact: Path | None) -> Quality:
     """As `quality`, of the log-probabilities in a .npy file. exact: a file that the same weights should agree with.
 
     Raises FloatingPointError where they are no numbers.
