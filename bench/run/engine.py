@@ -101,9 +101,10 @@ class EngineExecutor:
 
     def _exact(self, run: PlannedRun) -> Path | None:
         """What this program expects of the same checkpoint, dequantized to float32; kept as a reference's is."""
-        if not run.quality:
+        variant = known_variants()[run.subject.variant]
+        if not run.quality or variant.w_bit == 8:  # LLM.int8 rounds activations, whoever runs it
             return None
-        kernel = "dequantize" if known_variants()[run.subject.variant].is_awq else None
+        kernel = "dequantize" if variant.is_awq else None
         own = replace(run.subject, name=run.subject.folder, engine=None, kernel=kernel)
         path = Path(logprobs_path(own, "float32", self.settings.quality.label, self.settings.environment))
         if not path.is_file():
