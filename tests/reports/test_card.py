@@ -13,9 +13,9 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from yaml import safe_load
 
 import quantize
-from bench.records.record import TaskScore
+from bench.records.record import Divergence, TaskScore
 from bench.records.store import append
-from bench.run.plan import target_of
+from bench.run.plan import in_engine, target_of
 from quantize.checkpoint import CARD_NAME, MANIFEST_NAME, SourceFacts, find_checkpoints, open_checkpoint, verify
 from quantize.errors import UserError
 from reports.card import BEGIN, END, EVALUATIONS_NAME, card, main
@@ -149,6 +149,26 @@ def test_a_card_changes_nothing_of_the_checkpoint(runs: Path) -> None:
     (folder / "LICENSE").unlink()
     verify(open_checkpoint(folder))
     assert any("no LICENSE" in line for line in card(folder).advice)
+
+
+def test_other_engines_have_a_line_each(runs: Path) -> None:
+    measure(runs)
+    checkpoint, reference = (open_checkpoint(one) for one in (awq(runs), next(runs.glob("*-FP16"))))
+    builder, here = Builder("source"), runs / "records.jsonl"
+    for one, perplexity, exact in ((reference, 15.0, 0.0), (checkpoint, 15.4, 0.002)):
+        found = builder.quality("fp16", perplexity)
+        assert found.quality is not None
+        quality = replace(found.quality, from_exact=Divergence(exact, exact, exact, 0.0))
+        append(here, replace(found, quality=quality, subject=in_engine(target_of(one), "vllm").subject))
+    failed = builder.failure("awq-gemm", "error", "gptqmodel: no kernel", scenario=None, round=None)
+    subject = in_engine(target_of(checkpoint), "gptqmodel").subject
+    append(here, replace(failed, kind="quality", subject=subject))
+    fp16 = builder.quality("fp16", 15.0)
+    append(here, replace(fp16, subject=in_engine(target_of(reference), "gptqmodel").subject))
+    text = card(checkpoint.path).text
+    assert "- vllm: 15.40 (0.0020)\n" in text
+    assert f"- gptqmodel: {checkpoint.path.name}: gptqmodel: no kernel\n" in text
+    assert text.count("Perplexity in other engines") == 1
 
 
 def test_figures_of_other_contents_are_not_shown(runs: Path) -> None:
