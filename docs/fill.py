@@ -2,8 +2,9 @@
 prints for the records named there: `python -m docs.fill`.
 
 A block begins with `<!-- record: PATH -->`, `<!-- table: PATH -->` for the published table's columns alone,
-`<!-- summary: PATH -->` for the table of the screen that `report` prints, or `<!-- engines: PATH -->` for the matrix of
-checkpoints and engines, and ends with `<!-- end -->`. docs/data.md is what `quantable schema` prints, in words.
+`<!-- summary: PATH -->` for the table of the screen that `report` prints, or `<!-- engines: PATH -->` and
+`<!-- speed: PATH -->` for the section of that name, and ends with `<!-- end -->`. docs/data.md is what
+`quantable schema` prints, in words.
 """
 
 import re
@@ -18,8 +19,14 @@ from tests.lab.pages import lab_page
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
 LABORATORY = ("race", "overhead", "side_by_side")  # files of its records
-VIEWS: dict[str, View] = {"record": "full", "table": "published", "summary": "summary", "engines": "full"}
-BLOCK = re.compile(r"(<!-- (record|table|summary|engines): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SECTIONS = ("engines", "speed")
+VIEWS: dict[str, View] = {
+    "record": "full",
+    "table": "published",
+    "summary": "summary",
+    **dict.fromkeys(SECTIONS, "full"),
+}
+BLOCK = re.compile(r"(<!-- (record|table|summary|engines|speed): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -29,8 +36,8 @@ def filled(text: str) -> str:
         view, path = VIEWS[found[2]], ROOT / found[3]
         text = lab_page(path) if path.stem in LABORATORY else report(path, format="md", view=view)
         blocks = text.strip().split("\n\n")
-        if found[2] == "engines":
-            blocks = blocks[blocks.index("### Engines") + 1 :]
+        if found[2] in SECTIONS:
+            blocks = blocks[blocks.index(f"### {found[2].capitalize()}") + 1 :]
             blocks = blocks[: next(n for n, one in enumerate(blocks) if one.startswith("### "))]
         shown = "\n\n".join(blocks) if view == "full" else next(one for one in blocks if one.startswith("|"))
         return f"{found[1]}\n{shown}\n\n{found[4]}"

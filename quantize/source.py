@@ -259,10 +259,13 @@ def _unpack(gguf: Path, folder: Path) -> None:
 
         choice = getattr(transformers, "GgufConfig", None)  # later versions keep the blocks packed when they can
         packed = {} if choice is None else {"quantization_config": choice(dequantize=True)}
-        home, how = str(gguf.parent), {"gguf_file": gguf.name, "trust_remote_code": False}
-        model = transformers.AutoModelForCausalLM.from_pretrained(home, dtype=torch.float16, **how, **packed)
+        home, packed = str(gguf.parent), packed | {"dtype": torch.float16}
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            home, gguf_file=gguf.name, trust_remote_code=False, **packed
+        )
         model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(home, **how).save_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(home, gguf_file=gguf.name, trust_remote_code=False)
+        tokenizer.save_pretrained(folder)
     config = read_json(folder / "config.json")
     config.pop("_model_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -45,16 +45,15 @@ def torch_model(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AwqConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    stated = getattr(config, "quantization_config", None)
+    stated, how = getattr(config, "quantization_config", None), {"dtype": torch.float32, "attn_implementation": "eager"}
     if stated is None:
-        how = {"dtype": torch.float32, "trust_remote_code": False, "use_safetensors": True}
-        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **how).eval()
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **how).eval()
     if stated.get("quant_method") != "awq" or stated.get("version") != "gemm":
         raise NotImplementedError("OpenVINO reads half precision and AWQ's GEMM layout here: make awq-gemm")
     from awq.modules.linear import WQLinear_GEMM
 
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **how).eval()
     held = {name: one for path in sorted(folder.glob("*.safetensors")) for name, one in load_file(path).items()}
     for name, linear in list(model.named_modules()):
         if f"{name}.qweight" in held:

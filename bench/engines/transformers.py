@@ -35,9 +35,9 @@ class TorchEngine:
 def start(asked: Asked) -> TorchEngine:
     from transformers import AutoModelForCausalLM
 
-    packed = {"gguf_file": "model.gguf"} if (Path(asked.folder) / "model.gguf").is_file() else {"use_safetensors": True}
-    how = {"dtype": getattr(torch, asked.dtype), "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(asked.folder, **how, **packed)
+    how = {"dtype": getattr(torch, asked.dtype)}
+    how |= {"gguf_file": "model.gguf"} if (Path(asked.folder) / "model.gguf").is_file() else {}
+    model = AutoModelForCausalLM.from_pretrained(asked.folder, trust_remote_code=False, use_safetensors=True, **how)
     return TorchEngine(model, importlib.metadata.version("transformers"), asked.dtype)
 
 

@@ -193,7 +193,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--suite", "biomistral", "--shape", "x.json"], "--shape is of random weights: add --dummy, or leave it out"),
         (["--suite", "biomistral", "--crossover-time", "-1"], "--crossover-time must be at least 0 seconds"),
         (["--suite", "biomistral", "--rounds", "0"], "--rounds must be at least 1"),
-        (["--suite", "other"], "no suite 'other'; there are: biomistral, or name a .toml file"),
+        (["--suite", "other"], "no suite 'other'; there are: autoawq-mistral-7b, biomistral"),
         (["DIR", "--dummy"], "--dummy is of a whole table: name it with --suite, or leave it out"),
         (["DIR", "--out", "o"], "--out is of a whole table"),
         (["DIR", "--crossover-time", "0"], "--crossover-time is of a whole table"),

@@ -42,7 +42,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "awq-gguf"])  # which has a tokenizer
 def test_it_takes_the_memory_of_a_checkpoint_and_runs(variant: str, config: Path, tmp_path: Path) -> None:
     options = BuildOptions(blocks=2, block_tokens=32, device="cpu", rounding="nearest")
     (built,) = quantize.quantize(f"dummy:{config}", [variant], tmp_path / "out", options=options)
