@@ -116,6 +116,7 @@ def engines(session: nox.Session) -> None:
         session.run(*pip, "install", "--quiet", *VLLM, external=True, success_codes=[0, 1])
         session.run(*pip, "uninstall", "--quiet", "-y", "torchvision", "torchaudio", "torchcodec", external=True)
     pythons["vllm"] = str(vllm / "bin" / "python")
+    session.run(pythons["llamacpp"], "-m", "tests.lab.llama_cpp", external=True, success_codes=[0, 1])
     out, records = "runs/engines", ["--records", "runs/engines/records.jsonl"]
     every = ["--engine", "quantable"]
     for name, python in pythons.items():
