@@ -33,7 +33,8 @@ def answers(folders: Sequence[Path], prompt: str, *, new: int = 64, device: str 
             try:
                 answer = _answer(folder, prompt, new, device)
             except Exception as error:  # whatever a model does: the others answer
-                answer = Answer(problem=without_folder(f"{type(error).__name__}: {error}", str(folder)))
+                said = f"{type(error).__name__}: {error}".splitlines()[0]
+                answer = Answer(problem=without_folder(said, str(folder)))
             gc.collect()
             trim_memory()
         yield answer

@@ -73,7 +73,7 @@ def check_gguf(folder: Path, names: Iterable[str]) -> None:
     }
     for wrong in (what for what, is_asked in asked.items() if is_asked):
         raise UserError(f"llama.cpp's {known.name} cannot compute {wrong}, which config.json asks for: use awq-gemm")
-    if not (folder / "tokenizer.json").is_file() or read_json(folder / "tokenizer.json")["model"]["type"] != "BPE":
+    if not (folder / "tokenizer.json").is_file() or read_json(folder / "tokenizer.json")["model"].get("type") != "BPE":
         raise UserError("only byte-pair tokenizers (tokenizer.json) are written as GGUF: use awq-gemm")
     _renamed(config, names)
 
@@ -190,7 +190,7 @@ def _add_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
 
     tokenizer, stated = tokenizer_of(folder), read_json(folder / "tokenizer.json")
     model, added = stated["model"], tokenizer.added_tokens_decoder
-    in_characters = model["byte_fallback"]
+    in_characters = model.get("byte_fallback", False)
     by_id = {at: token for token, at in tokenizer.get_vocab().items()}
     kinds = gguf.TokenType
     types = []
