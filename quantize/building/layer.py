@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from quantize.building.quantized_run import QuantizedRun
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.methods.base import LayerInputs
@@ -15,7 +16,7 @@ from quantize.methods.routed import RoutedTokens
 from quantize.model.scales import Consumer, ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
 from quantize.rounding.awq_search import Reader, ScaleChoice, search_clip, search_scale
-from quantize.rounding.gptq import refit_scales, round_with_feedback
+from quantize.rounding.gptq import Watched, round_rows
 from quantize.rounding.gram import InputStats, row_errors
 from quantize.rounding.options import AwqOptions
 
@@ -60,7 +61,8 @@ class LayerResult:
 
 
 Groups = tuple[ScaleGroup, ...]  # where the scales of a layer may move
-Makers = Mapping[str, Callable[[LayerInputs], dict[str, Tensor]]]  # by variant, what LayerResult.before holds of it
+SEARCHED = ""  # in place of a variant's name: those that share the search
+Makers = Mapping[str, Callable[[LayerInputs, QuantizedRun | None], dict[str, Tensor]]]  # by variant, what LayerResult.before holds of it
 
 
 @contextlib.contextmanager
@@ -73,29 +75,44 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 @torch.no_grad()
 def quantize_layer(
-    index: int, seen: LayerInputs, options: AwqOptions | None, groups: Groups, before: Makers, seconds: dict[str, float]
+    index: int,
+    seen: LayerInputs,
+    options: AwqOptions | None,
+    groups: Groups,
+    before: Makers,
+    runs: Mapping[str, QuantizedRun],
+    seconds: dict[str, float],
 ) -> LayerResult:
     """Quantize decoder layer `index`, which is left scaled. Raises UserError where it comes out too bad.
 
+    runs: by variant, how its quantized model sees the layer, SEARCHED for the one of `options`; they go through it.
     seconds: of the phases before this. With no options nothing is quantized here: only `before` sees the layer.
     """
     made = {}
     for variant, make in before.items():
         with timed(seconds, "other variants"):
-            made[variant] = make(seen)
+            made[variant] = make(seen, runs.get(variant))
+            if run := runs.get(variant):
+                run.finish()
+                run.restore()
     if options is None:
         return LayerResult(index, {}, {}, (), seconds, made)
-    work, groups = _Work(seen, options), groups if options.search else ()
+    run = runs.get(SEARCHED)
+    work, groups = _Work(seen, options, run), groups if options.search else ()
     with timed(seconds, "scale"):
         work.scale(groups)
     with timed(seconds, "round"):
-        for owner in seen.stats:
+        for owner in list(seen.stats):
             trim_memory(above=FREED_SHARE)
-            work.round(seen.sharing(owner), seen.stats[owner])
+            work.round_owner(owner)
         for block in seen.blocks:
             for number in range(len(block.experts)):
                 trim_memory(above=FREED_SHARE)
                 work.quantize_expert(block, number, groups)
+        if run:
+            for name, weight in work.weights.items():
+                run.put(name, weight.dequantize())
+            run.finish()
     error, plain = sum(work.errors.values()), sum(work.plain_errors.values())
     if not error <= WORSE_THAN_PLAIN * plain:  # or is not finite
         worse = f"worse than plain rounding on the calibration text (relative error {error:.3g}, plain {plain:.3g})"
@@ -108,8 +125,10 @@ def quantize_layer(
 class _Work:
     """One layer on its way: what has been searched, rounded and found so far, by the linears' names inside it."""
 
-    def __init__(self, seen: LayerInputs, options: AwqOptions) -> None:
+    def __init__(self, seen: LayerInputs, options: AwqOptions, run: QuantizedRun | None = None) -> None:
         self._seen = seen
+        self._run = run
+        self._scales: dict[str, Tensor] = {}  # by which owners' inputs are divided
         self._options = options
         self.weights: dict[str, Int4Weight] = {}
         self.errors: dict[str, float] = {}
@@ -154,7 +173,9 @@ class _Work:
             if choice.exponent is None:
                 continue
             for owner, reader in readers.items():
-                seen.stats[owner] = seen.stats[owner].scaled(reader.spread(choice.scales))
+                own_scales = reader.spread(choice.scales)
+                seen.stats[owner] = seen.stats[owner].scaled(own_scales)
+                self._scales[owner] = own_scales * self._scales.get(owner, 1)
             for block, own in read.items():
                 block.scale(own[0].spread(choice.scales))
                 self._moved |= {one.name: one.spread(choice.scales) for one in own}
@@ -187,20 +208,27 @@ class _Work:
         self.round(outer, stats)
         self.round(inners, inner_stats)
 
-    def round(self, names: Sequence[str], stats: InputStats) -> None:
+    def round_owner(self, owner: str) -> None:
+        """Round the linears that share this input, on what the quantized model gives them where that can be told."""
+        names, found = self._seen.sharing(owner), None
+        if self._run:
+            found = self._run.inputs(owner, self._scales.get(owner))
+        if found is None:
+            return self.round(names, self._seen.stats[owner])
+        self._seen.stats.pop(owner)  # its memory is needed
+        self.round(names, *found)
+        for name in names:
+            self._run.put(name, self.weights[name].dequantize())
+
+    def round(self, names: Sequence[str], stats: InputStats, watched: Watched | None = None) -> None:
         """Round the weights of linears that share one input, all their rows at once."""
         if not names:
             return
         linears, options = self._seen.linears, self._options
         rows = torch.cat([linears[name].weight.data for name in names])
         clips = [_clip(name, linears[name].weight.data, stats, options.group_size) for name in names if options.clip]
-        clip, gram = torch.cat(clips) if clips else None, stats.shrunk()
-        if options.rounding == "gptq":
-            quantized = round_with_feedback(rows, gram, options.group_size, clip)
-        else:
-            quantized = round_to_nearest(rows, options.group_size, clip)
-        if options.refit:
-            quantized = refit_scales(quantized, rows, gram)
+        clip = torch.cat(clips) if clips else None
+        quantized = round_rows(rows, stats, options, clip, watched)
         sizes = [linears[name].out_features for name in names]
         parts = (torch.split(one, sizes) for one in (quantized.codes, quantized.scales, quantized.zeros))
         self.weights |= {name: Int4Weight(*part) for name, *part in zip(names, *parts, strict=True)}

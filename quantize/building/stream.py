@@ -1,6 +1,7 @@
 """Layers fed from files: the model stays on the meta device and its layers pass through memory in turn."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,20 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantize.building.layer import BATCH_TOKENS, Groups, LayerResult, Makers, quantize_layer, timed
+from quantize.building.layer import BATCH_TOKENS, SEARCHED, Groups, LayerResult, Makers, quantize_layer, timed
+from quantize.building.quantized_run import QuantizedRun, replace_batch, run_layer, spilled
 from quantize.errors import UserError
 from quantize.methods.base import LayerInputs
 from quantize.methods.routed import RoutedTokens
 from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
 from quantize.model.groups import WRAPPED_TYPES, Prober, tensors_in
-from quantize.model.layer_calls import LayerCall, layer_calls, one_layer, replace_layers, shared, structure
+from quantize.model.layer_calls import LayerCall, layer_calls, replace_layers, shared, structure
 from quantize.model.skeleton import Skeleton, empty
 from quantize.process_memory import trim_memory
-from quantize.rounding.gram import StatsAccumulator, multiplies_bfloat16
+from quantize.rounding.gram import StatsAccumulator, product_dtype
 from quantize.rounding.options import AwqOptions
 from quantize.weights import check_finite
 
+WATCHED_EVERY, FEWEST_TO_WATCH = 12, 4  # of the calibration blocks one is watched, but of fewer none
 JUMP = 2.0  # perplexity ratio from which on a checkpoint is broken, not quantized
 
 
@@ -83,20 +86,24 @@ class LayerStream:
         A layer's weights, and its inputs, are freed when the next one is asked for.
         """
         self.skeleton.fill_outer(self.architecture.layers_name, self.device)
-        batches = torch.split(blocks, max(1, BATCH_TOKENS // blocks.shape[1]))
+        makers, runs = before or {}, [*(before or {})]
+        if options and options.rounding == "gptq":
+            runs.append(SEARCHED)
+        calibrated, watched = apart(blocks) if runs else (blocks, blocks[:0])
+        runs = runs if len(watched) else []
+        batches = list(torch.split(calibrated, max(1, BATCH_TOKENS // blocks.shape[1])))
+        batches += [watched] if runs else []
         judged = [] if held_out is None else [held_out, held_out]
-        count = len(batches)
-        first, calls = self._record_all([*batches, *judged, blocks[:1]])
-        *hidden, probed = states or first
-        judged, hidden = [state.to(self.device) for state in hidden[count:]], hidden[:count]
-        if spill is None:
-            hidden = [batch.to(self.device) for batch in hidden]
-        else:
+        sizes = [len(batches)] * (1 + len(runs)) + [len(judged)]
+        first, calls = self._record_all([*batches * (1 + len(runs)), *judged, blocks[:1]])
+        *hidden, probed = (batch.to(self.device) for batch in states or first)
+        if spill is not None:
             spill.mkdir(parents=True, exist_ok=True)
-            hidden = [spilled(batch, spill / f"{number:06d}.bin") for number, batch in enumerate(hidden)]
-        probed = probed.to(self.device)
-        self.states = [*hidden, *judged, probed]
-        del states, first
+            for number in range(len(hidden) - len(judged)):
+                hidden[number] = spilled(hidden[number], spill / f"{number:06d}.bin")
+        source, *quantized, judged = _parted(hidden, sizes)
+        self.states = [*hidden, probed]
+        del states, first, hidden
         for module in self.skeleton.model.modules():  # their outputs are there; buffers that no file holds stay
             if isinstance(module, nn.Embedding):
                 module.weight = nn.Parameter(module.weight.to("meta"), requires_grad=False)
@@ -106,19 +113,26 @@ class LayerStream:
             self.skeleton.forget_stacks()
             self.states.clear()
             *of_batches, of_probe = [each[index] for each in calls]
+            of_source, *of_runs, of_judged = _parted(of_batches, sizes)
             seconds: dict[str, float] = {}
             with timed(seconds, "probe"):
                 groups = self._groups(index, probed, of_probe) if options and options.search else ()
             (probed,) = run_layer(layer, [probed], [of_probe])
-            judged[:1] = run_layer(layer, judged[:1], of_batches[count:][:1])  # as the source has the layer
+            judged[:1] = run_layer(layer, judged[:1], of_judged[:1])  # as the source has the layer
             with timed(seconds, "forward"):
-                seen = observe_layer(self.architecture, index, hidden, of_batches[:count], self.skeleton.stored)
-            result = quantize_layer(index, seen, options, groups, before or {}, seconds)
+                seen = observe_layer(
+                    self.architecture, index, source, of_source, self.skeleton.stored, watch=bool(runs), spill=spill
+                )
+            through = {
+                name: QuantizedRun(layer, own, given, seen.exact)
+                for name, own, given in zip(runs, quantized, of_runs, strict=True)
+            }
+            result = quantize_layer(index, seen, options, groups, makers, through, seconds)
             if judged:  # through the scaled layer with its quantized weights
                 for name, linear in self.architecture.linears(index).items():
                     linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
-                judged[1:] = run_layer(layer, judged[1:], of_batches[count:][1:])
-            self.states += [*hidden, *judged, probed]
+                judged[1:] = run_layer(layer, judged[1:], of_judged[1:])
+            self.states += [*source, *(batch for own in quantized for batch in own), *judged, probed]
             yield result, self.states
             empty(layer)
             trim_memory()
@@ -192,38 +206,29 @@ class LayerStream:
 
 
 @torch.no_grad()
-def run_layer(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[LayerCall]) -> Iterator[Tensor]:
-    """The layer's output for each batch [b, t, hidden] with its call; products in bfloat16 where hardware has them."""
-    device = next(layer.parameters()).device
-    for batch, call in zip(hidden, calls, strict=True):
-        with one_layer(layer), torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
-            output = layer(batch.to(device), **call)
-        yield output[0] if isinstance(output, tuple) else output
-
-
-def spilled(batch: Tensor, path: Path) -> Tensor:
-    """A float32 copy of this batch that lives in a file: the system may drop its pages when memory is short."""
-    kept = torch.from_file(str(path), shared=True, size=batch.numel(), dtype=torch.float32).view(batch.shape)
-    return kept.copy_(batch)
-
-
-def is_spilled(batch: Tensor) -> bool:
-    return batch.untyped_storage().filename is not None
-
-
-@torch.no_grad()
 def observe_layer(
-    architecture: Architecture, index: int, hidden: list[Tensor], calls: Sequence[LayerCall], stored: Mapping[str, str]
+    architecture: Architecture,
+    index: int,
+    hidden: list[Tensor],
+    calls: Sequence[LayerCall],
+    stored: Mapping[str, str],
+    *,
+    watch: bool = False,
+    spill: Path | None = None,
 ) -> LayerInputs:
     """Run decoder layer `index`, whose weights are loaded in float32, over the calibration text.
 
     hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; calls: what the model calls
-    the layer with besides, for each batch; stored: as LayerInputs'. Raises UserError when an output is not finite.
+    the layer with besides, for each batch; stored: as LayerInputs'; watch: whether the last batch is watched, not
+    calibrated on, and what the linear layers see is kept; spill: a folder to keep it in. Raises UserError when an output
+    is not finite.
     """
     layer, linears, prefix = architecture.layers[index], architecture.linears(index), architecture.prefix(index)
     owners: dict[str, str] = {}
     accumulators: dict[str, StatsAccumulator] = {}
+    exact: dict[str, list[Tensor]] = {}
     last: tuple[Tensor | None, str] = (None, "")
+    at, calibrated = 0, len(hidden) - watch
 
     def observe(name: str, linear: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal last
@@ -232,7 +237,12 @@ def observe_layer(
         if owner == name:
             if name not in accumulators:
                 accumulators[name] = StatsAccumulator(inputs.shape[-1], inputs.device)
-            accumulators[name].add(inputs)
+            if at < calibrated:
+                accumulators[name].add(inputs)
+            if watch and len(kept := exact.setdefault(name, [])) == at:
+                tokens = inputs.reshape(-1, inputs.shape[-1])
+                path = spill and spill / f"{name}-{at:06d}.bin"
+                kept.append(spilled(tokens, path) if path else tokens.to(product_dtype(tokens.device)))
         last = inputs, owner
 
     blocks = {name: RoutedTokens(name, module) for name, module in layer.named_modules() if experts_of(module)}
@@ -241,11 +251,14 @@ def observe_layer(
     with contextlib.ExitStack() as hooks:
         for name, linear in others.items():
             hooks.enter_context(linear.register_forward_pre_hook(partial(observe, name)))
-        for name, block in blocks.items():
-            module = layer.get_submodule(name)
-            hooks.enter_context(module.register_forward_pre_hook(block.record, with_kwargs=True))
-        for position, output in enumerate(run_layer(layer, hidden, calls)):
-            hidden[position] = hidden[position].copy_(output) if is_spilled(hidden[position]) else output
+        with contextlib.ExitStack() as routed:
+            for name, block in blocks.items():
+                module = layer.get_submodule(name)
+                routed.enter_context(module.register_forward_pre_hook(block.record, with_kwargs=True))
+            for at in range(calibrated):
+                replace_batch(hidden, at, *run_layer(layer, hidden[at : at + 1], calls[at : at + 1]))
+        for at in range(calibrated, len(hidden)):
+            replace_batch(hidden, at, *run_layer(layer, hidden[at:], calls[at:]))
     stats = {name: accumulator.finish() for name, accumulator in accumulators.items()}
     for name, linear in others.items():  # one that the model never calls
         if name not in owners:
@@ -254,7 +267,23 @@ def observe_layer(
     sums = (*(batch.sum() for batch in hidden), *(one.gram.diagonal().sum() for one in stats.values()))
     if not all(bool(torch.isfinite(one)) for one in sums):  # NaN and Inf stay in a sum
         raise UserError(f"{prefix[:-1]} gives NaN or Inf on the calibration text: the source model is damaged")
-    return LayerInputs(layer, prefix, linears, owners, stats, tuple(blocks.values()), stored)
+    whole = {name: kept for name, kept in exact.items() if len(kept) == len(hidden)}
+    return LayerInputs(layer, prefix, linears, owners, stats, tuple(blocks.values()), stored, whole)
+
+
+def apart(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks to calibrate on, and every twelfth to watch: none of fewer than MOST_ALIKE."""
+    count = len(blocks) // WATCHED_EVERY or int(len(blocks) >= FEWEST_TO_WATCH)
+    watched = torch.zeros(len(blocks), dtype=torch.bool)
+    if count:
+        watched[len(blocks) // count - 1 :: len(blocks) // count] = True
+    return blocks[~watched], blocks[watched]
+
+
+def _parted(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+    """The items in lists of these sizes, one after the other."""
+    rest = iter(items)
+    return [list(itertools.islice(rest, size)) for size in sizes]
 
 
 @contextlib.contextmanager

@@ -78,6 +78,7 @@ class LayerInputs:
     stats:   owner -> statistics of that input.
     blocks:  what the experts saw, for each module of experts.
     stored:  parameter -> its name in files, by full names; its own where none is given.
+    exact:   owner -> its input [tokens, in] of each batch; empty where nothing is to be compared with them.
     """
 
     layer: nn.Module
@@ -87,6 +88,7 @@ class LayerInputs:
     stats: dict[str, InputStats]
     blocks: tuple[RoutedTokens, ...] = ()
     stored: Mapping[str, str] = field(default_factory=dict)
+    exact: Mapping[str, list[Tensor]] = field(default_factory=dict)
 
     def file_name(self, linear: str) -> str:
         """The name in files of a linear layer, without ".weight"."""

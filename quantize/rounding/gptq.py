@@ -1,27 +1,76 @@
-"""Rounding that compensates: GPTQ's error feedback (arXiv 2210.17323) inside fixed ranges, then scales refitted."""
+"""Rounding that compensates: GPTQ's error feedback (arXiv 2210.17323) inside fixed ranges, then a sweep over the codes.
+
+Quantizing W to Q changes the output of a layer by E = X W^T - X^ Q^T, where X are its inputs in the source model and X^
+those in the quantized one. With H = X^^T X^ and C = (X - X^)^T X^, |E|^2 is tr(D H D^T) - 2 tr(D B^T) and a constant,
+D = Q - W and B = W C: all that is done here is to lessen it, row by row (QEP, arXiv 2504.09629, without its solve).
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantize.int4.weight import LEVELS, Int4Weight, minmax_range
+from quantize.int4.weight import LEVELS, Int4Weight, minmax_range, round_to_nearest
+from quantize.rounding.gram import InputStats, product_dtype
+from quantize.rounding.options import AwqOptions
 
 DAMPING = 0.05  # share of the mean diagonal added to the Gram matrix; the paper adds 0.01
 MOST_DAMPING = 1e9  # with so much the matrix is its diagonal: what cannot be factorised then is not finite
 COLUMN_BLOCK = 128
 SMALLEST_BLOCK = 16  # blocks of columns are halved down to it: small products between halves in place of outer ones
+import os
+CORRECTION = float(os.environ.get("QC", 0.25))
+PASSES = int(os.environ.get("QP", 1))
+GUARD = int(os.environ.get("QG", 1))
+DAMPING = float(os.environ.get("QD", 0.05))
+GUARD_ROWS = 256
+COUNTS = []
+ROW_BLOCK = 2048  # rows at a time: a block's columns then lie in a core's cache
 LARGEST_STEP = 0.3  # a refitted scale moves by less than this share of itself: beyond, other codes would be nearer
 
 Nearest = Callable[[int, Tensor, Tensor, Tensor], None]
-"""Called with a column's number, its values [out], and where to write the nearest codes [out], whole numbers, and the
-errors [out], which are the values before less after."""
+"""Called with a column's number, what it should be [rows], and where to write the nearest codes [rows], whole numbers,
+and the values that they stand for [rows]."""
 
 
-def inverse_factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor U of (H + damping * mean(diag H) I)^-1, so that the inverse is U^T U; [in, in].
+@dataclass(frozen=True)
+class Watched:
+    """What a linear layer sees of text that it is not calibrated on: float32 [tokens, in] each.
 
-    With H = V V^T for an upper V, which is the lower factor of H read backwards, U is the inverse of V.
+    exact: in the source model; found: in the quantized one.
+    """
+
+    exact: Tensor
+    found: Tensor
+
+    def error(self, weight: Tensor, quantized: Tensor) -> float:
+        """|X W^T - X^ Q^T|^2 of rows [rows, in] of the source's weights and of the quantized ones."""
+        return float((self.exact @ weight.t()).sub_(self.found @ quantized.t()).square_().sum())
+
+
+@dataclass(frozen=True)
+class Target:
+    """What rounding minimises over: H and, where inputs differ from the source's, B; columns in the order of features.
+
+    gram:  float32 [in, in], symmetric; factor: R upper with R^T R = H with damping, both in the order `order` of
+           features: those with the smallest diagonal first, since rounding goes from the last to the first.
+    """
+
+    gram: Tensor
+    order: Tensor
+    factor: Tensor
+
+
+def target_of(gram: Tensor) -> Target:
+    """Raises ArithmeticError for NaN and Inf."""
+    order = torch.argsort(gram.diagonal(), stable=True)
+    return Target(gram, order, damped_factor(gram[order][:, order]))
+
+
+def damped_factor(gram: Tensor) -> Tensor:
+    """The upper R [in, in] with R^T R = H + damping * mean(diag H) I, by Cholesky's method.
+
     Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
     then ten times the damping: the Gram matrix of few tokens is close to singular. Raises ArithmeticError for NaN, Inf.
     """
@@ -33,76 +82,87 @@ def inverse_factor(gram: Tensor) -> Tensor:
             dead = diagonal <= 0
             diagonal.add_(damping * float(diagonal.mean()))
             diagonal[dead] = 1
-            backwards, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-            if not bool(failed):
-                factor = inverse_triangle(backwards.flip(0, 1))
-                if bool(torch.isfinite(factor).all()):
-                    return factor.float()
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if not bool(failed) and bool(torch.isfinite(lower.sum())):
+                return lower.float().t()
         damping *= 10
-    raise ArithmeticError("the Gram matrix is not finite, so that it has no inverse")
+    raise ArithmeticError("the Gram matrix is not finite, so that it has no factor")
 
 
-def inverse_triangle(upper: Tensor) -> Tensor:
-    """The inverse of an upper triangular matrix [n, n], itself upper triangular.
+def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | None = None) -> Tensor:
+    """Round [rows, in] weights to int8 codes [rows, in], each column making up for the errors of those before it.
 
-    By halves, in matrix products: the inverse of [[A, B], [0, C]] is [[A^-1, -A^-1 B C^-1], [0, C^-1]].
+    The columns with the largest activations go first (act-order), while there are many left to make up for them; what
+    `nearest` rounds to must not depend on the order. pull: B [rows, in], None for none. It is Babai's nearest plane
+    algorithm (arXiv 2507.18553): with H = R^T R, column j is rounded from w_j + (sum_{k > j} R_jk (w_k - q_k) + T_j) /
+    R_jj, where T R = B. The far products are in bfloat16 where a CPU has it.
     """
-    size = len(upper)
-    if size <= COLUMN_BLOCK:
-        identity = torch.eye(size, dtype=upper.dtype, device=upper.device)
-        solved: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
-        return solved
-    half = size // 2
-    first, last = inverse_triangle(upper[:half, :half]), inverse_triangle(upper[half:, half:])
-    inverse = torch.zeros_like(upper)
-    inverse[:half, :half], inverse[half:, half:] = first, last
-    torch.mm(first @ upper[:half, half:], last, out=inverse[:half, half:]).neg_()
-    return inverse
-
-
-def gptq_round(weight: Tensor, gram: Tensor, nearest: Nearest) -> Tensor:
-    """Round [out, in] weights to int8 codes [out, in], a column's error spread over the columns not yet rounded.
-
-    gram: float32 [in, in] of the layer's inputs. The columns with the largest activations go first (act-order), while
-    there are many left to make up for them; what `nearest` rounds to must not depend on the order.
-    """
-    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    factor = inverse_factor(gram[order][:, order])
+    dtype, order, pivots = product_dtype(weight.device), target.order, target.factor.diagonal().unsqueeze(1)
     # Columns as rows: every step then reads and writes contiguous memory.
     columns = weight.float().t()[order]
+    pulled = None if pull is None else _solved(target.factor, pull.t()[order], dtype).div_(pivots)
     codes = torch.empty(columns.shape, dtype=torch.int8, device=weight.device)
+    errors = torch.empty(columns.shape, dtype=dtype, device=weight.device)
     numbers = order.tolist()
-    reach = factor / factor.diagonal().unsqueeze(1)  # an error over its pivot, times the pivot's row
-    for start in range(0, len(columns), COLUMN_BLOCK):
-        stop = min(start + COLUMN_BLOCK, len(columns))
-        errors, found = torch.empty_like(columns[start:stop]), torch.empty_like(columns[start:stop])
-        _feed_block(columns[start:stop], reach[start:stop, start:stop], numbers[start:stop], nearest, found, errors)
-        codes[order[start:stop]] = found.to(torch.int8)
-        columns[stop:].addmm_(reach[start:stop, stop:].t(), errors, alpha=-1)
+    for stop in range(len(columns), 0, -COLUMN_BLOCK):
+        start = max(0, stop - COLUMN_BLOCK)
+        own = slice(start, stop)
+        reach = target.factor[own, start:] / pivots[own]
+        wanted = columns[own] + (reach[:, stop - start :].to(dtype) @ errors[stop:]).float()
+        if pulled is not None:
+            wanted += pulled[own]
+        found, left = torch.empty_like(wanted), torch.empty_like(wanted)
+        _feed_block(wanted, columns[own], reach[:, : stop - start], numbers[own], nearest, found, left)
+        codes[order[own]] = found.to(torch.int8)
+        errors[own] = left
     return codes.t().contiguous()
 
 
+def _solved(factor: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """T^T [in, rows] with R^T T^T = right, block after block; the products between blocks are in `dtype`."""
+    solved, known = torch.empty_like(right), torch.empty(right.shape, dtype=dtype, device=right.device)
+    for start in range(0, len(right), COLUMN_BLOCK):
+        own = slice(start, start + COLUMN_BLOCK)
+        rest = right[own] - (factor[:start, own].t().to(dtype) @ known[:start]).float()
+        solved[own] = torch.linalg.solve_triangular(factor[own, own].t(), rest, upper=False)
+        known[own] = solved[own]
+    return solved
+
+
 def _feed_block(
-    columns: Tensor, reach: Tensor, numbers: Sequence[int], nearest: Nearest, codes: Tensor, errors: Tensor
+    wanted: Tensor,
+    columns: Tensor,
+    reach: Tensor,
+    numbers: Sequence[int],
+    nearest: Nearest,
+    codes: Tensor,
+    errors: Tensor,
 ) -> None:
-    """Round a block of columns [n, out], whose errors pass to each other by reach [n, n]: one half, then the other."""
+    """Round a block of columns [n, rows], whose errors pass to those before by reach [n, n]: the last half first."""
     if len(columns) > SMALLEST_BLOCK:
         half = len(columns) // 2
-        _feed_block(columns[:half], reach[:half, :half], numbers[:half], nearest, codes[:half], errors[:half])
-        columns[half:].addmm_(reach[:half, half:].t(), errors[:half], alpha=-1)
-        _feed_block(columns[half:], reach[half:, half:], numbers[half:], nearest, codes[half:], errors[half:])
+        first, last = slice(None, half), slice(half, None)
+        _feed_block(
+            wanted[last], columns[last], reach[last, last], numbers[last], nearest, codes[last], errors[last]
+        )
+        wanted[first].addmm_(reach[first, last], errors[last])
+        _feed_block(
+            wanted[first], columns[first], reach[first, first], numbers[first], nearest, codes[first], errors[first]
+        )
         return
-    rows = zip(numbers, columns.unbind(0), codes.unbind(0), errors.unbind(0), reach.unbind(0), strict=True)
-    for place, (number, values, code, error, row) in enumerate(rows, start=1):
-        nearest(number, values, code, error)
-        columns[place:].addr_(row[place:], error, alpha=-1)
+    for place in reversed(range(len(columns))):
+        nearest(numbers[place], wanted[place], codes[place], errors[place])
+        torch.sub(columns[place], errors[place], out=errors[place])
+        wanted[:place].addr_(reach[:place, place], errors[place])
 
 
-def round_with_feedback(weight: Tensor, gram: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:
-    """Quantize [out, in] weights to groupwise 4 bits with error feedback.
+def round_with_feedback(
+    weight: Tensor, target: Target, group_size: int, clip: Tensor | None = None, pull: Tensor | None = None
+) -> Int4Weight:
+    """Quantize [rows, in] weights to groupwise 4 bits with error feedback.
 
-    gram: float32 [in, in] of the layer's (scaled) inputs. clip: [out, in / group_size] as in round_to_nearest. The
-    groups' scales and zeros are fixed before the feedback starts, by the clipped minimum and maximum.
+    clip: [rows, in / group_size] as in round_to_nearest; pull: as gptq_round's. The groups' scales and zeros are fixed
+    before the feedback starts, by the clipped minimum and maximum.
     """
     grouped = weight.float().view(weight.shape[0], -1, group_size)
     if clip is not None:
@@ -111,34 +171,90 @@ def round_with_feedback(weight: Tensor, gram: Tensor, group_size: int, clip: Ten
     lowest = -zeros.t().contiguous()
     ranges = list(zip(scales.t().contiguous().unbind(0), lowest.unbind(0), (lowest + LEVELS).unbind(0), strict=True))
 
-    def nearest(column: int, values: Tensor, code: Tensor, error: Tensor) -> None:
+    def nearest(column: int, wanted: Tensor, code: Tensor, value: Tensor) -> None:
         scale, low, high = ranges[column // group_size]
-        torch.div(values, scale, out=code).round_().clamp_(low, high)
-        torch.addcmul(values, code, scale, value=-1, out=error)
+        torch.div(wanted, scale, out=code).round_().clamp_(low, high)
+        torch.mul(code, scale, out=value)
 
-    offsets = gptq_round(weight, gram, nearest).view(grouped.shape)
+    offsets = gptq_round(weight, target, nearest, pull).view(grouped.shape)
     codes = offsets.add_(zeros.to(torch.int8).unsqueeze(-1)).view(torch.uint8).view(weight.shape)
     return Int4Weight(codes, scales.half(), zeros.to(torch.uint8))
 
 
-def refit_scales(quantized: Int4Weight, weight: Tensor, gram: Tensor) -> Int4Weight:
-    """The same codes with each group's scale fitted to them by least squares on the layer's output.
+def sweep(
+    quantized: Int4Weight, weight: Tensor, gram: Tensor, pull: Tensor | None = None, *, codes_too: bool = True
+) -> Int4Weight:
+    """Lessen tr(D H D^T) - 2 tr(D B^T) once more, group after group: each code, then the group's scale.
 
-    weight: float32 [out, in]; gram: float32 [in, in] of its inputs. Group after group, with D the change of the weights
-    so far and c the group's codes less their zero point, s minimises tr(D H D^T): s += -(D H c) / (c H c). The scales
-    stay float16 numbers, and one that would move too far stays where it is.
+    weight: float32 [rows, in]; gram: H, float32 [in, in]; pull: B [rows, in], None for none. With G = D H - B, a code
+    goes to the nearest of c - G_j / (s H_jj) (coordinate descent), and the scale moves by -(G c) / (c H c), the least
+    squares of a group whose codes are c less their zero point. The scales stay float16 numbers, and one that would
+    move too far stays where it is. codes_too: else only the scales are fitted.
     """
-    size = quantized.group_size
-    codes = quantized.codes.view(*quantized.scales.shape, size).float() - quantized.zeros.float().unsqueeze(-1)
-    scales = quantized.scales.float()
-    difference = quantized.dequantize().sub_(weight)
-    for group in range(scales.shape[1]):
+    size, dtype = quantized.group_size, product_dtype(weight.device)
+    zeros, scales = quantized.zeros.t().float(), quantized.scales.t().float()
+    offsets = (quantized.codes.view(*quantized.scales.shape, size).float() - quantized.zeros.unsqueeze(-1)).flatten(1).t().contiguous()
+    difference = quantized.dequantize().sub_(weight).t().contiguous()
+    far, rows_of_gram = difference.to(dtype), gram.to(dtype)
+    tiny = torch.finfo(torch.float32).tiny
+    for group in range(len(scales)):
         columns = slice(group * size, (group + 1) * size)
-        own, before = codes[:, group], scales[:, group]
-        slope = (difference @ gram[:, columns]).mul_(own).sum(dim=1)
-        curvature = (own @ gram[columns, columns]).mul_(own).sum(dim=1)
-        step = -slope / curvature.clamp(min=torch.finfo(torch.float32).tiny)
-        fitted = (before + torch.where(step.abs() < LARGEST_STEP * before, step, 0)).half().float()
-        difference[:, columns] += own * (fitted - before).unsqueeze(1)
-        scales[:, group] = fitted
-    return Int4Weight(quantized.codes, scales.half(), quantized.zeros)
+        own, scale, block = offsets[columns], scales[group], gram[columns, columns]
+        slope = (rows_of_gram[columns] @ far).float()
+        if pull is not None:
+            slope -= pull.t()[columns]
+        if codes_too:
+            low, steps = -zeros[group], block.diagonal().clamp(min=tiny).reciprocal().tolist()
+            high, inverse = low + LEVELS, scale.reciprocal()
+            for code, rise, change, reach, step in zip(own.unbind(0), slope.unbind(0), difference[columns].unbind(0), block.unbind(0), steps, strict=True):
+                better = torch.addcmul(code, rise, inverse, value=-step).round_().clamp_(low, high)
+                moved = (better - code).mul_(scale)
+                slope.addr_(reach, moved)
+                change += moved
+                code.copy_(better)
+        curvature = (block @ own).mul_(own).sum(dim=0).clamp_(min=tiny)
+        step = slope.mul_(own).sum(dim=0).div_(curvature).neg_()
+        fitted = (scale + torch.where(step.abs() < LARGEST_STEP * scale, step, 0)).half().float()
+        difference[columns] += own * (fitted - scale)
+        far[columns] = difference[columns]
+        scales[group] = fitted
+    codes = (offsets.t().reshape(*quantized.scales.shape, size) + quantized.zeros.unsqueeze(-1)).to(torch.uint8)
+    return Int4Weight(codes.view(weight.shape), scales.t().contiguous().half(), quantized.zeros)
+
+
+def round_rows(
+    weight: Tensor, stats: InputStats, options: AwqOptions, clip: Tensor | None = None, watched: Watched | None = None
+) -> Int4Weight:
+    """Quantize [rows, in] weights as the options say, which see these inputs.
+
+    Where the inputs differ from the source model's, the codes make up for a share CORRECTION of what that changes, if
+    the output on the watched text is the better for it: tried on GUARD_ROWS of the rows.
+    """
+    size, gram = options.group_size, stats.shrunk()
+    if options.rounding == "nearest":
+        nearest = round_to_nearest(weight, size, clip)
+        return sweep(nearest, weight, gram, codes_too=False) if options.refit else nearest
+    target, dtype = target_of(gram), product_dtype(weight.device)
+
+    def attempt(rows: slice, cross: Tensor | None) -> Int4Weight:
+        chosen, clips = weight[rows], None if clip is None else clip[rows]
+        parts = []
+        for start in range(0, len(chosen), ROW_BLOCK):
+            own = chosen[start : start + ROW_BLOCK]
+            pull = None if cross is None else (own.to(dtype) @ cross).float()
+            part = round_with_feedback(own, target, size, None if clips is None else clips[start : start + ROW_BLOCK], pull)
+            for number in range(PASSES):
+                part = sweep(part, own, gram, pull)
+            if options.refit and not PASSES:
+                part = sweep(part, own, gram, pull, codes_too=False)
+            parts.append(part)
+        return Int4Weight(*(torch.cat(each) for each in zip(*((p.codes, p.scales, p.zeros) for p in parts), strict=True)))
+
+    cross = None if stats.cross is None or not CORRECTION else (stats.cross * CORRECTION).to(dtype)
+    if cross is not None and watched and GUARD:
+        sample = slice(None, None, max(1, len(weight) // GUARD_ROWS))
+        plain, better = (watched.error(weight[sample], attempt(sample, one).dequantize()) for one in (None, cross))
+        COUNTS.append(better < plain)
+        if not better < plain:
+            cross = None
+    return attempt(slice(None), cross)

@@ -21,16 +21,17 @@ class InputStats:
 
     gram:     float32 [in, in], X^T X divided by the number of tokens.
     abs_mean: float32 [in], the mean of |x| per input feature.
+    cross:    float32 [in, in], (Y - X)^T X divided by it, Y the inputs in the source model; None where X are those.
     """
 
     gram: Tensor
     abs_mean: Tensor
+    cross: Tensor | None = None
 
     @cached_property
     def gram_lowp(self) -> Tensor:
         """The Gram matrix in the dtype that errors are multiplied in: bfloat16 where the CPU has it, else float32."""
-        half = self.gram.device.type == "cpu" and multiplies_bfloat16(self.gram.device)
-        return self.gram.bfloat16() if half else self.gram
+        return self.gram.to(product_dtype(self.gram.device))
 
     def scaled(self, scales: Tensor) -> "InputStats":
         """The statistics of inputs divided by `scales` [in]: what the layer sees once AWQ scales are applied."""
@@ -76,6 +77,11 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def product_dtype(device: torch.device) -> torch.dtype:
+    """What large products of the rounding are multiplied in: bfloat16 where the CPU has it, else float32."""
+    return torch.bfloat16 if device.type == "cpu" and multiplies_bfloat16(device) else torch.float32
+
+
 class StatsAccumulator:
     """Adds up InputStats over batches; keeps no token.
 
@@ -86,23 +92,26 @@ class StatsAccumulator:
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._gram = torch.zeros((in_features, in_features), dtype=torch.float32, device=device)
         self._abs_sum = torch.zeros(in_features, dtype=torch.float32, device=device)
+        self._cross: Tensor | None = None
         self._tokens = 0
-        self._half = device.type == "cpu" and multiplies_bfloat16(device)
+        self._dtype = product_dtype(device)
 
-    def add(self, inputs: Tensor) -> None:
-        """inputs: [..., in], every leading position a token."""
+    def add(self, inputs: Tensor, exact: Tensor | None = None) -> None:
+        """inputs: [..., in], every leading position a token; exact: what they are in the source model, as many."""
         x = inputs.reshape(-1, inputs.shape[-1])
         self._tokens += x.shape[0]
-        if self._half:
-            for part in torch.split(x.bfloat16(), HALF_TOKENS):
-                self._abs_sum += (part.new_ones((1, len(part))) @ part.abs())[0]
-                for start, stop in column_blocks(x.shape[1]):
-                    self._gram[:stop, start:stop] += part[:, :stop].t() @ part[:, start:stop]
-            return
-        x = x.float()
-        self._abs_sum += torch.linalg.vector_norm(x, ord=1, dim=0)
-        for start, stop in column_blocks(x.shape[1]):
-            self._gram[:stop, start:stop].addmm_(x[:, :stop].t(), x[:, start:stop])
+        blocks = column_blocks(x.shape[1])
+        for place in range(0, len(x), HALF_TOKENS):
+            part = x[place : place + HALF_TOKENS].to(self._dtype)
+            self._abs_sum += (part.new_ones((1, len(part))) @ part.abs())[0]
+            for start, stop in blocks:
+                self._gram[:stop, start:stop] += part[:, :stop].t() @ part[:, start:stop]
+            if exact is not None:
+                if self._cross is None:
+                    self._cross = torch.zeros_like(self._gram)
+                lost = exact[place : place + HALF_TOKENS].float().sub_(part).to(self._dtype)
+                for start, stop in blocks:
+                    self._cross[:, start:stop] += lost.t() @ part[:, start:stop]
 
     def finish(self) -> InputStats:
         """The means over all tokens added; of none, as if all features were alike. The accumulator is then spent."""
@@ -111,4 +120,5 @@ class StatsAccumulator:
         upper = self._gram.triu_().div_(self._tokens)
         gram = upper + upper.t()
         gram.diagonal().div_(2)
-        return InputStats(gram, self._abs_sum.div_(self._tokens))
+        cross = None if self._cross is None else self._cross.div_(self._tokens)
+        return InputStats(gram, self._abs_sum.div_(self._tokens), cross)
