@@ -66,10 +66,7 @@ def unseen_paragraphs(text: str, seen: set[str]) -> Iterator[str]:
 
 
 def listed_texts(listed: Path) -> tuple[dict[str, list[str]], str]:
-    """The texts that a TOML file names, by table, as this machine has them; which are missing or differ, for one line.
-
-    An entry's name: `topics`, a package (its description), or a package (`python`: its library) and a file in it.
-    """
+    """The texts that a TOML file names, by table, as this machine has them; what is missing or differs, in a line."""
     found, told = dict[str, list[str]](), []
     for kind, table in tomllib.loads(listed.read_text("utf-8")).items():
         for name, digest in table.items():
@@ -221,8 +218,7 @@ def token_blocks(texts: Sequence[str], tokenizer: Any, *, blocks: int, block_tok
 def first_tokens(tokenizer: Any) -> list[int]:
     """What a tokenizer puts before a text: its beginning-of-sequence token where the model was trained with one."""
     with quiet_libraries():
-        asked = (tokenizer("a", add_special_tokens=added, truncation=False) for added in (True, False))
-        whole, bare = (list(one["input_ids"]) for one in asked)
+        whole, bare = (list(tokenizer("a", add_special_tokens=a, truncation=False)["input_ids"]) for a in (True, False))
     starts = [n for n in range(len(whole)) if whole[n : n + len(bare)] == bare]
     return whole[: starts[0]] if starts and bare else []
 
@@ -257,17 +253,14 @@ def _token_stream(texts: Sequence[str], tokenizer: Any, first: list[int]) -> lis
 
 
 def _written(chat: str, tokenizer: Any) -> str:
-    """A chat as the tokenizer's template writes it, in transformers' sandbox."""
-    try:
+    try:  # transformers runs a template in a sandbox
         return str(tokenizer.apply_chat_template(json.loads(chat), tokenize=False))
     except Exception as error:  # whatever a template raises
         why = str(error).strip().split("\n")[0] if getattr(tokenizer, "chat_template", None) else "it has none"
-        advice = f'leave it out, or give text in a field "text"; the chat begins {chat[:80]}'
-        raise UserError(f"the model's chat template cannot write a chat ({why}): {advice}") from None
+        raise UserError(f"the model's chat template cannot write this ({why}): give plain text; {chat[:80]}") from None
 
 
 def blocks_sha256(blocks: torch.Tensor) -> str:
     """Hex SHA-256 over the blocks' shape and token ids (64-bit, little-endian, row by row)."""
-    digest = hashlib.sha256(f"{tuple(blocks.shape)}".encode())
-    digest.update(blocks.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes())
-    return digest.hexdigest()
+    ids = blocks.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()
+    return hashlib.sha256(f"{tuple(blocks.shape)}".encode() + ids).hexdigest()

@@ -546,7 +546,7 @@ def test_a_bad_chat_is_one_line_that_says_where(entry: Any, message: str, tmp_pa
 
 def test_a_model_without_a_chat_template_is_one_line(tokenizer: Any) -> None:
     tokenizer.chat_template = None
-    with pytest.raises(UserError, match=r"cannot write a chat \(it has none\): leave it out, or give text") as raised:
+    with pytest.raises(UserError, match=r"cannot write this \(it has none\): give plain text; ") as raised:
         token_blocks([Chat(json.dumps(TURNS))], tokenizer, blocks=1, block_tokens=2)
     assert "\n" not in str(raised.value)
 
@@ -563,7 +563,7 @@ def test_a_model_without_a_chat_template_is_one_line(tokenizer: Any) -> None:
 def test_what_a_template_refuses_is_one_line_that_shows_the_chat(template: str, reason: str, tokenizer: Any) -> None:
     tokenizer.chat_template = template
     chat = Chat(json.dumps([{"role": "system", "content": "Be\nbrief"}]))
-    with pytest.raises(UserError, match=rf"\(.*{reason}.*\).*begins .*Be\\nbrief") as raised:
+    with pytest.raises(UserError, match=rf"\(.*{reason}.*\): give plain text; .*Be\\nbrief") as raised:
         token_blocks([chat], tokenizer, blocks=1, block_tokens=2)
     assert "\n" not in str(raised.value)
 
