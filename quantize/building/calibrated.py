@@ -85,7 +85,7 @@ def _calibration_blocks(job: Job, vocabulary: int) -> Tensor:
     options = job.options
     if job.is_dummy:
         return dummy_blocks(vocabulary, options.blocks, options.block_tokens)
-    texts, tokenizer = text_from(options.calibration), tokenizer_of(job.source.folder)
+    texts, tokenizer = text_from(options.calibration, job.say), tokenizer_of(job.source.folder)
     blocks = token_blocks(texts, tokenizer, blocks=options.blocks, block_tokens=options.block_tokens)
     if blocks.shape[0] < options.blocks:
         job.say(f"the calibration text fills {blocks.shape[0]} of {options.blocks} blocks")

@@ -5,7 +5,6 @@ KL divergence. `python -m tests.lab.pages runs/race/race.jsonl` makes the table.
 """
 
 import argparse
-import importlib.metadata
 import sys
 import time
 from collections.abc import Container, Mapping, Sequence
@@ -22,7 +21,16 @@ from bench.records.store import append
 from bench.run.executor import run_module
 from bench.worker.machine import fingerprint
 from bench.worker.quality import kl_nats, predictions, quality
-from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, token_blocks, unseen_paragraphs
+from quantize.calibration import (
+    BUILTIN,
+    PARAGRAPH,
+    blocks_sha256,
+    builtin_texts,
+    listed_texts,
+    text_from,
+    token_blocks,
+    unseen_paragraphs,
+)
 from quantize.errors import UserError
 from quantize.int4.layouts import LAYOUTS
 from quantize.model.pretrained import model_of, tokenizer_of
@@ -33,6 +41,8 @@ from tests.lab.quantizers import CONTENDERS, OURS
 from tests.lab.records import RaceRecord, TextFacts
 
 RACE_NAME = "race.jsonl"
+OTHER = Path(__file__).with_name("other.toml")
+LEAST_CHARACTERS = 8 * 512 * 8  # of the other text: twice what 8 blocks of 512 tokens take
 
 
 def race(arguments: argparse.Namespace) -> None:
@@ -46,7 +56,7 @@ def race(arguments: argparse.Namespace) -> None:
         folder = open_source(arguments.source).folder
         reference, tokenizer = model_of(folder, dtype=torch.float32), tokenizer_of(folder)
     size = {"blocks": arguments.blocks, "block_tokens": arguments.block_tokens}
-    blocks = token_blocks(builtin_texts("calibration"), tokenizer, **size)
+    blocks = token_blocks(text_from(BUILTIN, print), tokenizer, **size)
     judged = {"calibration": builtin_texts("evaluation"), "other": licence_texts()}
     texts = {kind: token_blocks(text, tokenizer, blocks=8, block_tokens=512) for kind, text in judged.items()}
     facts = {kind: TextFacts((text.shape[0], text.shape[1]), blocks_sha256(text)) for kind, text in texts.items()}
@@ -79,16 +89,20 @@ def turns(names: Sequence[str], ours: Container[str]) -> list[str]:
 
 
 def licence_texts() -> list[str]:
-    """The licence files of the installed packages, each paragraph once: English that is no documentation."""
-    files = [
-        Path(str(file.locate()))
-        for distribution in sorted(importlib.metadata.distributions(), key=lambda one: one.name.lower())
-        for file in sorted(distribution.files or [], key=str)
-        if file.suffix in ("", ".txt", ".md", ".rst") and "licens" in file.name.lower()
-    ]
+    """English that is no documentation: the licences that OTHER names, each paragraph once, none of the calibration's.
+
+    Other versions are taken as they are, and told in a line. Raises UserError where less than 8 x 512 tokens are left.
+    """
+    found, told = listed_texts(OTHER)
     seen: set[str] = set()
-    found = [path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file()]
-    return [text for one in found if (text := PARAGRAPH.join(unseen_paragraphs(one, seen)))]
+    for text in builtin_texts("calibration"):
+        seen.update(" ".join(paragraph.split()) for paragraph in text.split(PARAGRAPH))
+    texts = [PARAGRAPH.join(unseen_paragraphs(text, seen)) for texts in found.values() for text in texts]
+    if sum(map(len, texts)) < LEAST_CHARACTERS:
+        raise UserError(f"too little other text to race on ({told}): pip install -c constraints.txt -e '.[models]'")
+    if told:
+        print(f"the other text is not that of constraints.txt: {told}")
+    return [text for text in texts if text]
 
 
 def figures_of(

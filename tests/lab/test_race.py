@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from quantize.calibration import builtin_texts
 from quantize.int4.weight import round_to_nearest
 from tests.lab.quantizers import CONTENDERS, _as_codes
 from tests.lab.race import licence_texts, main, turns
@@ -37,7 +38,7 @@ def test_each_contender_is_timed_evaluated_and_recorded(
         assert record.blocks == (4, 64)
         assert record.environment.libraries["autoawq"]
     out, err = capfd.readouterr()
-    assert len(out.splitlines()) == 8
+    assert len([line for line in out.splitlines() if line.endswith(" s")]) == 7
     assert out.splitlines()[-1] == f"the table: python -m tests.lab.pages {tmp_path / 'race.jsonl'}"
     assert err == ""
     ours = load_file(tmp_path / "quantable-nearest.safetensors")
@@ -84,11 +85,33 @@ def test_an_unknown_contender_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == f"error: unknown contender 'nobody'; there are: {known}\n"
 
 
-def test_the_other_kind_of_text_is_every_licence_paragraph_once() -> None:
-    texts = licence_texts()
-    paragraphs = [" ".join(part.split()) for text in texts for part in text.split("\n\n") if part.strip()]
-    assert len(paragraphs) > 100
-    assert len(paragraphs) == len(set(paragraphs))
+def paragraphs(texts: list[str]) -> list[str]:
+    return [" ".join(part.split()) for text in texts for part in text.split("\n\n") if part.strip()]
+
+
+def test_the_other_kind_of_text_is_every_licence_paragraph_once_and_none_of_the_calibrations() -> None:
+    found = paragraphs(licence_texts())
+    assert len(found) > 100
+    assert len(found) == len(set(found))
+    assert not set(found) & {*paragraphs(builtin_texts("calibration")), *paragraphs(builtin_texts("evaluation"))}
+
+
+def test_other_licences_are_told_and_too_few_are_refused(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "Permission is granted, free of charge. " * 2000
+    texts = ({"licences": [words]}, "torch LICENSE is missing")
+    monkeypatch.setattr("tests.lab.race.listed_texts", lambda _: texts)
+    assert licence_texts() == [words]
+    assert capsys.readouterr().out == "the other text is not that of constraints.txt: torch LICENSE is missing\n"
+    texts[0]["licences"][0] = words[:1000]
+    assert main(["--source", str(tiny_llama), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    reason = (
+        "too little other text to race on (torch LICENSE is missing): pip install -c constraints.txt -e '.[models]'"
+    )
+    assert said.err == f"error: {reason}\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_bad_source_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from quantize.building.job import BuildOptions
 from quantize.building.journal import JOURNAL_NAME, Journal, discard_finished
 from quantize.building.layer import LayerResult, LinearFacts
 from quantize.building.stream import HeldOutResult, observe_layer, tensor_core_products
+from quantize.calibration import LISTED, listed_texts
 from quantize.checkpoint import open_checkpoint, verify
 from quantize.errors import UserError
 from quantize.model.architecture import architecture_of
@@ -85,6 +86,16 @@ def test_a_short_text_gives_fewer_blocks_and_says_so(tiny_llama: Path, tmp_path:
     calibration = open_checkpoint(path).manifest.calibration
     assert calibration is not None
     assert said == [f"the calibration text fills {calibration.blocks} of 1000 blocks"]
+
+
+def test_a_built_in_text_that_is_not_everywhere_the_same_is_told_once(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = listed_texts(LISTED)[0]
+    monkeypatch.setattr("quantize.calibration.listed_texts", lambda _: (here, "h11 differs"))
+    said: list[str] = []
+    make(tiny_llama, tmp_path / "out", options=replace(OPTIONS, calibration="builtin"), say=said.append)
+    assert [line for line in said if "h11 differs" in line] == said
 
 
 def test_without_hard_links_the_parts_are_copied(
