@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from quantize.building.quantized_run import QuantizedRun
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.methods.base import LayerInputs
+from quantize.methods.quantized_run import QuantizedRun
 from quantize.methods.routed import RoutedTokens
 from quantize.model.scales import Consumer, ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
 from quantize.rounding.awq_search import Reader, ScaleChoice, search_clip, search_scale
-from quantize.rounding.gptq import Watched, round_rows
+from quantize.rounding.correction import Watched, round_rows
 from quantize.rounding.gram import InputStats, row_errors
 from quantize.rounding.options import AwqOptions
 
@@ -62,7 +62,9 @@ class LayerResult:
 
 Groups = tuple[ScaleGroup, ...]  # where the scales of a layer may move
 SEARCHED = ""  # in place of a variant's name: those that share the search
-Makers = Mapping[str, Callable[[LayerInputs, QuantizedRun | None], dict[str, Tensor]]]  # by variant, what LayerResult.before holds of it
+Makers = Mapping[
+    str, Callable[[LayerInputs, QuantizedRun | None], dict[str, Tensor]]
+]  # by variant, what LayerResult.before holds of it
 
 
 @contextlib.contextmanager
@@ -210,15 +212,13 @@ class _Work:
 
     def round_owner(self, owner: str) -> None:
         """Round the linears that share this input, on what the quantized model gives them where that can be told."""
-        names, found = self._seen.sharing(owner), None
-        if self._run:
-            found = self._run.inputs(owner, self._scales.get(owner))
-        if found is None:
-            return self.round(names, self._seen.stats[owner])
-        self._seen.stats.pop(owner)  # its memory is needed
-        self.round(names, *found)
-        for name in names:
-            self._run.put(name, self.weights[name].dequantize())
+        names, run = self._seen.sharing(owner), self._run
+        found = run.inputs(owner, self._scales.get(owner)) if run else None
+        stats = self._seen.stats.pop(owner) if found else self._seen.stats[owner]  # its memory is needed
+        self.round(names, *(found or (stats, None)))
+        if run:
+            for name in names:
+                run.put(name, self.weights[name].dequantize())
 
     def round(self, names: Sequence[str], stats: InputStats, watched: Watched | None = None) -> None:
         """Round the weights of linears that share one input, all their rows at once."""

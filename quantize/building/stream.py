@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from quantize.building.layer import BATCH_TOKENS, SEARCHED, Groups, LayerResult, Makers, quantize_layer, timed
-from quantize.building.quantized_run import QuantizedRun, replace_batch, run_layer, spilled
 from quantize.errors import UserError
 from quantize.methods.base import LayerInputs
+from quantize.methods.quantized_run import QuantizedRun, replace_batch, run_layer, spilled
 from quantize.methods.routed import RoutedTokens
 from quantize.model.apart import experts_of
 from quantize.model.architecture import Architecture
@@ -124,7 +124,7 @@ class LayerStream:
                     self.architecture, index, source, of_source, self.skeleton.stored, watch=bool(runs), spill=spill
                 )
             through = {
-                name: QuantizedRun(layer, own, given, seen.exact)
+                name: QuantizedRun(layer, seen.linears, own, given, seen.exact)
                 for name, own, given in zip(runs, quantized, of_runs, strict=True)
             }
             result = quantize_layer(index, seen, options, groups, makers, through, seconds)
@@ -220,8 +220,9 @@ def observe_layer(
 
     hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; calls: what the model calls
     the layer with besides, for each batch; stored: as LayerInputs'; watch: whether the last batch is watched, not
-    calibrated on, and what the linear layers see is kept; spill: a folder to keep it in. Raises UserError when an output
-    is not finite.
+    calibrated on, and what the linear layers see is kept; spill: a folder to keep it in.
+
+    Raises UserError when an output is not finite.
     """
     layer, linears, prefix = architecture.layers[index], architecture.linears(index), architecture.prefix(index)
     owners: dict[str, str] = {}
@@ -272,7 +273,7 @@ def observe_layer(
 
 
 def apart(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks to calibrate on, and every twelfth to watch: none of fewer than MOST_ALIKE."""
+    """Blocks to calibrate on, and those to watch."""
     count = len(blocks) // WATCHED_EVERY or int(len(blocks) >= FEWEST_TO_WATCH)
     watched = torch.zeros(len(blocks), dtype=torch.bool)
     if count:

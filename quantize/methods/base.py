@@ -14,6 +14,7 @@ from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Running
+from quantize.methods.quantized_run import QuantizedRun
 from quantize.methods.routed import RoutedTokens
 from quantize.rounding.gram import InputStats
 from quantize.rounding.options import AwqOptions, BnbOptions, Rounding
@@ -122,8 +123,9 @@ class Method:
     quantize_layer:    (name, weight [out, in], recipe) -> the tensors of one linear layer, made without calibration;
                        None where nothing is quantized, or never so.
     needs_calibration: rounding -> whether the codes are chosen on calibration text.
-    from_inputs:       (layer inputs, recipe) -> the tensors of a layer's linears, from their weights as they came and
-                       what they see, by names in files; None where the method does not work so.
+    from_inputs:       (layer inputs, run, recipe) -> the tensors of a layer's linears, from their weights as they came
+                       and what they see, by names in files; None where the method does not work so. run: the layer in
+                       the model that this method quantizes, None where its inputs are the source model's.
     pack:              (weights by their names in files, recipe) -> their tensors; None where no search is.
     in_groups:         whether it stores groups of codes, whose size must divide every layer.
     """
@@ -134,7 +136,7 @@ class Method:
     draw: Callable[[Any, DummyWeights, Running], Kernels]
     quantize_layer: Callable[[str, Tensor, Recipe], Tensors] | None = None
     needs_calibration: Callable[[Rounding], bool] = lambda rounding: False
-    from_inputs: Callable[[LayerInputs, Recipe], Tensors] | None = None
+    from_inputs: Callable[[LayerInputs, QuantizedRun | None, Recipe], Tensors] | None = None
     pack: Callable[[Mapping[str, Int4Weight], Recipe], Tensors] | None = None
     in_groups: bool = False
 

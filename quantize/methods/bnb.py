@@ -12,10 +12,13 @@ from quantize.dummy import DummyWeights, fill
 from quantize.kernels.base import dtype_name
 from quantize.loading.device_map import Running
 from quantize.methods.base import Choices, Kernels, LayerInputs, Method, Recipe, Tensors, half
+from quantize.methods.quantized_run import QuantizedRun
 from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
 from quantize.quiet import quiet_libraries
-from quantize.rounding.gptq import gptq_round
+from quantize.rounding.correction import Watched, correct_rows
+from quantize.rounding.gptq import Target, gptq_round
+from quantize.rounding.gram import InputStats
 from quantize.rounding.options import BnbOptions
 from quantize.variant import Variant
 from quantize.weights import check_finite
@@ -47,11 +50,14 @@ def bnb_tensors(name: str, weight: Tensor, variant: Variant, options: BnbOptions
         return {f"{name}.weight": codes, f"{name}.SCB": row_maxima, f"{name}.weight_format": row_major}
 
 
-def bnb_4bit_with_feedback(weights: Mapping[str, Tensor], gram: Tensor, options: BnbOptions) -> Tensors:
-    """The bnb-4bit entries of linear layers that share one input, rounded with error feedback (arXiv 2210.17323).
+def bnb_4bit_with_feedback(
+    weights: Mapping[str, Tensor], stats: InputStats, options: BnbOptions, watched: Watched | None = None
+) -> tuple[Tensors, dict[str, Tensor]]:
+    """The bnb-4bit entries of linear layers that share one input, rounded with error feedback (arXiv 2210.17323), and
+    the weights that they stand for, float32 by name.
 
-    weights: [out_k, in] by full name, without ".weight"; gram: float32 [in, in] of the input. The blocks' scales are
-    bitsandbytes' own; only which of the 16 values a weight becomes differs from bitsandbytes' nearest. Layers whose
+    weights: [out_k, in] by full name, without ".weight"; stats, watched: as `round_rows` takes them. The blocks' scales
+    are bitsandbytes' own; only which of the 16 values a weight becomes differs from bitsandbytes' nearest. Layers whose
     rows are no whole number of blocks are rounded to nearest.
     """
     for name, weight in weights.items():
@@ -59,24 +65,34 @@ def bnb_4bit_with_feedback(weights: Mapping[str, Tensor], gram: Tensor, options:
     with quiet_libraries():
         quantized = {name: _in_4bit(name, weight, options) for name, weight in weights.items()}
     entries = {key: tensor for own, _ in quantized.values() for key, tensor in own.items()}
-    if gram.shape[0] % options.blocksize:
-        return entries
+    if len(stats.gram) % options.blocksize:
+        return entries, {name: _dequantized(*own) for name, own in quantized.items()}
     scales = torch.cat([_block_scales(state, len(weights[name])) for name, (_, state) in quantized.items()])
-    scales = scales.t().contiguous()
     levels, order = entries[f"{next(iter(weights))}.weight.quant_map"].float().sort()
-    midpoints = (levels[1:] + levels[:-1]) / 2
+    midpoints, target = (levels[1:] + levels[:-1]) / 2, Target.of(stats.shrunk())
+    rows = torch.cat([weight.float() for weight in weights.values()])
 
-    def nearest(column: int, values: Tensor, code: Tensor, error: Tensor) -> None:
-        scale = scales[column // options.blocksize]
-        rank = torch.bucketize(values / scale, midpoints)
-        torch.addcmul(values, levels[rank], scale, value=-1, out=error)
-        code.copy_(order[rank])
+    def attempt(numbers: Tensor, pull: Tensor | None) -> tuple[Tensor, ...]:
+        of_blocks = scales[numbers].t().contiguous()
 
-    codes = gptq_round(torch.cat([weight.float() for weight in weights.values()]), gram, nearest).view(torch.uint8)
-    for name, own in zip(weights, torch.split(codes, [len(weight) for weight in weights.values()]), strict=True):
+        def nearest(column: int, wanted: Tensor, code: Tensor, value: Tensor) -> None:
+            rank = torch.bucketize(wanted / of_blocks[column // options.blocksize], midpoints)
+            torch.mul(levels[rank], of_blocks[column // options.blocksize], out=value)
+            code.copy_(order[rank])
+
+        return (gptq_round(rows[numbers], target, nearest, pull).view(torch.uint8),)
+
+    def values(parts: tuple[Tensor, ...], numbers: Tensor) -> Tensor:
+        grouped = levels[order.argsort()][parts[0].long()].view(len(numbers), -1, options.blocksize)
+        return (grouped * scales[numbers].unsqueeze(-1)).flatten(1)
+
+    (codes,) = correct_rows(rows, stats, watched, attempt, values)
+    sizes = [len(weight) for weight in weights.values()]
+    for name, own in zip(weights, torch.split(codes, sizes), strict=True):
         pairs = own.view(-1, 2)
         entries[f"{name}.weight"] = (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
-    return entries
+    every = values((codes,), torch.arange(len(rows), device=rows.device))
+    return entries, dict(zip(weights, torch.split(every, sizes), strict=True))
 
 
 def _in_4bit(name: str, weight: Tensor, options: BnbOptions) -> tuple[Tensors, Any]:
@@ -87,6 +103,14 @@ def _in_4bit(name: str, weight: Tensor, options: BnbOptions) -> tuple[Tensors, A
     packed, state = functional.quantize_4bit(weight.contiguous(), blocksize=options.blocksize, **how)
     beside = {f"{name}.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
     return {f"{name}.weight": packed, **beside}, state
+
+
+def _dequantized(entries: Tensors, state: Any) -> Tensor:
+    from bitsandbytes import functional
+
+    (packed,) = (tensor for name, tensor in entries.items() if name.endswith(".weight"))
+    values: Tensor = functional.dequantize_4bit(packed, state)
+    return values.float()
 
 
 def _block_scales(state: Any, rows: int) -> Tensor:
@@ -148,13 +172,18 @@ def _quantize_layer(name: str, weight: Tensor, recipe: Recipe) -> Tensors:
     return bnb_tensors(name, weight, recipe.variant, recipe.settings or BnbOptions())
 
 
-def _from_inputs(seen: LayerInputs, recipe: Recipe) -> Tensors:
+def _from_inputs(seen: LayerInputs, run: QuantizedRun | None, recipe: Recipe) -> Tensors:
     """The bnb-4bit tensors of one decoder layer's linears, rounded with error feedback."""
     tensors: Tensors = {}
     for owner, stats in seen.stats.items():
-        own = {seen.file_name(name): seen.linears[name].weight.data for name in seen.sharing(owner)}
-        weights = {name: weight.to(recipe.dtype) for name, weight in own.items()}
-        tensors |= bnb_4bit_with_feedback(weights, stats.shrunk(), recipe.settings)
+        files = {name: seen.file_name(name) for name in seen.sharing(owner)}
+        weights = {file: seen.linears[name].weight.data.to(recipe.dtype) for name, file in files.items()}
+        own, watched = (run and run.inputs(owner)) or (stats, None)
+        entries, values = bnb_4bit_with_feedback(weights, own, recipe.settings, watched)
+        tensors |= entries
+        for name, file in files.items():
+            if run:
+                run.put(name, values[file])
     return tensors
 
 

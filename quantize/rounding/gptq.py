@@ -11,22 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.int4.weight import LEVELS, Int4Weight, minmax_range, round_to_nearest
-from quantize.rounding.gram import InputStats, product_dtype
-from quantize.rounding.options import AwqOptions
+from quantize.int4.weight import LEVELS, Int4Weight, minmax_range
+from quantize.rounding.gram import product_dtype
 
 DAMPING = 0.05  # share of the mean diagonal added to the Gram matrix; the paper adds 0.01
 MOST_DAMPING = 1e9  # with so much the matrix is its diagonal: what cannot be factorised then is not finite
 COLUMN_BLOCK = 128
 SMALLEST_BLOCK = 16  # blocks of columns are halved down to it: small products between halves in place of outer ones
-import os
-CORRECTION = float(os.environ.get("QC", 0.25))
-PASSES = int(os.environ.get("QP", 1))
-GUARD = int(os.environ.get("QG", 1))
-DAMPING = float(os.environ.get("QD", 0.05))
-GUARD_ROWS = 256
-COUNTS = []
-ROW_BLOCK = 2048  # rows at a time: a block's columns then lie in a core's cache
 LARGEST_STEP = 0.3  # a refitted scale moves by less than this share of itself: beyond, other codes would be nearer
 
 Nearest = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -35,37 +26,19 @@ and the values that they stand for [rows]."""
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What a linear layer sees of text that it is not calibrated on: float32 [tokens, in] each.
-
-    exact: in the source model; found: in the quantized one.
-    """
-
-    exact: Tensor
-    found: Tensor
-
-    def error(self, weight: Tensor, quantized: Tensor) -> float:
-        """|X W^T - X^ Q^T|^2 of rows [rows, in] of the source's weights and of the quantized ones."""
-        return float((self.exact @ weight.t()).sub_(self.found @ quantized.t()).square_().sum())
-
-
-@dataclass(frozen=True)
 class Target:
-    """What rounding minimises over: H and, where inputs differ from the source's, B; columns in the order of features.
-
-    gram:  float32 [in, in], symmetric; factor: R upper with R^T R = H with damping, both in the order `order` of
-           features: those with the smallest diagonal first, since rounding goes from the last to the first.
+    """What feedback lessens: order [in], the features with the smallest diagonal of H first, since rounding goes from
+    the last to the first; factor [in, in], the upper R with R^T R = H with damping, in that order.
     """
 
-    gram: Tensor
     order: Tensor
     factor: Tensor
 
-
-def target_of(gram: Tensor) -> Target:
-    """Raises ArithmeticError for NaN and Inf."""
-    order = torch.argsort(gram.diagonal(), stable=True)
-    return Target(gram, order, damped_factor(gram[order][:, order]))
+    @classmethod
+    def of(cls, gram: Tensor) -> "Target":
+        """gram: H, float32 [in, in]. Raises ArithmeticError for NaN and Inf."""
+        order = torch.argsort(gram.diagonal(), stable=True)
+        return cls(order, damped_factor(gram[order][:, order]))
 
 
 def damped_factor(gram: Tensor) -> Tensor:
@@ -84,7 +57,8 @@ def damped_factor(gram: Tensor) -> Tensor:
             diagonal[dead] = 1
             lower, failed = torch.linalg.cholesky_ex(damped)
             if not bool(failed) and bool(torch.isfinite(lower.sum())):
-                return lower.float().t()
+                upper: Tensor = lower.float().t()
+                return upper
         damping *= 10
     raise ArithmeticError("the Gram matrix is not finite, so that it has no factor")
 
@@ -136,24 +110,23 @@ def _feed_block(
     numbers: Sequence[int],
     nearest: Nearest,
     codes: Tensor,
-    errors: Tensor,
+    left: Tensor,
 ) -> None:
-    """Round a block of columns [n, rows], whose errors pass to those before by reach [n, n]: the last half first."""
+    """Round a block of columns [n, rows]; what is `left` of each passes to those before by reach [n, n].
+
+    The last half goes first.
+    """
     if len(columns) > SMALLEST_BLOCK:
         half = len(columns) // 2
-        first, last = slice(None, half), slice(half, None)
-        _feed_block(
-            wanted[last], columns[last], reach[last, last], numbers[last], nearest, codes[last], errors[last]
-        )
-        wanted[first].addmm_(reach[first, last], errors[last])
-        _feed_block(
-            wanted[first], columns[first], reach[first, first], numbers[first], nearest, codes[first], errors[first]
-        )
+        for own in (slice(half, None), slice(None, half)):
+            _feed_block(wanted[own], columns[own], reach[own, own], numbers[own], nearest, codes[own], left[own])
+            if own.stop is None:
+                wanted[:half].addmm_(reach[:half, half:], left[half:])
         return
     for place in reversed(range(len(columns))):
-        nearest(numbers[place], wanted[place], codes[place], errors[place])
-        torch.sub(columns[place], errors[place], out=errors[place])
-        wanted[:place].addr_(reach[:place, place], errors[place])
+        nearest(numbers[place], wanted[place], codes[place], left[place])
+        torch.sub(columns[place], left[place], out=left[place])
+        wanted[:place].addr_(reach[:place, place], left[place])
 
 
 def round_with_feedback(
@@ -193,7 +166,8 @@ def sweep(
     """
     size, dtype = quantized.group_size, product_dtype(weight.device)
     zeros, scales = quantized.zeros.t().float(), quantized.scales.t().float()
-    offsets = (quantized.codes.view(*quantized.scales.shape, size).float() - quantized.zeros.unsqueeze(-1)).flatten(1).t().contiguous()
+    offsets = quantized.codes.view(*quantized.scales.shape, size).float() - quantized.zeros.unsqueeze(-1)
+    offsets = offsets.flatten(1).t().contiguous()
     difference = quantized.dequantize().sub_(weight).t().contiguous()
     far, rows_of_gram = difference.to(dtype), gram.to(dtype)
     tiny = torch.finfo(torch.float32).tiny
@@ -204,14 +178,14 @@ def sweep(
         if pull is not None:
             slope -= pull.t()[columns]
         if codes_too:
-            low, steps = -zeros[group], block.diagonal().clamp(min=tiny).reciprocal().tolist()
-            high, inverse = low + LEVELS, scale.reciprocal()
-            for code, rise, change, reach, step in zip(own.unbind(0), slope.unbind(0), difference[columns].unbind(0), block.unbind(0), steps, strict=True):
-                better = torch.addcmul(code, rise, inverse, value=-step).round_().clamp_(low, high)
-                moved = (better - code).mul_(scale)
-                slope.addr_(reach, moved)
-                change += moved
-                code.copy_(better)
+            low, inverse = -zeros[group], scale.reciprocal()
+            high, steps = low + LEVELS, block.diagonal().clamp(min=tiny).reciprocal().tolist()
+            for place, step in enumerate(steps):
+                better = torch.addcmul(own[place], slope[place], inverse, value=-step).round_().clamp_(low, high)
+                moved = (better - own[place]).mul_(scale)
+                slope.addr_(block[place], moved)
+                difference[columns.start + place] += moved
+                own[place] = better
         curvature = (block @ own).mul_(own).sum(dim=0).clamp_(min=tiny)
         step = slope.mul_(own).sum(dim=0).div_(curvature).neg_()
         fitted = (scale + torch.where(step.abs() < LARGEST_STEP * scale, step, 0)).half().float()
@@ -220,41 +194,3 @@ def sweep(
         scales[group] = fitted
     codes = (offsets.t().reshape(*quantized.scales.shape, size) + quantized.zeros.unsqueeze(-1)).to(torch.uint8)
     return Int4Weight(codes.view(weight.shape), scales.t().contiguous().half(), quantized.zeros)
-
-
-def round_rows(
-    weight: Tensor, stats: InputStats, options: AwqOptions, clip: Tensor | None = None, watched: Watched | None = None
-) -> Int4Weight:
-    """Quantize [rows, in] weights as the options say, which see these inputs.
-
-    Where the inputs differ from the source model's, the codes make up for a share CORRECTION of what that changes, if
-    the output on the watched text is the better for it: tried on GUARD_ROWS of the rows.
-    """
-    size, gram = options.group_size, stats.shrunk()
-    if options.rounding == "nearest":
-        nearest = round_to_nearest(weight, size, clip)
-        return sweep(nearest, weight, gram, codes_too=False) if options.refit else nearest
-    target, dtype = target_of(gram), product_dtype(weight.device)
-
-    def attempt(rows: slice, cross: Tensor | None) -> Int4Weight:
-        chosen, clips = weight[rows], None if clip is None else clip[rows]
-        parts = []
-        for start in range(0, len(chosen), ROW_BLOCK):
-            own = chosen[start : start + ROW_BLOCK]
-            pull = None if cross is None else (own.to(dtype) @ cross).float()
-            part = round_with_feedback(own, target, size, None if clips is None else clips[start : start + ROW_BLOCK], pull)
-            for number in range(PASSES):
-                part = sweep(part, own, gram, pull)
-            if options.refit and not PASSES:
-                part = sweep(part, own, gram, pull, codes_too=False)
-            parts.append(part)
-        return Int4Weight(*(torch.cat(each) for each in zip(*((p.codes, p.scales, p.zeros) for p in parts), strict=True)))
-
-    cross = None if stats.cross is None or not CORRECTION else (stats.cross * CORRECTION).to(dtype)
-    if cross is not None and watched and GUARD:
-        sample = slice(None, None, max(1, len(weight) // GUARD_ROWS))
-        plain, better = (watched.error(weight[sample], attempt(sample, one).dequantize()) for one in (None, cross))
-        COUNTS.append(better < plain)
-        if not better < plain:
-            cross = None
-    return attempt(slice(None), cross)

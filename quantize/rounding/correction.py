@@ -1,0 +1,95 @@
+"""Codes that make up for what quantizing the layers before has changed, where that holds on other text.
+
+Of the change (X - X^) W^T of a linear layer's output, X its inputs in the source model and X^ in the quantized one, a
+share CORRECTION becomes part of what its codes are rounded towards (QEP, arXiv 2504.09629).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantize.int4.weight import Int4Weight, round_to_nearest
+from quantize.rounding.gptq import Target, round_with_feedback, sweep
+from quantize.rounding.gram import InputStats, product_dtype
+from quantize.rounding.options import AwqOptions
+
+CORRECTION = 0.25  # all of it fits the calibration text alone: the next layers' inputs drift further, not back
+TRIED_ROWS = 128  # of a layer's, rounded without the correction as well
+ROW_BLOCK = 2048  # rows at a time: a block of their columns then lies in a core's cache
+
+Parts = tuple[Tensor, ...]  # what rows become, row by row: codes, and scales where they are chosen too
+Attempt = Callable[[Tensor, Tensor | None], Parts]  # (numbers of rows [n], B [n, in]) -> what they become
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a linear layer sees of text that it is not calibrated on: float32 [tokens, in] each.
+
+    exact: in the source model; found: in the quantized one.
+    """
+
+    exact: Tensor
+    found: Tensor
+
+    def error(self, weight: Tensor, quantized: Tensor) -> float:
+        """|X W^T - X^ Q^T|^2 of rows [n, in] of the source's weights and of what they became."""
+        return float((self.exact @ weight.t()).sub_(self.found @ quantized.t()).square_().sum())
+
+
+def correct_rows(
+    weight: Tensor,
+    stats: InputStats,
+    watched: Watched | None,
+    attempt: Attempt,
+    values: Callable[[Parts, Tensor], Tensor],
+) -> Parts:
+    """What `attempt` makes of rows [n, in] with the correction, or without it where that is no worse on watched text.
+
+    values: (parts of some rows, their numbers) -> the weights that they stand for. TRIED_ROWS of the rows decide.
+    """
+    every, dtype = torch.arange(len(weight), device=weight.device), product_dtype(weight.device)
+
+    def rounded(numbers: Tensor, cross: Tensor | None, plain: int = 0) -> Parts:
+        """Block after block of rows; the last `plain` of them without the correction."""
+        found = []
+        for start in range(0, len(numbers), ROW_BLOCK):
+            own, pull = numbers[start : start + ROW_BLOCK], None
+            if cross is not None:
+                pull = (weight[own].to(dtype) @ cross).float()
+                pull[max(0, len(numbers) - plain - start) :] = 0
+            found.append(attempt(own, pull))
+        return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+    if stats.cross is None or watched is None:
+        return rounded(every, None)
+    sample = every[:: max(1, len(every) // TRIED_ROWS)]
+    both = rounded(torch.cat([every, sample]), (stats.cross * CORRECTION).to(dtype), len(sample))
+    found, plain = (tuple(part[rows] for part in both) for rows in (slice(len(every)), slice(len(every), None)))
+    tried = [values(parts, sample) for parts in (tuple(part[sample] for part in found), plain)]
+    corrected, uncorrected = (watched.error(weight[sample], one) for one in tried)
+    return found if corrected < uncorrected else rounded(every, None)
+
+
+def round_rows(
+    weight: Tensor, stats: InputStats, options: AwqOptions, clip: Tensor | None = None, watched: Watched | None = None
+) -> Int4Weight:
+    """Quantize float32 [rows, in] weights to groupwise 4 bits as the options say; they see inputs of these statistics.
+
+    clip: [rows, in / group_size], the largest magnitudes that the groups keep; watched: as `correct_rows` takes it.
+    Raises ArithmeticError for statistics that are not finite.
+    """
+    size, gram = options.group_size, stats.shrunk()
+    if options.rounding == "nearest":
+        nearest = round_to_nearest(weight, size, clip)
+        return sweep(nearest, weight, gram, codes_too=False) if options.refit else nearest
+    target = Target.of(gram)
+
+    def attempt(numbers: Tensor, pull: Tensor | None) -> Parts:
+        own = weight[numbers]
+        found = round_with_feedback(own, target, size, None if clip is None else clip[numbers], pull)
+        found = sweep(found, own, gram, pull) if options.refit else found
+        return found.codes, found.scales, found.zeros
+
+    return Int4Weight(*correct_rows(weight, stats, watched, attempt, lambda parts, _: Int4Weight(*parts).dequantize()))
