@@ -12,6 +12,7 @@ from quantize.rounding.gram import InputStats, row_errors
 SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; clips to 1, 0.95, ... 0.55 of the most
 COARSE_STEPS = (4, 2)  # the grid is walked in steps of 4, then 2 around the best, on sampled rows, then of 1 on all
 SAMPLED_ROWS = 512  # from here on, every second row is enough to find the neighbourhood of the best scale
+MOST_ROWS = 2048  # of more, evenly spread ones decide
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,15 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
         scales = scales_of(step)
         return sum(one.share * float(losses_of(one, scales, one.weight[::every]).sum()) for one in readers)
 
-    sampled = 2 if rows >= SAMPLED_ROWS else 1
+    fewest = -(-rows // MOST_ROWS)
+    sampled = max(fewest, 2 if rows >= SAMPLED_ROWS else 1)
     first, second = COARSE_STEPS
     coarse = {step: loss_of(step, sampled) for step in range(0, SCALE_GRID, first)}
     coarse |= {step: loss_of(step, sampled) for step in _around(coarse, second) if step not in coarse}
     ones = torch.ones_like(abs_mean)
     unscaled = [losses_of(one, ones, one.weight) for one in readers]
-    plain = sum(one.share * float(own.sum()) for one, own in zip(readers, unscaled, strict=True))
-    losses = {step: loss_of(step) for step in _around(coarse, 1)}
+    plain = sum(one.share * float(own[::fewest].sum()) for one, own in zip(readers, unscaled, strict=True))
+    losses = {step: loss_of(step, fewest) for step in _around(coarse, 1)}
     chosen = min(losses, key=losses.__getitem__)
     if not losses[chosen] < plain:
         return ScaleChoice(ones, None, plain, unscaled)

@@ -38,7 +38,7 @@ class Target:
     def of(cls, gram: Tensor) -> "Target":
         """gram: H, float32 [in, in]. Raises ArithmeticError for NaN and Inf."""
         order = torch.argsort(gram.diagonal(), stable=True)
-        return cls(order, damped_factor(gram[order][:, order]))
+        return cls(order, damped_factor(gram[order].index_select(1, order)))
 
 
 def damped_factor(gram: Tensor) -> Tensor:
@@ -178,14 +178,7 @@ def sweep(
         if pull is not None:
             slope -= pull.t()[columns]
         if codes_too:
-            low, inverse = -zeros[group], scale.reciprocal()
-            high, steps = low + LEVELS, block.diagonal().clamp(min=tiny).reciprocal().tolist()
-            for place, step in enumerate(steps):
-                better = torch.addcmul(own[place], slope[place], inverse, value=-step).round_().clamp_(low, high)
-                moved = (better - own[place]).mul_(scale)
-                slope.addr_(block[place], moved)
-                difference[columns.start + place] += moved
-                own[place] = better
+            _descend(own, slope, difference[columns], block, scale, zeros[group])
         curvature = (block @ own).mul_(own).sum(dim=0).clamp_(min=tiny)
         step = slope.mul_(own).sum(dim=0).div_(curvature).neg_()
         fitted = (scale + torch.where(step.abs() < LARGEST_STEP * scale, step, 0)).half().float()
@@ -194,3 +187,24 @@ def sweep(
         scales[group] = fitted
     codes = (offsets.t().reshape(*quantized.scales.shape, size) + quantized.zeros.unsqueeze(-1)).to(torch.uint8)
     return Int4Weight(codes.view(weight.shape), scales.t().contiguous().half(), quantized.zeros)
+
+
+def _descend(codes: Tensor, slope: Tensor, difference: Tensor, gram: Tensor, scale: Tensor, zeros: Tensor) -> None:
+    """Coordinate descent over one group's codes less their zero point [size, rows]; slope and difference follow.
+
+    Inside SMALLEST_BLOCK columns the slope follows each code, over the whole group once for all of them.
+    """
+    low, inverse = -zeros, scale.reciprocal()
+    high, moved = low + LEVELS, torch.empty_like(codes)
+    steps = gram.diagonal().clamp(min=torch.finfo(torch.float32).tiny).reciprocal().tolist()
+    for start in range(0, len(codes), SMALLEST_BLOCK):
+        own = slice(start, min(start + SMALLEST_BLOCK, len(codes)))
+        near, reach = slope[own].clone(), gram[own, own]
+        rows = zip(near.unbind(0), codes[own].unbind(0), moved[own].unbind(0), reach.unbind(0), steps[own], strict=True)
+        for place, (rise, code, change, row, step) in enumerate(rows, start=1):
+            better = torch.addcmul(code, rise, inverse, value=-step).round_().clamp_(low, high)
+            torch.sub(better, code, out=change).mul_(scale)
+            near[place:].addr_(row[place:], change)
+            code.copy_(better)
+        slope.addmm_(gram[:, own], moved[own])
+    difference += moved
