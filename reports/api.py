@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from bench.records import store
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
-from bench.records.profile import ProfileRecord
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, only, read_crossover
 from quantize.checkpoint import MANIFEST_NAME
@@ -22,7 +21,6 @@ from reports.html import html_page
 from reports.markdown import markdown, screen
 from reports.pages import page, published_page
 from reports.plots import draw, plots, svg_element
-from reports.profile import profile_page
 from reports.published import BIOMISTRAL, has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.summary import summary
@@ -41,11 +39,6 @@ VIEWS: dict[View, Callable[[Sequence[Measurement]], Page]] = {
     "published": published_page,
 }
 """What is shown of measurements: one screen, everything, the published table's columns."""
-
-PAGES: dict[type[store.AnyRecord], Callable[[Sequence[Any]], Page]] = {
-    CrossoverEntry: crossover_page,
-    ProfileRecord: profile_page,
-}
 
 
 def report(
@@ -166,7 +159,7 @@ class Reading:
             raise UserError(f"{self.source} holds records of {len(kinds)} kinds: keep each in a file of its own")
         if kinds == {Record}:
             return VIEWS[self.view](self.measurements)
-        return PAGES[kinds.pop()](self.found.records)
+        return crossover_page(only(self.found, CrossoverEntry))
 
     def _remarks(self) -> list[Block]:
         """What of the records is not shown, and why."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 import msgspec
 
 from bench.records.crossover import CrossoverEntry
-from bench.records.profile import ProfileRecord
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
@@ -28,20 +27,19 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 RECORDS_NAME = "records.jsonl"
-AnyRecord = Record | CrossoverEntry | ProfileRecord
+AnyRecord = Record | CrossoverEntry
 R = TypeVar("R", bound=AnyRecord)
 
 NAMES: dict[type[Any], str] = {
     Record: "measurements (`bench DIR`)",
     CrossoverEntry: "a crossover (`python -m bench.crossover`)",
-    ProfileRecord: "a profile (`python -m bench.profile`)",
 }
 
 TYPES: dict[str, type[AnyRecord]] = {kind: one for one in NAMES for kind in get_args(get_type_hints(one)["kind"])}
 """By the `kind` of a line."""
 
 WITHOUT_KIND = {"style": "crossover"}  # lines of schema 1 do not say their kind: the field that tells it
-LABORATORY = ("blocks_sha256", "decode_s_a_token", "iterations", "architecture")
+LABORATORY = ("blocks_sha256", "decode_s_a_token", "iterations", "architecture", "operations")
 """Fields that tell a record of tests/lab, whatever its version."""
 
 
@@ -190,19 +188,14 @@ def only(found: RecordFile, wanted: type[R]) -> list[R]:
     return [record for record in found.records if isinstance(record, wanted)]
 
 
-def read_only(path: Path, wanted: type[R]) -> list[R]:
-    """Every record in a file that holds this type alone. Raises UserError as `read_file` and `only` do."""
-    return only(read_file(path), wanted)
-
-
 def read_records(path: Path) -> list[Record]:
-    """The measurements in a records file. Raises UserError as `read_only` does."""
-    return read_only(path, Record)
+    """The measurements in a file that holds nothing else. Raises UserError as `read_file` and `only` do."""
+    return only(read_file(path), Record)
 
 
 def read_crossover(path: Path) -> list[CrossoverEntry]:
     """The entries of one measurement, in the order measured. Raises UserError for none, and for those of two."""
-    entries = read_only(path, CrossoverEntry)
+    entries = only(read_file(path), CrossoverEntry)
     if not entries:
         raise UserError(f"{path} holds no entries: run `python -m bench.crossover`")
     settings = {(one.shape, one.linears, one.group_size, one.device, one.compute_dtype) for one in entries}
