@@ -2,17 +2,13 @@
 
 import codecs
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import json
-import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -21,7 +17,7 @@ from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
 from quantize.process_memory import collector_paused
-from quantize.schema import from_data, from_json, holds_dataclass, parse_json
+from quantize.schema import from_data, from_json, parse_json, strict
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -137,8 +133,9 @@ class _Reader:
         self._kinds = get_type_hints(Record, include_extras=True)
         self._known: dict[str, dict[bytes, object]] = {name: {} for name in self.COMMON}
         version = Annotated[int, msgspec.Meta(ge=1, le=Record.schema_version)]
-        instead: dict[str, Any] = {**dict.fromkeys(self.COMMON, msgspec.Raw), "schema_version": version}
-        self._decoder = msgspec.json.Decoder(_strict(Record, instead))
+        fields: list[Any] = [("schema_version", version), *((name, msgspec.Raw, None) for name in self.COMMON)]
+        how: dict[str, Any] = {"bases": (strict(Record),), "kw_only": True, "forbid_unknown_fields": True}
+        self._decoder = msgspec.json.Decoder(msgspec.defstruct("Line", fields, **how))
 
     def measurement(self, line: bytes) -> Record | None:
         """The Record in this line; None for any other line, of which `record_from` says what it is."""
@@ -154,21 +151,6 @@ class _Reader:
             return msgspec.convert(fields, Record, from_attributes=True)
         except (msgspec.DecodeError, UserError, ValueError, RecursionError):
             return None
-
-
-def _strict(kind: Any, instead: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """What takes the JSON of this type and refuses a field that it does not have. instead: types of some fields."""
-    if not holds_dataclass(kind):
-        return kind
-    if not dataclasses.is_dataclass(kind):
-        parts, origin = tuple(map(_strict, get_args(kind))), get_origin(kind)
-        return origin[parts] if origin is tuple else functools.reduce(operator.or_, parts)
-    kinds = {**get_type_hints(kind, include_extras=True), **instead}
-    fields: list[Any] = []
-    for one in dataclasses.fields(kind):
-        required = one.default is dataclasses.MISSING or one.name == "schema_version"
-        fields.append((one.name, _strict(kinds[one.name]), msgspec.NODEFAULT if required else one.default))
-    return msgspec.defstruct("Part", fields, kw_only=True, forbid_unknown_fields=True)
 
 
 def holds_records(path: Path) -> bool:
