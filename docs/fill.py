@@ -4,16 +4,16 @@ prints for the records named there: `python -m docs.fill`.
 A block begins with `<!-- record: PATH -->`, `<!-- table: PATH -->` for the published table's columns alone,
 `<!-- summary: PATH -->` for the table of the screen that `report` prints, or `<!-- engines: PATH -->` and
 `<!-- speed: PATH -->` for the section of that name, and ends with `<!-- end -->`. docs/data.md is what
-`quantable schema` prints, in words.
+`python -m docs.schema` prints, in words.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
+from docs.schema import schema
 from reports import report
 from reports.api import View
-from reports.schema import schema
 from tests.lab.pages import lab_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +47,8 @@ def filled(text: str) -> str:
 
 DATA = """# What the files hold
 
-Made by `python -m docs.fill` from what `quantable schema records`, `manifest` and `csv` print: JSON schemas, from the
-types that check the files. Units stand in the names; unknown is null, in the CSV empty.
+Made by `python -m docs.fill` from what `python -m docs.schema` prints of records, manifest and csv: JSON schemas, from
+the types that check the files. Units stand in the names; unknown is null, in the CSV empty.
 """
 TITLES = {
     "records": "A line of records.jsonl, and of the other files of records",

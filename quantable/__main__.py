@@ -1,7 +1,5 @@
 """`python -m quantable` is the command `quantable`."""
 
-import sys
-
 from quantable.cli import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -21,8 +21,6 @@ COMMANDS = {
     "push": ("reports.push", "put a checkpoint on the hub"),
     "chat": ("bench.chat", "talk to a checkpoint"),
     "crossover": ("bench.crossover.__main__", "find at how many tokens kernels cross over"),
-    "profile": ("bench.profile", "show where the time of a prompt and a decode step goes"),
-    "schema": ("reports.schema", "print the JSON schema of what the files hold"),
 }
 """Name -> the module that has its `parser()` and `main(argv)`, and what it does."""
 

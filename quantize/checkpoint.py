@@ -7,7 +7,7 @@ A finished checkpoint is a folder that other software reads (config.json, safete
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -186,11 +186,6 @@ def find_checkpoints(directory: Path) -> list[Checkpoint]:
     if not found:
         command = f"quantize SOURCE --out {directory}"
         raise UserError(f"{directory} holds no quantable checkpoint: make some with `{command}`")
-    return in_order(found)
-
-
-def in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """By base model and then in the table's order."""
     order = list(known_variants())
     return sorted(found, key=lambda c: (c.manifest.base_model, order.index(c.manifest.variant), c.manifest.name))
 

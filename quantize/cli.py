@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def parser() -> Parser:
-    """The command line of `quantize`."""
     p = Parser(
         prog=called("quantize"),
         description="Make 4-bit and 8-bit checkpoints of a causal language model, and the half-precision reference.",

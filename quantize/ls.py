@@ -39,7 +39,6 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def parser() -> Parser:
-    """The command line."""
     code = "Exit code 1: a checkpoint's manifest is damaged."
     p = Parser(prog="quantable ls", description="Say what a folder of checkpoints holds.", epilog=code)
     p.add_argument("directory", type=Path, metavar="DIR", help="where `quantize --out` put the checkpoints")

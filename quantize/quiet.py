@@ -16,7 +16,6 @@ def quiet_libraries() -> Iterator[None]:
     """Silence banners, loading bars, warnings and log lines of the libraries inside the block; errors come through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler
     levels = {logger: logger.level for logger in map(logging.getLogger, NOISY_LOGGERS)}
     for logger in levels:
         logger.setLevel(logging.ERROR)

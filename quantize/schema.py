@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -39,17 +41,18 @@ def from_data(cls: type[T], data: object, where: str) -> T:
     """
     try:
         made = msgspec.convert(data, cls)
+        msgspec.convert(data, strict(cls))  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`").lstrip(".")
+        if unknown := message.partition("Object contains unknown field ")[2].strip("`"):
+            known = "" if field else f"; there are: {', '.join(getattr(cls, '__dataclass_fields__', ()))}"
+            raise UserError(f"{where}: unknown field {field + '.' if field else ''}{unknown}{known}") from None
         raise UserError(f"{where}: {field + ': ' if field else ''}{message[:1].lower()}{message[1:]}") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    if (unknown := _unknown(data, made, "")) is not None:
-        known = ", ".join(getattr(cls, "__dataclass_fields__", ()))
-        raise UserError(f"{where}: unknown field {unknown}" + ("" if "." in unknown else f"; there are: {known}"))
     return made
 
 
@@ -75,30 +78,16 @@ def with_choices(options: T, inner: str, choices: Mapping[str, Any]) -> T:
 
 
 @functools.cache
-def _fields_of(cls: type) -> tuple[frozenset[str], tuple[str, ...]]:
-    """The fields of a dataclass, and those that may hold dataclasses; none for another type."""
-    kinds = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
-    return frozenset(kinds), tuple(name for name, kind in kinds.items() if holds_dataclass(kind))
-
-
-def holds_dataclass(kind: Any) -> bool:
-    """Whether this type is a dataclass, or a union or collection of some."""
-    return dataclasses.is_dataclass(kind) or any(map(holds_dataclass, get_args(kind)))
-
-
-def _unknown(data: Any, made: Any, path: str) -> str | None:
-    """The first key in `data` that the dataclasses made of it have no field for."""
-    names, nested = _fields_of(made.__class__)
-    parts: list[tuple[object, Any, Any]] = []
-    if names:
-        if not data.keys() <= names:
-            return path + next(str(key) for key in data if key not in names)
-        parts = [(name, data[name], getattr(made, name)) for name in nested if data.get(name)]
-    elif isinstance(made, Mapping):
-        parts = [(key, data[key], value) for key, value in made.items()]
-    elif isinstance(made, tuple):
-        parts = [(n, *pair) for n, pair in enumerate(zip(data, made, strict=True))]
-    for name, value, own in parts:
-        if found := _unknown(value, own, f"{path}{name}."):
-            return found
-    return None
+def strict(kind: Any) -> Any:
+    """What takes the JSON of this type and refuses a field that its dataclasses do not have."""
+    if not dataclasses.is_dataclass(kind):
+        parts = tuple(map(strict, get_args(kind)))
+        if parts == get_args(kind):
+            return kind
+        return functools.reduce(operator.or_, parts) if get_origin(kind) is UnionType else get_origin(kind)[parts]
+    kinds, fields = get_type_hints(kind, include_extras=True), list[Any]()
+    for one in dataclasses.fields(kind):
+        given: dict[str, Any] = {"default": one.default, "default_factory": one.default_factory}
+        default = msgspec.field(**{key: x for key, x in given.items() if x is not dataclasses.MISSING})
+        fields.append((one.name, strict(kinds[one.name]), default))
+    return msgspec.defstruct("Part", fields, kw_only=True, forbid_unknown_fields=True)

@@ -19,7 +19,6 @@ def verified(folder: Path) -> list[str]:
 
 
 def parser() -> Parser:
-    """The command line."""
     code = "Exit code 1: a checkpoint is not whole."
     p = Parser(prog="quantable verify", description="Read checkpoints whole, compare their hashes.", epilog=code)
     p.add_argument("path", nargs="+", type=Path, help="a checkpoint, or a folder of checkpoints")

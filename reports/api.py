@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from bench.records import store
 from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
-from bench.records.profile import ProfileRecord
 from bench.records.record import Record
 from bench.records.store import RECORDS_NAME, only, read_crossover
 from quantize.checkpoint import MANIFEST_NAME
@@ -21,8 +20,8 @@ from reports.export import csv_text, json_text
 from reports.html import html_page
 from reports.markdown import markdown, screen
 from reports.pages import page, published_page
-from reports.plots import draw, plots, svg_element
-from reports.profile import profile_page
+from reports.plots import FORMATS as PICTURES
+from reports.plots import file_bytes, plots, svg_element
 from reports.published import BIOMISTRAL, has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.summary import summary
@@ -41,11 +40,6 @@ VIEWS: dict[View, Callable[[Sequence[Measurement]], Page]] = {
     "published": published_page,
 }
 """What is shown of measurements: one screen, everything, the published table's columns."""
-
-PAGES: dict[type[store.AnyRecord], Callable[[Sequence[Any]], Page]] = {
-    CrossoverEntry: crossover_page,
-    ProfileRecord: profile_page,
-}
 
 
 def report(
@@ -166,7 +160,7 @@ class Reading:
             raise UserError(f"{self.source} holds records of {len(kinds)} kinds: keep each in a file of its own")
         if kinds == {Record}:
             return VIEWS[self.view](self.measurements)
-        return PAGES[kinds.pop()](self.found.records)
+        return crossover_page(only(self.found, CrossoverEntry))
 
     def _remarks(self) -> list[Block]:
         """What of the records is not shown, and why."""
@@ -222,8 +216,9 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
 def draw_plots(source: Path, memory: str | None = None, context: int | None = None) -> tuple[list[Path], list[str]]:
     """Draw what this folder or file has records for as PNG and SVG beside it: the files, and what was left out and why.
 
-    memory: what there is ("6GB"), a line in the plots; context: tokens that the KV cache is reckoned for. Raises
-    UserError where nothing can be drawn.
+    The same records give the same bytes. Of several measurements all but the first have their device and dtype in the
+    files' names. memory: what there is ("6GB"), a line in the plots; context: tokens that the KV cache is reckoned for.
+    Raises UserError where nothing can be drawn, without matplotlib, and where a file cannot be written.
     """
     crossover, folder = _crossover_file(source), source if source.is_dir() else source.parent
     measured = [] if source == crossover or not (folder / RECORDS_NAME).exists() else Reading(source).measurements
@@ -231,10 +226,18 @@ def draw_plots(source: Path, memory: str | None = None, context: int | None = No
         raise UserError(f"no {RECORDS_NAME} and no {CROSSOVER_NAME} in {source}: run `bench` first")
     entries = read_crossover(crossover) if crossover else []
     size = None if memory is None else parse_bytes(memory)
-    written, left_out = draw(folder, measured, entries, memory_bytes=size, context=context)
-    if not written:
+    content, left_out = dict[Path, bytes](), list[str]()
+    for number, one in enumerate(measured or (None,)):
+        apart = "-".join(["", one.device, *one.compute_dtypes]) if number and one else ""
+        figures, reasons = plots(one, () if number else entries, memory_bytes=size, context=context)
+        files = {f"{name}{apart}.{form}": file_bytes(it, form) for name, it in figures.items() for form in PICTURES}
+        content |= {folder / name: data for name, data in files.items()}
+        left_out += reasons
+    for path, data in content.items():
+        write_whole(path, data)
+    if not content:
         raise UserError("; ".join(left_out))
-    return written, left_out
+    return list(content), left_out
 
 
 def _crossover_file(source: Path) -> Path | None:

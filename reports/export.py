@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from bench.records.environment import Environment
-from bench.records.record import PHASES, Phase, Subject
+from bench.records.record import PHASES, Phase
 from bench.records.scenario import Scenario
 from quantize.errors import printable
 from quantize.schema import to_data
@@ -42,13 +41,6 @@ def csv_text(found: Sequence[Measurement]) -> str:
     writer.writeheader()
     writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
-
-
-def column_names() -> list[str]:
-    """The columns of `csv_text`, in order."""
-    subject = Subject("", "", "", "", None, None, None, None, "", None)
-    result = Result(subject, False, None, None, None, None, None, {}, (), ())
-    return list(_flat(Measurement("cpu", Environment(), None, (), (result,)), result, None))
 
 
 def json_text(found: Sequence[Measurement]) -> str:

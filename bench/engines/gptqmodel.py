@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import sys
 
 import torch
 
@@ -22,4 +21,4 @@ def start(asked: Asked) -> TorchEngine:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(start))
+    raise SystemExit(serve(start))

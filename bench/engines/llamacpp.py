@@ -3,7 +3,6 @@
 import ctypes
 import importlib.metadata
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,4 +75,4 @@ class LlamaCppEngine:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(LlamaCppEngine))
+    raise SystemExit(serve(LlamaCppEngine))

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -136,4 +135,4 @@ class OpenVinoEngine:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(OpenVinoEngine))
+    raise SystemExit(serve(OpenVinoEngine))

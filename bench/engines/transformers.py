@@ -1,7 +1,6 @@
 """transformers by itself, with whatever its environment has to read a checkpoint; and how a model of its kind runs."""
 
 import importlib.metadata
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,4 +41,4 @@ def start(asked: Asked) -> TorchEngine:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(start))
+    raise SystemExit(serve(start))

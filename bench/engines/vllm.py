@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,4 +65,4 @@ class VllmEngine:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(VllmEngine))
+    raise SystemExit(serve(VllmEngine))

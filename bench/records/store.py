@@ -2,46 +2,40 @@
 
 import codecs
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import json
-import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from bench.records.crossover import CrossoverEntry
-from bench.records.profile import ProfileRecord
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
 from quantize.process_memory import collector_paused
-from quantize.schema import from_data, from_json, holds_dataclass, parse_json
+from quantize.schema import from_data, from_json, parse_json, strict
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 RECORDS_NAME = "records.jsonl"
-AnyRecord = Record | CrossoverEntry | ProfileRecord
+AnyRecord = Record | CrossoverEntry
 R = TypeVar("R", bound=AnyRecord)
 
 NAMES: dict[type[Any], str] = {
     Record: "measurements (`bench DIR`)",
     CrossoverEntry: "a crossover (`python -m bench.crossover`)",
-    ProfileRecord: "a profile (`python -m bench.profile`)",
 }
 
 TYPES: dict[str, type[AnyRecord]] = {kind: one for one in NAMES for kind in get_args(get_type_hints(one)["kind"])}
 """By the `kind` of a line."""
 
 WITHOUT_KIND = {"style": "crossover"}  # lines of schema 1 do not say their kind: the field that tells it
-LABORATORY = ("blocks_sha256", "decode_s_a_token", "iterations", "architecture")
+LABORATORY = ("blocks_sha256", "decode_s_a_token", "iterations", "architecture", "operations")
 """Fields that tell a record of tests/lab, whatever its version."""
 
 
@@ -139,8 +133,9 @@ class _Reader:
         self._kinds = get_type_hints(Record, include_extras=True)
         self._known: dict[str, dict[bytes, object]] = {name: {} for name in self.COMMON}
         version = Annotated[int, msgspec.Meta(ge=1, le=Record.schema_version)]
-        instead: dict[str, Any] = {**dict.fromkeys(self.COMMON, msgspec.Raw), "schema_version": version}
-        self._decoder = msgspec.json.Decoder(_strict(Record, instead))
+        fields: list[Any] = [("schema_version", version), *((name, msgspec.Raw, None) for name in self.COMMON)]
+        how: dict[str, Any] = {"bases": (strict(Record),), "kw_only": True, "forbid_unknown_fields": True}
+        self._decoder = msgspec.json.Decoder(msgspec.defstruct("Line", fields, **how))
 
     def measurement(self, line: bytes) -> Record | None:
         """The Record in this line; None for any other line, of which `record_from` says what it is."""
@@ -156,21 +151,6 @@ class _Reader:
             return msgspec.convert(fields, Record, from_attributes=True)
         except (msgspec.DecodeError, UserError, ValueError, RecursionError):
             return None
-
-
-def _strict(kind: Any, instead: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """What takes the JSON of this type and refuses a field that it does not have. instead: types of some fields."""
-    if not holds_dataclass(kind):
-        return kind
-    if not dataclasses.is_dataclass(kind):
-        parts, origin = tuple(map(_strict, get_args(kind))), get_origin(kind)
-        return origin[parts] if origin is tuple else functools.reduce(operator.or_, parts)
-    kinds = {**get_type_hints(kind, include_extras=True), **instead}
-    fields: list[Any] = []
-    for one in dataclasses.fields(kind):
-        required = one.default is dataclasses.MISSING or one.name == "schema_version"
-        fields.append((one.name, _strict(kinds[one.name]), msgspec.NODEFAULT if required else one.default))
-    return msgspec.defstruct("Part", fields, kw_only=True, forbid_unknown_fields=True)
 
 
 def holds_records(path: Path) -> bool:
@@ -190,19 +170,14 @@ def only(found: RecordFile, wanted: type[R]) -> list[R]:
     return [record for record in found.records if isinstance(record, wanted)]
 
 
-def read_only(path: Path, wanted: type[R]) -> list[R]:
-    """Every record in a file that holds this type alone. Raises UserError as `read_file` and `only` do."""
-    return only(read_file(path), wanted)
-
-
 def read_records(path: Path) -> list[Record]:
-    """The measurements in a records file. Raises UserError as `read_only` does."""
-    return read_only(path, Record)
+    """The measurements in a file that holds nothing else. Raises UserError as `read_file` and `only` do."""
+    return only(read_file(path), Record)
 
 
 def read_crossover(path: Path) -> list[CrossoverEntry]:
     """The entries of one measurement, in the order measured. Raises UserError for none, and for those of two."""
-    entries = read_only(path, CrossoverEntry)
+    entries = only(read_file(path), CrossoverEntry)
     if not entries:
         raise UserError(f"{path} holds no entries: run `python -m bench.crossover`")
     settings = {(one.shape, one.linears, one.group_size, one.device, one.compute_dtype) for one in entries}

@@ -6,16 +6,16 @@ import json
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bench.engines.protocol import EXPECTED_NAME
 from bench.records.record import Kernels, Latency, Memory, Record
 from bench.run.checks import logprobs_path
-from bench.run.executor import WorkerExecutor
+from bench.run.executor import Executor, WorkerExecutor
 from bench.run.plan import OURS
 from bench.worker.options import BenchOptions
 from bench.worker.request import QUALITY, PlannedRun, Request, Settings
@@ -53,41 +53,47 @@ def check_engines(options: BenchOptions) -> None:
             raise UserError(f"another engine runs one prompt at a time, eagerly: leave {scenario.name} out")
 
 
-@dataclass(frozen=True)
-class EngineExecutor:
-    """Carries out each run where its subject says: in an engine, or by our own worker, with these settings and log."""
+def executor_for(settings: Settings, records: Path) -> Executor:
+    """Carries out each run where its subject says, in an engine or by our own worker; its log lies by the records."""
+    log = records.with_suffix(".log")
+    ours: Executor = WorkerExecutor(settings, log=log)
+    pythons = engines_named(settings.options.engines)
+    engines = {name: EngineExecutor(settings, (at, "-m", f"bench.engines.{name}"), log) for name, at in pythons.items()}
+    return lambda run: (engines[run.subject.engine] if run.subject.engine else ours)(run)
 
-    settings: Settings
-    log: Path | None = None
 
-    @cached_property
-    def scratch(self) -> Path:
-        """A folder until this process ends, with links to just those packages that engines import."""
-        place = Path(tempfile.mkdtemp(prefix="quantable-engines-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-        for package in ("bench", "quantize"):
-            (place / package).symlink_to(Path(__file__).resolve().parents[2] / package)
-        return place
+@cache
+def scratch() -> Path:
+    """A folder until this process ends, with links to just those packages that engines import."""
+    place = Path(tempfile.mkdtemp(prefix="quantable-engines-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    for package in ("bench", "quantize"):
+        (place / package).symlink_to(Path(__file__).resolve().parents[2] / package)
+    return place
+
+
+class EngineExecutor(WorkerExecutor):
+    """Runs `python -m bench.engines.NAME`, on the same prompts and text as our own workers get."""
 
     def __call__(self, run: PlannedRun) -> list[Record]:
-        engine = run.subject.engine
-        if engine is None:
-            return WorkerExecutor(self.settings, log=self.log)(run)
-        command = (engines_named(self.settings.options.engines)[engine], "-m", f"bench.engines.{engine}")
         try:
-            place = self._as_read(run)
-            return _InEngine(self.settings, command, self.log, self.scratch, place, self._exact(run))(run)
+            self._as_read(run)  # both are made here, before a clock runs
+            self._exact(run)
+            return super().__call__(run)
         except UserError as error:
             how: dict[str, Any] = {"started_at": datetime.now(UTC).isoformat(timespec="seconds"), "wall_s": 0.0}
-            asked, reason = Request(self.settings, run), f"{engine}: {error}"
+            asked, reason = Request(self.settings, run), f"{run.subject.engine}: {error}"
             return [asked.record("unsupported", work, reason=reason, **how) for work in run.works]
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | {"PYTHONPATH": str(scratch())}
 
     def _as_read(self, run: PlannedRun) -> Path:
         """The folder that the engine reads: of llama.cpp's reference a GGUF file, which is made here."""
         folder = Path(run.target.checkpoint or "")
         if run.subject.engine != "llamacpp" or run.subject.variant != REFERENCE.name:
             return folder
-        place = self.scratch / run.subject.content_sha256
+        place = scratch() / run.subject.content_sha256
         if not place.is_dir():
             from quantize.gguf_file import GGUF_NAME, check_gguf, write_gguf
             from quantize.weights import open_weights
@@ -113,21 +119,6 @@ class EngineExecutor:
             target = replace(run.target, subject=own)
             WorkerExecutor(settings)(PlannedRun(target, 0, quality=True, is_reference=True))
         return path if path.is_file() else None
-
-
-@dataclass(frozen=True)
-class _InEngine(WorkerExecutor):
-    """Runs `python -m bench.engines.NAME`, on the same prompts and text as our own workers get.
-
-    packages: where it finds ours; place: the folder to read; exact: a file of what its log-probabilities should be.
-    """
-
-    packages: Path = Path()
-    place: Path = Path()
-    exact: Path | None = None
-
-    def environment(self) -> dict[str, str]:
-        return super().environment() | {"PYTHONPATH": str(self.packages)}
 
     def write(self, request: Request, path: Path) -> None:
         with quiet_libraries():
@@ -158,10 +149,11 @@ class _InEngine(WorkerExecutor):
         rule = {name: getattr(self.settings.options.rule, name) for name in ("min_passes", "max_time_s")}
         blocks, tokenizer = self._blocks(asked).tolist() if run.quality else [], tokenizer_of(folder)
         chosen = self.settings.options.dtype is not None
-        where = {"folder": str(self.place), "dtype": asked.compute_dtype, "chosen": chosen, "positions": positions}
+        where = {"dtype": asked.compute_dtype, "chosen": chosen, "positions": positions}
         text = tokenizer.decode(blocks[0], skip_special_tokens=True) if blocks else ""
         spelling = (text, tokenizer(text, add_special_tokens=False)["input_ids"])
-        return {**where, "scenarios": scenarios, "blocks": blocks, "rule": rule, "spelling": spelling}
+        text_and_ids = {"blocks": blocks, "spelling": spelling}
+        return {"folder": str(self._as_read(run)), **where, "scenarios": scenarios, "rule": rule, **text_and_ids}
 
     def _blocks(self, asked: Request) -> Any:
         """What quality is judged on, int64 [blocks, tokens]."""
@@ -192,9 +184,8 @@ class _InEngine(WorkerExecutor):
         kept = Path(asked.reference_logprobs) if asked.reference_logprobs else None
         expected = kept if kept and kept.is_file() and not asked.run.is_reference else None
         try:
-            found = quality_of_file(
-                written, self._blocks(asked), text=self.settings.quality.label, expected=expected, exact=self.exact
-            )
+            exact, label = self._exact(asked.run), self.settings.quality.label
+            found = quality_of_file(written, self._blocks(asked), label, expected, exact)
         except FloatingPointError as error:
             return asked.record("broken", QUALITY, reason=str(error), **how)
         if kept and asked.run.is_reference:

@@ -14,7 +14,7 @@ from bench.records.scenario import SCENARIOS, Scenario
 from bench.records.stopping import RoundsStopReason
 from bench.records.store import RECORDS_NAME, append, write
 from bench.run import checks
-from bench.run.engine import EngineExecutor, check_engines, engines_named
+from bench.run.engine import check_engines, engines_named, executor_for
 from bench.run.executor import Executor
 from bench.run.foreign import folder_of, foreign_folders, foreign_targets
 from bench.run.plan import RunKey, in_engine, key_of, missing, plan, planned_keys, target_of, with_references
@@ -60,7 +60,7 @@ class Instruments:
     """What a bench measures with; tests put others in their place. executor_for: of the settings and records file."""
 
     probe_machine: Callable[[str, int | None], Machine] = probe
-    executor_for: Callable[[Settings, Path], Executor] = lambda s, path: EngineExecutor(s, path.with_suffix(".log"))
+    executor_for: Callable[[Settings, Path], Executor] = executor_for
     now: Callable[[], float] = time.monotonic  # in seconds
     check_models: Callable[[Sequence[Target], Sequence[Scenario], QualityRequest | None], None] = checks.check_models
 

@@ -24,8 +24,7 @@ class Nvml:
         self._pynvml, self._handle = pynvml, handle
 
     def driver(self) -> str | None:
-        version = self._ask(lambda: self._pynvml.nvmlSystemGetDriverVersion())
-        return version.decode(errors="replace") if isinstance(version, bytes) else version
+        return self._ask(lambda: str(self._pynvml.nvmlSystemGetDriverVersion()))
 
     def state(self) -> GpuState:
         n, handle = self._pynvml, self._handle
@@ -76,9 +75,8 @@ def open_nvml(uuid: str | None = None) -> Nvml | None:
     return None
 
 
-def cuda_uuid() -> str | None:
-    """UUID of torch's current CUDA device, None where torch does not tell it."""
+def cuda_uuid() -> str:
+    """UUID of torch's current CUDA device."""
     import torch
 
-    uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
-    return None if uuid is None else str(uuid)
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)

@@ -42,16 +42,6 @@ class Pass:
         return self.prefill_s + sum(self.decode_s)
 
 
-@dataclass(frozen=True)
-class LatencyResult:
-    """What timing one scenario gives: the samples, the cache's bytes (held, and by the formula), the prompts' hash."""
-
-    latency: Latency
-    kv_cache_bytes: int | None
-    kv_cache_formula_bytes: int | None
-    prompt_sha256: str
-
-
 def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tuple[Tensor, ...]:
     """Every prompt of the scenario, drawn evenly from the vocabulary by its seed: int64 [batch, tokens] each."""
     generator = torch.Generator().manual_seed(scenario.seed)
@@ -93,8 +83,10 @@ def measure_latency(
     *,
     compute_dtype: torch.dtype | None = None,
     between: Callable[[], None] = lambda: None,
-) -> LatencyResult:
+) -> tuple[Latency, dict[str, int | None], str]:
     """Warm up at the scenario's shape until steady, then time it until the rule has enough; every sample is kept.
+
+    Returns the samples, the cache's bytes as Memory names them (held, and by the formula), and the prompts' hash.
 
     A warm-up is a whole pass, on a CPU but for all decode steps after the first few. compute_dtype: of keys and values,
     None for the model's own. between: called before each timed pass, outside of what is timed.
@@ -118,8 +110,9 @@ def measure_latency(
     by_length_s = tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else ()
     decode_mode = new_decoder().name if scenario.decode_steps else None
     latency = Latency(prefill_s, decode_s, warmup_s, steady, stopped, by_length_s, decode_mode)
-    formula_bytes = kv_cache_formula_bytes(config, scenario, dtype)
-    return LatencyResult(latency, passes[-1].kv_cache_bytes, formula_bytes, tokens_sha256(prompts))
+    by_formula = kv_cache_formula_bytes(config, scenario, dtype)
+    cache = {"kv_cache_bytes": passes[-1].kv_cache_bytes, "kv_cache_formula_bytes": by_formula}
+    return latency, cache, tokens_sha256(prompts)
 
 
 def decoders_for(model: Any, scenario: Scenario, prompt: Tensor, dtype: torch.dtype) -> Callable[[], EagerDecoder]:

@@ -16,6 +16,7 @@ from quantize.calibration import PARAGRAPH, blocks_sha256, builtin_texts, text_f
 from quantize.errors import UserError
 
 LOGIT_ROWS = 64  # turned into float32 at a time
+Rows = Iterable[tuple[torch.Tensor, torch.Tensor]]  # log-probabilities float32 [rows, vocabulary], tokens that came
 
 
 def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: str | None = None) -> torch.Tensor:
@@ -25,17 +26,17 @@ def evaluation_blocks(tokenizer: Any, *, blocks: int, block_tokens: int, data: s
 
 
 @torch.no_grad()
-def predictions(model: Any, blocks: torch.Tensor, *, at_once: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def predictions(model: Any, blocks: torch.Tensor, *, at_once: int = 1) -> Rows:
     """What the model expects at every position that has a next token, a few rows at a time, block by block.
 
-    Yields logits float32 [rows, vocabulary] and the tokens that came next, int64 [rows]. Each block is seen from
-    its own beginning; at_once: how many go through the model together. Two models give the same rows in one order.
+    Yields log-probabilities float32 [rows, vocabulary] and the tokens that came next, int64 [rows]. Each block is seen
+    from its own beginning; at_once: how many go through the model together. Two models give the same rows in one order.
     """
     for group in torch.split(blocks.to(model.device), at_once):
         for block, logits in zip(group, model(input_ids=group, use_cache=False).logits, strict=True):
             for start in range(0, len(block) - 1, LOGIT_ROWS):
                 stop = min(start + LOGIT_ROWS, len(block) - 1)
-                yield logits[start:stop].float(), block[start + 1 : stop + 1]
+                yield torch.log_softmax(logits[start:stop].float(), dim=-1), block[start + 1 : stop + 1]
 
 
 class _Likelihood:
@@ -45,13 +46,8 @@ class _Likelihood:
         self._blocks, self._text = blocks, text
         self._total, self._tokens, self._vocabulary = 0.0, 0, 0
 
-    def log_probabilities(self, model: Any) -> Iterator[torch.Tensor]:
-        """What the model expects, float32 [rows, vocabulary], a few rows at a time, each added up."""
-        found = predictions(model, self._blocks)
-        return self.added((torch.log_softmax(logits, dim=-1), following) for logits, following in found)
-
-    def added(self, rows: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
-        """Add up log-probabilities and the tokens that came, and give the former back."""
+    def added(self, rows: Rows) -> Iterator[torch.Tensor]:
+        """Add up log-probabilities [rows, vocabulary] and the tokens that came, and give the former back."""
         for own, following in rows:
             loss = -float(own.gather(1, following[:, None]).double().sum())
             if not math.isfinite(loss):
@@ -78,12 +74,7 @@ def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expe
     expected: a file of the reference's log-probabilities on these blocks; with them the divergence is told too.
     Log-likelihoods are in float32, summed in float64. Raises FloatingPointError when the model gives NaN or infinity.
     """
-    likelihood, divergence = _Likelihood(blocks, text), _DivergenceSamples()
-    reference = None if expected is None else logprobs_reader(expected)
-    for own in likelihood.log_probabilities(model):
-        if reference is not None:
-            divergence.add(reference(len(own)).to(own.device), own)
-    return likelihood.quality(divergence=None if reference is None else divergence.summary())
+    return _judged(predictions(model, blocks), blocks, text, expected)
 
 
 def quality_of_file(path: Path, blocks: torch.Tensor, text: str, expected: Path | None, exact: Path | None) -> Quality:
@@ -91,12 +82,16 @@ def quality_of_file(path: Path, blocks: torch.Tensor, text: str, expected: Path 
 
     Raises FloatingPointError where they are no numbers.
     """
-    likelihood, read = _Likelihood(blocks, text), logprobs_reader(path)
-    parts = [part for block in blocks for part in block[1:].split(LOGIT_ROWS)]
+    read, parts = logprobs_reader(path), (part for block in blocks for part in block[1:].split(LOGIT_ROWS))
+    return _judged(((read(len(part)), part) for part in parts), blocks, text, expected, exact)
+
+
+def _judged(rows: Rows, blocks: torch.Tensor, text: str, expected: Path | None, exact: Path | None = None) -> Quality:
+    likelihood = _Likelihood(blocks, text)
     judges = [(logprobs_reader(file), _DivergenceSamples()) if file else None for file in (expected, exact)]
-    for own in likelihood.added((read(len(part)), part) for part in parts):
+    for own in likelihood.added(rows):
         for reference, samples in filter(None, judges):
-            samples.add(reference(len(own)), own)
+            samples.add(reference(len(own)).to(own.device), own)
     divergence, from_exact = (judge and judge[1].summary() for judge in judges)
     return replace(likelihood.quality(divergence), from_exact=from_exact)
 
@@ -108,14 +103,14 @@ def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str
     (eager) and two blocks at once. Nothing nearer to the reference than that can be told from it.
     """
     likelihood, again = _Likelihood(blocks, text), _DivergenceSamples()
-    write_logprobs(keep, likelihood.log_probabilities(model), blocks.shape[0] * (blocks.shape[1] - 1))
+    write_logprobs(keep, likelihood.added(predictions(model, blocks)), blocks.shape[0] * (blocks.shape[1] - 1))
     before = getattr(model.config, "_attn_implementation", None)
     switch = model.set_attn_implementation if before not in (None, "eager") else lambda name: None
     switch("eager")
     try:
         expected = logprobs_reader(keep)
-        for logits, _ in predictions(model, blocks, at_once=2):
-            again.add(expected(len(logits)).to(logits.device), torch.log_softmax(logits, dim=-1))
+        for own, _ in predictions(model, blocks, at_once=2):
+            again.add(expected(len(own)).to(own.device), own)
     finally:
         switch(before)
     return likelihood.quality(noise_floor=again.summary())

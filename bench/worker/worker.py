@@ -128,9 +128,9 @@ def _figures(
         from bench.worker.latency import measure_latency
 
         dtype = getattr(torch, request.compute_dtype)
-        found = measure_latency(loaded.model, scenario, bench.clock, options.rule, compute_dtype=dtype, between=between)
-        cache = {"kv_cache_bytes": found.kv_cache_bytes, "kv_cache_formula_bytes": found.kv_cache_formula_bytes}
-        return {"latency": found.latency, "prompt_sha256": found.prompt_sha256}, cache
+        how: dict[str, Any] = {"compute_dtype": dtype, "between": between}
+        latency, cache, sha256 = measure_latency(loaded.model, scenario, bench.clock, options.rule, **how)
+        return {"latency": latency, "prompt_sha256": sha256}, cache
     if kind == "quality":
         return {"quality": _quality(request, loaded)}, {}
     from bench.worker.tasks import evaluate

@@ -1,17 +1,15 @@
 """Every plot that there are records for. Needs matplotlib, which is imported when a figure is made."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from bench.records.crossover import CrossoverEntry
 from quantize.errors import UserError
-from quantize.files import write_whole
 from reports.plots.crossover import crossover_figure
 from reports.plots.rows import loss_figure, memory_figure, speed_figure
 from reports.plots.style import FORMATS, Figure, file_bytes, matplotlib_as_it_comes, svg_element
 from reports.results import Measurement
 
-__all__ = ["draw", "plots", "svg_element"]
+__all__ = ["FORMATS", "file_bytes", "plots", "svg_element"]
 
 
 def plots(
@@ -43,22 +41,3 @@ def plots(
             except UserError as error:
                 left_out.append(f"no plot of {name}: {error}")
     return figures, left_out
-
-
-def draw(
-    folder: Path, found: Sequence[Measurement] = (), crossover: Sequence[CrossoverEntry] = (), **options: int | None
-) -> tuple[list[Path], list[str]]:
-    """Write `plots` as NAME.png and NAME.svg into the folder: the files, and why others are not drawn.
-
-    The same records give the same bytes. Of several measurements all but the first have their device and dtype in
-    NAME. options: as of `plots`. Raises UserError without matplotlib, and where a file cannot be written.
-    """
-    content, left_out = dict[str, bytes](), list[str]()
-    for number, measurement in enumerate(found or (None,)):
-        apart = "-".join(["", measurement.device, *measurement.compute_dtypes]) if number and measurement else ""
-        figures, reasons = plots(measurement, () if number else crossover, **options)
-        content |= {f"{name}{apart}.{form}": file_bytes(one, form) for name, one in figures.items() for form in FORMATS}
-        left_out += reasons
-    for name, data in content.items():
-        write_whole(folder / name, data)
-    return [folder / name for name in content], left_out

@@ -166,9 +166,9 @@ def checkpoint_cells(row: Subject | PublishedRow, method: str) -> Row:
     ]
 
 
-def has_published_rows(records: Iterable[Record], name: str = BIOMISTRAL) -> bool:
-    """Whether one of these records is of a row of the published table."""
-    rows = published_table_named(name).row
+def has_published_rows(records: Iterable[Record]) -> bool:
+    """Whether one of these records is of a row of the published table that this program began with."""
+    rows = published_table_named(BIOMISTRAL).row
     return any(_is_of(subject, row) for subject in {record.subject for record in records} for row in rows)
 
 

@@ -24,8 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench.cli
-from bench.records.record import Record
-from bench.records.store import RECORDS_NAME, append, read_only
+from bench.records.store import RECORDS_NAME, append, read_records
 from bench.worker.machine import fingerprint
 from quantize.building.build import NotAllMade, quantize
 from quantize.building.job import BuildOptions
@@ -304,7 +303,7 @@ def with_ratios(out: Path, outcomes: dict[str, VariantOutcome]) -> dict[str, Var
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         bench.cli.main(command)
     seconds: dict[str, list[float]] = {}
-    for record in read_only(out / RECORDS_NAME, Record):
+    for record in read_records(out / RECORDS_NAME):
         if record.latency is not None:
             seconds.setdefault(record.subject.variant, []).append(record.times["total"] or math.inf)
     median = {variant: statistics.median(values) for variant, values in seconds.items()}

@@ -1,4 +1,4 @@
-"""What the laboratory measured, as tables: races, overhead, benchmarks side by side, architectures.
+"""What the laboratory measured, as tables: races, overhead, benchmarks side by side, architectures, profiles.
 
 `python -m tests.lab.pages FILE` prints the page of a file of its records; --out writes it.
 """
@@ -24,7 +24,9 @@ from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table, bu
 from tests.lab.records import (
     ArchitectureRecord,
     LabRecord,
+    Operation,
     OverheadRecord,
+    ProfileRecord,
     RaceRecord,
     SideBySideRecord,
     VariantOutcome,
@@ -204,6 +206,30 @@ def architecture_page(records: Sequence[ArchitectureRecord]) -> Page:
     yield Bullets(tuple(reasons))
 
 
+SHOWN_OPERATIONS, NAME_CHARACTERS = 12, 70  # a profile's rows; templates make names of hundreds of characters
+
+
+def profile_page(records: Sequence[ProfileRecord]) -> Page:
+    """Where the time of each phase goes: the longest operations of a pass, the rest in one row."""
+    for one in records:
+        named = f"{one.source}, {one.variant}" if one.variant else one.source
+        times = f"{one.wall_s * 1e3:.2f} ms, of which busy {one.busy_s * 1e3:.2f} ms"
+        yield Paragraph(f"{named}, {one.phase}: {times}, on {_machine(one.environment)}.")
+        shown, rest = [*one.operations[:SHOWN_OPERATIONS]], one.operations[SHOWN_OPERATIONS:]
+        if rest:
+            calls, seconds = sum(other.calls for other in rest), sum(other.seconds for other in rest)
+            shown.append(Operation(f"{len(rest)} others", calls, seconds))
+        yield Table.of(
+            [
+                (Column("ms", "milliseconds"), op.seconds),
+                (Column("Share", "share"), op.seconds / one.busy_s if one.busy_s else None),
+                (Column("Calls", "calls"), op.calls),
+                (Column("Operation"), op.name[:NAME_CHARACTERS]),
+            ]
+            for op in shown
+        )
+
+
 def _machine(environment: Environment) -> str:
     return environment.gpu or environment.cpu or "an unknown machine"
 
@@ -222,6 +248,7 @@ PAGES: dict[type[LabRecord], Callable[[Sequence[Any]], Page]] = {
     OverheadRecord: overhead_page,
     SideBySideRecord: side_by_side_page,
     ArchitectureRecord: architecture_page,
+    ProfileRecord: profile_page,
 }
 
 

@@ -46,7 +46,7 @@ def test_every_command_has_a_parser_and_a_main(name: str) -> None:
 def test_help_versions_and_bad_options_import_no_library_that_touches_a_model(tmp_path: Path) -> None:
     good = [["--help"], ["--version"], [], *([name, "--help"] for name in THERE), ["bench", "--version"]]
     bad = [
-        ["talk"], ["quantize", "m"], ["quantize", "m", "--speed", "--out", "x"], ["report"], ["profile"], ["schema"],
+        ["talk"], ["quantize", "m"], ["quantize", "m", "--speed", "--out", "x"], ["report"], ["card"], ["push"],
         ["quantize", "m", "--variant", "awq", "--out", "x"], ["bench", str(tmp_path), "--kernel", "fastest"],
         ["bench", str(tmp_path), "--rounds", "0"], ["report", str(tmp_path), "--format", "xml"],
     ]  # fmt: skip

@@ -22,7 +22,7 @@ from bench.records.store import only, read_crossover, read_file, write
 from quantize.errors import UserError
 from reports.api import draw_plots
 from reports.notes import joined
-from reports.plots import draw, plots, svg_element
+from reports.plots import plots, svg_element
 from reports.plots.crossover import height_at, relative_to_dense
 from reports.plots.rows import pareto, shares_of
 from reports.plots.style import file_bytes, matplotlib_as_it_comes
@@ -183,10 +183,13 @@ def test_the_same_records_give_the_same_bytes(
 
     names = ("loss", "time", "memory", "crossover")
     (tmp_path / "two").mkdir()
-    first, left_out = draw(tmp_path, [measured(gallery())], crossover)
+    for folder in (tmp_path, tmp_path / "two"):
+        write(folder / "records.jsonl", gallery())
+        write(folder / "crossover.jsonl", crossover)
+    first, left_out = draw_plots(tmp_path)
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.hashsalt": None}):
-        second, _ = draw(tmp_path / "two", [measured(gallery())], crossover)
+        second, _ = draw_plots(tmp_path / "two")
     assert [path.name for path in first] == [f"{name}.{form}" for name in names for form in ("png", "svg")]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert (dict(matplotlib.rcParams), left_out) == (before, [])
@@ -202,7 +205,8 @@ def test_the_same_records_give_the_same_bytes(
 
 def test_several_measurements_have_files_of_their_own(tmp_path: Path) -> None:
     records = Builder().five_rows() + Builder(device="cuda", compute_dtype="float16").five_rows()
-    written, left_out = draw(tmp_path, measurements(records))
+    write(tmp_path / "records.jsonl", records)
+    written, left_out = draw_plots(tmp_path)
     assert {path.name for path in written} >= {"loss.png", "loss-cuda-float16.png", "time-cuda-float16.svg"}
     assert left_out == []
 
@@ -308,9 +312,11 @@ def test_what_cannot_be_drawn_is_said(crossover: list[CrossoverEntry], tmp_path:
     figures, left_out = plots(None, [one for one in crossover if one.contender != "FP16"])
     assert figures == {}
     assert "no plot of crossover: the crossover has no figures of the dense product" in left_out[0]
-    with pytest.raises(UserError, match="choose another place"):
-        draw(tmp_path / "none", (), crossover)
-    assert list(tmp_path.iterdir()) == []
+    write(tmp_path / "crossover.jsonl", crossover)
+    (tmp_path / "crossover.png").mkdir()
+    with pytest.raises(UserError, match="it is a folder"):
+        draw_plots(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"crossover.jsonl", "crossover.png"}
 
 
 def test_times_are_relative_to_the_dense_product(crossover: list[CrossoverEntry]) -> None:

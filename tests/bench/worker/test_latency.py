@@ -59,7 +59,7 @@ class FakeModel:
 
 def test_prefill_and_every_decode_step_are_timed_apart() -> None:
     clock = FakeClock()
-    latency = measure_latency(FakeModel(clock), CHAT, clock, TWICE).latency
+    latency = measure_latency(FakeModel(clock), CHAT, clock, TWICE)[0]
     steps = pytest.approx([n / 10 for n in range(1, 15)])
     assert latency.prefill_s == pytest.approx((2.0, 2.0))
     assert [list(one) for one in latency.decode_s] == [steps, steps]
@@ -72,7 +72,7 @@ def test_prefill_and_every_decode_step_are_timed_apart() -> None:
 def test_a_bare_prefill_has_no_decode_steps() -> None:
     clock = FakeClock()
     scenario = Scenario("published", prompt_tokens=12, new_tokens=1)
-    latency = measure_latency(FakeModel(clock), scenario, clock, TWICE).latency
+    latency = measure_latency(FakeModel(clock), scenario, clock, TWICE)[0]
     assert latency == Latency((2.0, 2.0), ((), ()), (2.0, 2.0), steady=True, stopped="noise")
 
 
@@ -81,12 +81,12 @@ def test_the_warm_up_has_the_measured_shape() -> None:
     model = FakeModel(clock)
     looks: list[int] = []
     rule = PassRule(steady_passes=1, max_warmups=1, max_time_s=0.0)
-    found = measure_latency(
+    _, _, sha256 = measure_latency(
         model, Scenario("x", 12, 3, batch=4), clock, rule, between=lambda: looks.append(len(model.prompts))
     )
     warm, measured = model.prompts
     assert looks == [1]
-    assert found.prompt_sha256 == tokens_sha256([measured])
+    assert sha256 == tokens_sha256([measured])
     assert warm.shape == (4, 12)
     assert torch.equal(warm, measured)
 
@@ -108,8 +108,7 @@ def test_several_lengths_take_their_turns_in_every_pass() -> None:
     clock = FakeClock()
     model = SlowerWithLength(clock)
     scenario = Scenario.over("x", (30, 50, 100), 3, batch=2)
-    found = measure_latency(model, scenario, clock, TWICE)
-    latency = found.latency
+    latency, _, _ = measure_latency(model, scenario, clock, TWICE)
     assert latency.prefill_s == pytest.approx((7.8, 7.8))
     assert [list(each) for each in latency.prefill_by_length_s] == [pytest.approx([2.3, 2.5, 3.0])] * 2
     assert [list(steps) for steps in latency.decode_s] == [pytest.approx([0.1, 0.2] * 3)] * 2
@@ -120,7 +119,7 @@ def test_several_lengths_take_their_turns_in_every_pass() -> None:
 def test_the_hash_is_over_all_prompts() -> None:
     clock = FakeClock()
     hashes = [
-        measure_latency(FakeModel(clock), scenario, clock, TWICE).prompt_sha256
+        measure_latency(FakeModel(clock), scenario, clock, TWICE)[2]
         for scenario in (Scenario("x", 5, 1), Scenario.over("x", (5, 5), 1), Scenario.over("x", (5, 5, 5), 1))
     ]
     first, _ = prompts_of(Scenario.over("x", (5, 5), 1), 7, CPU)
@@ -133,7 +132,7 @@ def test_the_longest_prompt_must_fit() -> None:
     scenario = Scenario.over("x", (2, 10), 3)
     with pytest.raises(UserError, match="needs 12 positions, the model has 11"):
         measure_latency(FakeModel(clock, positions=11), scenario, clock, TWICE)
-    assert measure_latency(FakeModel(clock, positions=12), scenario, clock, TWICE).latency.prefill_s
+    assert measure_latency(FakeModel(clock, positions=12), scenario, clock, TWICE)[0].prefill_s
 
 
 def test_the_prompt_is_the_seeds_and_covers_the_vocabulary() -> None:
@@ -150,7 +149,7 @@ def test_more_positions_than_the_model_has() -> None:
     clock = FakeClock()
     with pytest.raises(UserError, match=r"needs 26 positions, the model has 25: use a smaller --prompt or --new"):
         measure_latency(FakeModel(clock, positions=25), CHAT, clock, TWICE)
-    assert measure_latency(FakeModel(clock, positions=26), CHAT, clock, TWICE).latency.prefill_s
+    assert measure_latency(FakeModel(clock, positions=26), CHAT, clock, TWICE)[0].prefill_s
 
 
 def test_the_loop_decodes_what_generate_decodes(tiny_llama: Path) -> None:

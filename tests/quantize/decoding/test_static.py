@@ -132,13 +132,13 @@ def test_it_is_timed_as_eager_decoding_is(model: Any) -> None:
 
 def test_a_scenario_says_how_its_tokens_were_decoded(model: Any) -> None:
     scenario = Scenario.over("chat-graph", (6, 70), 4, mode="graph")
-    found = measure_latency(model, scenario, Clock(), ONCE)
-    assert found.latency.decode_mode == STATIC_CACHE
-    assert [len(steps) for steps in found.latency.decode_s] == [2 * 3]
-    assert [len(each) for each in found.latency.prefill_by_length_s] == [2]
-    assert found.kv_cache_formula_bytes == kv_cache_formula_bytes(model.config, Scenario("x", 70, 4), torch.float32)
+    latency, cache, _ = measure_latency(model, scenario, Clock(), ONCE)
+    assert latency.decode_mode == STATIC_CACHE
+    assert [len(steps) for steps in latency.decode_s] == [2 * 3]
+    assert [len(each) for each in latency.prefill_by_length_s] == [2]
+    assert cache["kv_cache_formula_bytes"] == kv_cache_formula_bytes(model.config, Scenario("x", 70, 4), torch.float32)
     slots = Scenario("x", 2 * SLOTS_STEP, 1)
-    assert found.kv_cache_bytes == kv_cache_formula_bytes(model.config, slots, torch.float32)
+    assert cache["kv_cache_bytes"] == kv_cache_formula_bytes(model.config, slots, torch.float32)
 
 
 class OffByOne(StaticDecoder):

@@ -1,19 +1,19 @@
 """Where the time of a prompt and of a decode step goes: kernel by kernel, and how long the device waits for Python.
 
-quantable profile CHECKPOINT --out profile.jsonl
-quantable profile dummy:mistral-7b --variant awq-gemm --mode graph --device cuda --out profile.jsonl
+python -m tests.lab.profile CHECKPOINT --out profile.jsonl
+python -m tests.lab.profile dummy:mistral-7b --variant awq-gemm --mode graph --device cuda --out profile.jsonl
 """
 
 import argparse
 import functools
 import operator
+import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from bench.records.profile import Operation, ProfileRecord
 from bench.records.record import Kernels
 from bench.records.scenario import Mode, Scenario
 from bench.records.store import append
@@ -23,6 +23,7 @@ from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 from quantize.shell import Parser, command
 from quantize.variant import VARIANTS
+from tests.lab.records import Operation, ProfileRecord
 
 PASSES = 5  # times that a prompt or a step runs, once for the clock and once more under the profiler
 
@@ -72,7 +73,7 @@ def profiles(loaded: Any, scenario: Scenario) -> dict[str, tuple[float, tuple[Op
 
 
 def parser() -> Parser:
-    cli = Parser(prog="quantable profile", description=__doc__)
+    cli = Parser(prog="profile", description=__doc__)
     cli.add_argument("source", help="a checkpoint folder that `quantize` made, or dummy:SHAPE")
     cli.add_argument("--variant", choices=list(VARIANTS), help="of a dummy:SHAPE")
     cli.add_argument("--kernel", help="of AWQ weights, as `bench` takes it")
@@ -98,6 +99,7 @@ def _loaded(arguments: argparse.Namespace) -> Any:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints
     scenario = Scenario("profile", arguments.prompt, 3 * PASSES, mode=arguments.mode)
     with quiet_libraries():
         loaded = _loaded(arguments)
@@ -107,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     kernels, environment = Kernels(loaded.prefill_kernel, loaded.decode_kernel), fingerprint(arguments.device)
     what = when, source, arguments.variant, scenario, kernels, environment
     append(arguments.out, *(ProfileRecord(*what, phase, *figures) for phase, figures in found.items()))
-    print(f"the operations: report {arguments.out}")
+    print(f"the operations: python -m tests.lab.pages {arguments.out}")
 
 
 main = command(parser, run)

@@ -1,4 +1,4 @@
-"""The page of a profile, what `report` says of other files of records, and `report --all`."""
+"""What `report` says of other files of records, and `report --all`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,72 +6,36 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.records.crossover import CrossoverEntry
-from bench.records.environment import Environment
-from bench.records.profile import Operation, ProfileRecord
-from bench.records.record import Kernels
-from bench.records.scenario import Scenario
 from bench.records.store import append, write
 from quantize.errors import UserError
 from reports import report
 from reports.api import write_all
 from reports.cli import main
-from reports.profile import NAME_CHARACTERS, SHOWN_OPERATIONS
 
 if TYPE_CHECKING:
     from tests.builder import Builder
 
 GALLERY = Path(__file__).resolve().parents[2] / "reports" / "gallery"
-FEW = (Operation("gemm", 2.0, 0.003), Operation("norm", 4.0, 0.001))
-
-
-def profiled(
-    operations: tuple[Operation, ...] = FEW, wall_s: float = 0.004, variant: str | None = None
-) -> ProfileRecord:
-    about = Scenario("profile", 128, 65), Kernels("a", "b"), Environment(cpu="Epyc 9")
-    return ProfileRecord("2026", "Tiny", variant, *about, "prefill", wall_s, operations)
-
-
-def lines_of(path: Path) -> list[list[str]]:
-    """The cells of every table line of a report."""
-    lines = [line for line in report(path).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-def test_a_profile_has_its_longest_operations_and_the_rest_in_one_row(tmp_path: Path) -> None:
-    many = tuple(Operation(f"kernel {number}" + "<T>" * 99, 2.0, 0.001) for number in range(SHOWN_OPERATIONS + 3))
-    append(tmp_path / "profile.jsonl", profiled(many, 0.02))
-    text = report(tmp_path / "profile.jsonl")
-    assert "Tiny, prefill: 20.00 ms, of which busy 15.00 ms, on Epyc 9." in text
-    rows = lines_of(tmp_path / "profile.jsonl")[2:]
-    assert len(rows) == SHOWN_OPERATIONS + 1
-    assert rows[0][:3] == ["1.00", "6.7%", "2"]
-    assert rows[0][3].replace("\\", "") == f"kernel 0{'<T>' * 99}"[:NAME_CHARACTERS]
-    assert rows[-1] == ["3.00", "20.0%", "6", "3 others"]
-
-
-def test_a_profile_of_few_operations_has_a_row_for_each(tmp_path: Path) -> None:
-    append(tmp_path / "profile.jsonl", profiled(FEW, 0.004, "fp16"))
-    assert "Tiny, fp16, prefill: 4.00 ms" in report(tmp_path / "profile.jsonl")
-    assert [row[3] for row in lines_of(tmp_path / "profile.jsonl")[2:]] == ["gemm", "norm"]
-
-
-# Files of other records
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "profile.jsonl").touch()
+    (tmp_path / "empty.jsonl").touch()
     with pytest.raises(UserError, match="holds no records: run `bench` first"):
-        report(tmp_path / "profile.jsonl")
+        report(tmp_path / "empty.jsonl")
 
 
-def test_two_kinds_in_one_file_are_refused(tmp_path: Path, builder: "Builder") -> None:
-    append(tmp_path / "mixed.jsonl", profiled(), builder.latency("fp16"))
+def test_two_kinds_in_one_file_are_refused(tmp_path: Path, builder: "Builder", crossover: list[CrossoverEntry]) -> None:
+    append(tmp_path / "mixed.jsonl", crossover[0], builder.latency("fp16"))
     with pytest.raises(UserError, match="records of 2 kinds"):
         report(tmp_path / "mixed.jsonl")
 
 
 @pytest.mark.parametrize(
-    "path", ["architectures", *(f"cpu-smollm2-135m/{name}" for name in ("race", "overhead", "side_by_side"))]
+    "path",
+    [
+        *("architectures", "h200-mistral-7b/profile"),
+        *(f"cpu-smollm2-135m/{name}" for name in ("race", "overhead", "side_by_side")),
+    ],
 )
 def test_a_file_of_the_laboratory_is_one_line_that_says_what_prints_it(
     path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -87,9 +51,11 @@ def test_a_file_of_the_laboratory_is_one_line_that_says_what_prints_it(
     assert "would be written over with a report" in capsys.readouterr().err
 
 
-def test_a_report_never_takes_the_place_of_a_record_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "profile.jsonl"
-    append(path, profiled())
+def test_a_report_never_takes_the_place_of_a_record_file(
+    tmp_path: Path, crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.jsonl"
+    append(path, *crossover)
     before = path.read_bytes()
     for out in (path, tmp_path / "other.jsonl"):
         assert main([str(path), "--out", str(out)]) == 2
@@ -106,13 +72,13 @@ def test_all_writes_every_page_that_there_are_records_for(
     pytest.importorskip("matplotlib")
     append(tmp_path / "records.jsonl", *builder.five_rows())
     write(tmp_path / "crossover.jsonl", crossover)
-    append(tmp_path / "profile.jsonl", profiled())
+    append(tmp_path / "second.jsonl", *builder.five_rows())
     assert main([str(tmp_path), "--all"]) == 0
     plots = [f"{name}.{form}" for name in ("loss", "time", "memory", "crossover") for form in ("png", "svg")]
-    names = ["table.md", *plots, "crossover.md", "profile.md"]
+    names = ["table.md", *plots, "crossover.md", "second.md"]
     assert capsys.readouterr().out.splitlines() == [f"wrote {tmp_path / name}" for name in names]
     assert (tmp_path / "table.md").read_text() == report(tmp_path, view="full")
-    assert (tmp_path / "profile.md").read_text() == report(tmp_path / "profile.jsonl")
+    assert (tmp_path / "second.md").read_text() == report(tmp_path / "second.jsonl", view="full")
 
 
 def test_all_writes_the_published_table_beside_ours_where_a_row_is_of_it(
@@ -126,17 +92,17 @@ def test_all_writes_the_published_table_beside_ours_where_a_row_is_of_it(
 
 
 def test_a_page_that_cannot_be_written_leaves_the_others(
-    tmp_path: Path, builder: "Builder", capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, builder: "Builder", crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
 ) -> None:
     append(tmp_path / "records.jsonl", builder.quality("awq-gemm", 15.0))
-    append(tmp_path / "profile.jsonl", profiled())
+    append(tmp_path / "own.jsonl", *crossover)
     assert main([str(tmp_path), "--all"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"wrote {tmp_path / 'profile.md'}"
+    assert out[0] == f"wrote {tmp_path / 'own.md'}"
     assert out[1].startswith("no table.md: no record of the reference")
     (tmp_path / "records.jsonl").write_text("no records\n")
     assert main([str(tmp_path), "--all"]) == 1
-    assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'profile.md'}"
+    assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'own.md'}"
 
 
 def test_all_is_of_a_folder_and_goes_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""What the files hold, field by field, from the types that check them and their docstrings. Imports no torch."""
+"""What the files hold, field by field, from the types that check them and their docstrings.
+
+`python -m docs.schema records`, `manifest` or `csv` prints it as a JSON schema.
+"""
 
 import dataclasses
 import json
@@ -8,12 +11,13 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
+from bench.records.environment import Environment
 from bench.records.record import PHASES, Divergence, Latency, Memory, Quality, Record, Subject
 from bench.records.scenario import Scenario
 from bench.records.store import TYPES
 from quantize.checkpoint import Manifest
 from quantize.shell import Parser, command
-from reports.export import OF_A_PHASE, column_names
+from reports.export import OF_A_PHASE, csv_text
 from reports.results import PARTS, Measurement, Result, Timing
 
 FILES: dict[str, tuple[type, ...]] = {"records": tuple(dict.fromkeys(TYPES.values())), "manifest": (Manifest,)}
@@ -46,7 +50,10 @@ UNITS = {"_bytes_per_s": "bytes/s", "_tokens_per_s": "tokens/s", "_bytes": "byte
 def schema(what: str) -> dict[str, Any]:
     """The JSON schema of one of FILES; of "csv" the table schema (Frictionless Data): names, types, units."""
     if what == "csv":
-        return {"fields": [column(name) for name in column_names()]}
+        subject = Subject("", "", "", "", None, None, None, None, "", None)
+        result = Result(subject, False, None, None, None, None, None, {}, (), ())
+        header = csv_text([Measurement("cpu", Environment(), None, (), (result,))]).partition("\n")[0]
+        return {"fields": [column(name) for name in header.split(",")]}
     roots, parts = msgspec.json.schema_components(FILES[what], ref_template="#/$defs/{name}")
     for cls in classes_in(FILES[what]):
         about, fields = docs_of(cls)
@@ -100,9 +107,12 @@ def column(name: str) -> dict[str, str]:
 
 
 def parser() -> Parser:
-    cli = Parser(prog="quantable schema", description="Print the JSON schema of what a file holds (docs/data.md).")
+    cli = Parser(prog="schema", description="Print the JSON schema of what a file holds (docs/data.md).")
     cli.add_argument("what", choices=[*FILES, "csv"], help="a records.jsonl, a quantable.json, `report --format csv`")
     return cli
 
 
 main = command(parser, lambda options: print(json.dumps(schema(options.what), indent=1)))
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -10,16 +10,16 @@ import pytest
 
 from bench.records.store import line_of
 from docs.fill import data_page
+from docs.schema import main, schema
 from quantize.checkpoint import Manifest, SourceFacts
 from quantize.schema import to_data
 from reports.export import csv_text
 from reports.results import measurements
-from reports.schema import main, schema
 
 if TYPE_CHECKING:
     from tests.builder import Builder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def fits(data: Any, node: dict[str, Any], parts: dict[str, Any]) -> bool:
@@ -57,7 +57,7 @@ def test_records_fit_and_one_wrong_field_does_not(builder: "Builder") -> None:
         assert not fits({name: value for name, value in data.items() if name != "subject"}, found, found["$defs"])
 
 
-LABORATORY = ("architectures", "race", "overhead", "side_by_side")
+LABORATORY = ("architectures", "race", "overhead", "side_by_side", "profile")
 GALLERY = [path for path in sorted((ROOT / "reports/gallery").rglob("*.jsonl")) if path.stem not in LABORATORY]
 
 
