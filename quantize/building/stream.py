@@ -128,6 +128,7 @@ class LayerStream:
                 for name, own, given in zip(runs, quantized, of_runs, strict=True)
             }
             result = quantize_layer(index, seen, options, groups, makers, through, seconds)
+            del seen, through  # and the weights as they were
             if judged:  # through the scaled layer with its quantized weights
                 for name, linear in self.architecture.linears(index).items():
                     linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
@@ -241,9 +242,8 @@ def observe_layer(
             if at < calibrated:
                 accumulators[name].add(inputs)
             if watch and len(kept := exact.setdefault(name, [])) == at:
-                tokens = inputs.reshape(-1, inputs.shape[-1])
-                path = spill and spill / f"{name}-{at:06d}.bin"
-                kept.append(spilled(tokens, path) if path else tokens.to(product_dtype(tokens.device)))
+                tokens = inputs.reshape(-1, inputs.shape[-1]).to(product_dtype(inputs.device))
+                kept.append(spilled(tokens, spill / f"{name}-{at:06d}.bin") if spill else tokens)
         last = inputs, owner
 
     blocks = {name: RoutedTokens(name, module) for name, module in layer.named_modules() if experts_of(module)}

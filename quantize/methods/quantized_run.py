@@ -25,8 +25,8 @@ def run_layer(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[LayerC
 
 
 def spilled(batch: Tensor, path: Path) -> Tensor:
-    """A float32 copy of this batch that lives in a file: the system may drop its pages when memory is short."""
-    kept = torch.from_file(str(path), shared=True, size=batch.numel(), dtype=torch.float32).view(batch.shape)
+    """A copy of this batch that lives in a file: the system may drop its pages when memory is short."""
+    kept = torch.from_file(str(path), shared=True, size=batch.numel(), dtype=batch.dtype).view(batch.shape)
     return kept.copy_(batch)
 
 

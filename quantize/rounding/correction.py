@@ -49,7 +49,8 @@ def correct_rows(
 
     values: (parts of some rows, their numbers) -> the weights that they stand for. TRIED_ROWS of the rows decide.
     """
-    every, dtype = torch.arange(len(weight), device=weight.device), product_dtype(weight.device)
+    every = torch.arange(len(weight), device=weight.device)
+    dtype = product_dtype(weight.device, weight.shape[1])
 
     def rounded(numbers: Tensor, cross: Tensor | None, plain: int = 0) -> Parts:
         """Block after block of rows; the last `plain` of them without the correction."""

@@ -71,7 +71,8 @@ def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | 
     algorithm (arXiv 2507.18553): with H = R^T R, column j is rounded from w_j + (sum_{k > j} R_jk (w_k - q_k) + T_j) /
     R_jj, where T R = B. The far products are in bfloat16 where a CPU has it.
     """
-    dtype, order, pivots = product_dtype(weight.device), target.order, target.factor.diagonal().unsqueeze(1)
+    dtype, order = product_dtype(weight.device, weight.shape[1]), target.order
+    pivots = target.factor.diagonal().unsqueeze(1)
     # Columns as rows: every step then reads and writes contiguous memory.
     columns = weight.float().t()[order]
     pulled = None if pull is None else _solved(target.factor, pull.t()[order], dtype).div_(pivots)
@@ -164,7 +165,7 @@ def sweep(
     squares of a group whose codes are c less their zero point. The scales stay float16 numbers, and one that would
     move too far stays where it is. codes_too: else only the scales are fitted.
     """
-    size, dtype = quantized.group_size, product_dtype(weight.device)
+    size, dtype = quantized.group_size, product_dtype(weight.device, len(gram))
     zeros, scales = quantized.zeros.t().float(), quantized.scales.t().float()
     offsets = quantized.codes.view(*quantized.scales.shape, size).float() - quantized.zeros.unsqueeze(-1)
     offsets = offsets.flatten(1).t().contiguous()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 SHRINKAGE = 0.2  # of what two input features have in common: taken for an accident of the calibration text
 HALF_TOKENS = 2048
+WIDE = 2048  # from here on the time of feedback in float32 is felt; below, its codes are a little better
 COLUMN_BLOCKS, SMALLEST_BLOCKED = 4, 1024  # 4 by 4 symmetric blocks take 10 products of 16; below, calls cost more
 
 
@@ -77,9 +78,10 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def product_dtype(device: torch.device) -> torch.dtype:
-    """What large products of the rounding are multiplied in: bfloat16 where the CPU has it, else float32."""
-    return torch.bfloat16 if device.type == "cpu" and multiplies_bfloat16(device) else torch.float32
+def product_dtype(device: torch.device, features: int = WIDE) -> torch.dtype:
+    """What products with a matrix of so many features are in: bfloat16 for many where the CPU has it, else float32."""
+    half = features >= WIDE and device.type == "cpu" and multiplies_bfloat16(device)
+    return torch.bfloat16 if half else torch.float32
 
 
 class StatsAccumulator:

@@ -12,7 +12,7 @@ import pytest
 
 import quantize
 from quantize.building.job import BuildOptions
-from quantize.building.stream import is_spilled
+from quantize.methods.quantized_run import replace_batch
 from quantize.checkpoint import find_checkpoints, verify
 from tests.dying import every_death
 
@@ -80,11 +80,12 @@ def test_activations_in_files_give_the_same_files(
     quantize.quantize(str(tiny_llama), VARIANTS, tmp_path / "memory", options=OPTIONS)
     seen: list[bool] = []
 
-    def note(*arguments: Any) -> bool:
-        seen.append(is_spilled(*arguments))
-        return seen[-1]
+    def note(hidden: list[Any], position: int, output: Any) -> None:
+        replace_batch(hidden, position, output)
+        seen.append(hidden[position].untyped_storage().filename is not None)
 
-    monkeypatch.setattr("quantize.building.stream.is_spilled", note)
+    monkeypatch.setattr("quantize.building.stream.replace_batch", note)
+    monkeypatch.setattr("quantize.methods.quantized_run.replace_batch", note)
     quantize.quantize(str(tiny_llama), VARIANTS, tmp_path / "files", options=replace(OPTIONS, spill=True))
     assert seen
     assert all(seen)

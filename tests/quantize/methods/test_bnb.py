@@ -13,6 +13,7 @@ from quantize.errors import UserError
 from quantize.methods.bnb import bnb_4bit_with_feedback, bnb_quantization_config, bnb_tensors
 from quantize.model.names import linear_layers
 from quantize.quiet import quiet_libraries
+from quantize.rounding.gram import InputStats
 from quantize.rounding.options import BnbOptions
 from quantize.variant import VARIANTS, Variant
 from quantize.weights import open_weights
@@ -215,7 +216,7 @@ def test_feedback_lowers_the_error_on_the_inputs_it_was_given(options: BnbOption
         "b": (torch.randn((32, 128), generator=generator) * 0.02).half(),
     }
     gram = inputs.t() @ inputs / 900
-    fed_back = bnb_4bit_with_feedback(weights, gram, options)
+    fed_back, values = bnb_4bit_with_feedback(weights, InputStats(gram, gram.diagonal()), options)
     variant = VARIANTS["bnb-4bit"]
     nearest = {k: t for name, w in weights.items() for k, t in bnb_tensors(name, w, variant, options).items()}
     assert fed_back.keys() == nearest.keys()
@@ -228,6 +229,7 @@ def test_feedback_lowers_the_error_on_the_inputs_it_was_given(options: BnbOption
         }
         state = functional.QuantState.from_dict(own, device=torch.device("cpu"))
         back = functional.dequantize_4bit(tensors[f"{name}.weight"], state).float()
+        assert tensors is nearest or torch.allclose(values[name], back, rtol=1e-3, atol=1e-6)
         return float((inputs @ (back - weights[name].float()).t()).norm())
 
     for name in weights:
@@ -238,14 +240,15 @@ def test_feedback_lowers_the_error_on_the_inputs_it_was_given(options: BnbOption
 
 def test_feedback_without_correlation_is_bitsandbytes_own_rounding() -> None:
     weights = {"a": torch.randn((16, 64), generator=torch.Generator().manual_seed(0))}
-    fed_back = bnb_4bit_with_feedback(weights, torch.eye(64), BnbOptions())
+    fed_back, _ = bnb_4bit_with_feedback(weights, InputStats(torch.eye(64), torch.ones(64)), BnbOptions())
     nearest = bnb_tensors("a", weights["a"], VARIANTS["bnb-4bit"], BnbOptions())
     assert torch.equal(fed_back["a.weight"], nearest["a.weight"])
 
 
 def test_rows_of_no_whole_number_of_blocks_are_rounded_to_nearest() -> None:
     weights = {"a": torch.randn((32, 96), generator=torch.Generator().manual_seed(0))}
-    fed_back = bnb_4bit_with_feedback(weights, torch.ones(96, 96) + torch.eye(96), BnbOptions())
+    gram = torch.ones(96, 96) + torch.eye(96)
+    fed_back, _ = bnb_4bit_with_feedback(weights, InputStats(gram, gram.diagonal()), BnbOptions())
     nearest = bnb_tensors("a", weights["a"], VARIANTS["bnb-4bit"], BnbOptions())
     assert fed_back.keys() == nearest.keys()
     assert all(torch.equal(fed_back[name], nearest[name]) for name in nearest)
