@@ -51,7 +51,7 @@ Made by `python -m docs.fill` from what `python -m docs.schema` prints of record
 the types that check the files. Units stand in the names; unknown is null, in the CSV empty.
 """
 TITLES = {
-    "records": "A line of records.jsonl, and of the other files of records",
+    "records": "A line of records.jsonl",
     "manifest": "quantable.json, the manifest of a checkpoint",
 }
 
