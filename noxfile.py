@@ -172,7 +172,7 @@ def architectures(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """The published table at its own scale, random weights, and the tests that need a GPU; writes runs/biomistral.
+    """The published table at its own scale, random weights, the crossover, and the GPU tests; writes runs/biomistral.
 
     It uses the Python that runs nox, which has torch with CUDA there. Options after -- go to the bench.
     """
@@ -180,6 +180,8 @@ def gpu(session: nox.Session) -> None:
     session.run(*bench, *session.posargs, success_codes=[0, 1])  # a kernel that is not installed here is a row too
     # Without matplotlib there is no plot, which is no reason to leave the tests out.
     session.run("python3", "-m", "reports", "runs/biomistral", "--all", success_codes=[0, 1])
+    crossover = ["--shape", "mistral-7b", "--device", "cuda", "--budget", "40", "--out", "runs/biomistral/crossover"]
+    session.run("python3", "-m", "tests.lab.crossover", *crossover)
     session.run("python3", "-m", "pytest", "-m", "gpu")
 
 

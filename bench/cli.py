@@ -68,8 +68,6 @@ def parser() -> Parser:
     add("--out", metavar="DIR", type=Path, help="where all of it goes (default: runs/NAME)")
     add("--dummy", action="store_true", help="random weights in the suite's shape: no checkpoints needed")
     add("--shape", metavar="PATH", help="a config.json whose shape --dummy takes in place of the suite's")
-    crossover = "seconds for the crossover of the kernels (default: the suite's; 0: leave it out)"
-    add("--crossover-time", **seconds, help=crossover)
     return cli
 
 
@@ -139,7 +137,7 @@ def run(arguments: argparse.Namespace, closing: Callable[[Path], str] | None = N
 
 def measure_folder(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     """Measure the checkpoints of a folder: what came of it, and how to make the table."""
-    suite_only = ("out", "dummy", "shape", "crossover_time")
+    suite_only = ("out", "dummy", "shape")
     reject(arguments, suite_only, "is of a whole table: name it with --suite, or leave it out")
     directory = arguments.directory
     if directory is None:
@@ -154,7 +152,7 @@ def measure_folder(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]
 
 
 def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
-    """Measure a whole table: what came of it, why there is no crossover if there is none, how to make the tables."""
+    """Measure a whole table: what came of it, and how to make the tables."""
     from bench.suite.suite import suite_named
     from bench.suite.suite_run import run_suite
 
@@ -163,12 +161,10 @@ def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
     reject(arguments, said_by_suite, "does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem
     options = options_from(arguments, None, suite.rounds, suite.rule)
-    what = {"dummy": arguments.dummy, "shape": arguments.shape, "crossover_s": arguments.crossover_time}
+    what = {"dummy": arguments.dummy, "shape": arguments.shape, "scenarios": arguments.scenario or ()}
     with progress_bar(quiet=arguments.quiet) as progress:
-        wanted = arguments.scenario or ()
-        outcome, problem = run_suite(suite, out, options, **what, scenarios=wanted, progress=progress)
-    missing = [f"no crossover: {problem}"] if problem else []
-    return outcome, [*missing, f"the tables: report {out} --all"] if outcome.usable else []
+        outcome = run_suite(suite, out, options, **what, progress=progress)
+    return outcome, [f"the tables: report {out} --all"] if outcome.usable else []
 
 
 def options_from(

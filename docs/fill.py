@@ -50,10 +50,7 @@ DATA = """# What the files hold
 Made by `python -m docs.fill` from what `python -m docs.schema` prints of records, manifest and csv: JSON schemas, from
 the types that check the files. Units stand in the names; unknown is null, in the CSV empty.
 """
-TITLES = {
-    "records": "A line of records.jsonl, and of the other files of records",
-    "manifest": "quantable.json, the manifest of a checkpoint",
-}
+TITLES = {"records": "A line of records.jsonl", "manifest": "quantable.json, the manifest of a checkpoint"}
 
 
 def type_of(node: dict[str, Any]) -> str:

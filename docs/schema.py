@@ -14,13 +14,12 @@ import msgspec
 from bench.records.environment import Environment
 from bench.records.record import PHASES, Divergence, Latency, Memory, Quality, Record, Subject
 from bench.records.scenario import Scenario
-from bench.records.store import TYPES
 from quantize.checkpoint import Manifest
 from quantize.shell import Parser, command
 from reports.export import OF_A_PHASE, csv_text
 from reports.results import PARTS, Measurement, Result, Timing
 
-FILES: dict[str, tuple[type, ...]] = {"records": tuple(dict.fromkeys(TYPES.values())), "manifest": (Manifest,)}
+FILES: dict[str, tuple[type, ...]] = {"records": (Record,), "manifest": (Manifest,)}
 """Whose fields a line of records.jsonl, and a checkpoint's quantable.json have: those of one of these types."""
 
 SHARED = {  # fields that mean the same in every class whose docstring does not name them

@@ -20,7 +20,6 @@ COMMANDS = {
     "card": ("reports.card", "write a checkpoint's model card"),
     "push": ("reports.push", "put a checkpoint on the hub"),
     "chat": ("bench.chat", "talk to a checkpoint"),
-    "crossover": ("bench.crossover.__main__", "find at how many tokens kernels cross over"),
 }
 """Name -> the module that has its `parser()` and `main(argv)`, and what it does."""
 

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from bench.records import store
-from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
-from bench.records.record import Record
-from bench.records.store import RECORDS_NAME, only, read_crossover
+from bench.records.store import RECORDS_NAME
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
 from quantize.process_memory import collector_paused
 from quantize.units import parse_bytes
-from reports.crossover import crossover_page
 from reports.export import csv_text, json_text
 from reports.html import html_page
 from reports.markdown import markdown, screen
@@ -50,7 +47,7 @@ def report(
     view: View = "summary",
     published: str = BIOMISTRAL,
 ) -> str:
-    """The report on a folder that `bench` measured, or on one record file of any kind, as text; also written to `out`.
+    """The report on a folder that `bench` measured, or on one record file, as text; also written to `out`.
 
     format: "text", as on a terminal of 80 columns; "md", markdown; "csv", one flat row a checkpoint and scenario;
             "json", everything; "html", one file for a browser. None: what the ending of `out` says, else markdown.
@@ -63,7 +60,7 @@ def report(
 
 @dataclass(frozen=True)
 class Reading:
-    """A folder that `bench` measured, or one record file of any kind, read once. view, published: as `report` has."""
+    """A folder that `bench` measured, or one record file, read once. view, published: as `report` has."""
 
     source: Path
     view: View = "summary"
@@ -83,7 +80,7 @@ class Reading:
     def absent(self) -> frozenset[str]:
         """Rows of checkpoints that are not in the folder any more, where some are; references that are needed stay."""
         folders = {path.parent.name for path in self.source.glob(f"*/{MANIFEST_NAME}")}
-        subjects = {record.subject for record in only(self.found, Record)} if folders else set()
+        subjects = {record.subject for record in self.found.records} if folders else set()
         here = {one.baseline for one in subjects if one.may_be_reference and one.folder in folders}
         gone = (one for one in subjects if one.folder not in folders)
         return frozenset(one.name for one in gone if not one.may_be_reference or one.baseline in here)
@@ -91,7 +88,7 @@ class Reading:
     @cached_property
     def measurements(self) -> list[Measurement]:
         """What was measured. Raises UserError for records that may not stand in one table."""
-        return measurements([one for one in only(self.found, Record) if one.subject.name not in self.absent])
+        return measurements([one for one in self.found.records if one.subject.name not in self.absent])
 
     @property
     def sound(self) -> bool:
@@ -100,25 +97,12 @@ class Reading:
         return not any(result.broken or result.failures for one in read for result in one.results)
 
     def page(self) -> tuple[Block, ...]:
-        """The report, whole before any of it is shown; the crossover at its end."""
+        """The report, whole before any of it is shown."""
         if self.view == "versus":
             return tuple(versus_page(self.measurements, self.published))
         if self.view == "published":
             return tuple(published_page(self.measurements))
-        if self.source.is_file():
-            return (*self._page_of_file(), *self._remarks())
-        alone = not (self.source / RECORDS_NAME).exists()
-        crossover = _crossover_file(self.source) if alone or self.view == "full" else None
-        blocks = tuple(crossover_page(read_crossover(crossover))) if crossover else ()
-        if crossover and alone:
-            return blocks
-        return (*VIEWS[self.view](self.measurements), *self._remarks(), *blocks)
-
-    @property
-    def is_screen(self) -> bool:
-        """Whether the page is made for a terminal of 80 columns."""
-        measured = self.source.is_file() or (self.source / RECORDS_NAME).exists()
-        return self.view == "summary" and measured and isinstance(self.found.records[0], Record)
+        return (*VIEWS[self.view](self.measurements), *self._remarks())
 
     @collector_paused()
     def write(self, format: Format | None = None, out: Path | str | None = None) -> str:
@@ -151,16 +135,6 @@ class Reading:
             notes += bulleted([f"No plots: {error}."])
         everything = (*page(self.measurements), *notes)
         return html_page(summary(self.measurements), everything, drawn, map(store.line_of, self.found.records))
-
-    def _page_of_file(self) -> Page:
-        if self.source.name == CROSSOVER_NAME:
-            return crossover_page(read_crossover(self.source))
-        kinds = {type(record) for record in self.found.records}
-        if len(kinds) > 1:
-            raise UserError(f"{self.source} holds records of {len(kinds)} kinds: keep each in a file of its own")
-        if kinds == {Record}:
-            return VIEWS[self.view](self.measurements)
-        return crossover_page(only(self.found, CrossoverEntry))
 
     def _remarks(self) -> list[Block]:
         """What of the records is not shown, and why."""
@@ -200,9 +174,8 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
 
     if folder / RECORDS_NAME in files:
         write_page("table.md", reading.page)
-        if written and has_published_rows(only(reading.found, Record)):
+        if written and has_published_rows(reading.found.records):
             write_page("published.md", lambda: versus_page(reading.measurements))
-    if {folder / RECORDS_NAME, folder / CROSSOVER_NAME} & set(files):
         try:
             written += draw_plots(folder)[0]
         except UserError as error:
@@ -220,16 +193,12 @@ def draw_plots(source: Path, memory: str | None = None, context: int | None = No
     files' names. memory: what there is ("6GB"), a line in the plots; context: tokens that the KV cache is reckoned for.
     Raises UserError where nothing can be drawn, without matplotlib, and where a file cannot be written.
     """
-    crossover, folder = _crossover_file(source), source if source.is_dir() else source.parent
-    measured = [] if source == crossover or not (folder / RECORDS_NAME).exists() else Reading(source).measurements
-    if not measured and crossover is None:
-        raise UserError(f"no {RECORDS_NAME} and no {CROSSOVER_NAME} in {source}: run `bench` first")
-    entries = read_crossover(crossover) if crossover else []
+    folder = source if source.is_dir() else source.parent
     size = None if memory is None else parse_bytes(memory)
     content, left_out = dict[Path, bytes](), list[str]()
-    for number, one in enumerate(measured or (None,)):
-        apart = "-".join(["", one.device, *one.compute_dtypes]) if number and one else ""
-        figures, reasons = plots(one, () if number else entries, memory_bytes=size, context=context)
+    for number, one in enumerate(Reading(source).measurements):
+        apart = "-".join(["", one.device, *one.compute_dtypes]) if number else ""
+        figures, reasons = plots(one, memory_bytes=size, context=context)
         files = {f"{name}{apart}.{form}": file_bytes(it, form) for name, it in figures.items() for form in PICTURES}
         content |= {folder / name: data for name, data in files.items()}
         left_out += reasons
@@ -238,9 +207,3 @@ def draw_plots(source: Path, memory: str | None = None, context: int | None = No
     if not content:
         raise UserError("; ".join(left_out))
     return list(content), left_out
-
-
-def _crossover_file(source: Path) -> Path | None:
-    """The crossover's record that belongs to a folder or is this file; None without one."""
-    path = source / CROSSOVER_NAME if source.is_dir() else source
-    return path if path.name == CROSSOVER_NAME and path.is_file() else None

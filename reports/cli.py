@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     if shown and sys.stdout.isatty():
         print_page(reading.page())
     else:
-        text = reading.write("text" if shown and reading.is_screen else options.format, options.out)
+        text = reading.write("text" if shown and view == "summary" else options.format, options.out)
         say(f"wrote {options.out}") if options.out else print(text, end="", flush=True)
     return 0 if reading.sound else 1
 

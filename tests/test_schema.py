@@ -57,7 +57,7 @@ def test_records_fit_and_one_wrong_field_does_not(builder: "Builder") -> None:
         assert not fits({name: value for name, value in data.items() if name != "subject"}, found, found["$defs"])
 
 
-LABORATORY = ("architectures", "race", "overhead", "side_by_side", "profile")
+LABORATORY = ("architectures", "race", "overhead", "side_by_side", "profile", "crossover")
 GALLERY = [path for path in sorted((ROOT / "reports/gallery").rglob("*.jsonl")) if path.stem not in LABORATORY]
 
 

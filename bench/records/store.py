@@ -1,4 +1,4 @@
-"""Record files: one JSON line a record, of every kind; appended under a lock, checked when read. Imports no torch."""
+"""Record files: one JSON line a record; appended under a lock, checked when read. Imports no torch."""
 
 import codecs
 import contextlib
@@ -8,11 +8,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import msgspec
 
-from bench.records.crossover import CrossoverEntry
 from bench.records.record import Record
 from quantize.errors import UserError
 from quantize.files import write_whole
@@ -23,19 +22,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 RECORDS_NAME = "records.jsonl"
-AnyRecord = Record | CrossoverEntry
-R = TypeVar("R", bound=AnyRecord)
-
-NAMES: dict[type[Any], str] = {
-    Record: "measurements (`bench DIR`)",
-    CrossoverEntry: "a crossover (`python -m bench.crossover`)",
-}
-
-TYPES: dict[str, type[AnyRecord]] = {kind: one for one in NAMES for kind in get_args(get_type_hints(one)["kind"])}
-"""By the `kind` of a line."""
-
-WITHOUT_KIND = {"style": "crossover"}  # lines of schema 1 do not say their kind: the field that tells it
-LABORATORY = ("blocks_sha256", "decode_s_a_token", "iterations", "architecture", "operations")
+KINDS: tuple[str, ...] = get_args(get_type_hints(Record)["kind"])
+LABORATORY = ("blocks_sha256", "decode_s_a_token", "iterations", "architecture", "operations", "style")
 """Fields that tell a record of tests/lab, whatever its version."""
 
 
@@ -78,7 +66,7 @@ class RecordFile:
     """What a record file holds, in the order written; torn: the numbers of lines that a crash cut off."""
 
     path: Path
-    records: tuple[AnyRecord, ...]
+    records: tuple[Record, ...]
     torn: tuple[int, ...]
 
     @property
@@ -92,7 +80,7 @@ def read_file(path: Path) -> RecordFile:
     """Read a record file; a repeated line counts once. Raises UserError, naming the line, for what is no record."""
     if not path.is_file():
         raise UserError(f"no record file {path}: run `bench` first")
-    found, torn, seen, reader = list[AnyRecord](), [], set[bytes](), _Reader()
+    found, torn, seen, reader = list[Record](), [], set[bytes](), _Reader()
     try:
         with path.open("rb") as file, collector_paused():
             for number, line in enumerate(file, start=1):
@@ -113,7 +101,7 @@ def read_file(path: Path) -> RecordFile:
     return RecordFile(path, tuple(found), tuple(torn))
 
 
-def _record_of(line: str, where: str) -> AnyRecord | None:
+def _record_of(line: str, where: str) -> Record | None:
     """What `record_from` makes of a line, None for one that a crash cut off. Raises UserError for what is no record."""
     try:
         data = parse_json(line, where)
@@ -156,55 +144,35 @@ class _Reader:
 def holds_records(path: Path) -> bool:
     """Whether a line of this file is a record of ours, of any version; an empty file holds nothing else."""
     content = path.read_bytes() if path.is_file() else b"no file"
-    marks = ('"kind":', *(f'"{name}":' for name in (*WITHOUT_KIND, *LABORATORY)))
+    marks = ('"kind":', *(f'"{name}":' for name in LABORATORY))
     lines = [line for line in content.decode("utf-8-sig", "replace").split("\n") if line.strip()] or [""]
     ours = ('"schema_version":' in one and any(mark in one for mark in marks) for one in lines)
     return lines == [""] or (lines[0] != "<!doctype html>" and any(ours))
 
 
-def only(found: RecordFile, wanted: type[R]) -> list[R]:
-    """The records, all of this type. Raises UserError for another type."""
-    for record in found.records:
-        if not isinstance(record, wanted):
-            raise UserError(f"{found.path} holds {NAMES[type(record)]}, not {NAMES[wanted]}")
-    return [record for record in found.records if isinstance(record, wanted)]
-
-
 def read_records(path: Path) -> list[Record]:
-    """The measurements in a file that holds nothing else. Raises UserError as `read_file` and `only` do."""
-    return only(read_file(path), Record)
+    """The measurements in a file. Raises UserError as `read_file` does."""
+    return list(read_file(path).records)
 
 
-def read_crossover(path: Path) -> list[CrossoverEntry]:
-    """The entries of one measurement, in the order measured. Raises UserError for none, and for those of two."""
-    entries = only(read_file(path), CrossoverEntry)
-    if not entries:
-        raise UserError(f"{path} holds no entries: run `python -m bench.crossover`")
-    settings = {(one.shape, one.linears, one.group_size, one.device, one.compute_dtype) for one in entries}
-    if len(settings) > 1:
-        raise UserError(f"{path} mixes measurements of {len(settings)} settings: keep each in a file of its own")
-    return entries
-
-
-def record_from(data: object, where: str) -> AnyRecord:
-    """A record of any kind, from what its JSON line holds, brought up to date. Raises UserError for what is none."""
+def record_from(data: object, where: str) -> Record:
+    """A record, from what its JSON line holds, brought up to date. Raises UserError for what is none."""
     held: dict[str, Any] = data if isinstance(data, dict) else {}
     if any(name in held for name in LABORATORY):
         raise UserError(f"{where}: these are records of the laboratory, `python -m tests.lab.pages FILE` prints them")
-    kind = held.get("kind") or next((kind for field, kind in WITHOUT_KIND.items() if field in held), None)
-    if not isinstance(kind, str) or kind not in TYPES:
+    if (kind := held.get("kind")) not in KINDS:
         raise UserError(f"{where} is no record (kind {kind!r}): not a file that `bench` wrote?")
-    version, newest = held.get("schema_version"), TYPES[kind].schema_version
+    version, newest = held.get("schema_version"), Record.schema_version
     if type(version) is not int or not 1 <= version <= newest:
         said = f"{where}: record of schema version {version!r}, this quantable reads versions up to {newest}"
         raise UserError(f"{said}: use the quantable that wrote it, or measure again")
     # A later schema has more fields, unknown in older records.
-    return from_data(TYPES[kind], {**held, "kind": kind, "schema_version": newest}, where)
+    return from_data(Record, {**held, "schema_version": newest}, where)
 
 
 def _is_torn(line: str) -> bool:
     """Whether this is the beginning of a line of ours, which a crash cut off; a whole line that is no JSON is not."""
-    beginnings = ('{"kind":', '{"schema_version":', '{"when":', '{"shape":')
+    beginnings = ('{"kind":', '{"schema_version":', '{"when":')
     if not any(line.startswith(one) or one.startswith(line) for one in beginnings):
         return False
     try:

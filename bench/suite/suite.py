@@ -5,9 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from bench.records.record import name_on
 from bench.records.scenario import Scenario
@@ -59,13 +57,6 @@ class SuiteReference:
 
 
 @dataclass(frozen=True)
-class CrossoverBudget:
-    """How long the crossover may take, 0 for none."""
-
-    budget_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-
-
-@dataclass(frozen=True)
 class SuiteTables:
     """What stands once in a suite's file.
 
@@ -76,7 +67,6 @@ class SuiteTables:
     reference: SuiteReference
     rounds: RoundsRule = field(default_factory=RoundsRule)
     rule: PassRule = field(default_factory=PassRule)
-    crossover: CrossoverBudget = field(default_factory=CrossoverBudget)
 
 
 @dataclass(frozen=True, kw_only=True)

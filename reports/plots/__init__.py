@@ -1,10 +1,8 @@
 """Every plot that there are records for. Needs matplotlib, which is imported when a figure is made."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from bench.records.crossover import CrossoverEntry
 from quantize.errors import UserError
-from reports.plots.crossover import crossover_figure
 from reports.plots.rows import loss_figure, memory_figure, speed_figure
 from reports.plots.style import FORMATS, Figure, file_bytes, matplotlib_as_it_comes, svg_element
 from reports.results import Measurement
@@ -13,26 +11,20 @@ __all__ = ["FORMATS", "file_bytes", "plots", "svg_element"]
 
 
 def plots(
-    measurement: Measurement | None,
-    crossover: Sequence[CrossoverEntry] = (),
-    *,
-    memory_bytes: int | None = None,
-    context: int | None = None,
+    measurement: Measurement, *, memory_bytes: int | None = None, context: int | None = None
 ) -> tuple[dict[str, Figure], list[str]]:
-    """The figures "loss", "time", "memory" and "crossover" that there are records for, and why others are not drawn.
+    """The figures "loss", "time" and "memory" that there are records for, and why others are not drawn.
 
     memory_bytes: what there is, a vertical line over the peaks. context: tokens of each sequence that the KV cache is
     reckoned for (`shares_of`). Raises UserError without matplotlib, and for a context below 1.
     """
     if context is not None and context < 1:
         raise UserError(f"a context of {context} tokens holds nothing: give --context at least 1")
-    makers: dict[str, Callable[[], Figure]] = {}
-    if measurement:
-        makers["loss"] = lambda: loss_figure(measurement, memory_bytes, context)
-        makers["time"] = lambda: speed_figure(measurement)
-        makers["memory"] = lambda: memory_figure(measurement, memory_bytes, context)
-    if crossover:
-        makers["crossover"] = lambda: crossover_figure(crossover, measurement.compute_dtypes if measurement else ())
+    makers: dict[str, Callable[[], Figure]] = {
+        "loss": lambda: loss_figure(measurement, memory_bytes, context),
+        "time": lambda: speed_figure(measurement),
+        "memory": lambda: memory_figure(measurement, memory_bytes, context),
+    }
     figures, left_out = {}, []
     with matplotlib_as_it_comes():
         for name, make in makers.items():

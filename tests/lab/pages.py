@@ -1,4 +1,4 @@
-"""What the laboratory measured, as tables: races, overhead, benchmarks side by side, architectures, profiles.
+"""What the laboratory measured, as tables: races, overhead, benchmarks, architectures, profiles, crossovers.
 
 `python -m tests.lab.pages FILE` prints the page of a file of its records; --out writes it.
 """
@@ -21,8 +21,10 @@ from reports.api import check_not_ours
 from reports.markdown import markdown
 from reports.results import median_of
 from reports.table import Bullets, Cell, Column, Page, Paragraph, Row, Table, bulleted
+from tests.lab.crossover.page import crossover_page
 from tests.lab.records import (
     ArchitectureRecord,
+    CrossoverEntry,
     LabRecord,
     Operation,
     OverheadRecord,
@@ -249,6 +251,7 @@ PAGES: dict[type[LabRecord], Callable[[Sequence[Any]], Page]] = {
     SideBySideRecord: side_by_side_page,
     ArchitectureRecord: architecture_page,
     ProfileRecord: profile_page,
+    CrossoverEntry: crossover_page,
 }
 
 

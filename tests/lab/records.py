@@ -1,5 +1,6 @@
 """What the laboratory leaves, a JSON line a record, `when` being ISO 8601 in UTC in all of it."""
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints, overload
@@ -13,6 +14,9 @@ from quantize.errors import UserError
 from quantize.schema import Count, Positive, Seconds, Share, from_data, parse_json
 
 LAB_SCHEMA_VERSION = 2
+Style = Literal["dense", "GEMM", "GEMV", "bitsandbytes"]
+Mode = Literal["eager", "CUDA graph"]
+Linear = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,52 @@ class ProfileRecord:
         return sum(operation.seconds for operation in self.operations)
 
 
-LabRecord = RaceRecord | OverheadRecord | SideBySideRecord | ArchitectureRecord | ProfileRecord
+@dataclass(frozen=True)
+class CrossoverEntry:
+    """One way to run the linear layers of a decoder layer (a contender), with so many tokens at once
+    (tests.lab.crossover).
+
+    shape, linears: the model's name and its layer's (name, out features, in features). group_size: of the 4-bit weights
+    in AWQ's format. tokens: at once; None where the contender cannot run at all. kernel: what ran for that many tokens.
+    mode: whether the host asked for every kernel or a CUDA graph replayed them.
+    seconds: of one pass through all of the linear layers, one value a turn; turn k of all contenders ran close
+    together, the order reversed from one turn to the next.
+    relative_error: largest |found - exact| / |exact| of a token's outputs, `error_bound` what was allowed.
+    weights_bytes: of one copy of the layer; copies: how many took turns, so that a cache does not hold one.
+    reason: why there are no seconds.
+    """
+
+    shape: str
+    linears: tuple[Linear, ...]
+    group_size: int
+    device: str
+    compute_dtype: str
+    contender: str
+    style: Style
+    tokens: int | None
+    measured_at: str
+    environment: Environment
+    kernel: str | None = None
+    mode: Mode = "eager"
+    seconds: tuple[Seconds, ...] = ()
+    relative_error: float | None = None
+    error_bound: float | None = None
+    weights_bytes: int | None = None
+    copies: int | None = None
+    reason: str | None = None
+    kind: Literal["crossover"] = "crossover"
+    schema_version: int = LAB_SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if bool(self.seconds) == (self.reason is not None) or (self.seconds and self.tokens is None):
+            raise ValueError(f"{self.contender}: either seconds, of so many tokens, or a reason why there are none")
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.seconds)
+
+
+LabRecord = RaceRecord | OverheadRecord | SideBySideRecord | ArchitectureRecord | ProfileRecord | CrossoverEntry
 L = TypeVar("L", bound=LabRecord)
 
 TYPES: dict[str, type[LabRecord]] = {
@@ -214,7 +263,12 @@ TYPES: dict[str, type[LabRecord]] = {
 }
 """By the `kind` of a line."""
 
-WITHOUT_KIND = {"blocks_sha256": "race", "decode_s_a_token": "overhead", "iterations": "side by side"}
+WITHOUT_KIND = {
+    "blocks_sha256": "race",
+    "decode_s_a_token": "overhead",
+    "iterations": "side by side",
+    "style": "crossover",
+}
 """Lines of schema 1 of these kinds do not say their kind: the field that tells it."""
 
 

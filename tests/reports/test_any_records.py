@@ -24,12 +24,12 @@ ODD: list[Any] = [
     *(None, True, 0, -1, 1, 2**31, 2**63, -5.0, 1e308, 1e-320, 0.5, "", "x", "../x", "\x1b[2J", "\u202e", "=1+1"),
     *("cpu", "cuda", "latency", "broken", "ok", "fp16", "rtn"),
 ]
-LABORATORY = ("race", "overhead", "side_by_side")
+LABORATORY = ("race", "overhead", "side_by_side", "crossover/crossover")
 GOOD = {
     "bench": [json.loads(line_of(record)) for record in Builder().five_rows()],
     **{
         name: [json.loads(line) for line in (GALLERY / f"{name}.jsonl").read_text().splitlines()[:12]]
-        for name in (*LABORATORY, "crossover/crossover")
+        for name in LABORATORY
     },
 }
 

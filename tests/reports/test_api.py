@@ -98,7 +98,7 @@ def test_an_unknown_format(tmp_path: Path) -> None:
         (b"# a readme\n", "line 1 is no record"),
         (b"[1, 2]\n", "line 1 is no record"),
         (b'{"a": 1}\n', "line 1 is no record"),
-        (b'{"kind": "crossover", "schema_version": 99}\n', "schema version 99"),
+        (b'{"kind": "latency", "schema_version": 99}\n', "schema version 99"),
         (b'{"schema_version": 1}\n', "line 1 is no record"),
         (b"\x93NUMPY\x01\x00\xff\xfe", "no record file"),
     ],

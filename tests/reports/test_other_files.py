@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.records.crossover import CrossoverEntry
-from bench.records.store import append, write
+from bench.records.store import append
 from quantize.errors import UserError
 from reports import report
 from reports.api import write_all
@@ -24,16 +23,18 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         report(tmp_path / "empty.jsonl")
 
 
-def test_two_kinds_in_one_file_are_refused(tmp_path: Path, builder: "Builder", crossover: list[CrossoverEntry]) -> None:
-    append(tmp_path / "mixed.jsonl", crossover[0], builder.latency("fp16"))
-    with pytest.raises(UserError, match="records of 2 kinds"):
+def test_a_record_of_the_laboratory_among_ours_is_refused(tmp_path: Path, builder: "Builder") -> None:
+    append(tmp_path / "mixed.jsonl", builder.latency("fp16"))
+    with (tmp_path / "mixed.jsonl").open("a") as file:
+        file.write((GALLERY / "h200-mistral-7b" / "crossover.jsonl").read_text())
+    with pytest.raises(UserError, match="line 2: these are records of the laboratory"):
         report(tmp_path / "mixed.jsonl")
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *("architectures", "h200-mistral-7b/profile"),
+        *("architectures", "h200-mistral-7b/profile", "h200-mistral-7b/crossover"),
         *(f"cpu-smollm2-135m/{name}" for name in ("race", "overhead", "side_by_side")),
     ],
 )
@@ -52,10 +53,10 @@ def test_a_file_of_the_laboratory_is_one_line_that_says_what_prints_it(
 
 
 def test_a_report_never_takes_the_place_of_a_record_file(
-    tmp_path: Path, crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, builder: "Builder", capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "own.jsonl"
-    append(path, *crossover)
+    append(path, *builder.five_rows())
     before = path.read_bytes()
     for out in (path, tmp_path / "other.jsonl"):
         assert main([str(path), "--out", str(out)]) == 2
@@ -67,15 +68,14 @@ def test_a_report_never_takes_the_place_of_a_record_file(
 
 
 def test_all_writes_every_page_that_there_are_records_for(
-    tmp_path: Path, builder: "Builder", crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, builder: "Builder", capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
     append(tmp_path / "records.jsonl", *builder.five_rows())
-    write(tmp_path / "crossover.jsonl", crossover)
     append(tmp_path / "second.jsonl", *builder.five_rows())
     assert main([str(tmp_path), "--all"]) == 0
-    plots = [f"{name}.{form}" for name in ("loss", "time", "memory", "crossover") for form in ("png", "svg")]
-    names = ["table.md", *plots, "crossover.md", "second.md"]
+    plots = [f"{name}.{form}" for name in ("loss", "time", "memory") for form in ("png", "svg")]
+    names = ["table.md", *plots, "second.md"]
     assert capsys.readouterr().out.splitlines() == [f"wrote {tmp_path / name}" for name in names]
     assert (tmp_path / "table.md").read_text() == report(tmp_path, view="full")
     assert (tmp_path / "second.md").read_text() == report(tmp_path / "second.jsonl", view="full")
@@ -92,10 +92,10 @@ def test_all_writes_the_published_table_beside_ours_where_a_row_is_of_it(
 
 
 def test_a_page_that_cannot_be_written_leaves_the_others(
-    tmp_path: Path, builder: "Builder", crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, builder: "Builder", capsys: pytest.CaptureFixture[str]
 ) -> None:
     append(tmp_path / "records.jsonl", builder.quality("awq-gemm", 15.0))
-    append(tmp_path / "own.jsonl", *crossover)
+    append(tmp_path / "own.jsonl", *builder.five_rows())
     assert main([str(tmp_path), "--all"]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"wrote {tmp_path / 'own.md'}"

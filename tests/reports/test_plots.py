@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from bench.records.crossover import CrossoverEntry
 from bench.records.record import Divergence, Memory, Record
-from bench.records.store import only, read_crossover, read_file, write
+from bench.records.store import read_records, write
 from quantize.errors import UserError
 from reports.api import draw_plots
 from reports.notes import joined
 from reports.plots import plots, svg_element
-from reports.plots.crossover import height_at, relative_to_dense
 from reports.plots.rows import pareto, shares_of
-from reports.plots.style import file_bytes, matplotlib_as_it_comes
+from reports.plots.style import matplotlib_as_it_comes
 from reports.results import Measurement, measurements
 from tests.builder import CHAT, Builder
 
@@ -39,7 +37,7 @@ GALLERY = ROOT / "reports" / "gallery" / "cpu-smollm2-135m"
 
 
 def gallery(folder: str = ".") -> list[Record]:
-    return only(read_file(GALLERY / folder / "records.jsonl"), Record)
+    return read_records(GALLERY / folder / "records.jsonl")
 
 
 def variants(records: Iterable[Record], losses: Iterable[float], **fields: Any) -> list[Record]:
@@ -132,12 +130,12 @@ def test_gemm_and_gemv_at_one_point_share_a_label() -> None:
 def test_one_colour_a_method_in_every_plot() -> None:
     from matplotlib.colors import to_hex
 
-    figures, _ = plots(measured(gallery()), read_crossover(GALLERY / "crossover" / "crossover.jsonl"))
+    figures, _ = plots(measured(gallery()))
     points = {
         name: {to_hex(line.get_color()) for axes in figure.axes for line in axes.lines if line.get_marker() != "None"}
         for name, figure in figures.items()
     }
-    for name in ("loss", "time", "crossover"):
+    for name in ("loss", "time"):
         assert {"#0072b2", "#d55e00", "#009e73"} <= points[name]
 
 
@@ -176,16 +174,13 @@ def test_a_pages_figures_share_no_id_and_take_its_colour() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_the_same_records_give_the_same_bytes(
-    crossover: list[CrossoverEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     import matplotlib
 
-    names = ("loss", "time", "memory", "crossover")
+    names = ("loss", "time", "memory")
     (tmp_path / "two").mkdir()
     for folder in (tmp_path, tmp_path / "two"):
         write(folder / "records.jsonl", gallery())
-        write(folder / "crossover.jsonl", crossover)
     first, left_out = draw_plots(tmp_path)
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.hashsalt": None}):
@@ -259,78 +254,28 @@ def test_the_axis_is_logarithmic_where_figures_span_much() -> None:
     assert plots(measured(gallery()))[0]["loss"].axes[0].get_yscale() == "linear"
 
 
-def test_a_folder_with_both_and_one_with_neither(crossover: list[CrossoverEntry], tmp_path: Path) -> None:
+def test_a_folder_with_records_and_one_without(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `bench` first"):
         draw_plots(tmp_path)
     write(tmp_path / "records.jsonl", gallery())
-    write(tmp_path / "crossover.jsonl", crossover)
     written, left_out = draw_plots(tmp_path, "1GB", 2048)
-    assert ({path.stem for path in written}, left_out) == ({"loss", "time", "memory", "crossover"}, [])
+    assert ({path.stem for path in written}, left_out) == ({"loss", "time", "memory"}, [])
 
 
-def test_what_matplotlib_has_to_say_stays_off_the_screen(crossover: list[CrossoverEntry], tmp_path: Path) -> None:
+def test_what_matplotlib_has_to_say_stays_off_the_screen(tmp_path: Path) -> None:
     """Without a folder for its caches it warns, and builds its list of fonts anew."""
-    write(tmp_path / "crossover.jsonl", crossover)
+    write(tmp_path / "records.jsonl", gallery())
     command = [sys.executable, "-m", "reports", str(tmp_path), "--plots"]
     environment = {**os.environ, "MPLCONFIGDIR": os.devnull}
+    names = [f"{name}.{form}" for name in ("loss", "time", "memory") for form in ("png", "svg")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines() == [f"wrote {tmp_path / name}" for name in ("crossover.png", "crossover.svg")]
+    assert done.stderr.splitlines() == [f"wrote {tmp_path / name}" for name in names]
     assert done.returncode == 0
 
 
-def test_the_crossover_names_every_line_the_ranges_and_the_crossings(crossover: list[CrossoverEntry]) -> None:
-    figure = plots(measured(gallery()), crossover)[0]["crossover"]
-    texts = check_texts(figure)
-    assert {"FP16", "gemm", "gemv", "decode: batch", "prefill: prompt", "x1", "x0.5", "2,048", "91", "4.0"} <= set(
-        texts
-    )
-    assert not {"broken", "compiled"} & set(texts)
-    assert any("mistral-7b's shape, float16 on GPU 9" in text for text in texts)
-    assert "The table's rows computed in bfloat16, these in float16." in texts
-    check_texts(plots(None, read_crossover(GALLERY / "crossover" / "crossover.jsonl"))[0]["crossover"])
-
-
-@pytest.mark.parametrize("counts", [{1}, {64, 128}, {1, 2048}])
-def test_few_figures_of_a_crossover_are_drawn_too(crossover: list[CrossoverEntry], counts: set[int]) -> None:
-    """One number of tokens, prompts alone, and a contender without a figure where the dense product has one."""
-    some = [one for one in crossover if one.tokens in counts and not (one.contender == "gemv" and one.tokens == 1)]
-    texts = check_texts(plots(None, some)[0]["crossover"])
-    assert ("decode: batch" in texts) == (1 in counts)
-    assert ("prefill: prompt" in texts) == (max(counts) > 32)
-    assert ("gemv" in texts) == (counts != {1})
-
-
-def test_other_figures_give_another_picture(crossover: list[CrossoverEntry]) -> None:
-    slower = [
-        replace(one, seconds=tuple(2 * s for s in one.seconds)) if one.contender == "gemm" else one for one in crossover
-    ]
-    pictures = [file_bytes(plots(None, entries)[0]["crossover"], "svg") for entries in (crossover, slower)]
-    assert pictures[0] != pictures[1]
-
-
-def test_what_cannot_be_drawn_is_said(crossover: list[CrossoverEntry], tmp_path: Path) -> None:
-    figures, left_out = plots(None, [one for one in crossover if one.contender != "FP16"])
-    assert figures == {}
-    assert "no plot of crossover: the crossover has no figures of the dense product" in left_out[0]
-    write(tmp_path / "crossover.jsonl", crossover)
-    (tmp_path / "crossover.png").mkdir()
+def test_a_plot_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "records.jsonl", gallery())
+    (tmp_path / "loss.png").mkdir()
     with pytest.raises(UserError, match="it is a folder"):
         draw_plots(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"crossover.jsonl", "crossover.png"}
-
-
-def test_times_are_relative_to_the_dense_product(crossover: list[CrossoverEntry]) -> None:
-    relative = relative_to_dense(crossover)
-    assert list(relative) == ["FP16", "gemm", "gemv"]
-    assert set(relative["FP16"].values()) == {1.0}
-    assert relative["gemm"] == pytest.approx(
-        {**dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 0.5), **dict.fromkeys((128, 256, 512, 1024, 2048), 2.0)}
-    )
-    assert relative["gemv"][2048] == pytest.approx(64.0)
-
-
-def test_a_height_between_two_figures_is_straight_in_log_log() -> None:
-    series = {1: 4.0, 4: 1.0, 16: 1.0}
-    assert height_at(series, 2) == pytest.approx(2.0)
-    assert [height_at(series, tokens) for tokens in series] == pytest.approx(list(series.values()))
-    assert height_at({8: 3.0}, 8) == pytest.approx(3.0)
+    assert {path.name for path in tmp_path.iterdir()} == {"records.jsonl", "loss.png"}

@@ -9,7 +9,7 @@ import pytest
 from bench.records.gpu_state import GpuState, GpuStates
 from bench.records.record import Divergence, Kernels, Latency, Memory, Quality, Record, TaskScore, latency_records
 from bench.records.scenario import SCENARIOS, Scenario
-from bench.records.store import append, line_of, read_crossover, read_records, record_from
+from bench.records.store import append, line_of, read_records, record_from
 from bench.run.plan import plan, target_of
 from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
@@ -131,12 +131,6 @@ def test_what_is_no_record_is_refused_with_its_line(tmp_path: Path, three: list[
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `bench` first"):
         read_records(tmp_path / "none.jsonl")
-
-
-def test_records_of_another_kind_are_named(tmp_path: Path, three: list[Record]) -> None:
-    append(tmp_path / "records.jsonl", three[0])
-    with pytest.raises(UserError, match=r"holds measurements \(`bench DIR`\), not a crossover"):
-        read_crossover(tmp_path / "records.jsonl")
 
 
 def test_a_file_that_cannot_be_read_is_one_line(

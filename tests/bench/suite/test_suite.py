@@ -72,7 +72,6 @@ def test_biomistral_is_the_published_table() -> None:
     assert [row.checkpoint_name for row in published[1:]] == names
     assert (suite.reference.base_model, suite.shape) == ("BioMistral-7B", "mistral-7b")
     assert suite.rounds.least == 3
-    assert suite.crossover.budget_s > 0
 
 
 def test_its_scenarios_are_the_cards_protocol_and_both_ways_to_decode() -> None:
@@ -93,11 +92,10 @@ def test_with_a_tokenizer_the_lengths_are_counted() -> None:
 
 def test_rules_of_the_file_and_defaults_without(tmp_path: Path) -> None:
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO))
-    assert (suite.rounds, suite.rule, suite.crossover.budget_s) == (RoundsRule(), PassRule(), 0.0)
-    tables = "[rounds]\nleast = 5\nmax_time_s = 7\n[rule]\nmax_time_s = 0.5\n[crossover]\nbudget_s = 3\n"
+    assert (suite.rounds, suite.rule) == (RoundsRule(), PassRule())
+    tables = "[rounds]\nleast = 5\nmax_time_s = 7\n[rule]\nmax_time_s = 0.5\n"
     suite = suite_named(own(tmp_path, HEAD + ROWS + SCENARIO + tables))
     assert (suite.rounds, suite.rule) == (RoundsRule(least=5, max_time_s=7.0), PassRule(max_time_s=0.5))
-    assert suite.crossover.budget_s == 3.0
 
 
 def test_lengths_of_ones_own(tmp_path: Path) -> None:
@@ -124,7 +122,6 @@ def test_lengths_of_ones_own(tmp_path: Path) -> None:
             HEAD + ROWS + SCENARIO + "[rounds]\nmax_time_s = nan\n",
             r"own\.toml: rounds\.max_time_s must be at least 0 seconds",
         ),
-        (HEAD + ROWS + SCENARIO + "[crossover]\nbudget_s = nan\n", r"crossover.budget_s: expected `float` >= 0"),
         (HEAD + ROWS + SCENARIO + "[rule]\nmax_time_s = nan\n", r"rule: a rule that can never be met"),
         (HEAD + ROWS + SCENARIO + "[rule]\nmax_warmups = 1\n", r"own\.toml: rule: a rule that can never be met"),
         (HEAD + ROWS + SCENARIO + 'batch = "two"\n', r"own\.toml, scenario 1: batch: expected `int`, got `str`"),

@@ -4,23 +4,15 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bench.cli import main
-from bench.records.record import Record
-from bench.records.stopping import RoundsRule
 from bench.records.store import read_records
-from bench.run.executor import ProcessResult
-from bench.run.probe import Machine
-from bench.run.run import Instruments
 from bench.suite.suite import suite_named
 from bench.suite.suite_run import run_suite
 from bench.worker.options import BenchOptions
-from quantize.checkpoint import Checkpoint
 from quantize.errors import UserError
 from reports.api import write_all
 from reports.published import BIOMISTRAL, published_tables, versus_page
@@ -35,8 +27,6 @@ base_model = "BioMistral-7B"
 max_warmups = 2
 min_passes = 1
 max_time_s = 0.1
-[crossover]
-budget_s = 1
 [[scenario]]
 name = "published"
 lengths = [20, 60]
@@ -56,18 +46,18 @@ variant = "{}"
 ROWS = ROW.format("fp16") + ROW.format("awq-gemm") + "group_size = 128\n" + ROW.format("bnb-4bit")
 ROWS += ROW.format("awq-gemm") + 'group_size = 128\nkernel = "native"\npublished = false\n'
 SCENARIOS = ["published", "chat-graph"]
-FILES = {".records.jsonl.lock", "records.jsonl", "records.log", "crossover.jsonl"}
+FILES = {".records.jsonl.lock", "records.jsonl", "records.log"}
 """Everything that the command may write; the log when something failed."""
 
-PLOTS = {f"{name}.{form}" for name in ("time", "memory", "crossover") for form in ("png", "svg")}
-PAGES = {"table.md", "published.md", *PLOTS, "crossover.md"}
+PLOTS = {f"{name}.{form}" for name in ("time", "memory") for form in ("png", "svg")}
+PAGES = {"table.md", "published.md", *PLOTS}
 """What `report --all` makes of it."""
 
 
 def rehearse(suite: Path, out: Path, shape: Path, cache: Path) -> "subprocess.CompletedProcess[str]":
-    """The command as a user types it, with one round and a short crossover."""
+    """The command as a user types it, with one round."""
     command = [sys.executable, "-m", "bench", "--suite", str(suite), "--dummy", "--shape", str(shape)]
-    command += ["--device", "cpu", "--rounds", "1", "--max-time", "0", "--crossover-time", "1", "--out", str(out)]
+    command += ["--device", "cpu", "--rounds", "1", "--max-time", "0", "--out", str(out)]
     command += ["--dtype", "float32", "--threads", "1"]
     environment = {**os.environ, "QUANTABLE_CACHE": str(cache)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -104,11 +94,11 @@ def test_the_command_measures_every_row(rehearsal: Rehearsal) -> None:
     assert str(ROOT) not in (out / "records.jsonl").read_text()
 
 
-def test_it_leaves_records_and_the_crossover_and_report_makes_the_pages(rehearsal: Rehearsal) -> None:
+def test_it_leaves_records_and_report_makes_the_pages(rehearsal: Rehearsal) -> None:
     out, ran = rehearsal
     written = {path.relative_to(out).as_posix() for path in out.rglob("*")}
     assert written <= FILES | PAGES
-    assert {"records.jsonl", "crossover.jsonl"} <= written, ran.stdout
+    assert "records.jsonl" in written, ran.stdout
     pages, problems, _ = write_all(out)
     if importlib.util.find_spec("matplotlib"):
         assert ({path.name for path in pages}, problems) == (PAGES, [])
@@ -163,14 +153,13 @@ def test_the_report_keeps_the_suites_order_and_has_every_ratio(rehearsal: Rehear
 
 def test_a_second_time_nothing_is_measured(rehearsal: Rehearsal, shrunken: Path) -> None:
     out, _ = rehearsal
-    before = {name: (out / name).read_bytes() for name in ("records.jsonl", "crossover.jsonl")}
+    before = (out / "records.jsonl").read_bytes()
     good = sum(record.status == "ok" for record in read_records(out / "records.jsonl"))
     again = rehearse(out.parent / "four.toml", out, shrunken, out.parent / "cache")
     assert again.returncode == rehearsal[1].returncode
     assert "prefill" not in again.stderr, "no row is measured anew"
     assert f"({good} of them measured before)" in again.stdout
-    assert (out / "records.jsonl").read_bytes().startswith(before["records.jsonl"])
-    assert (out / "crossover.jsonl").read_bytes() == before["crossover.jsonl"]
+    assert (out / "records.jsonl").read_bytes().startswith(before)
 
 
 # What the user can fix
@@ -191,12 +180,10 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--suite", "biomistral", "--records", "r.jsonl"], "--records does not go with --suite"),
         (["--suite", "biomistral", "--kernel", "native"], "--kernel does not go with --suite"),
         (["--suite", "biomistral", "--shape", "x.json"], "--shape is of random weights: add --dummy, or leave it out"),
-        (["--suite", "biomistral", "--crossover-time", "-1"], "--crossover-time must be at least 0 seconds"),
         (["--suite", "biomistral", "--rounds", "0"], "--rounds must be at least 1"),
         (["--suite", "other"], "no suite 'other'; there are: autoawq-mistral-7b, biomistral"),
         (["DIR", "--dummy"], "--dummy is of a whole table: name it with --suite, or leave it out"),
         (["DIR", "--out", "o"], "--out is of a whole table"),
-        (["DIR", "--crossover-time", "0"], "--crossover-time is of a whole table"),
     ],
 )
 def test_options_that_do_not_go_together(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,50 +210,7 @@ def test_a_scenario_that_the_suite_lacks(tmp_path: Path, capsys: pytest.CaptureF
     assert message == "suite biomistral has no scenario 'fast'; there are: published, chat, chat-graph"
 
 
-# Without a model
-
-
-@pytest.fixture
-def fake_runs(monkeypatch: pytest.MonkeyPatch, machine: Machine, records_of: Callable[..., list[Record]]) -> None:
-    """The suite's bench runs on a fake machine and measures nothing."""
-    faked = partial(
-        Instruments, lambda device, threads: machine, lambda settings, path: records_of, check_models=lambda *_: None
-    )
-    monkeypatch.setattr("bench.run.run.Instruments", faked)
-    monkeypatch.setattr("bench.suite.suite_run._tokenizer_of", lambda path: str.split)
-
-
-@pytest.mark.usefixtures("fake_runs")
-def test_a_crossover_of_another_device_or_a_damaged_one_is_measured_again(
-    tmp_path: Path, make_checkpoint: Callable[..., Checkpoint], rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The process that would measure it is replaced by one that only says what it was asked."""
-    (tmp_path / "one.toml").write_text(SUITE + ROW.format("fp16"))
-    folder = make_checkpoint("fp16", base_model="BioMistral-7B").path.parent
-    asked: list[list[str]] = []
-
-    def run_module(*command: str, **settings: object) -> ProcessResult:
-        asked.append(list(command))
-        return ProcessResult(1, "error: not today", 1.0)
-
-    monkeypatch.setattr("bench.suite.suite_run.run_module", run_module)
-    suite = suite_named(str(tmp_path / "one.toml"))
-    options = BenchOptions(rounds=RoundsRule(least=1, most=1), quality=False)
-    kept = (rehearsal[0] / "crossover.jsonl").read_text()
-    for text, measured in (("", True), (kept, False), (kept.replace('"device":"cpu"', '"device":"cuda"'), True)):
-        (folder / "crossover.jsonl").write_text(text)
-        asked.clear()
-        _, problem = run_suite(suite, folder, options)
-        assert any("bench.crossover" in command for command in asked) is measured
-        assert (problem == "not today") is measured
-    assert "crossover.jsonl" in (folder / "records.log").read_text()
-    assert run_suite(suite, folder, options, crossover_s=0)[1] is None
-
-
 def test_a_suite_run_out_of_range() -> None:
     suite = suite_named("biomistral")
     with pytest.raises(UserError, match="--shape is of random weights"):
         run_suite(suite, Path("o"), BenchOptions(), shape="mistral-7b")
-    for seconds in (-0.5, float("nan")):
-        with pytest.raises(UserError, match="--crossover-time must be at least 0 seconds"):
-            run_suite(suite, Path("o"), BenchOptions(), crossover_s=seconds)

@@ -1,5 +1,6 @@
 """Where ways to run a layer cross over: the arithmetic on known series, the measurement on a tiny layer."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -11,10 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.crossover import measure as measure_module
-from bench.crossover.__main__ import main
-from bench.crossover.contenders import Built, CannotRun, Contender, Setting, bnb, contenders, dense, int4
-from bench.crossover.measure import (
+from bench.records.environment import Environment
+from bench.records.store import line_of, write
+from quantize.errors import UserError
+from quantize.int4.weight import Int4Weight
+from quantize.kernels import KERNELS
+from quantize.kernels.base import Int4Linear
+from quantize.progress import Progress
+from quantize.schema import to_data
+from tests.fake_clock import FakeClock
+from tests.lab.crossover import measure as measure_module
+from tests.lab.crossover.__main__ import main
+from tests.lab.crossover.contenders import Built, CannotRun, Contender, Setting, bnb, contenders, dense, int4
+from tests.lab.crossover.crossings import CROSSOVER_NAME, MIN_TURNS, SAME_WITHIN, crossings
+from tests.lab.crossover.measure import (
     MAX_COPIES,
     TURNS,
     Layer,
@@ -26,16 +37,8 @@ from bench.crossover.measure import (
     runnable,
     time_layers,
 )
-from bench.records.crossover import CROSSOVER_NAME, MIN_TURNS, SAME_WITHIN, CrossoverEntry, crossings
-from bench.records.environment import Environment
-from bench.records.store import line_of, read_crossover, record_from, write
-from quantize.errors import UserError
-from quantize.int4.weight import Int4Weight
-from quantize.kernels import KERNELS
-from quantize.kernels.base import Int4Linear
-from quantize.progress import Progress
-from quantize.schema import to_data
-from tests.fake_clock import FakeClock
+from tests.lab.pages import lab_page
+from tests.lab.records import CrossoverEntry, read_lab, record_from
 
 CPU = torch.device("cpu")
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -170,24 +173,22 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     entries = [timed("a", 1, 0.5, 0.25), replace(BLANK, contender="b", reason="needs the package b")]
     path = tmp_path / "new" / CROSSOVER_NAME
     write(path, entries)
-    assert read_crossover(path) == entries
+    assert read_lab(path, CrossoverEntry) == entries
     write(path, entries[:1])
-    assert read_crossover(path) == entries[:1]
+    assert read_lab(path, CrossoverEntry) == entries[:1]
     assert [one.name for one in path.parent.iterdir()] == [CROSSOVER_NAME]
 
 
 def test_what_is_no_crossover_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / CROSSOVER_NAME
-    with pytest.raises(UserError, match="no record file"):
-        read_crossover(path)
+    with pytest.raises(UserError, match="cannot read"):
+        read_lab(path, CrossoverEntry)
     good = json.loads(line_of(timed("a", 1, 0.5)))
-    for lines in ("", "{}", "[1]", "no json", json.dumps({**good, "schema_version": 99}), json.dumps({**good, "x": 1})):
+    for lines in ("{}", "[1]", "no json", json.dumps({**good, "schema_version": 99}), json.dumps({**good, "x": 1})):
         path.write_text(lines)
-        with pytest.raises(UserError, match=r"line 1|holds no entries"):
-            read_crossover(path)
-    write(path, [timed("a", 1, 0.5), replace(timed("a", 2, 0.5), shape="other")])
-    with pytest.raises(UserError, match="mixes measurements of 2 settings"):
-        read_crossover(path)
+        with pytest.raises(UserError, match="line 1"):
+            read_lab(path, CrossoverEntry)
+    write(path, [])
     with pytest.raises(UserError, match="choose another place"):
         write(path / "below" / CROSSOVER_NAME, [])
 
@@ -299,7 +300,7 @@ def test_every_way_that_runs_here_is_timed_and_the_others_say_why_not(config: st
     told: list[str] = []
     progress = Progress(changed=lambda progress: told.append(progress.doing))
     entries = measure_crossover(config, "cpu", None, tmp_path / "out", 1e6, progress, counts=(64, 1, 4))
-    assert read_crossover(tmp_path / "out" / CROSSOVER_NAME) == entries
+    assert read_lab(tmp_path / "out" / CROSSOVER_NAME, CrossoverEntry) == entries
     ran = {name: [e for e in entries if e.contender == name] for name in dict.fromkeys(e.contender for e in entries)}
     assert set(ran) == {"FP32", "BnB.4", "BnB.8", *KERNELS}
     for name in ("FP32", "torch-cpu", "dequantize", "BnB.4", "BnB.8"):
@@ -371,7 +372,7 @@ def test_a_wrong_kernel_is_a_reason_not_a_number(config: str, tmp_path: Path) ->
         faulty("one token", fails_with_many),
     ]
     entries = measure_crossover(config, "cpu", None, tmp_path, 10.0, counts=(1, 32), racing=racing)
-    assert read_crossover(tmp_path / CROSSOVER_NAME) == entries
+    assert read_lab(tmp_path / CROSSOVER_NAME, CrossoverEntry) == entries
     reasons = {name: [e.reason for e in entries if e.contender == name] for name in (one.name for one in racing)}
     assert reasons["FP32"] == [None, None]
     for name in ("swapped", "last token", "not a number"):
@@ -458,12 +459,14 @@ def test_the_dense_product_comes_first_and_is_named_after_its_dtype() -> None:
 def test_the_command(config: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--shape", config, "--device", "cpu", "--out", str(tmp_path), "--budget", "3"]) == 0
     out, err = capfd.readouterr()
-    assert (
-        out.splitlines()[-1]
-        == f"{tmp_path / CROSSOVER_NAME}: `report {tmp_path / CROSSOVER_NAME} --plots` makes tables and plots of it"
-    )
+    written = ["crossover.jsonl", "crossover.md", "crossover.png", "crossover.svg"]
+    if importlib.util.find_spec("matplotlib") is None:
+        written = written[:2]
+    assert out.splitlines()[-len(written) :] == [f"wrote {tmp_path / name}" for name in written]
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == set(written)
+    assert (tmp_path / "crossover.md").read_text() == lab_page(tmp_path / CROSSOVER_NAME)
     assert all(line.startswith("after ") for line in err.splitlines())
-    entries = read_crossover(tmp_path / CROSSOVER_NAME)
+    entries = read_lab(tmp_path / CROSSOVER_NAME, CrossoverEntry)
     assert {entry.tokens for entry in entries if entry.contender == "FP32"} == set(COUNTS)
 
 

@@ -1,26 +1,20 @@
-"""The crossover's tables, in a report and alone."""
+"""The crossover's tables."""
 
-import sys
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.records.crossover import CROSSOVER_NAME, CrossoverEntry
-from bench.records.record import Record
-from bench.records.store import write as write_records
+from bench.records.store import append
 from quantize.errors import UserError
-from reports import report
 from reports.cli import main
-from reports.crossover import crossover_page, crossover_table, reasons_of, seconds_table
 from reports.table import Paragraph
+from tests.lab.crossover.crossings import CROSSOVER_NAME
+from tests.lab.crossover.page import crossover_page, crossover_table, reasons_of, seconds_table
+from tests.lab.pages import lab_page
+from tests.lab.records import CrossoverEntry
 
-if TYPE_CHECKING:
-    from tests.builder import Builder
-
-Write = Callable[[Iterable[Record]], Path]
+GALLERY = Path(__file__).resolve().parents[3] / "reports" / "gallery"
 
 
 def test_every_pair_with_the_dense_product_has_a_row(crossover: list[CrossoverEntry]) -> None:
@@ -91,55 +85,23 @@ def test_a_measurement_in_which_nothing_ran_has_reasons_alone(crossover: list[Cr
     assert [type(block).__name__ for block in crossover_page(crossover[:1])] == ["Bullets", "Paragraph"]
 
 
-def test_it_stands_at_the_end_of_the_report(builder: "Builder", write: Write, crossover: list[CrossoverEntry]) -> None:
-    folder = write(builder.five_rows())
-    before = report(folder, view="full")
-    write_records(folder / CROSSOVER_NAME, crossover)
-    after = report(folder, view="full")
-    assert after.startswith(before)
-    assert "| FP16 / gemm |" in after
-    assert "FP16 / gemm" not in report(folder, format="csv") + report(folder, format="json")
-    assert "FP16 / gemm" not in report(folder, view="versus")
+@pytest.mark.parametrize("folder", ["cpu-smollm2-135m/crossover", "h200-mistral-7b"])
+def test_the_gallerys_pages_are_of_their_records(folder: str) -> None:
+    [page] = (GALLERY / folder).glob("table.md" if folder.endswith("crossover") else "crossover.md")
+    assert page.read_text(encoding="utf-8") == lab_page(GALLERY / folder / CROSSOVER_NAME)
 
 
-def test_it_can_be_reported_alone(
+def test_two_measurements_in_one_file_are_refused(tmp_path: Path, crossover: list[CrossoverEntry]) -> None:
+    append(tmp_path / CROSSOVER_NAME, *crossover, replace(crossover[0], shape="other"))
+    with pytest.raises(UserError, match="measurements of 2 settings"):
+        lab_page(tmp_path / CROSSOVER_NAME)
+
+
+def test_report_says_in_one_line_what_prints_it(
     tmp_path: Path, crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_records(tmp_path / CROSSOVER_NAME, crossover)
-    assert main([str(tmp_path)]) == 0
-    of_folder = capsys.readouterr().out
-    assert "| FP16 / gemm |" in of_folder
-    assert main([str(tmp_path / CROSSOVER_NAME)]) == 0
-    assert capsys.readouterr().out == of_folder
-
-
-def test_plots_are_drawn_beside_the_record(
-    tmp_path: Path, crossover: list[CrossoverEntry], capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("matplotlib")
-    write_records(tmp_path / CROSSOVER_NAME, crossover)
-    assert main([str(tmp_path), "--plots"]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == report(tmp_path)
-    assert captured.err == f"wrote {tmp_path / 'crossover.png'}\nwrote {tmp_path / 'crossover.svg'}\n"
-    assert {path.name for path in tmp_path.iterdir()} == {CROSSOVER_NAME, "crossover.png", "crossover.svg"}
-
-
-def test_plots_without_matplotlib(
-    builder: "Builder",
-    write: Write,
-    crossover: list[CrossoverEntry],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = write(builder.five_rows())
-    write_records(folder / CROSSOVER_NAME, crossover)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main([str(folder), "--plots"]) == 2
-    assert capsys.readouterr().err == "error: plots need matplotlib: install quantable[plots]\n"
-
-
-def test_a_broken_crossover_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / CROSSOVER_NAME).write_text("{}\n")
-    with pytest.raises(UserError, match="line 1 is no record"):
-        report(tmp_path)
+    append(tmp_path / CROSSOVER_NAME, *crossover)
+    assert main([str(tmp_path / CROSSOVER_NAME)]) == 2
+    assert "`python -m tests.lab.pages FILE` prints them" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: no record file {tmp_path / 'records.jsonl'}: run `bench` first\n"

@@ -3,13 +3,18 @@
 from collections.abc import Iterable, Sequence
 
 from bench.records.comparison import grouped
-from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, CrossoverEntry, crossings
+from quantize.errors import UserError
 from reports.notes import plural
 from reports.table import Column, Page, Paragraph, Table, bulleted, titled
+from tests.lab.crossover.crossings import DECODE_BATCHES, PROMPT_TOKENS, SAME_WITHIN, crossings
+from tests.lab.records import CrossoverEntry
 
 
 def crossover_page(entries: Sequence[CrossoverEntry]) -> Page:
-    """Everything a report says about a crossover; entries: one measurement's, as `read_crossover` gives them."""
+    """Everything that is said about a crossover; entries: one measurement's. Raises UserError for those of two."""
+    settings = {(one.shape, one.linears, one.group_size, one.device, one.compute_dtype) for one in entries}
+    if len(settings) > 1:
+        raise UserError(f"these are measurements of {len(settings)} settings: keep each in a file of its own")
     title = "Tokens at once (batch in decode, prompt in prefill) at which two ways to run a layer cross over"
     yield from titled(f"{title}, {setting_text(entries[0])}:", crossover_table(entries))
     times = "Milliseconds of the linear layers of one decoder layer, by tokens at once:"

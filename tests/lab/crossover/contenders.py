@@ -1,4 +1,4 @@
-"""The ways to run a linear layer that `bench.crossover` races: dense, every int4 kernel, bitsandbytes."""
+"""The ways to run a linear layer that `tests.lab.crossover` races: dense, every int4 kernel, bitsandbytes."""
 
 import importlib.util
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.records.crossover import Style
 from quantize.int4.weight import round_to_nearest
 from quantize.kernels import KERNELS, Kernel
 from quantize.kernels.base import BOUNDS, dtype_name
 from quantize.methods.bnb import bnb_linear, bnb_tensors
 from quantize.rounding.options import BnbOptions
 from quantize.variant import VARIANTS
+from tests.lab.records import Style
 
 INT8_BOUND = 2e-2
 """LLM.int8 rounds the activations too, to 127 steps of a row's largest magnitude m. That makes an error of

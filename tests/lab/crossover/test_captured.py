@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.crossover.measure import captured
+from tests.lab.crossover.measure import captured
 
 
 class FakeGraph:

@@ -1,29 +1,27 @@
 """The crossover as one figure: time against the dense product's, over tokens at once."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.records.crossover import DECODE_BATCHES, PROMPT_TOKENS, CrossoverEntry, Style, crossings, series_by_contender
 from quantize.errors import UserError
-from reports.crossover import setting_text, tokens_text
 from reports.plots.labels import place
 from reports.plots.style import COLORS, FAINT, INK, METHOD_COLORS, MUTED, SHADE, Axes, Figure, name_text, new_figure
+from tests.lab.crossover.crossings import DECODE_BATCHES, PROMPT_TOKENS, crossings, series_by_contender
+from tests.lab.crossover.page import setting_text, tokens_text
+from tests.lab.records import CrossoverEntry, Style
 
 LINES: dict[Style, str] = {"dense": "-", "GEMM": "-", "GEMV": "--", "bitsandbytes": ":"}
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def crossover_figure(entries: Sequence[CrossoverEntry], table_dtypes: Iterable[str] = ()) -> Figure:
+def crossover_figure(entries: Sequence[CrossoverEntry]) -> Figure:
     """One line a contender; a ring where two cross over, filled and with its tokens on the dense product's.
 
-    table_dtypes: what the rows of the table beside it computed in: where that is another dtype, the figure says so.
     Raises UserError without figures of the dense product.
     """
     relative = {name: series for name, series in relative_to_dense(entries).items() if series}
-    own, others = entries[0].compute_dtype, [dtype for dtype in table_dtypes if dtype != entries[0].compute_dtype]
-    note = f"The table's rows computed in {', '.join(others)}, these in {own}." if others else ""
-    figure = new_figure(f"Which kernel for how many tokens: {setting_text(entries[0])}", 6, note)
+    figure = new_figure(f"Which kernel for how many tokens: {setting_text(entries[0])}", 6)
     axes = figure.add_subplot(xlabel="tokens at once", ylabel="time of one layer's linear layers, over the dense one's")
     _scale(axes, sorted({tokens for series in relative.values() for tokens in series}))
     styles = {entry.contender: entry.style for entry in entries}

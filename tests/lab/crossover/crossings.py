@@ -1,68 +1,17 @@
-"""What `bench.crossover` leaves: seconds of each way to run a layer, where two ways cross over. Imports no torch."""
+"""Where two ways to run a layer cross over. Imports no torch."""
 
 import itertools
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from bench.records.environment import Environment
-from quantize.schema import Seconds
+from tests.lab.records import CrossoverEntry
 
-SCHEMA_VERSION = 2
 CROSSOVER_NAME = "crossover.jsonl"
 DECODE_BATCHES, PROMPT_TOKENS = (1, 2, 4, 8, 16, 32), (64, 128, 256, 512, 1024, 2048)
 COUNTS = (*DECODE_BATCHES, *PROMPT_TOKENS)  # tokens at once: of a batch in decode, of one prompt in prefill
 SAME_WITHIN = 0.03  # medians this close are no order
 MIN_TURNS, AGREEING_TURNS = 3, 0.75  # fewer turns tell no order; of more this share must agree on who is faster
-Style = Literal["dense", "GEMM", "GEMV", "bitsandbytes"]
-Mode = Literal["eager", "CUDA graph"]
-Linear = tuple[str, int, int]
-
-
-@dataclass(frozen=True)
-class CrossoverEntry:
-    """One way to run the linear layers of a decoder layer (a contender), with so many tokens at once.
-
-    shape, linears: the model's name and its layer's (name, out features, in features). group_size: of the 4-bit weights
-    in AWQ's format. tokens: at once; None where the contender cannot run at all. kernel: what ran for that many tokens.
-    mode: whether the host asked for every kernel or a CUDA graph replayed them.
-    seconds: of one pass through all of the linear layers, one value a turn; turn k of all contenders ran close
-    together, the order reversed from one turn to the next.
-    relative_error: largest |found - exact| / |exact| of a token's outputs, `error_bound` what was allowed.
-    weights_bytes: of one copy of the layer; copies: how many took turns, so that a cache does not hold one.
-    reason: why there are no seconds.
-    """
-
-    shape: str
-    linears: tuple[Linear, ...]
-    group_size: int
-    device: str
-    compute_dtype: str
-    contender: str
-    style: Style
-    tokens: int | None
-    measured_at: str
-    environment: Environment
-    kernel: str | None = None
-    mode: Mode = "eager"
-    seconds: tuple[Seconds, ...] = ()
-    relative_error: float | None = None
-    error_bound: float | None = None
-    weights_bytes: int | None = None
-    copies: int | None = None
-    reason: str | None = None
-    kind: Literal["crossover"] = "crossover"
-    schema_version: int = SCHEMA_VERSION
-
-    def __post_init__(self) -> None:
-        if bool(self.seconds) == (self.reason is not None) or (self.seconds and self.tokens is None):
-            raise ValueError(f"{self.contender}: either seconds, of so many tokens, or a reason why there are none")
-
-    @property
-    def median_s(self) -> float:
-        return statistics.median(self.seconds)
 
 
 def series_by_contender(entries: Iterable[CrossoverEntry]) -> dict[str, dict[int, CrossoverEntry]]:

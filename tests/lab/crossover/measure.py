@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.crossover.contenders import CannotRun, Contender, Setting, contenders
-from bench.records.crossover import COUNTS, CROSSOVER_NAME, MIN_TURNS, CrossoverEntry, Linear, Mode
 from bench.records.store import write
 from bench.worker.clock import Clock, clock_for
 from bench.worker.machine import fingerprint
@@ -23,6 +21,9 @@ from quantize.model.architecture import group_size_for
 from quantize.progress import Progress
 from quantize.quiet import quiet_libraries
 from quantize.source import cache_folder
+from tests.lab.crossover.contenders import CannotRun, Contender, Setting, contenders
+from tests.lab.crossover.crossings import COUNTS, CROSSOVER_NAME, MIN_TURNS
+from tests.lab.records import CrossoverEntry, Linear, Mode
 
 TURNS = 9
 GRAPH_ERROR = 0.05  # of the outputs: the same kernels on the same numbers, summed up in another order at most
@@ -90,7 +91,7 @@ def measure_crossover(
     shape: a name of quantize.dummy.SHAPES or a path to a config.json. device: "cpu" or "cuda"; dtype: the compute
     dtype, default float32 on a CPU and float16 on CUDA. budget_s: about how long it may take; it takes away turns, and
     numbers of tokens that it does not reach have that as their reason (the first is always measured). racing: who takes
-    part, default all of bench.crossover.contenders.
+    part, default all of tests.lab.crossover.contenders.
 
     Outputs are first compared with the float32 weights' product; one that differs by more than its arithmetic explains
     has a reason, no seconds. Raises UserError without CUDA, for an unknown shape, and layers that AWQ cannot pack.
