@@ -47,12 +47,13 @@ def filled(text: str) -> str:
 
 DATA = """# What the files hold
 
-Made by `python -m docs.fill` from what `quantable schema records`, `manifest` and `csv` print: JSON schemas, from the
-types that check the files. Units stand in the names; unknown is null, in the CSV empty.
+Made by `python -m docs.fill` from what `quantable schema records`, `manifest`, `sweep` and `csv` print: JSON schemas,
+from the types that check the files. Units stand in the names; unknown is null, in the CSV empty.
 """
 TITLES = {
     "records": "A line of records.jsonl, and of the other files of records",
     "manifest": "quantable.json, the manifest of a checkpoint",
+    "sweep": "sweep.json, a list of cells, and each file of attempts/",
 }
 
 

@@ -11,13 +11,15 @@ import msgspec
 from bench.records.record import PHASES, Divergence, Latency, Memory, Quality, Record, Subject
 from bench.records.scenario import Scenario
 from bench.records.store import TYPES
+from bench.sweep.cell import Attempt, Cell
 from quantize.checkpoint import Manifest
 from quantize.shell import Parser, command
 from reports.export import OF_A_PHASE, column_names
 from reports.results import PARTS, Measurement, Result, Timing
 
-FILES: dict[str, tuple[type, ...]] = {"records": tuple(dict.fromkeys(TYPES.values())), "manifest": (Manifest,)}
-"""Whose fields a line of records.jsonl, and a checkpoint's quantable.json have: those of one of these types."""
+KINDS: tuple[type, ...] = tuple(dict.fromkeys(TYPES.values()))  # of records
+FILES: dict[str, tuple[type, ...]] = {"records": KINDS, "manifest": (Manifest,), "sweep": (Cell, Attempt)}
+"""Whose fields a line of records.jsonl, a quantable.json, and a sweep's files have: those of one of these types."""
 
 SHARED = {  # fields that mean the same in every class whose docstring does not name them
     **dict.fromkeys(("when", "measured_at"), "ISO 8601, UTC"),
@@ -101,7 +103,8 @@ def column(name: str) -> dict[str, str]:
 
 def parser() -> Parser:
     cli = Parser(prog="quantable schema", description="Print the JSON schema of what a file holds (docs/data.md).")
-    cli.add_argument("what", choices=[*FILES, "csv"], help="a records.jsonl, a quantable.json, `report --format csv`")
+    text = "a records.jsonl, a quantable.json, a sweep.json and its attempts, `report --format csv`"
+    cli.add_argument("what", choices=[*FILES, "csv"], help=text)
     return cli
 
 
