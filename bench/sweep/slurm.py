@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -33,8 +32,6 @@ class CellJob:
 
 def submit(out: Path, cells: Sequence[Cell], minutes: int, gpu: bool, options: Mapping[str, str]) -> None:
     """Queue a job for each cell, and note its number. options: of sbatch, as submitit names them."""
-    if shutil.which("sbatch") is None:
-        raise UserError("there is no sbatch here: run this where the cluster takes jobs, or --on local")
     try:
         import submitit
 
@@ -49,18 +46,18 @@ def submit(out: Path, cells: Sequence[Cell], minutes: int, gpu: bool, options: M
     except ModuleNotFoundError:
         raise UserError("--on slurm needs submitit: pip install 'quantable[slurm]'") from None
     except Exception as error:  # of many kinds: an option that there is not, a partition, a controller that is away
-        raise UserError(f"Slurm takes no job ({' '.join(str(error).split())[:300]}): change --slurm") from None
+        raise UserError(
+            f"Slurm takes no job ({' '.join(str(error).split())[:300]}): change --slurm, or use --on local"
+        ) from None
     for cell, job in zip(cells, jobs, strict=True):
         Attempt(cell.name, cell.key, "waiting", job=job.job_id, started=before).write(out)
 
 
 def queue() -> dict[str, str]:
-    """The state of each of this user's jobs that wait or run, by number, without any accounting; elsewhere nothing."""
-    if shutil.which("squeue") is None:
-        return {}
+    """The state of each of this user's jobs that wait or run, by number, without any accounting."""
     command = ["squeue", "--me", "--array", "--noheader", "--name", JOB_NAME, "--format", "%i %T"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True)
-    except subprocess.SubprocessError as error:
-        raise UserError(f"squeue does not answer ({error}): ask again") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"squeue does not answer ({error}): ask where the cluster is") from None
     return dict(line.split() for line in ran.stdout.splitlines())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,10 +125,10 @@ def test_without_slurm_or_submitit_one_line_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "submitit", None)
     assert main(["org/One", "--on", "slurm", "--out", str(tmp_path)]) == 2
-    assert "there is no sbatch here" in capsys.readouterr().err
-    monkeypatch.setattr("shutil.which", lambda name: name)
-    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
-    assert main(["--on", "slurm", "--out", str(tmp_path)]) == 2
     assert "--on slurm needs submitit: pip install 'quantable[slurm]'" in capsys.readouterr().err
-    assert [one.name for one in read_cells(tmp_path)] == ["One"]
+    cell = read_cells(tmp_path)[0]
+    Attempt(cell.name, cell.key, "waiting", job="7").write(tmp_path)
+    assert main(["--status", "--out", str(tmp_path)]) == 2
+    assert "squeue does not answer" in capsys.readouterr().err
