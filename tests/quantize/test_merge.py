@@ -222,7 +222,7 @@ base_model = "model-0"
 least = 1
 most = 1
 [rule]
-max_warmups = 1
+max_warmups = 2
 min_passes = 2
 min_time_s = 0.01
 max_time_s = 0.1

@@ -136,7 +136,7 @@ SUITE = """
 shape = "{shape}"
 reference = {{base_model = "A"}}
 rounds = {{least = 1, most = 1}}
-rule = {{max_warmups = 1, min_passes = 2, min_time_s = 0.01, max_time_s = 0.1}}
+rule = {{max_warmups = 2, min_passes = 2, min_time_s = 0.01, max_time_s = 0.1}}
 scenario = [{{name = "short", prompt_tokens = 8, new_tokens = 1}}]
 row = [
   {{base_model = "A", source = "org/A", variant = "fp16"}},
