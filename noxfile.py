@@ -1,6 +1,7 @@
 """The project's sessions; `nox -l` says what each does."""
 
 import pathlib
+import shutil
 
 import nox
 
@@ -168,6 +169,23 @@ def architectures(session: nox.Session) -> None:
     command = ["python", "-m", "tests.architectures.trial", "--bench", "--foreign", "python", "--out", records]
     session.run(*command, *session.posargs)
     session.run("python", "-m", "tests.lab.pages", records, "--out", "docs/architectures.md")
+
+
+@nox.session
+def merges(session: nox.Session) -> None:
+    """The tests that merge models by mergekit, which the other sessions do without."""
+    install(session, "models", "merge", "dev")
+    session.run("pytest", "tests/quantize/test_merge.py", *session.posargs)
+
+
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """A sweep on a Slurm of two nodes on this machine, started for the test: Debian, as root, two minutes."""
+    install(session, "models", "slurm", "dev")
+    if shutil.which("slurmctld") is None:
+        packages = ("slurm-wlm", "munge")
+        session.run("apt-get", "install", "-y", "--no-install-recommends", *packages, external=True)
+    session.run("pytest", "tests/bench/sweep/test_slurm.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")

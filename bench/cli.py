@@ -151,12 +151,12 @@ def measure_folder(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]
     return outcome, [f"the table: report {directory if outcome.path == directory / RECORDS_NAME else outcome.path}"]
 
 
-def measure_suite(arguments: argparse.Namespace) -> tuple["Outcome", list[str]]:
-    """Measure a whole table: what came of it, and how to make the tables."""
+def measure_suite(arguments: argparse.Namespace, base_model: str | None = None) -> tuple["Outcome", list[str]]:
+    """Measure a whole table, or one model's part: what came of it, and how to make the tables."""
     from bench.suite.suite import suite_named
     from bench.suite.suite_run import run_suite
 
-    suite = suite_named(arguments.suite)
+    suite = suite_named(arguments.suite, base_model)
     said_by_suite = ("directory", "prompt", "new", "batch", "kernel", "records", "reference", "engines")
     reject(arguments, said_by_suite, "does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem

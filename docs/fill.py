@@ -47,10 +47,14 @@ def filled(text: str) -> str:
 
 DATA = """# What the files hold
 
-Made by `python -m docs.fill` from what `python -m docs.schema` prints of records, manifest and csv: JSON schemas, from
-the types that check the files. Units stand in the names; unknown is null, in the CSV empty.
+Made by `python -m docs.fill` from what `python -m docs.schema` prints of records, manifest, sweep and csv: JSON
+schemas, from the types that check the files. Units stand in the names; unknown is null, in the CSV empty.
 """
-TITLES = {"records": "A line of records.jsonl", "manifest": "quantable.json, the manifest of a checkpoint"}
+TITLES = {
+    "records": "A line of records.jsonl",
+    "manifest": "quantable.json, the manifest of a checkpoint",
+    "sweep": "sweep.json, a list of cells, and each file of attempts/",
+}
 
 
 def type_of(node: dict[str, Any]) -> str:

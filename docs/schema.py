@@ -14,13 +14,14 @@ import msgspec
 from bench.records.environment import Environment
 from bench.records.record import PHASES, Divergence, Latency, Memory, Quality, Record, Subject
 from bench.records.scenario import Scenario
+from bench.sweep.cell import Attempt, Cell
 from quantize.checkpoint import Manifest
 from quantize.shell import Parser, command
 from reports.export import OF_A_PHASE, csv_text
 from reports.results import PARTS, Measurement, Result, Timing
 
-FILES: dict[str, tuple[type, ...]] = {"records": (Record,), "manifest": (Manifest,)}
-"""Whose fields a line of records.jsonl, and a checkpoint's quantable.json have: those of one of these types."""
+FILES: dict[str, tuple[type, ...]] = {"records": (Record,), "manifest": (Manifest,), "sweep": (Cell, Attempt)}
+"""Whose fields a line of records.jsonl, a quantable.json, and a sweep's files have: those of one of these types."""
 
 SHARED = {  # fields that mean the same in every class whose docstring does not name them
     **dict.fromkeys(("when", "measured_at"), "ISO 8601, UTC"),
@@ -107,7 +108,8 @@ def column(name: str) -> dict[str, str]:
 
 def parser() -> Parser:
     cli = Parser(prog="schema", description="Print the JSON schema of what a file holds (docs/data.md).")
-    cli.add_argument("what", choices=[*FILES, "csv"], help="a records.jsonl, a quantable.json, `report --format csv`")
+    text = "a records.jsonl, a quantable.json, a sweep.json and its attempts, `report --format csv`"
+    cli.add_argument("what", choices=[*FILES, "csv"], help=text)
     return cli
 
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "quantize": ("quantize.cli", "make 4-bit and 8-bit checkpoints of a model, and the reference"),
     "bench": ("bench.cli", "measure memory, latency and quality of each checkpoint"),
     "report": ("reports.cli", "turn what was measured into tables"),
+    "sweep": ("bench.sweep.cli", "quantize and measure many models, on many devices"),
     "published": ("reports.published", "list the published tables that ours is set beside"),
     "choose": ("reports.choose", "say which checkpoint suits a memory, a speed and a loss of quality"),
     "compare": ("bench.compare", "compare two measurements of the same checkpoints"),

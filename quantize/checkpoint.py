@@ -28,16 +28,18 @@ CARD_FILES = (CARD_NAME, PLOT_NAME, "LICENSE*", "NOTICE*")
 class SourceFacts:
     """Where the weights came from.
 
-    kind:           "hub", "folder", "embedded" or "dummy".
+    kind:           "hub", "folder", "embedded", "merge" or "dummy".
     id:             what the user named.
     revision:       the hub commit, else None.
     weights_sha256: hash over names and contents of the source's weight files, None for dummy weights.
+    merge:          of a merge its recipe, seed, mergekit's version, and the hash of each of its sources.
     """
 
     kind: str
     id: str
     revision: str | None
     weights_sha256: str | None
+    merge: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

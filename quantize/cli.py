@@ -26,9 +26,11 @@ def parser() -> Parser:
         epilog="example: quantize smollm2-135m --variant all --out runs",
     )
     add = p.add_argument
-    add("source", nargs="?", help="org/name on the hub, a local folder, or smollm2-135m (the embedded model)")
+    source = "org/name on the hub, a local folder, merge:RECIPE.yaml, or smollm2-135m (the embedded model)"
+    add("source", nargs="?", help=source)
     suite = "biomistral, or a .toml file: make every checkpoint of that table, in place of source"
     add("--suite", metavar="NAME", help=suite)
+    add("--merge", action="store_true", help="of a suite: make its merged models instead of downloading them")
     variants = f"one or more of {', '.join(VARIANTS)}, or all (the default)"
     add("--variant", action="append", metavar="NAME[,NAME]", help=variants)
     add("--out", type=Path, required=True, help="folder for the checkpoints, one subfolder each")
@@ -111,7 +113,8 @@ def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
 
     if arguments.suite is not None:
         reject(arguments, NOT_WITH_SUITE, "does not go with --suite, which says what to make: leave one of the two out")
-        return calls_of(suite_rows(arguments.suite))
+        return calls_of(suite_rows(arguments.suite, merge=arguments.merge))
+    reject(arguments, ("merge",), "is of a suite: name it with --suite, or a recipe as merge:RECIPE.yaml")
     if arguments.source is None:
         raise UserError("name the model to quantize: quantize SOURCE --out DIR")
     names = tuple(name for value in arguments.variant or ["all"] for name in value.split(",") if name)

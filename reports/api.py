@@ -1,13 +1,15 @@
 """`report` from Python: the command calls this and prints what it returns."""
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
 from bench.records import store
 from bench.records.store import RECORDS_NAME
+from bench.sweep.cell import SWEEP_NAME, Attempt, read_cells, standing
 from quantize.checkpoint import MANIFEST_NAME
 from quantize.errors import UserError
 from quantize.files import write_whole
@@ -22,6 +24,7 @@ from reports.plots import file_bytes, plots, svg_element
 from reports.published import BIOMISTRAL, has_published_rows, versus_page
 from reports.results import Measurement, measurements
 from reports.summary import summary
+from reports.sweep import sweep_table
 from reports.table import Block, Page, bulleted
 
 Format = Literal["text", "md", "csv", "json", "html"]
@@ -69,12 +72,27 @@ class Reading:
     @cached_property
     def found(self) -> store.RecordFile:
         """The records of the file, or of the folder's records.jsonl. Raises UserError when there are none."""
+        if self.models:
+            parts = (Reading(self.source / how.name).found.records for how, measured in self.models if measured)
+            return store.RecordFile(self.source, tuple(itertools.chain.from_iterable(parts)), ())
         if not self.source.exists():
             raise UserError(f"no such folder or file: {self.source}")
         found = store.read_file(self.source / RECORDS_NAME if self.source.is_dir() else self.source)
         if not found.records:
             raise UserError(f"{found.path} holds no records: run `bench` first")
         return found
+
+    @cached_property
+    def models(self) -> list[tuple[Attempt, list[Measurement]]]:
+        """Of a sweep's folder: how each model stands, and what was measured of it; empty for any other folder."""
+        models: list[tuple[Attempt, list[Measurement]]] = []
+        for cell in read_cells(self.source) if (self.source / SWEEP_NAME).is_file() else ():
+            how = standing(self.source, cell)
+            try:
+                models.append((how, Reading(self.source / cell.name).measurements))
+            except UserError as error:
+                models.append((replace(how, reason=str(error)) if how.state == "done" else how, []))
+        return models
 
     @cached_property
     def absent(self) -> frozenset[str]:
@@ -88,13 +106,16 @@ class Reading:
     @cached_property
     def measurements(self) -> list[Measurement]:
         """What was measured. Raises UserError for records that may not stand in one table."""
+        if self.models:
+            return [one for _, measured in self.models for one in measured]
         return measurements([one for one in self.found.records if one.subject.name not in self.absent])
 
     @property
     def sound(self) -> bool:
         """Whether every run ended well and no checkpoint is broken, as far as measurements were read."""
         read = self.__dict__.get("measurements", ())
-        return not any(result.broken or result.failures for one in read for result in one.results)
+        sound = not any(result.broken or result.failures for one in read for result in one.results)
+        return sound and all(how.state != "failed" for how, _ in self.models)
 
     def page(self) -> tuple[Block, ...]:
         """The report, whole before any of it is shown."""
@@ -102,6 +123,8 @@ class Reading:
             return tuple(versus_page(self.measurements, self.published))
         if self.view == "published":
             return tuple(published_page(self.measurements))
+        if self.models:
+            return (*sweep_table(self.models), *VIEWS[self.view](self.measurements))
         return (*VIEWS[self.view](self.measurements), *self._remarks())
 
     @collector_paused()

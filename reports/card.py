@@ -222,6 +222,11 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     source, text, rounding = manifest.source, manifest.calibration, manifest.options.get("rounding")
     revision = f" at revision {source.revision}" if source.revision else ""
     named = "a local folder" if source.kind == "folder" else source.id
+    if source.merge:
+        how, made = source.merge["recipe"]["merge_method"], source.merge
+        named = (
+            f"a merge by {how} of {' and '.join(made['sources'])} (mergekit {made['mergekit']}, seed {made['seed']})"
+        )
     yield f"From {named}{revision}, weights with SHA-256 {source.weights_sha256}."
     if text is not None:
         label = public_text(text.text)

@@ -35,7 +35,8 @@ def push(folder: Path, repository: str, *, private: bool | None = None) -> str:
     paths = {path.relative_to(folder).as_posix(): str(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: path for name, path in paths.items() if name[0] != "." or name.startswith(".eval_results/")}
     manifest, text = checkpoint.manifest, checkpoint.manifest.calibration  # of the maker's own files no name is told
-    source = replace(manifest.source, id=manifest.base_model) if manifest.source.kind == "folder" else manifest.source
+    source, local = manifest.source, manifest.source.kind in ("folder", "merge")
+    source = replace(source, id=manifest.base_model) if local else source
     shown = replace(manifest, source=source, calibration=text and replace(text, text=public_text(text.text)))
     added = [CommitOperationAdd(name, path) for name, path in files.items() if name != MANIFEST_NAME]
     added.append(CommitOperationAdd(MANIFEST_NAME, (json.dumps(to_data(shown), indent=1) + "\n").encode()))

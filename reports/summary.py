@@ -90,15 +90,15 @@ def _row(measurement: Measurement, row: Standing) -> Row:
         (Column("Variant"), row.name),
         (Column("Weights GB", "gigabytes"), first.weights_bytes),
         (Column(f"Peak {measurement.memory_name} GB", "gigabytes", optional=True), row.peak_bytes),
-        (Column("Prefill tokens/s", "per_second", optional=True), _marked(row, "prefill")),
-        (Column("Decode tokens/s", "per_second", optional=True), _marked(row, "decode")),
+        (Column("Prefill tokens/s", "per_second", optional=True), marked(row, "prefill")),
+        (Column("Decode tokens/s", "per_second", optional=True), marked(row, "decode")),
         (Column("PPL change", "change", optional=True), change),
         (Column("KLD", "nats", "", optional=True), first.mean_divergence),
         (Column("Quantized", "share", "", optional=True), first.share_below_all),
     ]
 
 
-def _marked(row: Standing, phase: Phase) -> Cell:
+def marked(row: Standing, phase: Phase) -> Cell:
     speed, mark = row.speeds.get(phase), row.marks.get(phase)
     return None if speed is None else f"{MARKS[mark] if mark else ''} {per_second_text(speed)}"
 

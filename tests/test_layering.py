@@ -31,6 +31,7 @@ LIGHT = (
     "bench.records",
     "bench.run",
     "bench.suite",
+    "bench.sweep",
     "bench.worker.request",
     "quantize.checkpoint",
     "quantize.cli",

@@ -93,7 +93,7 @@ def test_the_columns_are_those_of_the_csv_and_of_their_types(builder: "Builder")
 def test_the_page_has_every_field_in_one_line() -> None:
     text = data_page()
     assert (ROOT / "docs/data.md").read_text(encoding="utf-8") == text, "python -m docs.fill"
-    for what in ("records", "manifest"):
+    for what in ("records", "manifest", "sweep"):
         for name, part in schema(what)["$defs"].items():
             section = text.partition(f"### {name}\n")[2].partition("\n#")[0]
             for field, node in part["properties"].items():
@@ -104,7 +104,7 @@ def test_the_page_has_every_field_in_one_line() -> None:
         assert f"\n- `{one['name']}` (" in text
 
 
-@pytest.mark.parametrize("what", ["records", "manifest", "csv"])
+@pytest.mark.parametrize("what", ["records", "manifest", "sweep", "csv"])
 def test_the_command_prints_json(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([what]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(schema(what)))

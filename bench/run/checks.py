@@ -24,6 +24,10 @@ KEPT_BYTES = 5 * 10**9  # of references' log-probabilities: those of SmolLM2 tak
 BEGIN_AGAIN = "use --fresh to begin again, or --records for another file"
 
 
+class MeasuredElsewhere(UserError):  # noqa: N818
+    """A file has figures of another machine, or with other libraries: they do not stand in one table with new ones."""
+
+
 def quality_request(data: str | None) -> QualityRequest:
     """What to judge on. Raises UserError for a text that cannot be read."""
     if data is None:
@@ -113,7 +117,7 @@ def check_continues(
         if contents.get(name, record.subject.content_sha256) != record.subject.content_sha256:
             raise UserError(f"{name} is not what {path} has records of: {BEGIN_AGAIN}")
         if record.device == machine.device and (found := differences(record.environment, machine.environment)):
-            raise UserError(f"{path} was measured elsewhere ({found[0]}): {BEGIN_AGAIN}")
+            raise MeasuredElsewhere(f"{path} was measured elsewhere ({found[0]}): {BEGIN_AGAIN}")
         if quality and text and text != quality.label:
             raise UserError(f"{path} holds perplexities on another text ({text}, now {quality.label}): {BEGIN_AGAIN}")
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from bench.worker.request import Target
 from quantize.checkpoint import MANIFEST_NAME, find_checkpoints
 from quantize.errors import UserError
 from quantize.schema import from_data
-from quantize.suite import SuiteRow, entries_in, suite_file, suite_table
+from quantize.suite import SuiteRow, entries_in, rows_of, suite_file, suite_table
 from quantize.variant import REFERENCE
 
 THREE_SHOT = "3-shot"  # stands for the prompt lengths of the published table's questions (bench.suite.prompts)
@@ -94,11 +94,16 @@ class Suite(SuiteTables):
         return tuple(one.scenario(tokens_of) for one in self.scenarios if not names or one.name in names)
 
 
-def suite_named(name_or_path: str) -> Suite:
-    """The suite of this name (a file in quantize/suites), or in this .toml file. Raises UserError for what is none."""
+def suite_named(name_or_path: str, base_model: str | None = None) -> Suite:
+    """The suite of this name (a file in quantize/suites), or in this .toml file. Raises UserError for what is none.
+
+    base_model: its rows alone, beside a reference of its own.
+    """
     where, data = suite_file(name_or_path).name, suite_table(name_or_path)
     rows, scenarios = entries_in(data, "row", SuiteRow, where), entries_in(data, "scenario", SuiteScenario, where)
     once = from_data(SuiteTables, {key: x for key, x in data.items() if key not in ("row", "scenario")}, where)
+    if base_model:
+        rows, once = rows_of(rows, base_model), replace(once, reference=SuiteReference(base_model))
     try:
         return Suite(**vars(once), name=name_or_path, rows=rows, scenarios=scenarios)
     except UserError as error:

@@ -6,7 +6,7 @@ from typing import Unpack
 
 from quantize.building.calibrated import build_calibrated
 from quantize.building.estimate import steps_left
-from quantize.building.job import BuildChoices, BuildOptions, BuiltCheckpoint, Job, Say, method_of
+from quantize.building.job import BuildChoices, BuildOptions, BuiltCheckpoint, Job, method_of
 from quantize.building.plain import build_plain
 from quantize.building.stream import tensor_core_products
 from quantize.dummy import dummy_weights
@@ -19,7 +19,7 @@ from quantize.process_memory import collector_paused
 from quantize.progress import Progress
 from quantize.quiet import quiet_libraries
 from quantize.schema import with_choices
-from quantize.source import open_source
+from quantize.source import Say, open_source
 from quantize.variant import variants_named
 from quantize.weights import TensorReader, open_weights
 
@@ -54,7 +54,7 @@ def quantize(
     device = torch_device(options.device)
     with quiet_libraries(), tensor_core_products(device):
         with collector_paused():  # above all, it imports
-            opened = open_source(source, revision=options.revision, name=options.name, bars=progress.draws)
+            opened = open_source(source, revision=options.revision, name=options.name, bars=progress.draws, say=say)
             weights: TensorReader
             if opened.facts.kind == "dummy":
                 model = empty_model(opened.folder)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,10 @@ from quantize.model.pretrained import empty_model
 from quantize.model.skeleton import Skeleton, kept_names
 from quantize.progress import Progress
 from quantize.rounding.options import BnbOptions, QuantType, Rounding
-from quantize.source import Source
+from quantize.source import Say, Source
 from quantize.variant import GROUP_SIZES, Variant
 from quantize.versions import MAKERS, maker_versions
 from quantize.weights import TensorReader
-
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 
 import quantize
 from quantize.building.job import BuildOptions
-from quantize.methods.quantized_run import replace_batch
 from quantize.checkpoint import find_checkpoints, verify
+from quantize.methods.quantized_run import replace_batch
 from tests.dying import every_death
 
 ROOT = Path(__file__).parents[3]
