@@ -1,21 +1,24 @@
 """Decoding with one step compiled on a CPU: what a step takes is then the weights' cost, not Python's."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quantize.decoding.static import StaticDecoder
 from quantize.errors import UserError
 from quantize.quiet import quiet_libraries
 
-COMPILED = "compiled"
+COMPILED, SDPA = "compiled", "sdpa"
 
 
 class CompiledDecoder(StaticDecoder):
-    """A decoder on a static cache whose steps torch.compile made one C++ function of; the prompt runs eagerly.
+    """A decoder on a static cache whose steps torch.compile made one program of; the prompt runs eagerly.
 
     compile_s: seconds that this took, the first step's run included.
     """
@@ -30,23 +33,49 @@ class CompiledDecoder(StaticDecoder):
         super().__init__(model, batch=batch, positions=positions)
         self.name = COMPILED
         started = time.perf_counter()
-        step: Callable[[], Tensor] = torch.compile(self._pass, fullgraph=True, dynamic=False)
+        # torch keeps what it compiled with the code object. With one of its own a decoder's step is never mistaken for
+        # another's, and torch need not look, at every step, whether a module of the model has changed.
+        code = StaticDecoder._pass.__code__.replace(co_name=f"step_{id(self)}")
+        own = MethodType(FunctionType(code, StaticDecoder._pass.__globals__), self)
+        how = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        self._compiled: Callable[[], Tensor] = torch.compile(own, fullgraph=True, dynamic=False, options=how)
         try:
-            with quiet_libraries():
-                step()
+            with quiet_libraries(), one_query_attention():
+                self._compiled()
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of dynamo, of inductor, of the compiler: each has types of its own
             why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(f"a decode step cannot be compiled ({why}): use --mode eager") from None
-        self._compiled = step
         self.compile_s = time.perf_counter() - started
 
     def _run(self) -> Tensor:
-        # Whether another step of this process is meant is all that is asked: no shape changes, and to look at every
-        # module of the model takes a tenth of the step.
-        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-            return self._compiled()
+        return self._compiled()
+
+
+@contextlib.contextmanager
+def one_query_attention() -> Iterator[None]:
+    """Inside, what transformers calls sdpa is `attend`: torch's kernel is made for prompts, and has the keys copied."""
+    own = ALL_ATTENTION_FUNCTIONS[SDPA]
+    ALL_ATTENTION_FUNCTIONS[SDPA] = attend
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS[SDPA] = own
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None = None, **others: Any
+) -> tuple[Tensor, None]:
+    """Attention of one query, query [batch, heads, 1, head], in sums that fuse; key, value [batch, fewer, slots, head].
+
+    mask: [batch, 1, 1, slots], added to the scores. Returns [batch, 1, heads, head], as transformers takes it.
+    """
+    grouped = query.unflatten(1, (key.shape[1], -1)).float()  # several heads share a key
+    scores = (grouped * key.unsqueeze(2)).sum(dim=-1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    weights = torch.softmax(scores + mask, dim=-1)
+    out = (weights.unsqueeze(-1) * value.unsqueeze(2)).sum(dim=-2)
+    return out.to(query.dtype).flatten(1, 2).unsqueeze(1), None
 
 
 def check_device(device: torch.device) -> None:
