@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from bench.records.scenario import SCENARIOS, Scenario, scenario_named
+from bench.records.scenario import SCENARIOS, Mode, Scenario, scenario_named
 from bench.records.stopping import PassRule, RoundsRule, RoundsStopReason
 from bench.worker.options import DEVICES, DTYPES, BenchOptions
 from quantize.errors import UserError
@@ -35,6 +35,8 @@ def parser() -> Parser:
     add("--prompt", metavar="N", **whole, help="a scenario of your own: prompt tokens")
     add("--new", metavar="M", **whole, help="a scenario of your own: new tokens (default 1)")
     add("--batch", metavar="B", **whole, help="a scenario of your own: prompts at once (default 1)")
+    mode = "a scenario of your own: how to decode (default eager; graph on a GPU, compiled on a CPU); repeatable"
+    add("--mode", choices=get_args(Mode), action="append", help=mode)
     add("--rounds", **whole, help=f"processes for each checkpoint, at least (default {least}; more where it is noisy)")
     width = f"enough when every ratio's 95%% interval reaches no further than this (default {noise:g})"
     add("--noise", metavar="SHARE", type=float, help=width)
@@ -84,9 +86,11 @@ def scenarios_from(arguments: argparse.Namespace) -> list[Scenario]:
     if arguments.prompt is not None:
         new, batch = (1 if one is None else one for one in (arguments.new, arguments.batch))
         name = f"{arguments.prompt}/{new}" + (f" x{batch}" if batch > 1 else "")
-        wanted.append(Scenario(name, prompt_tokens=arguments.prompt, new_tokens=new, batch=batch))
-    elif arguments.new is not None or arguments.batch is not None:
-        raise UserError("--new and --batch need --prompt: the three make a scenario of your own")
+        for mode in dict.fromkeys(arguments.mode or ["eager"]):
+            called = name if mode == "eager" else f"{name}, {mode}"
+            wanted.append(Scenario(called, prompt_tokens=arguments.prompt, new_tokens=new, batch=batch, mode=mode))
+    elif arguments.new is not None or arguments.batch is not None or arguments.mode is not None:
+        raise UserError("--new, --batch and --mode need --prompt: they make a scenario of your own")
     return wanted or list(SCENARIOS.values())
 
 
@@ -157,7 +161,7 @@ def measure_suite(arguments: argparse.Namespace, base_model: str | None = None) 
     from bench.suite.suite_run import run_suite
 
     suite = suite_named(arguments.suite, base_model)
-    said_by_suite = ("directory", "prompt", "new", "batch", "kernel", "records", "reference", "engines")
+    said_by_suite = ("directory", "prompt", "new", "batch", "mode", "kernel", "records", "reference", "engines")
     reject(arguments, said_by_suite, "does not go with --suite, which says what to measure: leave one of the two out")
     out = arguments.out or Path("runs") / Path(arguments.suite).stem
     options = options_from(arguments, None, suite.rounds, suite.rule)

@@ -90,7 +90,8 @@ def speed_table(measurement: Measurement, scenario: Scenario) -> Table:
 def _speed_row(measurement: Measurement, phase: Phase, result: Result, timing: Timing) -> Row:
     ratio, decode = timing.ratio(phase), phase == "decode"
     interval = ratio.interval or plural(len(ratio.rounds), "round") if ratio else None
-    mode = timing.decode_mode if decode and timing.scenario.mode == "graph" else None
+    mode = timing.decode_mode if decode and timing.scenario.mode != "eager" else None
+    mode = f"{mode} in {timing.compile_s:.0f} s" if mode and timing.compile_s is not None else mode
     return [
         (Column("Phase"), phase),
         (Column("Row"), measurement.labels[result.subject]),

@@ -41,7 +41,8 @@ class Timing:
     rounds:          how many ended well; seconds: median over rounds of each phase.
     comparison:      with the reference; None for the reference itself and where there is nothing to compare with.
     kernels:         what ran the linear layers in each of PARTS; empty where nothing told.
-    decode_mode:     how the decode steps ran: eager, CUDA graph, or static cache (the same without a graph).
+    decode_mode:     how the decode steps ran: eager, CUDA graph, static cache (the same without a graph), or compiled.
+    compile_s:       median over rounds of the seconds that compiling a step took, in no other figure.
     memory:          of the run with the highest peak; unsteady_rounds: rounds whose warm-up never became steady.
     outliers:        samples far from the median of their run, of so many samples.
     samples:         how many were timed; energy_j: median over rounds, None where nothing told.
@@ -55,6 +56,7 @@ class Timing:
     comparison: Comparison | None = None
     kernels: dict[Phase, str] = field(default_factory=dict)
     decode_mode: str | None = None
+    compile_s: float | None = None
     memory: Memory | None = None
     unsteady_rounds: int = 0
     outliers: int = 0
@@ -338,6 +340,7 @@ def _timing(scenario: Scenario, runs: Sequence[Record], reference: Sequence[Reco
         comparison=compare(runs, reference),
         kernels={part: " / ".join(dict.fromkeys(getattr(one, part) for one in kernels)) for part in PARTS if kernels},
         decode_mode=" / ".join(dict.fromkeys(one.decode_mode for one in latencies if one.decode_mode)) or None,
+        compile_s=median_of(one.compile_s for one in latencies),
         memory=max((run.memory for run in runs if run.memory), key=lambda one: one.run_peak_bytes or 0, default=None),
         unsteady_rounds=sum(one.steady is False for one in latencies),
         outliers=sum(map(outliers, samples)),

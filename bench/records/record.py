@@ -21,7 +21,7 @@ from quantize.errors import UserError
 from quantize.schema import Count, Positive, Seconds, Share
 from quantize.variant import AUTO_KERNEL, REFERENCE
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 Kind = Literal["latency", "quality", "tasks"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error", "broken"]
 """unsupported: this machine, library or model cannot do it; broken: the model's output is no number."""
@@ -120,8 +120,9 @@ class Latency:
                  in records of schema 1.
     stopped:     why no more repetitions were timed, "noise" (low enough), "time" or "passes"; None in schema 1.
     prefill_by_length_s: for each repetition, the seconds of each of the scenario's `lengths`; empty where it has none.
-    decode_mode: how the decode steps ran, "eager", "CUDA graph" or "static cache" (the same without a graph); None
-                 where there are none, and below schema 3, where all were eager.
+    decode_mode: how the decode steps ran, "eager", "CUDA graph", "static cache" (the same without a graph) or
+                 "compiled"; None where there are none, and below schema 3, where all were eager.
+    compile_s:   seconds that compiling a step took, in no other figure; None where none was compiled.
     """
 
     prefill_s: tuple[Seconds, ...]
@@ -131,6 +132,7 @@ class Latency:
     stopped: PassesStopReason | None = None
     prefill_by_length_s: tuple[tuple[Seconds, ...], ...] = ()
     decode_mode: str | None = None
+    compile_s: Seconds | None = None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import Any, Literal, get_args
 
 from quantize.errors import UserError
 
-Mode = Literal["eager", "graph"]
+Mode = Literal["eager", "graph", "compiled"]
 """How the decode steps run: "eager", from Python as `model.generate` does; "graph", on a static cache, which a CUDA
-device replays as a CUDA graph (quantize.decoding.static). The prompt runs eagerly in both."""
+device replays as a CUDA graph (quantize.decoding.static); "compiled", on a static cache as well, one step compiled by
+torch.compile, for a CPU (quantize.decoding.compiled). The prompt runs eagerly in all."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Scenario:
                 raise UserError(f"scenario {self.name}: {field} must be at least 1")
         if self.mode not in get_args(Mode):
             raise UserError(f"scenario {self.name}: mode must be one of {', '.join(get_args(Mode))}")
-        if self.mode == "graph" and self.new_tokens < 2:
-            raise UserError(f"scenario {self.name}: mode graph needs new_tokens of at least 2, since it is of decoding")
+        if self.mode != "eager" and self.new_tokens < 2:
+            needed = f"mode {self.mode} needs new_tokens of at least 2, since it is of decoding"
+            raise UserError(f"scenario {self.name}: {needed}")
         if self.lengths and min(self.lengths) < 1:
             raise UserError(f"scenario {self.name}: each of the lengths must be at least 1")
         if self.lengths and self.prompt_tokens != (mean := round(fmean(self.lengths))):

@@ -91,7 +91,7 @@ def measure_latency(
     A warm-up is a whole pass, on a CPU but for all decode steps after the first few. compute_dtype: of keys and values,
     None for the model's own. between: called before each timed pass, outside of what is timed.
 
-    Raises UserError as `check_positions` and, in mode "graph", StaticDecoder do, RuntimeError as its check does.
+    Raises UserError as `check_positions` and, in modes but "eager", their decoders do, RuntimeError as the check.
     """
     check_positions(model, scenario)
     config, dtype = model.config.get_text_config(), compute_dtype or model.dtype
@@ -108,20 +108,23 @@ def measure_latency(
     passes, stopped = repeat(one_pass, lambda one: one.seconds, rule)
     prefill_s, decode_s = tuple(one.prefill_s for one in passes), tuple(one.decode_s for one in passes)
     by_length_s = tuple(one.prefill_by_length_s for one in passes) if scenario.lengths else ()
-    decode_mode = new_decoder().name if scenario.decode_steps else None
-    latency = Latency(prefill_s, decode_s, warmup_s, steady, stopped, by_length_s, decode_mode)
+    decoder = new_decoder()
+    decode_mode = decoder.name if scenario.decode_steps else None
+    latency = Latency(prefill_s, decode_s, warmup_s, steady, stopped, by_length_s, decode_mode, decoder.compile_s)
     by_formula = kv_cache_formula_bytes(config, scenario, dtype)
     cache = {"kv_cache_bytes": passes[-1].kv_cache_bytes, "kv_cache_formula_bytes": by_formula}
     return latency, cache, tokens_sha256(prompts)
 
 
 def decoders_for(model: Any, scenario: Scenario, prompt: Tensor, dtype: torch.dtype) -> Callable[[], EagerDecoder]:
-    """What gives a decoder of the scenario's mode: in mode "graph" one for all passes, compared with eager decoding."""
+    """What gives a decoder of the scenario's mode: but for "eager" one for all passes, compared with eager."""
     if scenario.mode == "eager":
         return partial(EagerDecoder, model)
+    from quantize.decoding.compiled import CompiledDecoder
     from quantize.decoding.static import StaticDecoder, check_against_eager
 
-    decoder = StaticDecoder(model, batch=scenario.batch, positions=scenario.positions)
+    kind = CompiledDecoder if scenario.mode == "compiled" else StaticDecoder
+    decoder = kind(model, batch=scenario.batch, positions=scenario.positions)
     check_against_eager(decoder, model, prompt, scenario.decode_steps, dtype)
     return lambda: decoder
 

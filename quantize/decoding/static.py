@@ -104,11 +104,14 @@ class StaticDecoder(EagerDecoder):
 
     def _run(self) -> Tensor:
         """One step; everything that it reads and leaves is on the device."""
+        with fused_steps(self._norms, self._rotary):
+            return self._pass()
+
+    def _pass(self) -> Tensor:
         mask = torch.where(self._slots <= self._position, self._seen, self._unseen).view(1, 1, 1, -1)
         mask = mask.expand(self.token.shape[0], -1, -1, -1)
         place = {"attention_mask": mask, "position_ids": self._position, "past_key_values": self._cache}
-        with fused_steps(self._norms, self._rotary):
-            output = self._model(input_ids=self.token, use_cache=True, **place)
+        output = self._model(input_ids=self.token, use_cache=True, **place)
         logits: Tensor = output.logits[:, -1]
         self.token.copy_(logits.argmax(dim=-1, keepdim=True))
         self._position.add_(1)

@@ -112,7 +112,13 @@ class HalfHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         if hidden.numel() == hidden.shape[-1]:
-            logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight).to(hidden.dtype)
+            # As a matrix: of a slice of a longer prompt torch makes a batch, and a copy of the weight for it.
+            row = hidden.reshape(1, -1)
+            if torch.compiler.is_compiling():  # one loop over the rows, faster than the product and rounded less
+                logits = (self.weight.float() * row.float()).sum(dim=-1)
+            else:
+                logits = nn.functional.linear(row.to(self.weight.dtype), self.weight)
+            logits = logits.to(hidden.dtype).view(*hidden.shape[:-1], -1)
         else:
             chunks = torch.split(self.weight, VOCABULARY_CHUNK)
             logits = torch.cat([nn.functional.linear(hidden, rows.to(hidden.dtype)) for rows in chunks], dim=-1)

@@ -216,10 +216,10 @@ def test_an_unknown_scenario(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert fails(capsys, folder, "--scenario", "fast") == "unknown scenario 'fast'; there are: published, chat"
 
 
-@pytest.mark.parametrize("option", ["--new", "--batch"])
-def test_half_a_scenario(folder: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = "--new and --batch need --prompt: the three make a scenario of your own"
-    assert fails(capsys, folder, option, 3) == message
+@pytest.mark.parametrize(("option", "value"), [("--new", 3), ("--batch", 3), ("--mode", "compiled")])
+def test_half_a_scenario(folder: Path, option: str, value: object, capsys: pytest.CaptureFixture[str]) -> None:
+    message = "--new, --batch and --mode need --prompt: they make a scenario of your own"
+    assert fails(capsys, folder, option, value) == message
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def profiles(loaded: Any, scenario: Scenario) -> dict[str, tuple[float, tuple[Op
     """By phase, what `profile_of` tells of the prompt, and of a decode step after it in the scenario's mode."""
     import torch
 
-    from bench.worker.latency import check_positions, prompts_of
+    from bench.worker.latency import check_positions, decoders_for, prompts_of
     from quantize.decoding.eager import EagerDecoder
 
     check_positions(loaded.model, scenario)
@@ -62,10 +62,7 @@ def profiles(loaded: Any, scenario: Scenario) -> dict[str, tuple[float, tuple[Op
     decoder: Any = EagerDecoder(model)
     with torch.no_grad():
         prefill = profile_of(functools.partial(decoder.prefill, prompt), device_type, clock)
-        if scenario.mode == "graph":
-            from quantize.decoding.static import StaticDecoder
-
-            decoder = StaticDecoder(model, batch=scenario.batch, positions=scenario.positions)
+        decoder = decoders_for(model, scenario, prompt, loaded.compute_dtype)()
         for _ in range(2):  # the first time, attention may plan each number of keys, which no later step waits for
             decoder.prefill(prompt)
             steps = profile_of(decoder.step, device_type, clock)

@@ -343,3 +343,11 @@ def test_the_share_that_is_quantized_is_shown_where_it_is_not_all(builder: "Buil
 
     assert "Quantized" in titles(0.93)
     assert "Quantized" not in titles(1.0)
+
+
+def test_a_compiled_step_tells_how_long_compiling_took(builder: "Builder") -> None:
+    compiled = replace(CHAT, name="chat-compiled", mode="compiled")
+    record = builder.latency("fp16", compiled)
+    assert record.latency is not None
+    record = replace(record, latency=replace(record.latency, decode_mode="compiled", compile_s=12.3))
+    assert column(speed_table(only([record]), compiled), "Kernel")[-1] == "fp16 short, compiled in 12 s"

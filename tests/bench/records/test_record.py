@@ -175,7 +175,7 @@ def test_records_of_version_1_are_read_with_what_they_lack_unknown() -> None:
     assert '"schema_version":1' in path.read_text()
     records = read_records(path)
     assert [record.kind for record in records] == ["latency", "quality"]
-    assert {record.schema_version for record in records} == {7}
+    assert {record.schema_version for record in records} == {8}
     latency, quality = records
     assert latency.latency is not None
     assert (latency.latency.steady, latency.prompt_sha256) == (None, None)

@@ -53,8 +53,9 @@ def test_several_lengths_have_their_mean_and_their_sum() -> None:
     [
         ({"lengths": (3, 6)}, "prompt_tokens must be the mean of its lengths, 4"),
         ({"lengths": (0, 10)}, "each of the lengths must be at least 1"),
-        ({"mode": "fast"}, "mode must be one of eager, graph"),
+        ({"mode": "fast"}, "mode must be one of eager, graph, compiled"),
         ({"mode": "graph"}, "mode graph needs new_tokens of at least 2"),
+        ({"mode": "compiled"}, "mode compiled needs new_tokens of at least 2"),
     ],
 )
 def test_contradictions_are_rejected(fields: dict[str, Any], message: str) -> None:

