@@ -21,12 +21,15 @@ from quantize.model.pretrained import empty_model
 from quantize.process_memory import peak_resident_bytes, resident_bytes
 from quantize.progress import Step, span
 from quantize.quiet import quiet_libraries
-from quantize.rounding.gram import column_blocks
+from quantize.rounding.awq_search import MOST_ROWS
+from quantize.rounding.gram import column_blocks, multiplies_bfloat16, product_dtype
 from quantize.source import config_source
 from quantize.variant import Variant, variants_named
 
 FLOAT_BYTES, PROBE_SIZE = 4, 1024
-SEARCH_POINTS = 11  # scales that a search tries: none, 5 and 2 more of the 20 grid points, the best and its neighbours
+SEARCH_POINTS = 10  # scales tried on some rows: 5 and 2 more of the 20 grid points, the best and its neighbours
+CLIP_POINTS = 3  # no scale on all rows, and what the clips take
+AGAIN, HALF_COST = 1.8, 0.2  # of a forward pass that running up to each input takes; of it where products are bfloat16
 SEARCH_COPIES = 5  # of the largest group of weights at once: rows, scaled, rounded, difference, product
 ELEMENTWISE_FLOPS = 400  # what the search does to a weight at one point, in multiply-adds of a matrix product
 
@@ -70,7 +73,9 @@ def estimate(
     model: Any, architecture: Architecture, recipes: Iterable[Recipe], *, tokens: int, out: Path, device: torch.device
 ) -> Estimate:
     """What it takes to make these calibrated variants of a model (weights on the meta device) from `tokens` tokens."""
-    already_bytes = resident_bytes() if device.type == "cpu" else 0
+    already_bytes, recipes = resident_bytes() if device.type == "cpu" else 0, list(recipes)
+    corrected = [one for one in recipes if one.settings.rounding == "gptq"]  # in a quantized model of their own each
+    runs = len({"" if one.search else one.variant.name for one in corrected})
     normalized = _normalized_config(model.config.get_text_config(decoder=True))
     hidden, layers = int(normalized.hidden_size), len(architecture.layers)
     by_layer = [architecture.linears(index) for index in range(layers)]
@@ -88,18 +93,20 @@ def estimate(
     embedding = model.get_input_embeddings().weight.numel()
 
     activations, held = tokens * hidden, set(inputs) if experts else inputs  # one expert's at a time
-    grams = sum(width * width for width in held) + 3 * widest * widest
+    grams = sum(width * width for width in held) + (5 if runs else 3) * widest * widest
+    exact = tokens * sum(held) * product_dtype(device).itemsize // FLOAT_BYTES if runs else 0
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    held_inputs, at_work = activations * (2 if experts else 1), max(batch, SEARCH_COPIES * largest_group)
-    in_layers = held_inputs + weights[largest] + grams + at_work
+    held_inputs, at_work = activations * (runs + (2 if experts else 1)), max(batch, SEARCH_COPIES * largest_group)
+    in_layers = held_inputs + exact + weights[largest] + grams + at_work
     peak = FLOAT_BYTES * max(in_layers, embedding + activations, 2 * embedding) + already_bytes
 
     quantized = sum(weights)
     bytes_of = [checkpoint_bytes(parameters, quantized, one.variant, one.group_size) for one in recipes]
-    disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations
+    disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations * (1 + runs)
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
-    operations = sum(weights) / weights[largest] * layer_operations(list(linears.values()), inputs, tokens)
+    again = runs * (HALF_COST if multiplies_bfloat16(device) else 1.0)
+    operations = sum(weights) / weights[largest] * layer_operations(list(linears.values()), inputs, tokens, again)
     seconds, heads = operations / operations_a_second(device), getattr(normalized, "num_attention_heads", None)
     free_memory_bytes, free_disk_bytes = free_memory(device, already_bytes), shutil.disk_usage(existing).free
     return Estimate(parameters, layers, heads, peak, disk, seconds, free_memory_bytes, free_disk_bytes)
@@ -162,12 +169,18 @@ def _normalized_config(config: Any) -> Any:
             return NormalizedTextConfig(config)
 
 
-def layer_operations(linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int) -> float:
-    """Floating-point operations of a decoder layer. linears: (out, in); inputs: features of each distinct input."""
-    forward = sum(2 * tokens * rows * columns for rows, columns in linears)
-    gram = sum(2 * tokens * width * width * _symmetric_share(width) for width in inputs)
+def layer_operations(
+    linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int, again: float = 0.0
+) -> float:
+    """Floating-point operations of a decoder layer. linears: (out, in); inputs: features of each distinct input;
+    again: how often it runs anew, up to each input in turn, while its codes are chosen.
+    """
+    forward = (1 + AGAIN * again) * sum(2 * tokens * rows * columns for rows, columns in linears)
+    gram = sum(2 * tokens * width * width * (_symmetric_share(width) * (1 + again) + again) for width in inputs)
     search = sum(
-        SEARCH_POINTS * rows * columns * (2 * columns * _symmetric_share(columns) + ELEMENTWISE_FLOPS)
+        (CLIP_POINTS * rows + SEARCH_POINTS * min(rows, MOST_ROWS))
+        * columns
+        * (2 * columns * _symmetric_share(columns) + ELEMENTWISE_FLOPS)
         for rows, columns in linears
     )
     feedback = sum(rows * columns * columns for rows, columns in linears) + sum(2 * width**3 for width in inputs)

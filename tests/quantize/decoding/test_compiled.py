@@ -60,7 +60,7 @@ def test_int4_layers_and_the_half_precision_head_are_compiled_too(config: Path) 
     prompt = prompt_of(loaded.model, 20)
     decoder = CompiledDecoder(loaded.model, batch=1, positions=30)
     check_against_eager(decoder, loaded.model, prompt, 9, torch.float32)
-    found = measure_latency(loaded.model, Scenario("x", 20, 4, mode="compiled"), Clock(), ONCE).latency
+    found, _, _ = measure_latency(loaded.model, Scenario("x", 20, 4, mode="compiled"), Clock(), ONCE)
     assert found.decode_mode == COMPILED
     assert found.compile_s is not None
     assert found.compile_s > 0
@@ -86,7 +86,7 @@ def test_on_a_gpu_the_other_mode_is_named() -> None:
 def test_a_step_that_does_not_compile_is_one_line_and_nothing_printed(
     model: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    outside = torch.compiler.disable(lambda module, inputs, output: output)
+    outside = torch.compiler.disable(lambda module, inputs, output: output)  # type: ignore[no-untyped-call]
     hook = model.lm_head.register_forward_hook(outside)
     with quiet_libraries(), pytest.raises(UserError, match="a decode step cannot be compiled") as told:
         CompiledDecoder(model, batch=1, positions=30)
