@@ -60,8 +60,6 @@ def parser() -> Parser:
     add("--tasks", metavar="NAMES", type=lambda names: tuple(filter(None, names.split(","))), default=(), help=tasks)
     add("--task-folder", metavar="DIR", help="holds lm-eval task files of your own")
     add("--task-limit", metavar="N", **whole, help="questions of each task (default: all)")
-    two = "compare two record files of the same checkpoints, and measure nothing"
-    add("--compare", metavar=("A.jsonl", "B.jsonl"), nargs=2, type=Path, help=two)
     add("--fresh", action="store_true", help="set an existing records file aside and measure everything")
     add("--quiet", action="store_true", help="no progress and no remarks: only what came of it, and errors")
     add("--json", action="store_true", help="what came of it as one JSON object")
@@ -121,11 +119,6 @@ def facts_of(outcome: "Outcome") -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace, closing: Callable[[Path], str] | None = None) -> int:
     """Do what the command line says; 1 where something failed or is broken. closing: said of its path at the end."""
-    if arguments.compare:
-        from bench.compare import compare_files
-
-        say(*compare_files(*arguments.compare).lines())
-        return 0
     outcome, then = measure_folder(arguments) if arguments.suite is None else measure_suite(arguments)
     if arguments.json:
         print(json.dumps(facts_of(outcome)))

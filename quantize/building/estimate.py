@@ -38,7 +38,7 @@ ELEMENTWISE_FLOPS = 400  # what the search does to a weight at one point, in mul
 class Estimate:
     """What a calibrated run will take. Bytes and seconds.
 
-    parameters, layers, heads: of the model; heads None where the config does not say.
+    parameters, layers: of the model.
     peak_bytes:        of the process on a CPU, of the device on CUDA.
     disk_bytes:        parts and finished files together, at the worst moment.
     free_memory_bytes: that this process may hold in all; free_disk_bytes: where the checkpoints go.
@@ -46,7 +46,6 @@ class Estimate:
 
     parameters: int
     layers: int
-    heads: int | None
     peak_bytes: int
     disk_bytes: int
     seconds: float
@@ -107,9 +106,9 @@ def estimate(
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     again = runs * (HALF_COST if multiplies_bfloat16(device) else 1.0)
     operations = sum(weights) / weights[largest] * layer_operations(list(linears.values()), inputs, tokens, again)
-    seconds, heads = operations / operations_a_second(device), getattr(normalized, "num_attention_heads", None)
+    seconds = operations / operations_a_second(device)
     free_memory_bytes, free_disk_bytes = free_memory(device, already_bytes), shutil.disk_usage(existing).free
-    return Estimate(parameters, layers, heads, peak, disk, seconds, free_memory_bytes, free_disk_bytes)
+    return Estimate(parameters, layers, peak, disk, seconds, free_memory_bytes, free_disk_bytes)
 
 
 def count_weights(model: Any) -> int:

@@ -62,9 +62,7 @@ class LayerResult:
 
 Groups = tuple[ScaleGroup, ...]  # where the scales of a layer may move
 SEARCHED = ""  # in place of a variant's name: those that share the search
-Makers = Mapping[
-    str, Callable[[LayerInputs, QuantizedRun | None], dict[str, Tensor]]
-]  # by variant, what LayerResult.before holds of it
+Makers = Mapping[str, Callable[[LayerInputs, QuantizedRun | None], dict[str, Tensor]]]  # of LayerResult.before
 
 
 @contextlib.contextmanager
@@ -175,9 +173,8 @@ class _Work:
             if choice.exponent is None:
                 continue
             for owner, reader in readers.items():
-                own_scales = reader.spread(choice.scales)
-                seen.stats[owner] = seen.stats[owner].scaled(own_scales)
-                self._scales[owner] = own_scales * self._scales.get(owner, 1)
+                seen.stats[owner] = seen.stats[owner].scaled(own := reader.spread(choice.scales))
+                self._scales[owner] = own * self._scales.get(owner, 1)
             for block, own in read.items():
                 block.scale(own[0].spread(choice.scales))
                 self._moved |= {one.name: one.spread(choice.scales) for one in own}

@@ -54,7 +54,7 @@ class LayerStream:
     skeleton:     holds the transformers model, its weights on the meta device but for the layer at work on `device`.
     groups:       where scales may move, for each kind of layer that was tried; kinds: of each layer that was seen.
     states:       the inputs of the layer after the one yielded last, [batch, tokens, hidden] each: of the calibration's
-                  batches, of the held-out text in the source and in the quantized model, and of the first block.
+                  batches in the source and in each quantized model, the held-out text in both, and the first block.
     """
 
     skeleton: Skeleton
@@ -123,10 +123,8 @@ class LayerStream:
                 seen = observe_layer(
                     self.architecture, index, source, of_source, self.skeleton.stored, watch=bool(runs), spill=spill
                 )
-            through = {
-                name: QuantizedRun(layer, seen.linears, own, given, seen.exact)
-                for name, own, given in zip(runs, quantized, of_runs, strict=True)
-            }
+            own = zip(runs, quantized, of_runs, strict=True)
+            through = {run: QuantizedRun(layer, seen.linears, *states, seen.exact) for run, *states in own}
             result = quantize_layer(index, seen, options, groups, makers, through, seconds)
             del seen, through  # and the weights as they were
             if judged:  # through the scaled layer with its quantized weights
@@ -222,7 +220,6 @@ def observe_layer(
     hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; calls: what the model calls
     the layer with besides, for each batch; stored: as LayerInputs'; watch: whether the last batch is watched, not
     calibrated on, and what the linear layers see is kept; spill: a folder to keep it in.
-
     Raises UserError when an output is not finite.
     """
     layer, linears, prefix = architecture.layers[index], architecture.linears(index), architecture.prefix(index)

@@ -1,6 +1,7 @@
 """A decoder layer as the quantized model runs it, up to each of its linear layers in turn."""
 
 import contextlib
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +47,7 @@ class QuantizedRun:
 
     layer:   the module, its weights in float32; `put` replaces them as they are rounded.
     linears: the names of its linear layers that will be.
-    hidden:  the layer's input batches [b, t, hidden] in the quantized model, the last one watched: it is not calibrated
-             on, but tells whether a correction holds on other text.
+    hidden:  the layer's input batches [b, t, hidden] in the quantized model, the last one watched, not calibrated on.
     calls:   what the model calls the layer with besides, for each batch.
     exact:   by owner, what its linear layers see in the source model, [tokens, in] a batch.
     """
@@ -67,10 +67,7 @@ class QuantizedRun:
         """
         if owner not in self.exact:
             return None
-        accumulator, last = (
-            StatsAccumulator(self.exact[owner][0].shape[-1], self.hidden[0].device),
-            len(self.hidden) - 1,
-        )
+        accumulator = StatsAccumulator(self.exact[owner][0].shape[-1], self.hidden[0].device)
         for number, exact in enumerate(self.exact[owner]):
             seen: list[Tensor] = []
 
@@ -83,7 +80,7 @@ class QuantizedRun:
             if not seen or seen[0].shape != exact.shape:
                 return None
             given = exact if scales is None else exact / scales
-            if number < last:
+            if number < len(self.hidden) - 1:
                 accumulator.add(seen[0], given)
         return accumulator.finish(), Watched(given.float(), seen[0].float())
 
@@ -112,19 +109,12 @@ class QuantizedRun:
             for name, child in self.layer.named_children():
                 own = [linear for linear in self.linears if linear.startswith(f"{name}.")]
                 if len(given := self._given.get((name, number), [])) == 1:
-                    child.forward = lambda *args, given=given[0], **kwargs: _copied(given)
+                    child.forward = lambda *args, given=given[0], **kwargs: copy.deepcopy(given)
                     undo.callback(delattr, child, "forward")
                 elif own and not given and self._before.keys() >= set(own):  # it is called once, or was not called yet
                     keep = self._given.setdefault((name, number), []).append
                     undo.enter_context(
-                        child.register_forward_hook(lambda m, a, output, keep=keep: keep(_copied(output)))
+                        child.register_forward_hook(lambda m, a, output, keep=keep: keep(copy.deepcopy(output)))
                     )
             (output,) = run_layer(self.layer, self.hidden[number : number + 1], self.calls[number : number + 1])
             return output
-
-
-def _copied(value: Any) -> Any:
-    """What a module gave, apart from what its caller may write into."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    return tuple(map(_copied, value)) if isinstance(value, tuple) else value

@@ -25,10 +25,7 @@ Attempt = Callable[[Tensor, Tensor | None], Parts]  # (numbers of rows [n], B [n
 
 @dataclass(frozen=True)
 class Watched:
-    """What a linear layer sees of text that it is not calibrated on: float32 [tokens, in] each.
-
-    exact: in the source model; found: in the quantized one.
-    """
+    """What a layer sees of text not calibrated on, float32 [tokens, in]: in the source model, and in the quantized."""
 
     exact: Tensor
     found: Tensor

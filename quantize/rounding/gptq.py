@@ -1,11 +1,10 @@
 """Rounding that compensates: GPTQ's error feedback (arXiv 2210.17323) inside fixed ranges, then a sweep over the codes.
 
-Quantizing W to Q changes the output of a layer by E = X W^T - X^ Q^T, where X are its inputs in the source model and X^
-those in the quantized one. With H = X^^T X^ and C = (X - X^)^T X^, |E|^2 is tr(D H D^T) - 2 tr(D B^T) and a constant,
-D = Q - W and B = W C: all that is done here is to lessen it, row by row (QEP, arXiv 2504.09629, without its solve).
+Of inputs X in the source model that are X^ in the quantized one, the change of the output, |X W^T - X^ Q^T|^2, is
+tr(D H D^T) - 2 tr(D B^T) and a constant: D = Q - W, H = X^^T X^, B = W (X - X^)^T X^. All here lessens it, row by row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from quantize.rounding.gram import product_dtype
 
 DAMPING = 0.05  # share of the mean diagonal added to the Gram matrix; the paper adds 0.01
 MOST_DAMPING = 1e9  # with so much the matrix is its diagonal: what cannot be factorised then is not finite
-COLUMN_BLOCK = 128
+COLUMN_BLOCK, TINY = 128, torch.finfo(torch.float32).tiny
 SMALLEST_BLOCK = 16  # blocks of columns are halved down to it: small products between halves in place of outer ones
 LARGEST_STEP = 0.3  # a refitted scale moves by less than this share of itself: beyond, other codes would be nearer
 
@@ -27,9 +26,8 @@ and the values that they stand for [rows]."""
 
 @dataclass(frozen=True)
 class Target:
-    """What feedback lessens: order [in], the features with the smallest diagonal of H first, since rounding goes from
-    the last to the first; factor [in, in], the upper R with R^T R = H with damping, in that order.
-    """
+    """H for feedback. order: [in], the features with the smallest diagonal first, since rounding goes from the last to
+    the first; factor: [in, in], the upper R with R^T R = H with damping, in that order."""
 
     order: Tensor
     factor: Tensor
@@ -105,18 +103,9 @@ def _solved(factor: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _feed_block(
-    wanted: Tensor,
-    columns: Tensor,
-    reach: Tensor,
-    numbers: Sequence[int],
-    nearest: Nearest,
-    codes: Tensor,
-    left: Tensor,
+    wanted: Tensor, columns: Tensor, reach: Tensor, numbers: list[int], nearest: Nearest, codes: Tensor, left: Tensor
 ) -> None:
-    """Round a block of columns [n, rows]; what is `left` of each passes to those before by reach [n, n].
-
-    The last half goes first.
-    """
+    """Round columns [n, rows], the last half first; what is `left` of each passes to those before by reach [n, n]."""
     if len(columns) > SMALLEST_BLOCK:
         half = len(columns) // 2
         for own in (slice(half, None), slice(None, half)):
@@ -171,7 +160,6 @@ def sweep(
     offsets = offsets.flatten(1).t().contiguous()
     difference = quantized.dequantize().sub_(weight).t().contiguous()
     far, rows_of_gram = difference.to(dtype), gram.to(dtype)
-    tiny = torch.finfo(torch.float32).tiny
     for group in range(len(scales)):
         columns = slice(group * size, (group + 1) * size)
         own, scale, block = offsets[columns], scales[group], gram[columns, columns]
@@ -180,7 +168,7 @@ def sweep(
             slope -= pull.t()[columns]
         if codes_too:
             _descend(own, slope, difference[columns], block, scale, zeros[group])
-        curvature = (block @ own).mul_(own).sum(dim=0).clamp_(min=tiny)
+        curvature = (block @ own).mul_(own).sum(dim=0).clamp_(min=TINY)
         step = slope.mul_(own).sum(dim=0).div_(curvature).neg_()
         fitted = (scale + torch.where(step.abs() < LARGEST_STEP * scale, step, 0)).half().float()
         difference[columns] += own * (fitted - scale)
@@ -191,13 +179,10 @@ def sweep(
 
 
 def _descend(codes: Tensor, slope: Tensor, difference: Tensor, gram: Tensor, scale: Tensor, zeros: Tensor) -> None:
-    """Coordinate descent over one group's codes less their zero point [size, rows]; slope and difference follow.
-
-    Inside SMALLEST_BLOCK columns the slope follows each code, over the whole group once for all of them.
-    """
+    """Coordinate descent over one group's codes less their zero point [size, rows]; slope and difference follow."""
     low, inverse = -zeros, scale.reciprocal()
     high, moved = low + LEVELS, torch.empty_like(codes)
-    steps = gram.diagonal().clamp(min=torch.finfo(torch.float32).tiny).reciprocal().tolist()
+    steps = gram.diagonal().clamp(min=TINY).reciprocal().tolist()
     for start in range(0, len(codes), SMALLEST_BLOCK):
         own = slice(start, min(start + SMALLEST_BLOCK, len(codes)))
         near, reach = slope[own].clone(), gram[own, own]

@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[3]
 ENOUGH = Estimate(
     parameters=10**9,
     layers=10,
-    heads=8,
     peak_bytes=2 * 10**9,
     disk_bytes=10**9,
     seconds=300.0,
