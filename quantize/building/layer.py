@@ -173,8 +173,8 @@ class _Work:
             if choice.exponent is None:
                 continue
             for owner, reader in readers.items():
-                seen.stats[owner] = seen.stats[owner].scaled(own := reader.spread(choice.scales))
-                self._scales[owner] = own * self._scales.get(owner, 1)
+                seen.stats[owner] = seen.stats[owner].scaled(by := reader.spread(choice.scales))
+                self._scales[owner] = by * self._scales.get(owner, 1)
             for block, own in read.items():
                 block.scale(own[0].spread(choice.scales))
                 self._moved |= {one.name: one.spread(choice.scales) for one in own}

@@ -124,7 +124,7 @@ class LayerStream:
                     self.architecture, index, source, of_source, self.skeleton.stored, watch=bool(runs), spill=spill
                 )
             own = zip(runs, quantized, of_runs, strict=True)
-            through = {run: QuantizedRun(layer, seen.linears, *states, seen.exact) for run, *states in own}
+            through = {run: QuantizedRun(layer, seen.linears, one, call, seen.exact) for run, one, call in own}
             result = quantize_layer(index, seen, options, groups, makers, through, seconds)
             del seen, through  # and the weights as they were
             if judged:  # through the scaled layer with its quantized weights
