@@ -37,7 +37,7 @@ class CompiledDecoder(StaticDecoder):
         # another's, and torch need not look, at every step, whether a module of the model has changed.
         code = StaticDecoder._pass.__code__.replace(co_name=f"step_{id(self)}")
         own = MethodType(FunctionType(code, StaticDecoder._pass.__globals__), self)
-        how = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        how: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         self._compiled: Callable[[], Tensor] = torch.compile(own, fullgraph=True, dynamic=False, options=how)
         try:
             with quiet_libraries(), one_query_attention():
@@ -71,7 +71,7 @@ def attend(
 
     mask: [batch, 1, 1, slots], added to the scores. Returns [batch, 1, heads, head], as transformers takes it.
     """
-    grouped = query.unflatten(1, (key.shape[1], -1)).float()  # several heads share a key
+    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1]).float()  # several heads share a key
     scores = (grouped * key.unsqueeze(2)).sum(dim=-1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     weights = torch.softmax(scores + mask, dim=-1)
     out = (weights.unsqueeze(-1) * value.unsqueeze(2)).sum(dim=-2)

@@ -86,7 +86,7 @@ def test_on_a_gpu_the_other_mode_is_named() -> None:
 def test_a_step_that_does_not_compile_is_one_line_and_nothing_printed(
     model: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    outside = torch.compiler.disable(lambda module, inputs, output: output)
+    outside = torch.compiler.disable(lambda module, inputs, output: output)  # type: ignore[no-untyped-call]
     hook = model.lm_head.register_forward_hook(outside)
     with quiet_libraries(), pytest.raises(UserError, match="a decode step cannot be compiled") as told:
         CompiledDecoder(model, batch=1, positions=30)
