@@ -71,7 +71,7 @@ def attend(
 
     mask: [batch, 1, 1, slots], added to the scores. Returns [batch, 1, heads, head], as transformers takes it.
     """
-    grouped = query.view(len(query), key.shape[1], -1, *query.shape[2:]).float()  # several heads share a key
+    grouped = query.reshape(len(query), key.shape[1], -1, 1, query.shape[-1]).float()  # several heads share a key
     scores = (grouped * key.unsqueeze(2)).sum(dim=-1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     weights = torch.softmax(scores + mask, dim=-1)
     out = (weights.unsqueeze(-1) * value.unsqueeze(2)).sum(dim=-2)

@@ -103,12 +103,12 @@ def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path: Path, three: lis
     assert read_records(path) == three[:2]
 
 
-@pytest.mark.parametrize("version", [0, 8, None, "1"])
+@pytest.mark.parametrize("version", [0, 9, None, "1"])
 def test_unknown_schema_versions_are_refused(tmp_path: Path, three: list[Record], version: object) -> None:
     data = json.loads(line_of(three[0])) | {"schema_version": version}
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps(data, separators=(",", ":")) + "\n")
-    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 7"):
+    with pytest.raises(UserError, match=r"schema version .* this quantable reads versions up to 8"):
         read_records(path)
 
 
