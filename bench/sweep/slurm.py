@@ -46,9 +46,8 @@ def submit(out: Path, cells: Sequence[Cell], minutes: int, gpu: bool, options: M
     except ModuleNotFoundError:
         raise UserError("--on slurm needs submitit: pip install 'quantable[slurm]'") from None
     except Exception as error:  # of many kinds: an option that there is not, a partition, a controller that is away
-        raise UserError(
-            f"Slurm takes no job ({' '.join(str(error).split())[:300]}): change --slurm, or use --on local"
-        ) from None
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"Slurm takes no job ({said}): change --slurm, or use --on local") from None
     for cell, job in zip(cells, jobs, strict=True):
         Attempt(cell.name, cell.key, "waiting", job=job.job_id, started=before).write(out)
 

@@ -176,12 +176,8 @@ def layer_operations(
     """
     forward = (1 + AGAIN * again) * sum(2 * tokens * rows * columns for rows, columns in linears)
     gram = sum(2 * tokens * width * width * (_symmetric_share(width) * (1 + again) + again) for width in inputs)
-    search = sum(
-        (CLIP_POINTS * rows + SEARCH_POINTS * min(rows, MOST_ROWS))
-        * columns
-        * (2 * columns * _symmetric_share(columns) + ELEMENTWISE_FLOPS)
-        for rows, columns in linears
-    )
+    tried = [(CLIP_POINTS * rows + SEARCH_POINTS * min(rows, MOST_ROWS), columns) for rows, columns in linears]
+    search = sum(rows * width * (2 * width * _symmetric_share(width) + ELEMENTWISE_FLOPS) for rows, width in tried)
     feedback = sum(rows * columns * columns for rows, columns in linears) + sum(2 * width**3 for width in inputs)
     return float(forward + gram + search + feedback)
 
