@@ -116,7 +116,6 @@ def test_the_manifest_keeps_the_estimate_beside_what_was_measured(tiny_llama: Pa
     assert manifest.estimate is not None
     assert manifest.measured is not None
     assert manifest.estimate["layers"] == 2
-    assert manifest.estimate["heads"] == 4
     assert manifest.estimate["parameters"] == sum(map(math.prod, source_shapes(tiny_llama)))
     assert 0.7 < manifest.estimate["peak_bytes"] / manifest.measured["peak_bytes"] < 1.5
 
