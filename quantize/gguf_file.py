@@ -62,9 +62,9 @@ def check_gguf(folder: Path, names: Iterable[str]) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise UserError("awq-gguf needs a package: pip install gguf")
     config = config_of(folder).get_text_config()
-    known, kind = ARCHITECTURES.get(config.model_type), _rope(config)["rope_type"]
-    if known is None:
+    if (known := ARCHITECTURES.get(config.model_type)) is None:
         raise UserError(f"{config.model_type} is not written as GGUF, only {', '.join(ARCHITECTURES)}: use awq-gemm")
+    kind = _rope(config)["rope_type"]
     asked = {
         f"hidden_act {config.hidden_act}": config.hidden_act != "silu",
         f"rotary scaling {kind}": kind not in known.stretch,

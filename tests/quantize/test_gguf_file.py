@@ -155,6 +155,8 @@ def test_llama_3s_frequencies_are_divided_as_it_says(tiny_llama: Path, tmp_path:
     ("kind", "fields", "words"),
     [
         ("gemma", {"head_dim": 32}, "gemma is not written as GGUF"),
+        ("bloom", {}, "bloom is not written as GGUF"),  # which has no rotary embeddings
+        ("opt", {}, "opt is not written as GGUF"),
         ("llama", {"hidden_act": "gelu"}, "cannot compute hidden_act gelu"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 64}, "cannot compute a sliding window"),
         ("qwen3", {"head_dim": 32, "attention_bias": True}, "has no place for model.layers.0.self_attn"),
