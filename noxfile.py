@@ -125,7 +125,7 @@ def engines(session: nox.Session) -> None:
     for folder, variants in {"codes": ("awq-gemm", "awq-ct", "awq-gguf"), "others": OTHERS}.items():
         chosen = [word for one in ("fp16", *variants) for word in ("--variant", one)]
         session.run("quantize", EMBEDDED, *chosen, "--out", f"{out}/{folder}")
-    speed = ["--prompt", "256", "--new", "64", "--device", "cpu"]
+    speed = ["--prompt", "256", "--new", "64", "--mode", "eager", "--mode", "compiled", "--device", "cpu"]
     session.run("bench", f"{out}/codes", *speed, *every, *records, *session.posargs, success_codes=[0, 1])
     session.run("bench", f"{out}/others", "--no-speed", *every, *records, success_codes=[0, 1])
     session.run("report", f"{out}/records.jsonl", "--full", "--out", f"{out}/table.md", success_codes=[0, 1])

@@ -70,6 +70,11 @@ class Scenario:
         return self.new_tokens - 1
 
     @property
+    def is_plain(self) -> bool:
+        """One prompt at a time, eagerly: what every engine does."""
+        return self.batch == 1 and self.mode == "eager"
+
+    @property
     def positions(self) -> int:
         """The most tokens that a model must be able to hold: the longest prompt and what is fed back after it."""
         return max(self.prompt_lengths) + self.decode_steps

@@ -48,9 +48,8 @@ def check_engines(options: BenchOptions) -> None:
         raise UserError("another engine runs on the CPU here: leave --device cuda out")
     if options.kernel is not None or options.tasks:
         raise UserError("another engine has kernels of its own and runs no lm-eval: leave --kernel and --tasks out")
-    for scenario in options.scenarios or ():
-        if scenario.batch != 1 or scenario.mode != "eager":
-            raise UserError(f"another engine runs one prompt at a time, eagerly: leave {scenario.name} out")
+    if options.scenarios and not any(one.is_plain for one in options.scenarios):
+        raise UserError("another engine runs one prompt at a time, eagerly: add --mode eager, leave --batch out")
 
 
 def executor_for(settings: Settings, records: Path) -> Executor:

@@ -67,7 +67,7 @@ def plan(
 
     The rounds of A, B, C go A B C, C B A, A B C, so that a machine that drifts treats all alike. The first round's
     processes measure the quality too, and the tasks, after their latencies; the reference comes first there, since the
-    others are compared with it.
+    others are compared with it. Another engine gets what every engine does.
     """
     runs: list[PlannedRun] = []
     for group in grouped(targets, lambda one: one.subject.family or one.subject.base_model).values():
@@ -81,7 +81,8 @@ def plan(
                 judged = number == 0 and target.has_text
                 asked: dict[str, Any] = {"quality": judged and quality, "tasks": tuple(tasks) if judged else ()}
                 is_reference = target.subject.may_be_reference and any(target is one for one in firsts)
-                runs.append(PlannedRun(target, len(runs), tuple(scenarios), number, is_reference=is_reference, **asked))
+                works = tuple(one for one in scenarios if target.subject.engine is None or one.is_plain)
+                runs.append(PlannedRun(target, len(runs), works, number, is_reference=is_reference, **asked))
     return runs
 
 

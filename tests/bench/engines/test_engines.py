@@ -122,8 +122,8 @@ def test_an_unknown_engine_is_one_line(option: str, words: str) -> None:
     [
         ({"device": "cuda"}, "runs on the CPU here"),
         ({"kernel": "dequantize"}, "kernels of its own"),
-        ({"scenarios": (Scenario("two", 8, 4, batch=2),)}, "leave two out"),
-        ({"scenarios": (Scenario("recorded", 8, 4, mode="graph"),)}, "leave recorded out"),
+        ({"scenarios": (Scenario("two", 8, 4, batch=2),)}, "one prompt at a time"),
+        ({"scenarios": (Scenario("recorded", 8, 4, mode="graph"),)}, "add --mode eager"),
     ],
 )
 def test_what_an_engine_would_measure_as_something_else_is_refused(
@@ -131,6 +131,14 @@ def test_what_an_engine_would_measure_as_something_else_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         measured(checkpoints, tmp_path, engines=("transformers",), **how)
+
+
+def test_a_compiled_step_of_ours_stands_beside_eager_engines(checkpoints: Path, tmp_path: Path) -> None:
+    eager, compiled = (Scenario(mode, 8, 4, mode=mode) for mode in ("eager", "compiled"))
+    engines = ("quantable", "transformers")
+    outcome = measured(checkpoints, tmp_path, engines=engines, scenarios=(eager, compiled), quality=False)
+    done = {(one.subject.engine, one.scenario) for one in outcome.records if one.status == "ok"}
+    assert done == {(None, eager), (None, compiled), ("transformers", eager)}
 
 
 class Table:
