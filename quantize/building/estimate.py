@@ -184,7 +184,7 @@ def layer_operations(
 
 def _symmetric_share(width: int) -> float:
     """Share of a full product that one with a symmetric matrix takes, worked through in blocks."""
-    return sum((stop - start) * stop for start, stop in column_blocks(width)) / width**2
+    return sum((own.stop - own.start) * own.stop for own in column_blocks(width)) / width**2
 
 
 def operations_a_second(device: torch.device) -> float:

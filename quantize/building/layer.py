@@ -11,11 +11,11 @@ from torch import Tensor
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.methods.base import LayerInputs
-from quantize.methods.quantized_run import QuantizedRun
+from quantize.methods.quantized_run import QuantizedRun, put_weight
 from quantize.methods.routed import RoutedTokens
 from quantize.model.scales import Consumer, ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
-from quantize.rounding.awq_search import Reader, ScaleChoice, search_clip, search_scale
+from quantize.rounding.awq_search import MOST_ROWS, Reader, ScaleChoice, search_clip, search_scale
 from quantize.rounding.correction import Watched, round_rows
 from quantize.rounding.gram import InputStats, row_errors
 from quantize.rounding.options import AwqOptions
@@ -28,7 +28,8 @@ FREED_SHARE = 0.2  # share of this process's memory that may lie freed but not g
 
 @dataclass(frozen=True)
 class LinearFacts:
-    """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text.
+    """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text, of
+    about MOST_ROWS of its rows.
 
     error:     of the weights as stored; error_rtn: of plain rounding to nearest.
     exponent:  the scale search's grid point, None where nothing was scaled.
@@ -110,8 +111,6 @@ def quantize_layer(
                 trim_memory(above=FREED_SHARE)
                 work.quantize_expert(block, number, groups)
         if run:
-            for name, weight in work.weights.items():
-                run.put(name, weight.dequantize())
             run.finish()
     error, plain = sum(work.errors.values()), sum(work.plain_errors.values())
     if not error <= WORSE_THAN_PLAIN * plain:  # or is not finite
@@ -149,9 +148,11 @@ class _Work:
     def scale(self, groups: Sequence[ScaleGroup]) -> None:
         """Search and apply the scales of one group after the other, those inside experts aside.
 
-        Moving them leaves every layer's output as it was. What is not scaled gets its error of plain rounding here.
+        Moving them leaves every layer's output as it was. Before, each linear gets its error of plain rounding.
         """
         seen = self._seen
+        for owner, stats in seen.stats.items():
+            self._note_plain(seen.sharing(owner), stats)
         for group in groups:
             if any(group.source.startswith(f"{block.name}.") for block in seen.blocks):
                 continue
@@ -181,8 +182,6 @@ class _Work:
             if group.source in self._outputs:  # the scales are in its output now
                 stats = seen.stats[seen.owners[group.source]]
                 self._outputs[group.source] = self._output_square(group.source, stats)
-        for owner, stats in seen.stats.items():
-            self._note_plain([name for name in seen.sharing(owner) if name not in self.plain_errors], stats)
 
     def quantize_expert(self, block: RoutedTokens, number: int, groups: Sequence[ScaleGroup]) -> None:
         """Scale one expert's middle, and round its layers by what it saw."""
@@ -194,7 +193,7 @@ class _Work:
         self._tokens |= dict.fromkeys(names, block.tokens()[number])
         for own, found in ((outer, stats), (inners, inner_stats)):
             self._outputs |= {name: self._output_square(name, found) for name in own}
-            self._note_plain([name for name in own if name not in self.plain_errors], found)
+            self._note_plain(own, found)
         for group in groups:
             if group.source.startswith(home) and inners:
                 channels = torch.tensor(group.consumers[0].channels, device=inner_stats.abs_mean.device)
@@ -213,25 +212,26 @@ class _Work:
         found = run.inputs(owner, self._scales.get(owner)) if run else None
         stats = self._seen.stats.pop(owner) if found else self._seen.stats[owner]  # its memory is needed
         self.round(names, *(found or (stats, None)))
-        if run:
-            for name in names:
-                run.put(name, self.weights[name].dequantize())
 
     def round(self, names: Sequence[str], stats: InputStats, watched: Watched | None = None) -> None:
-        """Round the weights of linears that share one input, all their rows at once."""
+        """Round the weights of linears that share one input, all their rows at once, and give them to the layer."""
         if not names:
             return
         linears, options = self._seen.linears, self._options
-        rows = torch.cat([linears[name].weight.data for name in names])
+        own = [linears[name].weight.data for name in names]
+        rows = torch.cat(own) if len(own) > 1 else own[0]
         clips = [_clip(name, linears[name].weight.data, stats, options.group_size) for name in names if options.clip]
         clip = torch.cat(clips) if clips else None
         quantized = round_rows(rows, stats, options, clip, watched)
         sizes = [linears[name].out_features for name in names]
         parts = (torch.split(one, sizes) for one in (quantized.codes, quantized.scales, quantized.zeros))
         self.weights |= {name: Int4Weight(*part) for name, *part in zip(names, *parts, strict=True)}
+        put = self._run.put if self._run else lambda name, weight: put_weight(linears[name], weight)
         for name in names:
-            change = self.weights[name].dequantize().sub_(linears[name].weight.data)
-            self.errors[name] = float(row_errors(change, stats.gram_lowp).sum()) / self._outputs[name]
+            values, weight = self.weights[name].dequantize(), linears[name].weight.data
+            change = some_rows(values) - some_rows(weight)
+            self.errors[name] = float(row_errors(change, stats.gram).sum()) / self._outputs[name]
+            put(name, values)
 
     def _search(self, readers: Sequence[Reader], group: ScaleGroup, names: Sequence[Sequence[str]]) -> ScaleChoice:
         """Search one group's scales and apply them; names: the linears of each reader."""
@@ -239,12 +239,7 @@ class _Work:
         choice = search_scale(readers, self._options.group_size, free)
         if choice.exponent is not None:
             apply_scales(self._seen.layer, group, choice.scales)
-        for own, rows in zip(names, choice.unscaled_rows, strict=True):
-            self._exponents |= dict.fromkeys(own, choice.exponent)
-            sizes = [self._seen.linears[name].out_features for name in own]
-            for name, part in zip(own, torch.split(rows, sizes), strict=True):
-                if name in self._outputs:
-                    self.plain_errors[name] = float(part.sum()) / self._outputs[name]
+        self._exponents |= dict.fromkeys((name for own in names for name in own), choice.exponent)
         return choice
 
     def _expert_readers(
@@ -267,7 +262,7 @@ class _Work:
     def _note_plain(self, names: Sequence[str], stats: InputStats) -> None:
         """The relative errors of rounding these linears to nearest."""
         for name in names:
-            weight = self._seen.linears[name].weight.data
+            weight = some_rows(self._seen.linears[name].weight.data)
             moved = self._moved.get(name, weight.new_ones(1))
             plain = round_to_nearest(weight / moved, self._options.group_size).dequantize().mul_(moved)
             error = float(row_errors(plain.sub_(weight), stats.gram_lowp).sum())
@@ -275,8 +270,13 @@ class _Work:
 
     def _output_square(self, name: str, stats: InputStats) -> float:
         """tr(W H W^T), the mean squared norm of the linear layer's output; never zero."""
-        rows = row_errors(self._seen.linears[name].weight.data, stats.gram_lowp)
+        rows = row_errors(some_rows(self._seen.linears[name].weight.data), stats.gram_lowp)
         return max(float(rows.sum()), torch.finfo(torch.float32).tiny)
+
+
+def some_rows(weight: Tensor) -> Tensor:
+    """About MOST_ROWS rows of a weight [out, in], evenly spread, or all."""
+    return weight[:: max(1, len(weight) // MOST_ROWS)]
 
 
 def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tensor:

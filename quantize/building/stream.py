@@ -124,13 +124,12 @@ class LayerStream:
                     self.architecture, index, source, of_source, self.skeleton.stored, watch=bool(runs), spill=spill
                 )
             own = zip(runs, quantized, of_runs, strict=True)
-            through = {run: QuantizedRun(layer, seen.linears, one, call, seen.exact) for run, one, call in own}
+            through = {
+                run: QuantizedRun(layer, seen.linears, one, call, seen.exact, run == runs[-1]) for run, one, call in own
+            }
             result = quantize_layer(index, seen, options, groups, makers, through, seconds)
             del seen, through  # and the weights as they were
-            if judged:  # through the scaled layer with its quantized weights
-                for name, linear in self.architecture.linears(index).items():
-                    linear.weight.data = result.weights[prefix + name].dequantize().to(linear.weight.device)
-                judged[1:] = run_layer(layer, judged[1:], of_judged[1:])
+            judged[1:] = run_layer(layer, judged[1:], of_judged[1:])  # scaled, with its quantized weights
             self.states += [*source, *(batch for own in quantized for batch in own), *judged, probed]
             yield result, self.states
             empty(layer)

@@ -40,8 +40,8 @@ class Int4Weight:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight it stands for, [out, in] in `dtype`."""
-        codes = self.codes.view(*self.scales.shape, self.group_size).to(dtype)
-        weight = (codes - self.zeros.to(dtype).unsqueeze(-1)) * self.scales.to(dtype).unsqueeze(-1)
+        weight = self.codes.view(*self.scales.shape, self.group_size).to(dtype)
+        weight.sub_(self.zeros.to(dtype).unsqueeze(-1)).mul_(self.scales.to(dtype).unsqueeze(-1))
         return weight.view(self.codes.shape)
 
 
@@ -52,16 +52,18 @@ def minmax_range(grouped: Tensor) -> tuple[Tensor, Tensor]:
     that float16 holds exactly, because that is how they are stored: rounding against the stored scale loses less
     than rounding first and storing afterwards. A scale that float16 would flush to zero is kept at its smallest.
     """
-    low = grouped.amin(dim=-1).clamp_(max=0)
-    high = grouped.amax(dim=-1).clamp_(min=0)
-    scales = ((high - low).clamp_(min=SMALLEST_RANGE) / LEVELS).half().to(grouped.dtype)
+    return covering(grouped.amin(dim=-1).clamp_(max=0), grouped.amax(dim=-1).clamp_(min=0))
+
+
+def covering(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """`minmax_range` of groups whose smallest and largest weights, zero included, are these."""
+    scales = ((high - low).clamp_(min=SMALLEST_RANGE) / LEVELS).half().to(low.dtype)
     zeros = (-low / scales).round_().clamp_(0, LEVELS)
     return scales, zeros
 
 
-def rounded(grouped: Tensor) -> Tensor:
-    """The groups as rounding to nearest would give them back: quantized and dequantized, same shape and dtype."""
-    scales, zeros = minmax_range(grouped)
+def rounded(grouped: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """The groups as rounding to nearest in these ranges gives them back: quantized and dequantized, same shape."""
     steps = (grouped / scales.unsqueeze(-1)).round_()
     return steps.clamp_(-zeros.unsqueeze(-1), LEVELS - zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
 

@@ -89,7 +89,7 @@ class LayerInputs:
     stats: dict[str, InputStats]
     blocks: tuple[RoutedTokens, ...] = ()
     stored: Mapping[str, str] = field(default_factory=dict)
-    exact: Mapping[str, list[Tensor]] = field(default_factory=dict)
+    exact: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def file_name(self, linear: str) -> str:
         """The name in files of a linear layer, without ".weight"."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,12 @@ def run_layer(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[LayerC
         with one_layer(layer), torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
             output = layer(batch.to(device), **call)
         yield output[0] if isinstance(output, tuple) else output
+
+
+def put_weight(linear: Any, weight: Tensor) -> None:
+    """Give a linear layer these weights, in the dtype that `run_layer` multiplies them in."""
+    half = multiplies_bfloat16(linear.weight.device)
+    linear.weight.data = weight.to(linear.weight.device, torch.bfloat16 if half else torch.float32)
 
 
 def spilled(batch: Tensor, path: Path) -> Tensor:
@@ -50,13 +56,16 @@ class QuantizedRun:
     hidden:  the layer's input batches [b, t, hidden] in the quantized model, the last one watched, not calibrated on.
     calls:   what the model calls the layer with besides, for each batch.
     exact:   by owner, what its linear layers see in the source model, [tokens, in] a batch.
+    is_last: no other run of this layer follows: what is not needed here any more is freed.
     """
 
     layer: nn.Module
     linears: Collection[str]
     hidden: list[Tensor]
     calls: Sequence[LayerCall]
-    exact: Mapping[str, list[Tensor]]
+    exact: dict[str, list[Tensor]]
+    is_last: bool = False
+    _done: set[str] = field(default_factory=set)
     _before: dict[str, Tensor] = field(default_factory=dict)
     _given: dict[tuple[str, int], list[Any]] = field(default_factory=dict)  # by child, once it is done, and batch
 
@@ -67,8 +76,9 @@ class QuantizedRun:
         """
         if owner not in self.exact:
             return None
-        accumulator = StatsAccumulator(self.exact[owner][0].shape[-1], self.hidden[0].device)
-        for number, exact in enumerate(self.exact[owner]):
+        source = self.exact.pop(owner) if self.is_last else self.exact[owner]
+        accumulator = StatsAccumulator(source[0].shape[-1], self.hidden[0].device)
+        for number, exact in enumerate(source):
             seen: list[Tensor] = []
 
             def stop(module: nn.Module, args: tuple[Any, ...], seen: list[Tensor] = seen) -> None:
@@ -87,8 +97,10 @@ class QuantizedRun:
     def put(self, name: str, weight: Tensor) -> None:
         """A linear layer's quantized weights, from here on."""
         linear: Any = self.layer.get_submodule(name)
-        self._before.setdefault(name, linear.weight.data)
-        linear.weight.data = weight.to(linear.weight.dtype)
+        if not self.is_last:
+            self._before.setdefault(name, linear.weight.data)
+        self._done.add(name)
+        put_weight(linear, weight)
 
     def finish(self) -> None:
         """Replace `hidden` by the layer's outputs."""
@@ -97,7 +109,7 @@ class QuantizedRun:
         self._given.clear()
 
     def restore(self) -> None:
-        """The weights that the layer had before."""
+        """The weights that the layer had before; the last run keeps none."""
         for name, weight in self._before.items():
             linear: Any = self.layer.get_submodule(name)
             linear.weight.data = weight
@@ -111,7 +123,7 @@ class QuantizedRun:
                 if len(given := self._given.get((name, number), [])) == 1:
                     child.forward = lambda *args, given=given[0], **kwargs: copy.deepcopy(given)
                     undo.callback(delattr, child, "forward")
-                elif own and not given and self._before.keys() >= set(own):  # it is called once, or was not called yet
+                elif own and not given and self._done >= set(own):  # it is called once, or was not called yet
                     keep = self._given.setdefault((name, number), []).append
                     undo.enter_context(
                         child.register_forward_hook(lambda m, a, output, keep=keep: keep(copy.deepcopy(output)))

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.int4.weight import rounded
+from quantize.int4.weight import covering, minmax_range, rounded
 from quantize.rounding.gram import InputStats, row_errors
 
 SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; clips to 1, 0.95, ... 0.55 of the most
-COARSE_STEPS = (4, 2)  # the grid is walked in steps of 4, then 2 around the best, on sampled rows, then of 1 on all
-SAMPLED_ROWS = 512  # from here on, every second row is enough to find the neighbourhood of the best scale
-MOST_ROWS = 2048  # of more, evenly spread ones decide
+MOST_ROWS = 512  # of more, about so many, evenly spread, decide
+CLIP_WEIGHTS = 2**18  # clips are tried on so many at a time: what is made of them then lies in a core's cache
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,13 @@ class Reader:
 class ScaleChoice:
     """The scales [channels] that the search chose, and its loss beside that of no scaling at all.
 
-    exponent: the grid point in [0, 1) that gave them, None where not scaling won; losses are tr(D H D^T), the unscaled
-    ones for each row, [out] a reader.
+    exponent: the grid point in [0, 1) that gave them, None where not scaling won; losses are tr(D H D^T).
     """
 
     scales: Tensor
     exponent: float | None
     loss: float
-    unscaled_rows: list[Tensor]
+    unscaled: float
 
 
 def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
@@ -76,8 +74,8 @@ def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
 def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> ScaleChoice:
     """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4), summed over the readers.
 
-    free: bool [channels], those that may be scaled. The grid is walked in ever finer steps around the
-    best (COARSE_STEPS). No scaling is one of the candidates, so the choice is never worse than it.
+    free: bool [channels], those that may be scaled. No scaling is one of the candidates, so the choice is never worse
+    than it on the rows that decide.
     """
     count, rows = len(free), sum(len(one.weight) for one in readers)
     abs_mean = readers[0].stats.abs_mean.new_zeros(count)
@@ -91,34 +89,21 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
         scales[free] = grid_scales(abs_mean[free], magnitude[free], step)
         return scales
 
-    def losses_of(one: Reader, scales: Tensor, weight: Tensor) -> Tensor:
-        spread = one.spread(scales)
-        difference = rounded((weight * spread).view(weight.shape[0], -1, group_size)).view(weight.shape)
-        return row_errors(difference.div_(spread).sub_(weight), one.stats.gram_lowp)
+    def loss_of(scales: Tensor) -> float:
+        total = 0.0
+        for one in readers:
+            weight, spread = one.weight[:: max(1, rows // MOST_ROWS)], one.spread(scales)
+            grouped = (weight * spread).view(weight.shape[0], -1, group_size)
+            difference = rounded(grouped, *minmax_range(grouped)).view(weight.shape).div_(spread).sub_(weight)
+            total += one.share * float(row_errors(difference, one.stats.gram_lowp).sum())
+        return total
 
-    def loss_of(step: int, every: int = 1) -> float:
-        scales = scales_of(step)
-        return sum(one.share * float(losses_of(one, scales, one.weight[::every]).sum()) for one in readers)
-
-    fewest = -(-rows // MOST_ROWS)
-    sampled = max(fewest, 2 if rows >= SAMPLED_ROWS else 1)
-    first, second = COARSE_STEPS
-    coarse = {step: loss_of(step, sampled) for step in range(0, SCALE_GRID, first)}
-    coarse |= {step: loss_of(step, sampled) for step in _around(coarse, second) if step not in coarse}
     ones = torch.ones_like(abs_mean)
-    unscaled = [losses_of(one, ones, one.weight) for one in readers]
-    plain = sum(one.share * float(own[::fewest].sum()) for one, own in zip(readers, unscaled, strict=True))
-    losses = {step: loss_of(step, fewest) for step in _around(coarse, 1)}
-    chosen = min(losses, key=losses.__getitem__)
+    plain, losses = loss_of(ones), [loss_of(scales_of(step)) for step in range(SCALE_GRID)]
+    chosen = min(range(SCALE_GRID), key=losses.__getitem__)
     if not losses[chosen] < plain:
-        return ScaleChoice(ones, None, plain, unscaled)
-    return ScaleChoice(scales_of(chosen), chosen / SCALE_GRID, losses[chosen], unscaled)
-
-
-def _around(losses: dict[int, float], width: int) -> list[int]:
-    """The grid's points at the lowest loss and `width` to either side."""
-    best = min(losses, key=losses.__getitem__)
-    return [near for near in (best - width, best, best + width) if 0 <= near < SCALE_GRID]
+        return ScaleChoice(ones, None, plain, plain)
+    return ScaleChoice(scales_of(chosen), chosen / SCALE_GRID, losses[chosen], plain)
 
 
 def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
@@ -127,16 +112,32 @@ def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
     weight: float32 [out, in], AWQ scales applied; stats: of the scaled input. Returns float32 [out, in / group_size].
     The loss of a group is d H_gg d^T, H_gg the diagonal block of the Gram matrix that belongs to it.
     """
-    grouped = weight.view(weight.shape[0], -1, group_size).transpose(0, 1).contiguous()  # [groups, out, size]
+    grouped = weight.view(weight.shape[0], -1, group_size).transpose(0, 1)  # [groups, out, size]
     blocks = stats.gram.view(len(grouped), group_size, len(grouped), group_size)
     blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()  # [groups, size, size]
-    largest = grouped.abs().amax(dim=-1)
+    clips = torch.empty(grouped.shape[:2], device=weight.device)
+    rows = max(1, CLIP_WEIGHTS // group_size)
+    together = max(1, CLIP_WEIGHTS // (group_size * min(rows, len(weight))))
+    for start in range(0, len(weight), rows):
+        own = slice(start, start + rows)
+        for some, block, found in zip(
+            grouped[:, own].split(together), blocks.split(together), clips[:, own].split(together), strict=True
+        ):
+            found.copy_(_best_clip(some.contiguous(), block))
+    return clips.t().contiguous()
+
+
+def _best_clip(grouped: Tensor, blocks: Tensor) -> Tensor:
+    """The magnitudes [groups, rows] to clip weights [groups, rows, size] at, by these blocks [groups, size, size]."""
+    low, high = grouped.amin(dim=-1).clamp_(max=0), grouped.amax(dim=-1).clamp_(min=0)
+    largest = torch.maximum(-low, high)
     best_clip, best_error = largest, torch.full_like(largest, torch.inf)
     for step in range(CLIP_STEPS):
         clip = largest * (1 - step / CLIP_GRID)
-        difference = rounded(torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))).sub_(grouped)
+        kept = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
+        difference = rounded(kept, *covering(torch.maximum(low, -clip), torch.minimum(high, clip))).sub_(grouped)
         error = torch.bmm(difference, blocks).mul_(difference).sum(dim=-1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_clip = torch.where(better, clip, best_clip)
-    return best_clip.t().contiguous()
+    return best_clip

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from quantize.int4.weight import LEVELS, Int4Weight, minmax_range
-from quantize.rounding.gram import product_dtype
+from quantize.rounding.gram import product_dtype, transposed
 
 DAMPING = 0.05  # share of the mean diagonal added to the Gram matrix; the paper adds 0.01
 MOST_DAMPING = 1e9  # with so much the matrix is its diagonal: what cannot be factorised then is not finite
-COLUMN_BLOCK, TINY = 128, torch.finfo(torch.float32).tiny
+COLUMN_BLOCK, FACTOR_BLOCK, TINY = 128, 1024, torch.finfo(torch.float32).tiny
 SMALLEST_BLOCK = 16  # blocks of columns are halved down to it: small products between halves in place of outer ones
 LARGEST_STEP = 0.3  # a refitted scale moves by less than this share of itself: beyond, other codes would be nearer
 
@@ -36,29 +36,45 @@ class Target:
     def of(cls, gram: Tensor) -> "Target":
         """gram: H, float32 [in, in]. Raises ArithmeticError for NaN and Inf."""
         order = torch.argsort(gram.diagonal(), stable=True)
-        return cls(order, damped_factor(gram[order].index_select(1, order)))
+        return cls(order, damped_factor(gram, order))
 
 
-def damped_factor(gram: Tensor) -> Tensor:
-    """The upper R [in, in] with R^T R = H + damping * mean(diag H) I, by Cholesky's method.
+def damped_factor(gram: Tensor, order: Tensor | None = None) -> Tensor:
+    """The upper R [in, in] with R^T R = H + damping * mean(diag H) I, by Cholesky's method, the features in this order.
 
     Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
     then ten times the damping: the Gram matrix of few tokens is close to singular. Raises ArithmeticError for NaN, Inf.
     """
-    damping = DAMPING
+    damping, order = DAMPING, torch.arange(len(gram), device=gram.device) if order is None else order
     while damping < MOST_DAMPING:
         for dtype in (torch.float32, torch.float64):
-            damped = gram.to(dtype, copy=True)
+            damped = torch.empty(gram.shape, dtype=dtype, device=gram.device)
+            for rows, own in zip(damped.split(FACTOR_BLOCK), order.split(FACTOR_BLOCK), strict=True):
+                rows.copy_(gram[own].index_select(1, order))
             diagonal = damped.diagonal()
             dead = diagonal <= 0
             diagonal.add_(damping * float(diagonal.mean()))
             diagonal[dead] = 1
-            lower, failed = torch.linalg.cholesky_ex(damped)
-            if not bool(failed) and bool(torch.isfinite(lower.sum())):
-                upper: Tensor = lower.float().t()
-                return upper
+            if _factorize(damped):
+                return damped.float()
         damping *= 10
     raise ArithmeticError("the Gram matrix is not finite, so that it has no factor")
+
+
+def _factorize(matrix: Tensor) -> bool:
+    """Put the upper R with R^T R = A in the place of a symmetric A [n, n], block after block; whether there is one."""
+    size = FACTOR_BLOCK if matrix.device.type == "cpu" else len(matrix)  # CUDA's products may be in TF32
+    for start in range(0, len(matrix), size):
+        own, rest = slice(start, start + size), slice(start + size, None)
+        factor, failed = torch.linalg.cholesky_ex(matrix[own, own], upper=True)
+        if bool(failed):
+            return False
+        matrix[own, own] = factor
+        matrix[own, rest] = torch.linalg.solve_triangular(factor.t(), matrix[own, rest], upper=False)
+        for first in range(start + size, len(matrix), size):
+            panel = matrix[own, first:]
+            matrix[first : first + size, first:].addmm_(panel[:, :size].t(), panel, alpha=-1)
+    return bool(torch.isfinite(matrix.triu_().sum()))
 
 
 def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | None = None) -> Tensor:
@@ -72,8 +88,8 @@ def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | 
     dtype, order = product_dtype(weight.device, weight.shape[1]), target.order
     pivots = target.factor.diagonal().unsqueeze(1)
     # Columns as rows: every step then reads and writes contiguous memory.
-    columns = weight.float().t()[order]
-    pulled = None if pull is None else _solved(target.factor, pull.t()[order], dtype).div_(pivots)
+    columns = transposed(weight.float())[order]
+    pulled = None if pull is None else _solved(target.factor, transposed(pull)[order], dtype).div_(pivots)
     codes = torch.empty(columns.shape, dtype=torch.int8, device=weight.device)
     errors = torch.empty(columns.shape, dtype=dtype, device=weight.device)
     numbers = order.tolist()
@@ -88,7 +104,7 @@ def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | 
         _feed_block(wanted, columns[own], reach[:, : stop - start], numbers[own], nearest, found, left)
         codes[order[own]] = found.to(torch.int8)
         errors[own] = left
-    return codes.t().contiguous()
+    return transposed(codes)
 
 
 def _solved(factor: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -149,23 +165,23 @@ def sweep(
 ) -> Int4Weight:
     """Lessen tr(D H D^T) - 2 tr(D B^T) once more, group after group: each code, then the group's scale.
 
-    weight: float32 [rows, in]; gram: H, float32 [in, in]; pull: B [rows, in], None for none. With G = D H - B, a code
-    goes to the nearest of c - G_j / (s H_jj) (coordinate descent), and the scale moves by -(G c) / (c H c), the least
-    squares of a group whose codes are c less their zero point. The scales stay float16 numbers, and one that would
-    move too far stays where it is. codes_too: else only the scales are fitted.
+    weight: float32 [rows, in]; gram: H [in, in], multiplied in its dtype; pull: B [rows, in], None for none. With
+    G = D H - B, a code goes to the nearest of c - G_j / (s H_jj) (coordinate descent), and the scale moves by
+    -(G c) / (c H c), the least squares of a group whose codes are c less their zero point. The scales stay float16
+    numbers, and one that would move too far stays where it is. codes_too: else only the scales are fitted.
     """
-    size, dtype = quantized.group_size, product_dtype(weight.device, len(gram))
-    zeros, scales = quantized.zeros.t().float(), quantized.scales.t().float()
-    offsets = quantized.codes.view(*quantized.scales.shape, size).float() - quantized.zeros.unsqueeze(-1)
-    offsets = offsets.flatten(1).t().contiguous()
-    difference = quantized.dequantize().sub_(weight).t().contiguous()
-    far, rows_of_gram = difference.to(dtype), gram.to(dtype)
+    size = quantized.group_size
+    zeros, scales = (transposed(one.float()) for one in (quantized.zeros, quantized.scales))
+    of_groups = transposed(quantized.codes).float().view(len(scales), size, -1).sub_(zeros.unsqueeze(1))
+    difference = (of_groups * scales.unsqueeze(1)).flatten(0, 1).sub_(transposed(weight))
+    offsets, pulled = of_groups.flatten(0, 1), None if pull is None else transposed(pull)
+    far = difference.to(gram.dtype)
     for group in range(len(scales)):
         columns = slice(group * size, (group + 1) * size)
-        own, scale, block = offsets[columns], scales[group], gram[columns, columns]
-        slope = (rows_of_gram[columns] @ far).float()
-        if pull is not None:
-            slope -= pull.t()[columns]
+        own, scale, block = offsets[columns], scales[group], gram[columns, columns].float()
+        slope = (gram[columns] @ far).float()
+        if pulled is not None:
+            slope -= pulled[columns]
         if codes_too:
             _descend(own, slope, difference[columns], block, scale, zeros[group])
         curvature = (block @ own).mul_(own).sum(dim=0).clamp_(min=TINY)
@@ -174,8 +190,8 @@ def sweep(
         difference[columns] += own * (fitted - scale)
         far[columns] = difference[columns]
         scales[group] = fitted
-    codes = (offsets.t().reshape(*quantized.scales.shape, size) + quantized.zeros.unsqueeze(-1)).to(torch.uint8)
-    return Int4Weight(codes.view(weight.shape), scales.t().contiguous().half(), quantized.zeros)
+    codes = transposed(of_groups.add_(zeros.unsqueeze(1)).flatten(0, 1).to(torch.uint8))
+    return Int4Weight(codes, transposed(scales).half(), quantized.zeros)
 
 
 def _descend(codes: Tensor, slope: Tensor, difference: Tensor, gram: Tensor, scale: Tensor, zeros: Tensor) -> None:

@@ -33,7 +33,8 @@ def test_zero_is_always_on_the_grid() -> None:
 
 def test_equal_weights_and_zeros_do_not_divide_by_zero() -> None:
     for value in (0.0, 1e-9, -2.5):
-        back = rounded(torch.full((2, 3, 32), value))
+        groups = torch.full((2, 3, 32), value)
+        back = rounded(groups, *minmax_range(groups))
         assert torch.isfinite(back).all()
         assert torch.allclose(back, torch.full_like(back, value), rtol=1e-3, atol=1e-6)
 

@@ -81,6 +81,13 @@ def test_each_linear_layer_sees_what_those_before_it_give_now() -> None:
     torch.testing.assert_close(run.hidden, gives, rtol=0, atol=0)
     run.restore()
     assert all(torch.equal(layer.get_submodule(name).weight, before[name]) for name in linears)
+    last = QuantizedRun(layer, linears, list(drifted), calls, exact, is_last=True)
+    again = last.inputs("mlp.gate_proj")
+    assert again is not None
+    assert sorted(exact) == sorted(names[0] for names in STAGES if names[0] != "mlp.gate_proj")  # no run needs it again
+    last.put("mlp.gate_proj", torch.zeros(48, 32))
+    last.restore()
+    assert not layer.mlp.gate_proj.weight.any()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantize.int4.weight import LEVELS, round_to_nearest, rounded
+from quantize.int4.weight import LEVELS, minmax_range, round_to_nearest, rounded
 from quantize.quiet import quiet_libraries
 from quantize.rounding.awq_search import (
     SCALE_GRID,
@@ -90,7 +90,7 @@ def test_the_error_on_grams_is_the_error_over_tokens(inputs: Tensor) -> None:
 
 def test_blocks_cover_every_column_once() -> None:
     for features in (8, 576, 1000, 14336):
-        columns = [c for start, stop in column_blocks(features) for c in range(start, stop)]
+        columns = [c for own in column_blocks(features) for c in range(own.start, own.stop)]
         assert columns == list(range(features))
 
 
@@ -113,7 +113,7 @@ def test_the_scales_are_those_that_autoawq_finds(inputs: Tensor) -> None:
     ours = searched(weight, stats)
     assert ours.exponent is not None
     torch.testing.assert_close(ours.scales, theirs, rtol=1e-3, atol=1e-3)
-    assert ours.loss < float(ours.unscaled_rows[0].sum())
+    assert ours.loss < ours.unscaled
 
 
 def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(inputs: Tensor) -> None:
@@ -121,20 +121,24 @@ def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(inputs: Tenso
     losses = {}
     for step in range(SCALE_GRID):
         scales = grid_scales(stats.abs_mean, relative_magnitude(weight, GROUP), step)
-        scaled = rounded((weight * scales).view(weight.shape[0], -1, GROUP)).view(weight.shape) / scales
+        grouped = (weight * scales).view(weight.shape[0], -1, GROUP)
+        scaled = rounded(grouped, *minmax_range(grouped)).view(weight.shape) / scales
         losses[step / SCALE_GRID] = token_error(inputs, scaled - weight)
     choice = searched(weight, stats)
     assert choice.loss == pytest.approx(min(losses.values()), rel=1e-3)
     assert choice.exponent == min(losses, key=lambda exponent: losses[exponent])
 
 
-def test_clipping_lowers_the_error_as_autoawqs_does(inputs: Tensor) -> None:
+def test_clipping_lowers_the_error_as_autoawqs_does(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, stats = weight_for(inputs), stats_of(inputs)
     weight[:, 5] *= 6
     clip = search_clip(weight, stats, GROUP)
     theirs = autoawq()._compute_best_clip(weight, inputs, n_sample_token=inputs.shape[0]).squeeze(-1)
     assert clip.shape == theirs.shape
     assert float((clip == theirs).float().mean()) > 0.9  # ours rounds against scales as float16 stores them
+
+    monkeypatch.setattr("quantize.rounding.awq_search.CLIP_WEIGHTS", 3 * GROUP)
+    torch.testing.assert_close(search_clip(weight, stats, GROUP), clip)
 
     def error(clipped: Tensor | None) -> float:
         return token_error(inputs, round_to_nearest(weight, GROUP, clipped).dequantize() - weight)
@@ -184,6 +188,14 @@ def test_the_factor_survives_a_singular_matrix_and_silent_features() -> None:
     factor = damped_factor(tokens.t() @ tokens / 5)
     assert torch.isfinite(factor).all()
     assert torch.equal(factor, factor.triu())
+
+
+def test_a_factor_made_block_by_block_is_cholesky_s(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    gram, order = stats_of(inputs).gram, torch.randperm(inputs.shape[-1], generator=torch.Generator().manual_seed(0))
+    damped = gram[order][:, order] + 0.05 * gram.diagonal().mean() * torch.eye(len(gram))
+    for size in (len(gram), 24):
+        monkeypatch.setattr("quantize.rounding.gptq.FACTOR_BLOCK", size)
+        torch.testing.assert_close(damped_factor(gram, order), torch.linalg.cholesky(damped, upper=True))
 
 
 def test_the_damping_grows_until_a_matrix_can_be_factorised() -> None:
