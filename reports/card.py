@@ -224,9 +224,7 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     named = "a local folder" if source.kind == "folder" else source.id
     if source.merge:
         how, made = source.merge["recipe"]["merge_method"], source.merge
-        named = (
-            f"a merge by {how} of {' and '.join(made['sources'])} (mergekit {made['mergekit']}, seed {made['seed']})"
-        )
+        named = f"a {how} merge of {' and '.join(made['sources'])} (mergekit {made['mergekit']}, seed {made['seed']})"
     yield f"From {named}{revision}, weights with SHA-256 {source.weights_sha256}."
     if text is not None:
         label = public_text(text.text)

@@ -45,17 +45,11 @@ def csv_text(found: Sequence[Measurement]) -> str:
 
 def json_text(found: Sequence[Measurement]) -> str:
     """One JSON object: `measurements`, each with its machine and its rows."""
-    data = [
-        {
-            "device": one.device,
-            "environment": to_data(one.environment),
-            "memory_source": one.memory,
-            **_fields(one, "first_start", "last_start"),
-            "scenarios": to_data(one.scenarios),
-            "rows": [_row(one, result) for result in one.results],
-        }
-        for one in found
-    ]
+    data = []
+    for one in found:
+        facts = {"device": one.device, "environment": to_data(one.environment), "memory_source": one.memory}
+        facts |= {**_fields(one, "first_start", "last_start"), "scenarios": to_data(one.scenarios)}
+        data.append(facts | {"rows": [_row(one, result) for result in one.results]})
     whole = {"export_version": EXPORT_VERSION, "measurements": data}
     return json.dumps(whole, indent=1, allow_nan=False, default=datetime.isoformat) + "\n"
 
@@ -71,36 +65,26 @@ def _flat(measurement: Measurement, result: Result, scenario: Scenario | None) -
     timing, quality, facts = result.timing(scenario), result.quality, measurement.environment
     failure = next((item for item in result.failures if scenario and item.work == scenario.name), None)
     divergence, versions = quality and quality.divergence, {"python": facts.python, **facts.libraries}
-    return {
-        **to_data(result.subject),
-        "is_reference": int(result.is_reference),
-        **_fields(result, "quantized_share", "broken"),
-        "device": measurement.device,
-        "compute_dtype": result.compute_dtype,
-        "scenario": scenario and scenario.name,
-        **_fields(scenario, "prompt_tokens", "new_tokens", "batch", "mode"),
-        "prompt_lengths": scenario and " ".join(map(str, scenario.prompt_lengths)),
-        "status": "ok" if timing else failure and failure.status,
-        **_fields(failure, "reason"),
-        **_fields(timing, "rounds"),
-        "memory_source": measurement.memory,
-        **_fields(result, "weights_bytes", "load_peak_bytes"),
-        **_fields(timing, "run_peak_bytes"),
-        **{name: value for phase in PHASES for name, value in _flat_phase(timing, phase).items()},
-        **_speeds(timing),
-        **{f"{part}_kernel": timing and timing.kernels.get(part) for part in PARTS},
-        **_decode(measurement, timing),
-        **_fields(quality, "perplexity"),
-        "perplexity_ratio": result.perplexity_ratio,
-        **{f"kl_{name}": value for name, value in _fields(divergence, "mean", "median", "p99").items()},
-        **_fields(divergence, "flips"),
-        **_fields(timing and timing.memory, *MEMORY_FIELDS),
-        **_fields(timing, "energy_j", "unsteady_rounds", "outliers", "samples"),
-        "machine": facts.gpu if measurement.on_gpu else facts.cpu,
-        "date": measurement.first_start and measurement.first_start.isoformat(),
-        "commit": facts.source and facts.source.commit,
-        "versions": " ".join(f"{name}=={version}" for name, version in versions.items() if version),
-    }
+    row = {**to_data(result.subject), "is_reference": int(result.is_reference)}
+    row |= {**_fields(result, "quantized_share", "broken"), "device": measurement.device}
+    row |= {"compute_dtype": result.compute_dtype, "scenario": scenario and scenario.name}
+    row |= _fields(scenario, "prompt_tokens", "new_tokens", "batch", "mode")
+    row |= {"prompt_lengths": scenario and " ".join(map(str, scenario.prompt_lengths))}
+    row |= {"status": "ok" if timing else failure and failure.status, **_fields(failure, "reason")}
+    row |= {**_fields(timing, "rounds"), "memory_source": measurement.memory}
+    row |= {**_fields(result, "weights_bytes", "load_peak_bytes"), **_fields(timing, "run_peak_bytes")}
+    for phase in PHASES:
+        row |= _flat_phase(timing, phase)
+    row |= {**_speeds(timing), **{f"{part}_kernel": timing and timing.kernels.get(part) for part in PARTS}}
+    row |= {**_decode(measurement, timing), **_fields(quality, "perplexity")}
+    row |= {"perplexity_ratio": result.perplexity_ratio}
+    row |= {f"kl_{name}": value for name, value in _fields(divergence, "mean", "median", "p99").items()}
+    row |= {**_fields(divergence, "flips"), **_fields(timing and timing.memory, *MEMORY_FIELDS)}
+    row |= _fields(timing, "energy_j", "unsteady_rounds", "outliers", "samples")
+    row |= {"machine": facts.gpu if measurement.on_gpu else facts.cpu}
+    row |= {"date": measurement.first_start and measurement.first_start.isoformat()}
+    used = " ".join(f"{name}=={version}" for name, version in versions.items() if version)
+    return row | {"commit": facts.source and facts.source.commit, "versions": used}
 
 
 def _fields(whole: object, *names: str) -> dict[str, Any]:
@@ -120,12 +104,9 @@ def _speeds(timing: Timing | None) -> dict[str, Any]:
 
 
 def _decode(measurement: Measurement, timing: Timing | None) -> dict[str, Any]:
-    return {
-        **_fields(timing, "decode_mode"),
-        **_fields(timing and timing.memory, "decode_bytes"),
-        **_fields(timing, "decode_bytes_per_s"),
-        "decode_copy_share": timing and measurement.copy_share(timing),
-    }
+    found = {**_fields(timing, "decode_mode"), **_fields(timing and timing.memory, "decode_bytes")}
+    found |= _fields(timing, "decode_bytes_per_s")
+    return found | {"decode_copy_share": timing and measurement.copy_share(timing)}
 
 
 def _row(measurement: Measurement, result: Result) -> dict[str, Any]:
@@ -135,13 +116,7 @@ def _row(measurement: Measurement, result: Result) -> dict[str, Any]:
 
 def _timing(measurement: Measurement, timing: Timing) -> dict[str, Any]:
     own = {name: value for name, value in vars(timing).items() if name not in ("comparison", "memory")}
-    return {
-        **to_data(own),
-        **_speeds(timing),
-        **_decode(measurement, timing),
-        "run_peak_bytes": timing.run_peak_bytes,
-        "memory": _fields(timing.memory, *MEMORY_FIELDS),
-        "kernels": timing.kernels or None,
-        **_fields(timing.comparison, "reference", "apart_s"),
-        "ratios": to_data(timing.comparison.ratios) if timing.comparison else {},
-    }
+    found = {**to_data(own), **_speeds(timing), **_decode(measurement, timing)}
+    found |= {"run_peak_bytes": timing.run_peak_bytes, "memory": _fields(timing.memory, *MEMORY_FIELDS)}
+    found |= {"kernels": timing.kernels or None, **_fields(timing.comparison, "reference", "apart_s")}
+    return found | {"ratios": to_data(timing.comparison.ratios) if timing.comparison else {}}

@@ -22,7 +22,9 @@ class LlamaCppEngine:
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
+        held = llama_cpp.llama_model_default_params()
+        held.use_extra_bufts = False  # its AMX kernels end the process on Q4_1
+        self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), held)
         threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         how = llama_cpp.llama_context_default_params()
         how.n_ctx = how.n_batch = how.n_ubatch = max(asked.positions, 512)
@@ -38,7 +40,7 @@ class LlamaCppEngine:
         kind = ctypes.create_string_buffer(128)
         llama_cpp.llama_model_desc(self._model, kind, len(kind))
         form = kind.value.decode().split()[-1]
-        self.computes = f"{form}{', 8-bit activations' * form.startswith('Q')}, {threads} threads"
+        self.computes = f"{form}{', 8-bit activations, no AMX' * form.startswith('Q')}, {threads} threads"
 
     def prefill(self, tokens: list[int]) -> None:
         self._position = 0

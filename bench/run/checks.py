@@ -122,9 +122,7 @@ def check_continues(
             raise UserError(f"{path} holds perplexities on another text ({text}, now {quality.label}): {BEGIN_AGAIN}")
 
 
-def compute_dtypes(
-    targets: Iterable[Target], machine: Machine, dtype: str | None, old: Sequence[Record]
-) -> dict[str, str]:
+def compute_dtypes(targets: Iterable[Target], machine: Machine, dtype: str | None, old: list[Record]) -> dict[str, str]:
     """The compute dtype of each baseline's runs, quantized or not: one, so that the rows compare.
 
     On a CPU what the probe found, or had found when the records were begun; on a GPU the reference's half dtype.

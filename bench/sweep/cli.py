@@ -17,9 +17,7 @@ from quantize.shell import Parser, command, say, tell
 
 def parser() -> Parser:
     about = "Quantize and measure many models, one at a time on each device. What is finished is kept."
-    cli = Parser(
-        prog="quantable sweep", description=about, epilog="then `report DIR`: a row a model, and each one's page"
-    )
+    cli = Parser(prog="quantable sweep", description=about, epilog="then `report DIR`: a row a model, and its page")
     add = cli.add_argument
     add("models", nargs="*", metavar="SUITE|MODEL", help="a suite, or what `quantize` takes; none: those of before")
     add("--out", type=Path, required=True, metavar="DIR", help="a folder a model, and how each stands")

@@ -50,17 +50,15 @@ def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tup
 
 
 @torch.no_grad()
-def timed_pass(
-    new_decoder: Callable[[], EagerDecoder], prompts: Sequence[Tensor], decode_steps: int, clock: Clock
-) -> Pass:
-    """Run each prompt, then `decode_steps` tokens one by one, and time each: all decode steps in one series.
+def timed_pass(new_decoder: Callable[[], EagerDecoder], prompts: Sequence[Tensor], steps: int, clock: Clock) -> Pass:
+    """Run each prompt, then `steps` tokens one by one, and time each: all decode steps in one series.
 
     With an EagerDecoder it does what `model.generate` does for greedy search without a stop token, and no more.
     """
     prefills_s, steps_s, held = list[float](), list[float](), list[int]()
     for prompt in prompts:
         decoder = new_decoder()
-        works: list[Callable[[], object]] = [partial(decoder.prefill, prompt), *[decoder.step] * decode_steps]
+        works: list[Callable[[], object]] = [partial(decoder.prefill, prompt), *[decoder.step] * steps]
         prefill_s, *decode_s = seconds_of_each(works, clock)
         prefills_s.append(prefill_s)
         steps_s += decode_s

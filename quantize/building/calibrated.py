@@ -110,7 +110,7 @@ def _journal(job: Job, folder: Path, text: CalibrationFacts, recipes: Recipes, l
         "libraries": maker_versions(),
         "device": job.device.type,
         "threads": torch.get_num_threads(),
-        "states": "source, quantized, held-out text, probe",
+        "states": "source, quantized, held-out text, probe of some tokens",
     }
     journal = Journal(folder, key)
     if journal.restarted:

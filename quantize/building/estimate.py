@@ -1,9 +1,8 @@
 """Before any work: how much memory, disk and time a run will take, beside what there is."""
 
 import shutil
-import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,18 @@ from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.pretrained import empty_model
 from quantize.process_memory import peak_resident_bytes, resident_bytes
 from quantize.progress import Step, span
-from quantize.quiet import quiet_libraries
-from quantize.rounding.awq_search import MOST_ROWS
-from quantize.rounding.gram import column_blocks, multiplies_bfloat16, product_dtype
+from quantize.rounding.awq_search import MOST_ROWS, SCALE_GRID
+from quantize.rounding.correction import ROW_BLOCK
+from quantize.rounding.gram import column_blocks, product_dtype
 from quantize.source import config_source
 from quantize.variant import Variant, variants_named
 
-FLOAT_BYTES, PROBE_SIZE = 4, 1024
-SEARCH_POINTS = 10  # scales tried on some rows: 5 and 2 more of the 20 grid points, the best and its neighbours
-CLIP_POINTS = 3  # no scale on all rows, and what the clips take
-AGAIN, HALF_COST = 1.8, 0.2  # of a forward pass that running up to each input takes; of it where products are bfloat16
-SEARCH_COPIES = 5  # of the largest group of weights at once: rows, scaled, rounded, difference, product
-ELEMENTWISE_FLOPS = 400  # what the search does to a weight at one point, in multiply-adds of a matrix product
+FLOAT_BYTES, PROBE_SIZE, PROBE_TRIES, CALL_SIZE = 4, 2048, 6, 4096
+AGAIN = 1.8  # of a forward pass that running up to each input in turn takes
+SEARCHED, ROUNDED = 40, 60  # times that the search, and the choice of codes in a quantized model, go over each weight
+CALLS = 16  # operations on one column of ROW_BLOCK rows while its codes are chosen
+SEARCH_COPIES, ROUNDING_COPIES = 2, 6  # of the largest group of weights, of a block of rows, at once
+LAYER_COPIES = 150  # what a layer's search and codes cost, in copies of its weights
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def estimate(
     already_bytes, recipes = resident_bytes() if device.type == "cpu" else 0, list(recipes)
     corrected = [one for one in recipes if one.settings.rounding == "gptq"]  # in a quantized model of their own each
     runs = len({"" if one.search else one.variant.name for one in corrected})
-    normalized = _normalized_config(model.config.get_text_config(decoder=True))
-    hidden, layers = int(normalized.hidden_size), len(architecture.layers)
+    embedding, layers = model.get_input_embeddings().weight, len(architecture.layers)
+    hidden = getattr(model.config.get_text_config(decoder=True), "hidden_size", embedding.shape[1])
     by_layer = [architecture.linears(index) for index in range(layers)]
     weights = [sum(one.weight.numel() for one in own.values()) for own in by_layer]
     largest = max(range(layers), key=weights.__getitem__)
@@ -89,24 +88,23 @@ def estimate(
     largest_group = max(sum(linears[name][0] * linears[name][1] for name in names) for names in together.values())
     experts = any(experts_of(module) for module in architecture.layers[largest].modules())
     parameters = count_weights(model)
-    embedding = model.get_input_embeddings().weight.numel()
 
     activations, held = tokens * hidden, set(inputs) if experts else inputs  # one expert's at a time
-    grams = sum(width * width for width in held) + (5 if runs else 3) * widest * widest
+    rows = min(ROW_BLOCK, max(rows for rows, _ in linears.values()))
+    rounding = (2.5 if runs else 1) * widest * widest + ROUNDING_COPIES * rows * widest
     exact = tokens * sum(held) * product_dtype(device).itemsize // FLOAT_BYTES if runs else 0
     batch = BATCH_TOKENS * (3 * widest + 6 * hidden)
-    held_inputs, at_work = activations * (runs + (2 if experts else 1)), max(batch, SEARCH_COPIES * largest_group)
-    in_layers = held_inputs + exact + weights[largest] + grams + at_work
-    peak = FLOAT_BYTES * max(in_layers, embedding + activations, 2 * embedding) + already_bytes
+    held_inputs = activations * (runs + (2 if experts else 1))
+    at_work = max(exact + max(batch, SEARCH_COPIES * largest_group), rounding)
+    in_layers = held_inputs + weights[largest] + sum(width * width for width in held) + at_work
+    peak = FLOAT_BYTES * int(max(in_layers, embedding.numel() + activations, 2 * embedding.numel())) + already_bytes
 
     quantized = sum(weights)
     bytes_of = [checkpoint_bytes(parameters, quantized, one.variant, one.group_size) for one in recipes]
     disk = sum(bytes_of) + max(bytes_of, default=0) + FLOAT_BYTES * 2 * activations * (1 + runs)
 
     existing = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
-    again = runs * (HALF_COST if multiplies_bfloat16(device) else 1.0)
-    operations = sum(weights) / weights[largest] * layer_operations(list(linears.values()), inputs, tokens, again)
-    seconds = operations / operations_a_second(device)
+    seconds = sum(weights) / weights[largest] * layer_seconds(linears.values(), inputs, tokens, runs, speeds(device))
     free_memory_bytes, free_disk_bytes = free_memory(device, already_bytes), shutil.disk_usage(existing).free
     return Estimate(parameters, layers, peak, disk, seconds, free_memory_bytes, free_disk_bytes)
 
@@ -149,56 +147,47 @@ def steps_left(
     job: Job, plain: Sequence[Variant], calibrated: Sequence[Variant], layers: Sequence[int] | None = None
 ) -> list[Step]:
     """What is left of a call, in weights copied. layers: weights of each that is left, None for all of one."""
-    count, hidden = count_weights(job.empty), getattr(job.empty.config.get_text_config(decoder=True), "hidden_size", 0)
-    tokens = job.options.blocks * job.options.block_tokens
-    cost = (3 * tokens + SEARCH_POINTS * (hidden + ELEMENTWISE_FLOPS)) / ELEMENTWISE_FLOPS
-    in_layers = [("layer", "", cost * weights) for weights in ([count] if layers is None else layers) if calibrated]
+    count = count_weights(job.empty)
+    left = ([count] if layers is None else layers) if calibrated else []
+    in_layers = [("layer", "", float(LAYER_COPIES * weights)) for weights in left]
     joined = [("copy", one.name, count * (one.w_bit or 16) / 16) for one in calibrated]
     return [*(("copy", one.name, 2.0 * count) for one in plain), *in_layers, *joined]
 
 
-def _normalized_config(config: Any) -> Any:
-    """Layer and head counts by one name for every architecture; the usual names where optimum has no entry."""
-    with quiet_libraries():
-        from optimum.utils import NormalizedConfigManager, NormalizedTextConfig
-
-        try:
-            return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
-        except KeyError:
-            return NormalizedTextConfig(config)
-
-
-def layer_operations(
-    linears: Sequence[tuple[int, int]], inputs: Sequence[int], tokens: int, again: float = 0.0
+def layer_seconds(
+    linears: Collection[tuple[int, int]], inputs: Sequence[int], tokens: int, runs: int, speed: tuple[float, ...]
 ) -> float:
-    """Floating-point operations of a decoder layer. linears: (out, in); inputs: features of each distinct input;
-    again: how often it runs anew, up to each input in turn, while its codes are chosen.
+    """What a decoder layer takes. linears: (out, in); inputs: features of each distinct input; runs: quantized models
+    in which codes are chosen; speed: as `speeds` gives it.
     """
-    forward = (1 + AGAIN * again) * sum(2 * tokens * rows * columns for rows, columns in linears)
-    gram = sum(2 * tokens * width * width * (_symmetric_share(width) * (1 + again) + again) for width in inputs)
-    tried = [(CLIP_POINTS * rows + SEARCH_POINTS * min(rows, MOST_ROWS), columns) for rows, columns in linears]
-    search = sum(rows * width * (2 * width * _symmetric_share(width) + ELEMENTWISE_FLOPS) for rows, width in tried)
-    feedback = sum(rows * columns * columns for rows, columns in linears) + sum(2 * width**3 for width in inputs)
-    return float(forward + gram + search + feedback)
+    weights, wide = (sum(rows * columns**power for rows, columns in linears) for power in (1, 2))
+    symmetric = {width: sum(one.stop * (one.stop - one.start) for one in column_blocks(width)) for width in set(inputs)}
+    products = 2 * tokens * weights * (1 + AGAIN * runs) + 5 * runs * wide
+    products += sum(2 * tokens * ((1 + runs) * symmetric[width] + runs * width * width) for width in inputs)
+    products += sum(2 * SCALE_GRID * min(rows, MOST_ROWS) * symmetric[width] for rows, width in linears)
+    factors = runs * sum(width**3 for width in inputs) / 3
+    calls = runs * CALLS * max(sum(inputs), weights / ROW_BLOCK)
+    work = (products, factors, (SEARCHED + runs * ROUNDED) * weights, calls)
+    return sum(amount / of for amount, of in zip(work, speed, strict=True))
 
 
-def _symmetric_share(width: int) -> float:
-    """Share of a full product that one with a symmetric matrix takes, worked through in blocks."""
-    return sum((own.stop - own.start) * own.stop for own in column_blocks(width)) / width**2
-
-
-def operations_a_second(device: torch.device) -> float:
-    """Matrix-product speed in float32, measured for a moment: floating-point operations a second."""
+def speeds(device: torch.device) -> tuple[float, ...]:
+    """What a device does in a second: operations of products as the layers' are, of float32 ones, weights rounded, and
+    calls for few weights. The best of several tries: what else runs slows some of them.
+    """
     x = torch.randn((PROBE_SIZE, PROBE_SIZE), device=device)
-    spent = []
-    for _ in range(4):
-        started = time.perf_counter()
-        y = x @ x
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - started)
-        del y
-    return 2 * PROBE_SIZE**3 / statistics.median(spent[1:])
+    half, few, spent = x.to(product_dtype(device)), x.flatten()[:CALL_SIZE], []
+    for work in (lambda: half @ half, lambda: x @ x, lambda: x.round(), lambda: [few.round() for _ in range(100)]):
+        tries = []
+        for _ in range(PROBE_TRIES):
+            started = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            tries.append(time.perf_counter() - started)
+        spent.append(min(tries))
+    amounts = (2 * PROBE_SIZE**3, 2 * PROBE_SIZE**3, x.numel(), 100)
+    return tuple(amount / least for amount, least in zip(amounts, spent, strict=True))
 
 
 def free_memory(device: torch.device, already_bytes: int) -> int:

@@ -167,7 +167,7 @@ class _Work:
             for block in seen.blocks:
                 if own := [one for one in group.consumers if one.name.startswith(f"{block.name}.")]:
                     read[block] = own
-            experts = [reader for block, own in read.items() for reader in self._expert_readers(own, block, names)]
+            experts = [reader for block, own in read.items() for reader in self._readers(own, block, names)]
             if not readers and not experts:
                 continue
             choice = self._search([*readers.values(), *experts], group, names)
@@ -242,9 +242,7 @@ class _Work:
         self._exponents |= dict.fromkeys((name for own in names for name in own), choice.exponent)
         return choice
 
-    def _expert_readers(
-        self, consumers: Sequence[Consumer], block: RoutedTokens, names: list[list[str]]
-    ) -> list[Reader]:
+    def _readers(self, consumers: Sequence[Consumer], block: RoutedTokens, names: list[list[str]]) -> list[Reader]:
         """Readers of these layers of a block's experts; their names are added. All take the statistics of the block's
         input, weighted by the tokens that each saw: one that saw few has none of its own that a search could trust.
         """

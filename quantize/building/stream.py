@@ -26,6 +26,7 @@ from quantize.rounding.gram import StatsAccumulator, product_dtype
 from quantize.rounding.options import AwqOptions
 from quantize.weights import check_finite
 
+PROBED_TOKENS = 64  # of a block, to find where scales may move
 WATCHED_EVERY, FEWEST_TO_WATCH = 12, 4  # of the calibration blocks one is watched, but of fewer none
 JUMP = 2.0  # perplexity ratio from which on a checkpoint is broken, not quantized
 
@@ -95,7 +96,9 @@ class LayerStream:
         batches += [watched] if runs else []
         judged = [] if held_out is None else [held_out, held_out]
         sizes = [len(batches)] * (1 + len(runs)) + [len(judged)]
-        first, calls = self._record_all([*batches * (1 + len(runs)), *judged, blocks[:1]])
+        routed = any(experts_of(module) for module in self.skeleton.model.modules())  # which few tokens do not reach
+        probe = blocks[:1] if routed else blocks[:1, :PROBED_TOKENS]
+        first, calls = self._record_all([*batches * (1 + len(runs)), *judged, probe])
         *hidden, probed = (batch.to(self.device) for batch in states or first)
         if spill is not None:
             spill.mkdir(parents=True, exist_ok=True)
@@ -124,9 +127,7 @@ class LayerStream:
                     self.architecture, index, source, of_source, self.skeleton.stored, watch=bool(runs), spill=spill
                 )
             own = zip(runs, quantized, of_runs, strict=True)
-            through = {
-                run: QuantizedRun(layer, seen.linears, one, call, seen.exact, run == runs[-1]) for run, one, call in own
-            }
+            through = {run: QuantizedRun(layer, seen.linears, *two, seen.exact, run == runs[-1]) for run, *two in own}
             result = quantize_layer(index, seen, options, groups, makers, through, seconds)
             del seen, through  # and the weights as they were
             judged[1:] = run_layer(layer, judged[1:], of_judged[1:])  # scaled, with its quantized weights

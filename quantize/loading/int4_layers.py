@@ -29,9 +29,7 @@ ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w
 maps know them as well, but importing autoawq takes 150 MB and two seconds."""
 
 
-def place_int4_layers(
-    skeleton: Skeleton, names: Sequence[str], read: Callable[[str], StoredLayer], how: Running
-) -> Kernel:
+def place_int4_layers(skeleton: Skeleton, names: list[str], read: Callable[[str], StoredLayer], how: Running) -> Kernel:
     """Put 4-bit layers in the place of these linear layers, those with one input merged, and fill in the rest.
 
     Returns the kernel that they run on. read: a layer's name -> its weight; skeleton: the model, and everything else,

@@ -216,6 +216,4 @@ def _kernels(quant_type: str, how: Running) -> Kernels:
 
 
 BNB_8BIT = Method("BnB.8", _recipe, _load, _draw, quantize_layer=_quantize_layer)
-BNB_4BIT = replace(
-    BNB_8BIT, name="BnB.4", needs_calibration=lambda rounding: rounding == "gptq", from_inputs=_from_inputs
-)
+BNB_4BIT = replace(BNB_8BIT, name="BnB.4", needs_calibration=lambda one: one == "gptq", from_inputs=_from_inputs)

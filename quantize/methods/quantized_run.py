@@ -124,9 +124,7 @@ class QuantizedRun:
                     child.forward = lambda *args, given=given[0], **kwargs: copy.deepcopy(given)
                     undo.callback(delattr, child, "forward")
                 elif own and not given and self._done >= set(own):  # it is called once, or was not called yet
-                    keep = self._given.setdefault((name, number), []).append
-                    undo.enter_context(
-                        child.register_forward_hook(lambda m, a, output, keep=keep: keep(copy.deepcopy(output)))
-                    )
+                    put = self._given.setdefault((name, number), []).append
+                    undo.enter_context(child.register_forward_hook(lambda m, a, got, put=put: put(copy.deepcopy(got))))
             (output,) = run_layer(self.layer, self.hidden[number : number + 1], self.calls[number : number + 1])
             return output

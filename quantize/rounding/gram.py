@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = 0.2  # of what two input features have in common: taken for an accident of the calibration text
-HALF_TOKENS = 4096
 WIDE = 2048  # from here on the time of feedback in float32 is felt; below, its codes are a little better
-MOST_BLOCKS, SMALLEST_BLOCK = (
-    8,
-    512,
-)  # 8 by 8 symmetric blocks take 36 products of 64; smaller ones, and calls cost more
+MOST_BLOCKS, SMALLEST_BLOCK = 8, 512  # 8 by 8 blocks of a symmetric matrix take 36 products of 64
 STRIP = 64  # rows
 
 
@@ -103,8 +99,8 @@ def product_dtype(device: torch.device, features: int = WIDE) -> torch.dtype:
 class StatsAccumulator:
     """Adds up InputStats over batches; keeps no token.
 
-    Where the CPU multiplies in bfloat16, the inputs are rounded to it, as the layer's own product does; sums of
-    HALF_TOKENS tokens are added up in float32.
+    Where the CPU multiplies in bfloat16, the inputs are rounded to it, as the layer's own product does; the sums of
+    batches are added up in float32.
     """
 
     def __init__(self, in_features: int, device: torch.device) -> None:
@@ -118,24 +114,18 @@ class StatsAccumulator:
         """inputs: [..., in], every leading position a token; exact: what they are in the source model, as many."""
         x = inputs.reshape(-1, inputs.shape[-1])
         self._tokens += x.shape[0]
-        blocks = column_blocks(x.shape[1])
-        for place in range(0, len(x), HALF_TOKENS):
-            part = x[place : place + HALF_TOKENS].to(self._dtype)
-            if exact is None:
-                self._abs_sum += (part.new_ones((1, len(part))) @ part.abs())[0]
-            rows = transposed(part)
-            for number, own in enumerate(blocks):
-                for other in blocks[: number + 1]:
-                    self._gram[other, own] += rows[other] @ rows[own].t()
-            if exact is None:
-                continue
-            if self._cross is None:
-                self._cross = torch.zeros_like(self._gram)
-            lost = transposed(
-                exact[place : place + HALF_TOKENS].to(torch.float32, copy=True).sub_(part).to(self._dtype)
-            )
-            for own, other in itertools.product(blocks, blocks):
-                self._cross[own, other] += lost[own] @ rows[other].t()
+        blocks, part = column_blocks(x.shape[1]), x.to(self._dtype)
+        rows = transposed(part)
+        for number, own in enumerate(blocks):
+            for other in blocks[: number + 1]:
+                self._gram[other, own] += rows[other] @ rows[own].t()
+        if exact is None:
+            self._abs_sum += (part.new_ones((1, len(part))) @ part.abs())[0]
+            return
+        self._cross = torch.zeros_like(self._gram) if self._cross is None else self._cross
+        lost = transposed((exact - part).to(self._dtype))
+        for own, other in itertools.product(blocks, blocks):
+            self._cross[own, other] += lost[own] @ rows[other].t()
 
     def finish(self) -> InputStats:
         """The means over all tokens added; of none, as if all features were alike. The accumulator is then spent."""
@@ -146,6 +136,6 @@ class StatsAccumulator:
             block = gram[own, own].triu_()
             block += block.triu(1).t()
             gram[own, : own.start] = transposed(gram[: own.start, own])
-        cross = None if self._cross is None else self._cross.div_(self._tokens)
-        cross = None if cross is None else cross.to(product_dtype(cross.device, len(cross)))
-        return InputStats(gram, self._abs_sum.div_(self._tokens), cross)
+        if self._cross is not None:
+            self._cross = self._cross.div_(self._tokens).to(product_dtype(gram.device, len(gram)))
+        return InputStats(gram, self._abs_sum.div_(self._tokens), self._cross)

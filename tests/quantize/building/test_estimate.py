@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import quantize
-from quantize.building.estimate import Estimate, layer_operations
+from quantize.building.estimate import Estimate, layer_seconds, speeds
 from quantize.building.job import BuildOptions
 from quantize.checkpoint import open_checkpoint
 from quantize.cli import main
@@ -45,10 +46,14 @@ def test_the_line_names_everything() -> None:
         assert words in line
 
 
-def test_operations_grow_as_the_algebra_says() -> None:
-    small, wide = layer_operations([(64, 64)], [64], 1000), layer_operations([(64, 64)], [64], 2000)
+def test_seconds_grow_as_the_algebra_says() -> None:
+    speed = (1e11, 1e11, 1e9, 1e5)
+    small, wide = (layer_seconds([(64, 64)], [64], tokens, 1, speed) for tokens in (1000, 2000))
     assert wide < 2 * small  # the search does not see the tokens
-    assert layer_operations([(64, 64)] * 2, [64, 64], 1000) > 1.5 * small
+    assert layer_seconds([(64, 64)] * 2, [64, 64], 1000, 1, speed) > 1.5 * small
+    assert layer_seconds([(64, 64)], [64], 1000, 2, speed) > 1.5 * small
+    assert layer_seconds([(64, 64)], [64], 1000, 1, tuple(2 * one for one in speed)) == pytest.approx(small / 2)
+    assert min(speeds(torch.device("cpu"))) > 1e3
 
 
 def test_a_dry_run_makes_nothing(capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path) -> None:
