@@ -10,7 +10,7 @@ from quantize.int4.weight import covering, minmax_range, rounded
 from quantize.rounding.gram import InputStats, row_errors
 
 SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; clips to 1, 0.95, ... 0.55 of the most
-MOST_ROWS = 512  # of more, about so many, evenly spread, decide
+MOST_ROWS = 2048  # of more, about so many, evenly spread, decide
 CLIP_WEIGHTS = 2**18  # clips are tried on so many at a time: what is made of them then lies in a core's cache
 
 
