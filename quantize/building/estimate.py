@@ -25,10 +25,11 @@ from quantize.rounding.gram import column_blocks, product_dtype
 from quantize.source import config_source
 from quantize.variant import Variant, variants_named
 
-FLOAT_BYTES, PROBE_SIZE, PROBE_TRIES, CALL_SIZE = 4, 2048, 6, 4096
+FLOAT_BYTES, PROBE_SIZE, PROBE_TRIES, CALL_SIZE = 4, 2048, 12, 4096
 AGAIN = 1.8  # of a forward pass that running up to each input in turn takes
-SEARCHED, ROUNDED = 40, 60  # times that the search, and the choice of codes in a quantized model, go over each weight
-CALLS = 16  # operations on one column of ROW_BLOCK rows while its codes are chosen
+SHARE = 0.5  # of its best speed that a product has amid what feeds it
+SEARCHED, ROUNDED = 400, 600  # times that the search, and the choice of codes in a quantized model, round each weight
+CALLS = 130  # roundings that one column of ROW_BLOCK rows takes while its codes are chosen
 SEARCH_COPIES, ROUNDING_COPIES = 2, 6  # of the largest group of weights, of a block of rows, at once
 LAYER_COPIES = 150  # what a layer's search and codes cost, in copies of its weights
 
@@ -167,7 +168,7 @@ def layer_seconds(
     products += sum(2 * SCALE_GRID * min(rows, MOST_ROWS) * symmetric[width] for rows, width in linears)
     factors = runs * sum(width**3 for width in inputs) / 3
     calls = runs * CALLS * max(sum(inputs), weights / ROW_BLOCK)
-    work = (products, factors, (SEARCHED + runs * ROUNDED) * weights, calls)
+    work = (products / SHARE, factors / SHARE, (SEARCHED + runs * ROUNDED) * weights, calls)
     return sum(amount / of for amount, of in zip(work, speed, strict=True))
 
 
@@ -176,8 +177,9 @@ def speeds(device: torch.device) -> tuple[float, ...]:
     calls for few weights. The best of several tries: what else runs slows some of them.
     """
     x = torch.randn((PROBE_SIZE, PROBE_SIZE), device=device)
-    half, few, spent = x.to(product_dtype(device)), x.flatten()[:CALL_SIZE], []
-    for work in (lambda: half @ half, lambda: x @ x, lambda: x.round(), lambda: [few.round() for _ in range(100)]):
+    half, few, out, spent = x.to(product_dtype(device)), x.flatten()[:CALL_SIZE], x.clone(), []
+    rounds = (lambda: torch.round(x, out=out), lambda: [few.round_() for _ in range(100)])
+    for work in (lambda: half @ half, lambda: x @ x, *rounds):
         tries = []
         for _ in range(PROBE_TRIES):
             started = time.perf_counter()
