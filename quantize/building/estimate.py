@@ -25,7 +25,7 @@ from quantize.rounding.gram import column_blocks, product_dtype
 from quantize.source import config_source
 from quantize.variant import Variant, variants_named
 
-FLOAT_BYTES, PROBE_SIZE, PROBE_TRIES, CALL_SIZE = 4, 2048, 12, 4096
+FLOAT_BYTES, PROBE_SIZE, PROBE_S, CALL_SIZE = 4, 2048, 0.3, 4096
 AGAIN = 1.8  # of a forward pass that running up to each input in turn takes
 SHARE = 0.5  # of its best speed that a product has amid what feeds it
 SEARCHED, ROUNDED = 400, 600  # times that the search, and the choice of codes in a quantized model, round each weight
@@ -168,27 +168,27 @@ def layer_seconds(
     products += sum(2 * SCALE_GRID * min(rows, MOST_ROWS) * symmetric[width] for rows, width in linears)
     factors = runs * sum(width**3 for width in inputs) / 3
     calls = runs * CALLS * max(sum(inputs), weights / ROW_BLOCK)
-    work = (products / SHARE, factors / SHARE, (SEARCHED + runs * ROUNDED) * weights, calls)
-    return sum(amount / of for amount, of in zip(work, speed, strict=True))
+    work = ((SEARCHED + runs * ROUNDED) * weights, calls, factors / SHARE, products / SHARE)
+    return float(sum(amount / of for amount, of in zip(work, speed, strict=True)))
 
 
 def speeds(device: torch.device) -> tuple[float, ...]:
-    """What a device does in a second: operations of products as the layers' are, of float32 ones, weights rounded, and
-    calls for few weights. The best of several tries: what else runs slows some of them.
+    """What a device does in a second: weights rounded, calls for few weights, operations of float32 products and of
+    those that the layers take. The best of several tries: what else runs slows some of them.
     """
     x = torch.randn((PROBE_SIZE, PROBE_SIZE), device=device)
     half, few, out, spent = x.to(product_dtype(device)), x.flatten()[:CALL_SIZE], x.clone(), []
     rounds = (lambda: torch.round(x, out=out), lambda: [few.round_() for _ in range(100)])
-    for work in (lambda: half @ half, lambda: x @ x, *rounds):
-        tries = []
-        for _ in range(PROBE_TRIES):
+    for work in (*rounds, lambda: x @ x, lambda: half @ half):
+        tries = list[float]()
+        while sum(tries) < PROBE_S:
             started = time.perf_counter()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             tries.append(time.perf_counter() - started)
         spent.append(min(tries))
-    amounts = (2 * PROBE_SIZE**3, 2 * PROBE_SIZE**3, x.numel(), 100)
+    amounts = (x.numel(), 100, 2 * PROBE_SIZE**3, 2 * PROBE_SIZE**3)
     return tuple(amount / least for amount, least in zip(amounts, spent, strict=True))
 
 

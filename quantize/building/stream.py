@@ -127,7 +127,8 @@ class LayerStream:
                     self.architecture, index, source, of_source, self.skeleton.stored, watch=bool(runs), spill=spill
                 )
             own = zip(runs, quantized, of_runs, strict=True)
-            through = {run: QuantizedRun(layer, seen.linears, *two, seen.exact, run == runs[-1]) for run, *two in own}
+            parts = layer, seen.linears
+            through = {run: QuantizedRun(*parts, one, call, seen.exact, run == runs[-1]) for run, one, call in own}
             result = quantize_layer(index, seen, options, groups, makers, through, seconds)
             del seen, through  # and the weights as they were
             judged[1:] = run_layer(layer, judged[1:], of_judged[1:])  # scaled, with its quantized weights

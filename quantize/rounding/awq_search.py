@@ -119,10 +119,8 @@ def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
     rows = max(1, CLIP_WEIGHTS // group_size)
     together = max(1, CLIP_WEIGHTS // (group_size * min(rows, len(weight))))
     for start in range(0, len(weight), rows):
-        own = slice(start, start + rows)
-        for some, block, found in zip(
-            grouped[:, own].split(together), blocks.split(together), clips[:, own].split(together), strict=True
-        ):
+        parts = (torch.split(one[:, start : start + rows], together) for one in (grouped, clips))
+        for some, found, block in zip(*parts, torch.split(blocks, together), strict=True):
             found.copy_(_best_clip(some.contiguous(), block))
     return clips.t().contiguous()
 

@@ -49,7 +49,7 @@ def damped_factor(gram: Tensor, order: Tensor | None = None) -> Tensor:
     while damping < MOST_DAMPING:
         for dtype in (torch.float32, torch.float64):
             damped = torch.empty(gram.shape, dtype=dtype, device=gram.device)
-            for rows, own in zip(damped.split(FACTOR_BLOCK), order.split(FACTOR_BLOCK), strict=True):
+            for rows, own in zip(*(torch.split(one, FACTOR_BLOCK) for one in (damped, order)), strict=True):
                 rows.copy_(gram[own].index_select(1, order))
             diagonal = damped.diagonal()
             dead = diagonal <= 0

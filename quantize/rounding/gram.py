@@ -59,7 +59,7 @@ def transposed(matrix: Tensor) -> Tensor:
     if matrix.device.type != "cpu":
         return matrix.t().contiguous()
     copy = matrix.new_empty(matrix.shape[::-1])
-    for to, strip in zip(copy.split(STRIP, dim=1), matrix.split(STRIP), strict=True):
+    for to, strip in zip(torch.split(copy, STRIP, dim=1), torch.split(matrix, STRIP), strict=True):
         to.copy_(strip.t())
     return copy
 

@@ -60,7 +60,7 @@ def of_model(source: str) -> Iterator[tuple[int, Search]]:
     with quiet_libraries():
         folder = open_source(source).folder
         blocks = token_blocks(builtin_texts("calibration"), tokenizer_of(folder), blocks=48, block_tokens=256)
-        layers.search_scale = note
+        layers.search_scale = note  # type: ignore[assignment,attr-defined]
         ours(str(folder), blocks, 64, AwqOptions(64))
     return (((search[0][0].weight.shape[1], search)) for search in found)
 
