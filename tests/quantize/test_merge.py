@@ -253,4 +253,4 @@ def test_three_merges_in_one_suite_are_quantized_and_benched(
     assert open_checkpoint(out / "slerp-FP16").manifest.source.kind == "merge"
     assert bench([*words, "--no-quality", "--device", "cpu"]) == 0
     assert sorted(one.subject.name for one in read_records(out / "records.jsonl")) == sorted(made)
-    assert "merge by dare_ties of model-0 and model-1 (mergekit" in str(card(out / "dare_ties-FP16").text)
+    assert "a dare_ties merge of model-0 and model-1 (mergekit" in str(card(out / "dare_ties-FP16").text)
