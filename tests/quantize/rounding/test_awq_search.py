@@ -296,7 +296,9 @@ def test_what_pulls_is_rounded_towards(inputs: Tensor) -> None:
     assert not torch.equal(pulled, gptq_round(weight, target, nearest))
 
 
-def test_a_correction_is_kept_where_watched_text_gains_by_it_and_only_there(inputs: Tensor) -> None:
+def test_a_correction_is_kept_where_watched_text_gains_by_it_and_only_there(
+    inputs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The quantized model's inputs are a fifth smaller than the source's, or on watched text just the same."""
     weight, found = weight_for(inputs, 64), 0.8 * inputs
     accumulator = StatsAccumulator(inputs.shape[-1], torch.device("cpu"))
@@ -307,6 +309,8 @@ def test_a_correction_is_kept_where_watched_text_gains_by_it_and_only_there(inpu
     corrected = round_rows(weight, stats, options, watched=helpful)
     assert helpful.error(weight, corrected.dequantize()) < 0.9 * helpful.error(weight, plain.dequantize())
     assert torch.equal(round_rows(weight, stats, options, watched=useless).codes, plain.codes)
+    monkeypatch.setattr("quantize.rounding.correction.ROW_BLOCK", 24)  # several blocks; the last holds what is tried
+    torch.testing.assert_close(round_rows(weight, stats, options, watched=helpful).codes, corrected.codes)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
