@@ -15,7 +15,7 @@ from quantize.methods.quantized_run import QuantizedRun, put_weight
 from quantize.methods.routed import RoutedTokens
 from quantize.model.scales import Consumer, ScaleGroup, apply_scales
 from quantize.process_memory import trim_memory
-from quantize.rounding.awq_search import MOST_ROWS, Reader, ScaleChoice, search_clip, search_scale
+from quantize.rounding.awq_search import Reader, ScaleChoice, search_clip, search_scale, some_rows
 from quantize.rounding.correction import Watched, round_rows
 from quantize.rounding.gram import InputStats, row_errors
 from quantize.rounding.options import AwqOptions
@@ -270,11 +270,6 @@ class _Work:
         """tr(W H W^T), the mean squared norm of the linear layer's output; never zero."""
         rows = row_errors(some_rows(self._seen.linears[name].weight.data), stats.gram_lowp)
         return max(float(rows.sum()), torch.finfo(torch.float32).tiny)
-
-
-def some_rows(weight: Tensor) -> Tensor:
-    """About MOST_ROWS rows of a weight [out, in], evenly spread, or all."""
-    return weight[:: max(1, len(weight) // MOST_ROWS)]
 
 
 def _clip(name: str, weight: Tensor, stats: InputStats, group_size: int) -> Tensor:

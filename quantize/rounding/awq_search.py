@@ -42,15 +42,19 @@ class Reader:
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """The scales [channels] that the search chose, and its loss beside that of no scaling at all.
+    """The scales [channels] that the search chose, and their loss tr(D H D^T) on the rows that decide.
 
-    exponent: the grid point in [0, 1) that gave them, None where not scaling won; losses are tr(D H D^T).
+    exponent: the grid point in [0, 1) that gave them, None where not scaling won.
     """
 
     scales: Tensor
     exponent: float | None
     loss: float
-    unscaled: float
+
+
+def some_rows(weight: Tensor, of: int | None = None) -> Tensor:
+    """About MOST_ROWS rows of a weight [out, in], evenly spread, or all. of: rows of all weights, it being one of them."""
+    return weight[:: max(1, (of or len(weight)) // MOST_ROWS)]
 
 
 def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
@@ -92,7 +96,7 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
     def loss_of(scales: Tensor) -> float:
         total = 0.0
         for one in readers:
-            weight, spread = one.weight[:: max(1, rows // MOST_ROWS)], one.spread(scales)
+            weight, spread = some_rows(one.weight, rows), one.spread(scales)
             grouped = (weight * spread).view(weight.shape[0], -1, group_size)
             difference = rounded(grouped, *minmax_range(grouped)).view(weight.shape).div_(spread).sub_(weight)
             total += one.share * float(row_errors(difference, one.stats.gram_lowp).sum())
@@ -102,8 +106,8 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
     plain, losses = loss_of(ones), [loss_of(scales_of(step)) for step in range(SCALE_GRID)]
     chosen = min(range(SCALE_GRID), key=losses.__getitem__)
     if not losses[chosen] < plain:
-        return ScaleChoice(ones, None, plain, plain)
-    return ScaleChoice(scales_of(chosen), chosen / SCALE_GRID, losses[chosen], plain)
+        return ScaleChoice(ones, None, plain)
+    return ScaleChoice(scales_of(chosen), chosen / SCALE_GRID, losses[chosen])
 
 
 def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
