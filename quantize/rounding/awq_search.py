@@ -53,7 +53,7 @@ class ScaleChoice:
 
 
 def some_rows(weight: Tensor, of: int | None = None) -> Tensor:
-    """About MOST_ROWS rows of a weight [out, in], evenly spread, or all. of: rows of all weights, it being one of them."""
+    """About MOST_ROWS rows of a weight [out, in], evenly spread, or all. of: its rows and those of its peers."""
     return weight[:: max(1, (of or len(weight)) // MOST_ROWS)]
 
 
