@@ -2,8 +2,10 @@
 
 `python -m tests.lab.agreement` prints a table: the embedded model's layers as they are, and wider ones that are drawn,
 with heavy-tailed weights, features that share a few directions, and some features far louder than the others.
+`--drawn --device cuda` does the wider ones alone, on a GPU: the widest takes a CPU the better part of an hour.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,8 +33,8 @@ DRAWS, TOKENS, DIRECTIONS = 3, 8192, 64
 Search = tuple[Sequence[Reader], int, Tensor]
 
 
-def drawn(width: int, rows: int, seed: int) -> Reader:
-    """A linear layer [rows, width] and the statistics of inputs to it."""
+def drawn(width: int, rows: int, seed: int, device: torch.device) -> Reader:
+    """A linear layer [rows, width] and the statistics of inputs to it, on a device."""
     chance = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -41,12 +43,12 @@ def drawn(width: int, rows: int, seed: int) -> Reader:
     loudness = (0.8 * normal(width)).exp()
     loudness[torch.randperm(width, generator=chance)[: max(2, width // 500)]] *= 20
     directions = normal(DIRECTIONS, width) / DIRECTIONS**0.5
-    accumulator = StatsAccumulator(width, torch.device("cpu"))
+    accumulator = StatsAccumulator(width, device)
     for _ in range(TOKENS // 1024):
-        accumulator.add((normal(1024, DIRECTIONS) @ directions + normal(1024, width)) * loudness)
+        accumulator.add(((normal(1024, DIRECTIONS) @ directions + normal(1024, width)) * loudness).to(device))
     tails = (normal(rows, width).square_() + normal(rows, width).square_() + normal(rows, width).square_()).div_(3)
     weight = normal(rows, width).div_(tails.sqrt_().clamp_(min=0.2)) * (0.3 * normal(rows, 1)).exp() * 0.02
-    return Reader(weight, accumulator.finish(), torch.arange(width))
+    return Reader(weight.to(device), accumulator.finish(), torch.arange(width, device=device))
 
 
 def of_model(source: str) -> Iterator[tuple[int, Search]]:
@@ -94,9 +96,9 @@ def compared(searches: Sequence[Search]) -> list[str]:
     return cells
 
 
-def agreement() -> None:
+def agreement(drawn_alone: bool, device: str) -> None:
     by_width: dict[str, list[Search]] = {}
-    for width, search in of_model("smollm2-135m"):
+    for width, search in () if drawn_alone else of_model("smollm2-135m"):
         by_width.setdefault(f"{width}, SmolLM2-135M", []).append(search)
     print("| Width | Rows | " + " | ".join(f"{most} rows" for most in SAMPLES) + " |")
     print("|---|---|" + "---|" * len(SAMPLES))
@@ -104,10 +106,18 @@ def agreement() -> None:
         rows = max(sum(len(one.weight) for one in readers) for readers, *_ in searches)
         print(f"| {name} | up to {rows} | {' | '.join(compared(searches))} |", flush=True)
     for width, (rows, group_size) in DRAWN.items():
-        free = torch.ones(width, dtype=torch.bool)
-        made = [([drawn(width, rows, seed)], group_size, free) for seed in range(DRAWS)]
+        free = torch.ones(width, dtype=torch.bool, device=device)
+        made = [([drawn(width, rows, seed, torch.device(device))], group_size, free) for seed in range(DRAWS)]
         print(f"| {width}, drawn | {rows} | {' | '.join(compared(made))} |", flush=True)
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--drawn", dest="drawn_alone", action="store_true", help="leave the embedded model out")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the layers that are drawn")
+    given = parser.parse_args()
+    return guarded("agreement", lambda: agreement(**vars(given)))
+
+
 if __name__ == "__main__":
-    sys.exit(guarded("agreement", agreement))
+    sys.exit(main())

@@ -42,8 +42,9 @@ def tokenizer_for(given: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END)
 
 
-def trained(out: Path, seconds: float) -> None:
+def trained(out: Path, seconds: float, device: str) -> None:
     """Train for so long, and write model and tokenizer."""
+    place = torch.device(device)
     torch.manual_seed(0)
     given = texts()
     tokenizer = tokenizer_for(given)
@@ -52,13 +53,13 @@ def trained(out: Path, seconds: float) -> None:
     sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6}
     config = Qwen3Config(vocab_size=WORDS, **sizes, **heads, tie_word_embeddings=True, max_position_embeddings=2048)
     config.bos_token_id = config.eos_token_id = 0
-    model = Qwen3ForCausalLM(config)
+    model, ids = Qwen3ForCausalLM(config).to(place), ids.to(place)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    began, step, half = time.perf_counter(), 0, multiplies_bfloat16(torch.device("cpu"))
+    began, step, half = time.perf_counter(), 0, multiplies_bfloat16(place)
     while (spent := (time.perf_counter() - began) / seconds) < 1:
         starts = torch.randint(len(ids) - BLOCK_TOKENS, (BATCH, 1))
-        batch = ids[starts + torch.arange(BLOCK_TOKENS)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        batch = ids[(starts + torch.arange(BLOCK_TOKENS)).to(place)]
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -78,9 +79,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=420.0, help="of training (default 420)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     with quiet_libraries():
-        return guarded("trained", lambda: trained(arguments.out, arguments.seconds))
+        return guarded("trained", lambda: trained(**vars(arguments)))
 
 
 if __name__ == "__main__":
