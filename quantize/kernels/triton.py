@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -14,13 +14,35 @@ from quantize.kernels.base import Kernel, Style
 from quantize.kernels.block_packing import BLOCK_INPUTS, WordsLinear
 
 SIXTEEN = 0x41800000  # the bits of the float 16.0, which the programs set codes into
+MAGIC_HALF, MAGIC_BFLOAT16 = 0x64006400, 0x43004300  # the bits of a half 1024.0 and a bfloat16 128.0, twice: two codes
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # product and sum in one instruction: Triton 3.10 wants to be told
 WARPS_A_PROCESSOR = 12  # of the mat-vec at least: fewer leave memory waiting; of 128 registers a thread 16 fit at once
-FEW_TOKENS = 64  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
-WARP_QUADS = 32  # quads of words that a warp of the mat-vec and the dequantizing program takes at a time, one a lane
+ONE_BY_ONE = 2  # tokens up to here go through the mat-vec, each on its own
+FEW_TOKENS = 512  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
+WARP_QUADS = 32  # quads of words that a warp of the mat-vec takes at a time, one a lane
 COPY_BYTES = 2**27  # of dequantized weights in memory at a time: the gate projection of a 7B model, 117 MB, fits
-MATVEC_ROWS, TILE_ROWS, COPY_ROWS = 4, 64, 4
+MATVEC_ROWS, TILE_ROWS = 4, 64
 SMALL_GROUPS = (32, 64)  # sizes below a block of inputs that the programs know; all others are whole blocks
+LAUNCHED: dict[tuple[object, ...], Any] = {}  # compiled programs, by all that Triton compiles them for
+
+
+def launch(
+    program: Any, grid: tuple[int, ...], operands: Sequence[Tensor], numbers: Sequence[int], **options: Any
+) -> None:
+    """Run a program; from the second time on without Triton's look at every argument, most of what a launch costs.
+
+    operands: the first and the last may be of several dtypes; numbers: what follows them, constants included. Triton
+    compiles for each number's divisibility, and for pointers that are multiples of 16: others go its own way.
+    """
+    first, last = operands[0], operands[-1]
+    key = (id(program), first.device, first.dtype, last.dtype, *numbers, *options.values())
+    made = LAUNCHED.get(key)
+    if any(operand.data_ptr() % 16 for operand in operands):
+        program[grid](*operands, *numbers, **options, **FUSED)
+    elif made is None:
+        LAUNCHED[key] = program[grid](*operands, *numbers, **options, **FUSED)
+    else:
+        made[grid](*operands, *numbers)
 
 
 def matvec(layer: WordsLinear, x: Tensor) -> Tensor:
@@ -30,9 +52,9 @@ def matvec(layer: WordsLinear, x: Tensor) -> Tensor:
     out = x.new_empty((x.shape[0], layer.out_features))
     programs = -(-layer.out_features // MATVEC_ROWS)
     warps = warps_a_program(programs, layer.words.shape[1], processors(x.device))
-    matvec_program[(programs, x.shape[0])](
-        x, *_operands(layer), out, *_sizes(layer), ROWS=MATVEC_ROWS, QUADS=WARP_QUADS * warps, num_warps=warps, **FUSED
-    )
+    constants = layer.group_size, MATVEC_ROWS, WARP_QUADS * warps
+    numbers = (*_sizes(layer), SIXTEEN, *constants)
+    launch(matvec_program, (programs, x.shape[0], 1), (x, *_operands(layer), out), numbers, num_warps=warps)
     return out
 
 
@@ -41,15 +63,15 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     from quantize.kernels.triton_kernels import tile_program
 
     tokens = x.shape[0]
-    out = x.new_empty((tokens, layer.out_features))
-    most = 32 if x.dtype == torch.float32 else 128  # what the registers have room for
+    most = 16 if x.dtype == torch.float32 else 128  # what the registers have room for
     lines = min(most, max(16, 1 << (tokens - 1).bit_length()))
-    grid = (-(-layer.out_features // TILE_ROWS), -(-tokens // lines))
-    stages = 2 if lines == 128 else 3
-    tile_program[grid](
-        x, *_operands(layer), out, tokens, *_sizes(layer), TOKENS=lines, ROWS=TILE_ROWS, num_stages=stages, **FUSED
-    )
-    return out
+    programs = -(-layer.out_features // TILE_ROWS), -(-tokens // lines)
+    split = splits(programs[0] * programs[1], processors(x.device))
+    out = x.new_empty((split, tokens, layer.out_features), dtype=x.dtype if split == 1 else torch.float32)
+    whole = layer.in_features % BLOCK_INPUTS == 0
+    numbers = (tokens, *_sizes(layer), _magic(x), split, layer.group_size, lines, TILE_ROWS, whole)
+    launch(tile_program, (*programs, split), (x, *_operands(layer), out), numbers, num_stages=3)
+    return out[0] if split == 1 else out.sum(dim=0).to(x.dtype)
 
 
 def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
@@ -61,9 +83,9 @@ def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
     for start in range(0, layer.out_features, rows):
         operands = [tensor[start : start + rows] for tensor in _operands(layer)]
         weight = copy[: len(operands[0])]
-        grid = (-(-len(weight) // COPY_ROWS), -(-layer.words.shape[1] // (4 * WARP_QUADS)))
-        sizes = (len(weight), *_sizes(layer)[1:])
-        dequantize_program[grid](*operands, weight, *sizes, ROWS=COPY_ROWS, QUADS=WARP_QUADS, num_warps=1, **FUSED)
+        grid = (-(-len(weight) // TILE_ROWS), -(-layer.in_features // BLOCK_INPUTS), 1)
+        numbers = (len(weight), *_sizes(layer)[1:], _magic(x), layer.group_size, TILE_ROWS)
+        launch(dequantize_program, grid, (*operands, weight), numbers)
         torch.mm(x, weight.t(), out=out[:, start : start + rows])
     return out
 
@@ -80,6 +102,12 @@ def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
 
 
 @cache
+def splits(programs: int, multiprocessors: int) -> int:
+    """Among how many, 1, 2, 4 or 8, the inputs of a tile are shared: as few as give each multiprocessor two tiles."""
+    return next(split for split in (1, 2, 4, 8) if split == 8 or programs * split >= 2 * multiprocessors - 8)
+
+
+@cache
 def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
@@ -88,9 +116,13 @@ def _operands(layer: WordsLinear) -> tuple[Tensor, Tensor, Tensor]:
     return layer.words, layer.scales, layer.zeros
 
 
-def _sizes(layer: WordsLinear) -> tuple[int, int, int, int, int]:
-    """Output features, input features, groups, the bits of 16.0, a group's size: the arguments in this order."""
-    return layer.out_features, layer.in_features, layer.scales.shape[1], SIXTEEN, layer.group_size
+def _sizes(layer: WordsLinear) -> tuple[int, int, int]:
+    """Output features, input features, groups: the arguments in this order."""
+    return layer.out_features, layer.in_features, layer.scales.shape[1]
+
+
+def _magic(x: Tensor) -> int:
+    return MAGIC_BFLOAT16 if x.dtype == torch.bfloat16 else MAGIC_HALF
 
 
 def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -123,7 +155,7 @@ def _kernel(name: str, way: Way, style: Style = "GEMM") -> Kernel:
 
 
 def _few_or_many(tokens: int) -> str:
-    return "mat-vec" if tokens <= 4 else "tiles"  # from 8 on tiles take no longer, on an H200
+    return "mat-vec" if tokens <= ONE_BY_ONE else "tiles"
 
 
 TRITON = _kernel("triton", lambda tokens: _few_or_many(tokens) if tokens <= FEW_TOKENS else "dequantize + matmul")

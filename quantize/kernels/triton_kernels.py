@@ -5,8 +5,8 @@ uint8 [out_features, groups]; GROUP input features share one of each, 32, 64 or 
 (code - zero) * scale. SIXTEEN is quantize.kernels.triton.SIXTEEN, handed over at every launch: were it a constant
 of the program, the `&` and the `|` of `code_pair` would be two instructions in place of one.
 
-The shapes of the loads are what makes Triton give a thread 16 bytes at a time and leave every value with the thread
-that multiplies it: neighbours in memory are the last dimension, and no other dimension is as dense.
+The shapes of the mat-vec's loads are what makes Triton give a thread 16 bytes at a time and leave every value with the
+thread that multiplies it: neighbours in memory are the last dimension, and no other dimension is as dense.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
@@ -100,60 +100,80 @@ def matvec_program(
 
 
 @triton.jit
-def tile_program(
-    x, words, scales, zeros, out, tokens, out_features, in_features, groups, SIXTEEN,
-    GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+def weights_at(
+    packed, scales, zeros, block, last, MAGIC, PLACE: tl.constexpr, GROUP: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """ROWS output features times TOKENS tokens on the tensor cores; grid (blocks of rows, blocks of tokens).
+    """The weights [ROWS, 16, 2] at one place of a block's words [ROWS, 16].
 
-    A block of 128 inputs is four products over 32 neighbours each, one for every place in a word.
+    Set into the digits of a half 1024.0 or a bfloat16 128.0, which MAGIC holds twice, both codes are numbers at once;
+    less their zero point they still are whole. last: the last group, for those beyond it, of words without inputs.
+    """
+    CODE: tl.constexpr = tl.bfloat16 if dtype == tl.bfloat16 else tl.float16
+    WIDE: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
+    lifted = (packed >> 4 * PLACE) & 0x000F000F | MAGIC
+    low, high = lifted.to(tl.uint16).to(CODE, bitcast=True), (lifted >> 16).to(tl.uint16).to(CODE, bitcast=True)
+    group = tl.minimum(block * 128 // GROUP + PLACE * 32 // GROUP, last)
+    scale = tl.load(scales + group).to(WIDE)
+    zero = tl.load(zeros + group).to(tl.float32) + (128.0 if dtype == tl.bfloat16 else 1024.0)
+    codes = tl.join(low, high) - zero.to(CODE)[:, None, None]
+    return (codes.to(WIDE) * scale[:, None, None]).to(dtype)
+
+
+@triton.jit
+def block_weights(
+    words, scales, zeros, block, groups, MAGIC, ROWS: tl.constexpr, GROUP: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """The weights [ROWS, 128] of a block of inputs. words, scales, zeros: [ROWS] pointers to the begin of a row."""
+    packed = tl.load(words[:, None] + block * 16 + tl.arange(0, 16)[None, :]).to(tl.uint32, bitcast=True)
+    first = weights_at(packed, scales, zeros, block, groups - 1, MAGIC, 0, GROUP, dtype)
+    second = weights_at(packed, scales, zeros, block, groups - 1, MAGIC, 1, GROUP, dtype)
+    third = weights_at(packed, scales, zeros, block, groups - 1, MAGIC, 2, GROUP, dtype)
+    fourth = weights_at(packed, scales, zeros, block, groups - 1, MAGIC, 3, GROUP, dtype)
+    placed = tl.join(tl.join(first, third), tl.join(second, fourth))  # [ROWS, 16, 2, 2, 2], the place last
+    return tl.reshape(tl.permute(placed, (0, 3, 4, 1, 2)), [ROWS, 128])
+
+
+@triton.jit
+def tile_program(
+    x, words, scales, zeros, out, tokens, out_features, in_features, groups, MAGIC, SPLIT,
+    GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """ROWS output features times TOKENS tokens on the tensor cores; grid (blocks of rows, blocks of tokens, SPLIT).
+
+    out: [SPLIT, tokens, out_features], sums over a share of the inputs each. WHOLE: no block of inputs is cut off.
+    Rows and tokens beyond the last are others once more, so that the loop needs no mask; they are not stored.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lines = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)  # their places may pass 2**31
-    blocks = tl.cdiv(in_features, 128)
-    inside = rows < out_features
+    part, inputs, blocks = tl.program_id(2), tl.arange(0, 128), tl.cdiv(in_features, 128)
+    own, each = rows % out_features, tl.cdiv(blocks, SPLIT)
+    x += (lines % tokens * in_features)[None, :] + inputs[:, None]
+    words += own * (blocks * 16)
+    scales += own * groups
+    zeros += own * groups
     total = tl.zeros([ROWS, TOKENS], dtype=tl.float32)
-    for block in range(0, blocks):
-        places = (rows * (blocks * 16) + block * 16)[:, None] + tl.arange(0, 16)[None, :]
-        packed = turned(tl.load(words + places, mask=inside[:, None], other=0))
-        for place in tl.static_range(4):
-            first = block * 128 + place * 32
-            if place * 32 % GROUP == 0:
-                known = inside & (first + tl.zeros_like(rows) < in_features)
-                scale, zero = load_range(scales, zeros, rows * groups + first // GROUP, known)
-            at = first + tl.arange(0, 32)
-            given = (at < in_features)[:, None] & (lines < tokens)[None, :]
-            values = tl.load(x + lines[None, :] * in_features + at[:, None], mask=given, other=0)
-            low, high = code_pair(packed, SIXTEEN, place)
-            shift = scale * (zero + offset(place))
-            weights = tl.join(low, high) * scale[:, None, None] - shift[:, None, None]
-            weights = tl.reshape(weights.to(values.dtype), [ROWS, 32])
-            total = tl.dot(weights, values, total, input_precision="ieee")
-    kept = inside[:, None] & (lines < tokens)[None, :]
-    tl.store(out + lines[None, :] * out_features + rows[:, None], total.to(out.dtype.element_ty), mask=kept)
+    for block in range(part * each, tl.minimum(part * each + each, blocks)):
+        if WHOLE:
+            values = tl.load(x + block * 128)
+        else:
+            values = tl.load(x + block * 128, mask=(inputs < in_features - block * 128)[:, None], other=0)
+        weights = block_weights(words, scales, zeros, block, groups, MAGIC, ROWS, GROUP, values.dtype)
+        total = tl.dot(weights, values, total, input_precision="ieee")
+    kept = (rows < out_features)[:, None] & (lines < tokens)[None, :]
+    out += (part * tokens + lines)[None, :] * out_features + rows[:, None]
+    tl.store(out, total.to(out.dtype.element_ty), mask=kept)
 
 
 @triton.jit
 def dequantize_program(
-    words, scales, zeros, out, out_features, in_features, groups, SIXTEEN,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
+    words, scales, zeros, out, out_features, in_features, groups, MAGIC, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The weights themselves, out [out_features, in_features]; grid (blocks of rows, blocks of quads of words)."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    quads = tl.program_id(1) * QUADS + tl.arange(0, QUADS)
-    width = tl.cdiv(in_features, 128) * 4
-    inside = (quads < width)[:, None] & (rows < out_features)[None, :]
-    places = (rows[None, :] * width + quads[:, None])[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
-    packed = turned(tl.load(words + places, mask=inside[:, :, None], other=0))
-    out += rows[None, :, None].to(tl.int64) * in_features
-    for place in tl.static_range(4):
-        first = quads // 4 * 128 + place * 32
-        if place * 32 % GROUP == 0:
-            known = inside & (first < in_features)[:, None]
-            scale, zero = load_range(scales, zeros, (first // GROUP)[:, None] + rows[None, :] * groups, known)
-        low, high = code_pair(packed, SIXTEEN, place)
-        shift = scale * (zero + offset(place))
-        weights = tl.join(low, high) * scale[:, :, None, None] - shift[:, :, None, None]
-        weights = tl.reshape(weights, [QUADS, ROWS, 8])
-        at = (first + quads % 4 * 8)[:, None, None] + tl.arange(0, 8)[None, None, :]
-        tl.store(out + at, weights.to(out.dtype.element_ty), mask=inside[:, :, None] & (at < in_features))
+    """The weights themselves, out [out_features, in_features]; grid (blocks of rows, blocks of inputs)."""
+    rows, block = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    own, inputs = rows % out_features, block * 128 + tl.arange(0, 128)
+    words += own * (tl.cdiv(in_features, 128) * 16)
+    scales += own * groups
+    zeros += own * groups
+    weights = block_weights(words, scales, zeros, block, groups, MAGIC, ROWS, GROUP, out.dtype.element_ty)
+    kept = (rows < out_features)[:, None] & (inputs < in_features)[None, :]
+    tl.store(out + (rows.to(tl.int64) * in_features)[:, None] + inputs[None, :], weights, mask=kept)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from quantize.kernels import KERNELS, triton
+from quantize.kernels.base import BOUNDS, relative_error
+from quantize.kernels.block_packing import WordsLinear
 from quantize.quiet import quiet_libraries
 from tests.quantize.kernels.test_kernels import CPU, TOKENS, applicable, check_against_reference, check_the_gate, layer
 
@@ -50,6 +52,25 @@ def test_against_the_reference(name: str, group_size: int, tokens: int, dtype: t
 def test_a_long_prompt_in_parts_of_the_weight(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "COPY_BYTES", ODD_TILES[1] * 4 * ODD_TILES[0] // copies)
     check_against_reference("triton", layer(*ODD_TILES, 64, "GEMM"), 100, CPU, torch.float32)
+
+
+@pytest.mark.parametrize("tokens", [7, 40])
+def test_the_inputs_of_a_tile_are_shared_where_that_fills_the_gpu(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "processors", lambda device: 132)
+    assert triton.splits(1, 132) == 8
+    check_against_reference("triton", layer(*ODD_TILES, 32, "GEMM"), tokens, CPU, torch.float16)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 600])
+def test_what_lies_behind_the_last_group_in_memory_counts_for_nothing(tokens: int) -> None:
+    weight = layer(*HALF_A_BLOCK, 64, "GEMM")
+    made = KERNELS["triton"].prepare(weight, None, CPU, torch.float16)
+    assert isinstance(made, WordsLinear)
+    beyond = torch.full((made.scales.numel() + 64,), torch.nan, dtype=torch.float16)
+    beyond[: made.scales.numel()] = made.scales.flatten()
+    made.scales = beyond[: made.scales.numel()].view(made.scales.shape)
+    x = torch.randn((tokens, HALF_A_BLOCK[1]), generator=torch.Generator().manual_seed(0)).half()
+    assert relative_error(made(x), x.double() @ weight.dequantize(torch.float64).t()) < BOUNDS[torch.float16]
 
 
 @pytest.mark.parametrize(("name", "rows"), [("triton", 64), ("triton-tiles", 64), ("triton-gemv", 4)])

@@ -212,7 +212,8 @@ def test_cuda_kernels_against_the_reference(name: str, layout: str, group_size: 
         weight = layer(*shape, group_size, layout) if applicable(shape, group_size) else None
         reason = "does not divide" if weight is None else KERNELS[name].unsupported_reason(weight, cuda, torch.float16)
         if weight is not None and reason is None:
-            check_against_reference(name, weight, tokens, cuda, torch.float16)
+            for _ in range(2):  # the second time our programs are launched without Triton's look at the arguments
+                check_against_reference(name, weight, tokens, cuda, torch.float16)
         elif shape == (512, 1024):
             pytest.skip(str(reason))
 

@@ -154,20 +154,22 @@ def test_the_mat_vec_has_no_more_instructions_than_a_gpu_has_time_for(compile_la
     assert code.instructions_in_its_loop() / (ours.MATVEC_ROWS * 32) < 4.8
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 6.5), (torch.bfloat16, 8.5)])
 @pytest.mark.parametrize(("name", "tokens"), [("triton", 7), ("triton", 32), ("triton", 64), ("triton-tiles", 1000)])
-def test_tiles_run_on_hoppers_tensor_cores(name: str, tokens: int, dtype: torch.dtype, compile_launch: Compile) -> None:
+def test_tiles_run_on_hoppers_tensor_cores(
+    name: str, tokens: int, dtype: torch.dtype, most: float, compile_launch: Compile
+) -> None:
     code = compile_launch(prepared(name, dtype), tokens, HOPPER)
     assert "wgmma.mma_async" in code.ptx
     assert "cp.async.cg.shared.global" in code.ptx  # the next block is loaded while this one is multiplied
     weights_a_thread = ours.TILE_ROWS * 128 // 128
-    assert code.instructions_in_its_loop() / weights_a_thread < 8
+    assert code.instructions_in_its_loop() / weights_a_thread < most
 
 
 def test_a_long_prompt_dequantizes_in_16_bytes_at_a_time(compile_launch: Compile) -> None:
     ptx = compile_launch(prepared("triton", torch.float16), 1000, HOPPER).ptx
-    assert ptx.count("st.global.v4.b32") == 4 * ours.COPY_ROWS
-    assert ptx.count("ld.global.v4.b32") == ours.COPY_ROWS
+    assert ptx.count("st.global.v4.b32") == ours.TILE_ROWS * 128 * 2 // 16 // 128  # a thread's share of the tile
+    assert ptx.count("ld.global.v4.b32") == ours.TILE_ROWS * 128 // 2 // 16 // 128
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 1000])

@@ -131,4 +131,5 @@ def test_layers_that_wait_in_ram_run_on_the_gpu(shape: Path, monkeypatch: pytest
     assert "in RAM" in str(spread.placement)
     # accelerate counts the rotary frequencies, which are float32, in the compute dtype
     assert spread.weights_bytes == pytest.approx(whole.weights_bytes, rel=1e-3)
-    torch.testing.assert_close(logits_of(spread), logits_of(whole))
+    # in float16, added up in another order
+    torch.testing.assert_close(logits_of(spread), logits_of(whole), atol=1e-3, rtol=1e-2)
