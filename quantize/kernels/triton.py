@@ -66,7 +66,7 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     most = 16 if x.dtype == torch.float32 else 128  # what the registers have room for
     lines = min(most, max(16, 1 << (tokens - 1).bit_length()))
     programs = -(-layer.out_features // TILE_ROWS), -(-tokens // lines)
-    split = splits(programs[0] * programs[1], processors(x.device))
+    split = splits(programs[0] * programs[1], processors(x.device) * (1 if lines == 128 else 2))
     out = x.new_empty((split, tokens, layer.out_features), dtype=x.dtype if split == 1 else torch.float32)
     whole = layer.in_features % BLOCK_INPUTS == 0
     numbers = (tokens, *_sizes(layer), _magic(x), split, layer.group_size, lines, TILE_ROWS, whole)
@@ -102,9 +102,9 @@ def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
 
 
 @cache
-def splits(programs: int, multiprocessors: int) -> int:
-    """Among how many, 1, 2, 4 or 8, the inputs of a tile are shared: as few as give each multiprocessor two tiles."""
-    return next(split for split in (1, 2, 4, 8) if split == 8 or programs * split >= 2 * multiprocessors - 8)
+def splits(tiles: int, wanted: int) -> int:
+    """Among how many programs, 1, 2, 4 or 8, the inputs of a tile are shared: as few as make about so many programs."""
+    return next(split for split in (1, 2, 4, 8) if split == 8 or tiles * split >= 0.95 * wanted)
 
 
 @cache
