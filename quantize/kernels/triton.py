@@ -18,7 +18,7 @@ MAGIC_HALF, MAGIC_BFLOAT16 = 0x64006400, 0x43004300  # the bits of a half 1024.0
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # product and sum in one instruction: Triton 3.10 wants to be told
 WARPS_A_PROCESSOR = 12  # of the mat-vec at least: fewer leave memory waiting; of 128 registers a thread 16 fit at once
 ONE_BY_ONE = 2  # tokens up to here go through the mat-vec, each on its own
-FEW_TOKENS = 512  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
+FEW_TOKENS = 256  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
 WARP_QUADS = 32  # quads of words that a warp of the mat-vec takes at a time, one a lane
 COPY_BYTES = 2**27  # of dequantized weights in memory at a time: the gate projection of a 7B model, 117 MB, fits
 MATVEC_ROWS, TILE_ROWS = 4, 64
@@ -112,7 +112,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _operands(layer: WordsLinear) -> tuple[Tensor, Tensor, Tensor]:
+def _operands(layer: WordsLinear) -> tuple[Tensor, ...]:
     return layer.words, layer.scales, layer.zeros
 
 
@@ -154,10 +154,10 @@ def _kernel(name: str, way: Way, style: Style = "GEMM") -> Kernel:
     return Kernel(name, _unsupported_reason, layer, lambda tokens: f"Triton {way(tokens)}", style=style)
 
 
-def _few_or_many(tokens: int) -> str:
-    return "mat-vec" if tokens <= ONE_BY_ONE else "tiles"
+def _fastest(tokens: int) -> str:
+    few = "mat-vec" if tokens <= ONE_BY_ONE else "tiles"
+    return few if tokens <= FEW_TOKENS else "dequantize + matmul"
 
 
-TRITON = _kernel("triton", lambda tokens: _few_or_many(tokens) if tokens <= FEW_TOKENS else "dequantize + matmul")
-TRITON_TILES = _kernel("triton-tiles", _few_or_many)  # a long prompt costs no dequantized copy, but slower products
+TRITON = _kernel("triton", _fastest)
 TRITON_GEMV = _kernel("triton-gemv", lambda tokens: "mat-vec", style="GEMV")  # what the layout GEMV stood for

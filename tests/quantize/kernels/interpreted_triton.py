@@ -18,7 +18,7 @@ HALF_A_BLOCK = (8, 576)
 ODD_TILES = (24, 1152)
 """Programs take 4 or 64 rows at a time, and one of 1 or 8 blocks of inputs, of which there are 9."""
 
-OURS = ["triton", "triton-tiles", "triton-gemv"]
+OURS = ["triton", "triton-gemv"]
 MANY = TOKENS[-1]
 
 
@@ -28,7 +28,6 @@ CASES = [
     for group_size in (32, 64, 128)
     for tokens in TOKENS
     for dtype in (torch.float32, torch.float16)
-    if name != "triton-tiles" or tokens == MANY  # for few tokens it runs what triton runs
     if name != "triton-gemv" or tokens != MANY  # the same program, as often as there are tokens
 ]
 
@@ -36,8 +35,6 @@ CASES = [
 @pytest.mark.parametrize(("name", "group_size", "tokens", "dtype"), CASES)
 def test_against_the_reference(name: str, group_size: int, tokens: int, dtype: torch.dtype) -> None:
     shapes = [WHOLE_BLOCKS, HALF_A_BLOCK, ODD_TILES]
-    if name == "triton-tiles":
-        shapes = [WHOLE_BLOCKS if dtype == torch.float32 else ODD_TILES]
     if name == "triton-gemv":  # a program for every token and four rows, some 25 milliseconds each in the interpreter
         tokens = min(tokens, 20)
         few = [ODD_TILES] if tokens == 1 else [TWO_PROGRAMS]
@@ -73,7 +70,7 @@ def test_what_lies_behind_the_last_group_in_memory_counts_for_nothing(tokens: in
     assert relative_error(made(x), x.double() @ weight.dequantize(torch.float64).t()) < BOUNDS[torch.float16]
 
 
-@pytest.mark.parametrize(("name", "rows"), [("triton", 64), ("triton-tiles", 64), ("triton-gemv", 4)])
+@pytest.mark.parametrize(("name", "rows"), [("triton", 64), ("triton-gemv", 4)])
 def test_the_gate_catches_a_swapped_nibble_order(name: str, rows: int) -> None:
     check_the_gate(name, layer(rows, 128, 64, "GEMV"))
 

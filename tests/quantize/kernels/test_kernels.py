@@ -24,7 +24,6 @@ CPU = torch.device("cpu")
 CPU_KERNELS = ["torch-cpu", "dequantize"]
 CUDA_KERNELS = [
     "triton",
-    "triton-tiles",
     "triton-gemv",
     "torch-cuda",
     "autoawq-gemm",

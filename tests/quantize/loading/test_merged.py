@@ -142,7 +142,7 @@ def test_a_checkpoint_gives_the_same_logits_as_layer_by_layer(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("kernel", ["dequantize", "triton", "triton-tiles"])
+@pytest.mark.parametrize("kernel", ["dequantize", "triton"])
 @pytest.mark.parametrize("tokens", [1, 20, 200])
 def test_on_a_gpu_too(tokens: int, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANTABLE_CACHE", str(tmp_path / "cache"))
