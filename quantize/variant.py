@@ -11,7 +11,7 @@ AUTO_KERNEL, NATIVE_KERNEL = "auto", "native"
 """What `--kernel` takes beside the names of kernels: the fastest here, and what an AWQ layout is named after."""
 
 KERNEL_NAMES = (
-    *("torch-cpu", "triton", "torch-cuda", "autoawq-gemm", "autoawq-gemv", "triton-gemv"),
+    *("torch-cpu", "triton", "autoawq-gemm", "autoawq-gemv", "triton-gemv"),
     *("gptqmodel-marlin", "gptqmodel-machete", "dequantize"),
 )
 """Every kernel of quantize.kernels, which imports torch; this module does not."""

@@ -50,7 +50,8 @@ class WorkerExecutor:
         for work in (one for one in run.works if one not in measured):
             records.append(request.record(status, work, started_at=started_at, wall_s=wall_s, reason=reason))
         if self.log is not None and any(record.status != "ok" for record in records):
-            append_log(self.log, f"{run.subject.name}, {started_at}", ended)
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"--- {run.subject.name}, {started_at}\n{ended.output}\n")
         return records
 
     def environment(self) -> dict[str, str]:
@@ -124,8 +125,3 @@ def worker_environment(threads: int | None) -> dict[str, str]:
         paths = [str(root), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return environment
-
-
-def append_log(log: Path, title: str, ended: ProcessResult) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"--- {title}\n{ended.output}\n")

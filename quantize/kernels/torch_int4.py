@@ -1,4 +1,4 @@
-"""PyTorch's own int4 kernels: on a CPU, its packed weights dequantized for long prompts, and on CUDA (tinygemm)."""
+"""PyTorch's own int4 kernel for CPUs, its packed weights dequantized for long prompts."""
 
 import functools
 
@@ -11,12 +11,11 @@ from quantize.kernels.base import Int4Linear, Kernel
 LONG_PROMPT_TOKENS = 96  # from here on, dequantizing once and multiplying is no slower than the int4 kernel
 ROW_BLOCKS = (64, 32)  # rows that are packed together: with AVX-512, with AVX2
 COPY_WEIGHTS = 2**19  # dequantized at a time: what stays near the processor until it is multiplied with
-INT4_DTYPE = torch.bfloat16  # a CPU's kernel is fast in it alone and adds up in float32; CUDA's takes nothing else
-INNER_K_TILES = 8  # how tinygemm packs weights for the tensor cores
+INT4_DTYPE = torch.bfloat16  # the kernel is fast in it alone, and adds up in float32
 
 
 def scale_and_zero(weight: Int4Weight) -> Tensor:
-    """Both kernels compute (code - 8) * scale + zero' a group, so zero' = (8 - zero) * scale: [groups, out, 2]."""
+    """The kernel computes (code - 8) * scale + zero' a group, so zero' = (8 - zero) * scale: [groups, out, 2]."""
     scales = weight.scales.t().float()
     return torch.stack([scales, (8 - weight.zeros.t().float()) * scales], dim=-1).to(INT4_DTYPE).contiguous()
 
@@ -97,39 +96,4 @@ TORCH_CPU = Kernel(
     prepare=TorchCpuLinear,
     way=lambda tokens: "torch int4" if tokens < LONG_PROMPT_TOKENS else "dequantize + matmul",
     compute_dtype=lambda tokens, dtype: INT4_DTYPE if tokens < LONG_PROMPT_TOKENS else dtype,
-)
-
-
-class TorchCudaLinear(Int4Linear):
-    """Weights packed as `torch._convert_weight_to_int4pack` packs them."""
-
-    packed: Tensor
-    scale_and_zero: Tensor
-
-    def __init__(self, weight: Int4Weight, bias: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(weight, None if bias is None else bias.to(device, dtype))
-        weight = weight.to(device)
-        pairs = (weight.codes[:, ::2] << 4 | weight.codes[:, 1::2]).contiguous()
-        self.register_buffer("packed", torch._convert_weight_to_int4pack(pairs, INNER_K_TILES))
-        self.register_buffer("scale_and_zero", scale_and_zero(weight))
-
-    def matmul(self, x: Tensor) -> Tensor:
-        out = torch._weight_int4pack_mm(x.to(INT4_DTYPE), self.packed, self.group_size, self.scale_and_zero)
-        return out.to(x.dtype)
-
-
-def _unsupported_on_cuda(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
-    out_features, in_features = weight.codes.shape
-    if device.type != "cuda":
-        return "runs on CUDA"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "needs compute capability 8.0"
-    if out_features % 8 or in_features % (INNER_K_TILES * 16):
-        wanted = f"output features in multiples of 8 and input features of {INNER_K_TILES * 16}"
-        return f"needs {wanted}, the layer has {out_features} and {in_features}"
-    return None
-
-
-TORCH_CUDA = Kernel(
-    "torch-cuda", _unsupported_on_cuda, TorchCudaLinear, lambda tokens: "torch int4", lambda tokens, dtype: INT4_DTYPE
 )

@@ -146,7 +146,8 @@ class TritonLinear(WordsLinear):
         self._way = way
 
     def matmul(self, x: Tensor) -> Tensor:
-        return WAYS[self._way(x.shape[0])](self, x.contiguous())
+        with torch.cuda.device_of(x):  # Triton launches on the current GPU; a model may be spread over several
+            return WAYS[self._way(x.shape[0])](self, x.contiguous())
 
 
 def _kernel(name: str, way: Way, style: Style = "GEMM") -> Kernel:

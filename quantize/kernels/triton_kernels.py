@@ -23,7 +23,7 @@ def turned(packed):
 
 @triton.jit
 def code_pair(words, SIXTEEN, PLACE: tl.constexpr):
-    """The codes at places PLACE and PLACE + 4 of turned words, as floats `code + offset(PLACE)`.
+    """The codes at places PLACE and PLACE + 4 of turned words, as floats, with 16 added, or 256 at an odd place.
 
     A code is no number yet when it has been cut out of its word; set into the digits of the float 16.0 or 256.0 it is
     16 + code or 256 + code, without an instruction that converts.
@@ -39,20 +39,6 @@ def code_pair(words, SIXTEEN, PLACE: tl.constexpr):
     else:
         low, high = low & 0x00078000 | SIXTEEN + 0x02000000, high & 0x00078000 | SIXTEEN + 0x02000000
     return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def offset(PLACE: tl.constexpr):
-    """What `code_pair` adds to the codes at a place."""
-    return 16.0 if PLACE % 2 == 0 else 256.0
-
-
-@triton.jit
-def load_range(scales, zeros, places, mask):
-    """Scale and zero point as float32; 0 where masked out."""
-    scale = tl.load(scales + places, mask=mask, other=0).to(tl.float32)
-    zero = tl.load(zeros + places, mask=mask, other=0).to(tl.float32)
-    return scale, zero
 
 
 @triton.jit
@@ -79,7 +65,9 @@ def matvec_program(
             first = quads // 4 * 128 + place * 32
             if place * 32 % GROUP == 0:
                 known = (first < in_features)[:, None] & (rows < out_features)[None, :]
-                scale, zero = load_range(scales, zeros, (first // GROUP)[:, None] + rows[None, :] * groups, known)
+                group = (first // GROUP)[:, None] + rows[None, :] * groups
+                scale = tl.load(scales + group, mask=known, other=0).to(tl.float32)
+                zero = tl.load(zeros + group, mask=known, other=0).to(tl.float32)
                 products = tl.zeros([ROWS, QUADS * 4], dtype=tl.float32)
                 inputs = tl.zeros([QUADS * 4], dtype=tl.float32)
                 offsets = tl.zeros([QUADS * 4], dtype=tl.float32)
@@ -90,7 +78,7 @@ def matvec_program(
             products += low * even[None, :]
             products += high * odd[None, :]
             inputs += even + odd
-            offsets += (even + odd) * offset(place)
+            offsets += (even + odd) * (16.0 if place % 2 == 0 else 256.0)
             if (place + 1) * 32 % GROUP == 0 or place == 3:
                 shifts, sums = tl.reshape(offsets, [QUADS, 4]), tl.reshape(inputs, [QUADS, 4])
                 fixed = tl.sum(shifts, axis=1)[None, :] + tl.trans(zero) * tl.sum(sums, axis=1)[None, :]

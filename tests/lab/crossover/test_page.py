@@ -85,7 +85,7 @@ def test_a_measurement_in_which_nothing_ran_has_reasons_alone(crossover: list[Cr
     assert [type(block).__name__ for block in crossover_page(crossover[:1])] == ["Bullets", "Paragraph"]
 
 
-@pytest.mark.parametrize("folder", ["cpu-smollm2-135m/crossover", "h200-mistral-7b"])
+@pytest.mark.parametrize("folder", ["cpu-smollm2-135m/crossover", "h100-mistral-7b", "h200-mistral-7b"])
 def test_the_gallerys_pages_are_of_their_records(folder: str) -> None:
     [page] = (GALLERY / folder).glob("table.md" if folder.endswith("crossover") else "crossover.md")
     assert page.read_text(encoding="utf-8") == lab_page(GALLERY / folder / CROSSOVER_NAME)

@@ -164,8 +164,8 @@ def test_an_unknown_kernel_and_a_missing_gpu_are_refused(built: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device"):
             quantize.load(path, device="cuda")
-        with pytest.raises(UserError, match="torch-cuda: runs on CUDA"):
-            quantize.load(path, kernel="torch-cuda")
+        with pytest.raises(UserError, match="autoawq-gemm: runs on CUDA"):
+            quantize.load(path, kernel="autoawq-gemm")
 
 
 def test_finished_checkpoints_are_kept_unless_forced(tiny_llama: Path, tmp_path: Path) -> None:

@@ -50,8 +50,6 @@ class AwqMarlinLinear(torch.nn.Module):
 @pytest.fixture
 def stood_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every operation that needs a GPU replaced, and every kernel willing to run here."""
-    monkeypatch.setattr(torch, "_convert_weight_to_int4pack", lambda pairs, inner_k_tiles: pairs)
-    monkeypatch.setattr(torch, "_weight_int4pack_mm", tinygemm)
     with quiet_libraries():
         from awq.modules.linear import gemm, gemv
     extension = SimpleNamespace(
@@ -74,16 +72,6 @@ def stood_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setitem(KERNELS, name, willing)
 
 
-def tinygemm(x: Tensor, pairs: Tensor, group_size: int, scale_and_zero: Tensor) -> Tensor:
-    """PyTorch's: two codes a byte, the first in the high half; (code - 8) * scale + zero; bfloat16 throughout."""
-    assert x.dtype == scale_and_zero.dtype == torch.bfloat16
-    assert pairs.dtype == torch.uint8
-    codes = torch.stack([pairs >> 4, pairs & 15], dim=-1).view(pairs.shape[0], -1, group_size)
-    scales, zeros = (part.t().unsqueeze(-1).float() for part in scale_and_zero.unbind(-1))
-    weight = ((codes.float() - 8) * scales + zeros).view(pairs.shape[0], -1)
-    return (x.float() @ weight.t()).to(x.dtype)
-
-
 def dequantize_weights(qweight: Tensor, scales: Tensor, qzeros: Tensor, *rest: Any) -> Tensor:
     """autoawq's GEMM layout: [in, out]."""
     from awq.utils.packing_utils import dequantize_gemm
@@ -103,7 +91,7 @@ def gemv_forward(x: Tensor, qweight: Tensor, scales: Tensor, qzeros: Tensor, gro
     return x @ weight.dequantize(x.dtype).t()
 
 
-STOOD_IN = ["torch-cuda", "autoawq-gemm", "autoawq-gemv", "gptqmodel-marlin", "gptqmodel-machete"]
+STOOD_IN = ["autoawq-gemm", "autoawq-gemv", "gptqmodel-marlin", "gptqmodel-machete"]
 
 
 @pytest.mark.usefixtures("stood_in")

@@ -25,7 +25,6 @@ CPU_KERNELS = ["torch-cpu", "dequantize"]
 CUDA_KERNELS = [
     "triton",
     "triton-gemv",
-    "torch-cuda",
     "autoawq-gemm",
     "autoawq-gemv",
     "gptqmodel-marlin",
@@ -146,7 +145,6 @@ def test_the_name_follows_the_number_of_tokens() -> None:
 
 def test_kernels_say_why_they_cannot_run() -> None:
     weight = layer(64, 128, 64, "GEMM")
-    assert KERNELS["torch-cuda"].unsupported_reason(weight, CPU, torch.float32) == "runs on CUDA"
     assert KERNELS["autoawq-gemm"].unsupported_reason(weight, CPU, torch.float32) == "runs on CUDA"
     odd = Int4Weight(weight.codes[:24], weight.scales[:24], weight.zeros[:24])
     assert "sixteens" in str(KERNELS["torch-cpu"].unsupported_reason(odd, CPU, torch.float32))
@@ -158,11 +156,6 @@ def test_what_a_gpu_kernel_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     def reason(name: str, given: Int4Weight = weight) -> str | None:
         return KERNELS[name].unsupported_reason(given, cuda, torch.float16)
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert reason("torch-cuda") == "needs compute capability 8.0"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert "of 128, the layer has 64 and 576" in str(reason("torch-cuda"))
-    assert reason("torch-cuda", layer(64, 128, 64, "GEMM")) is None
     assert "needs groups of 32, 64 or a multiple of 128" in str(
         reason("triton", round_to_nearest(torch.randn(64, 576), 96))
     )
