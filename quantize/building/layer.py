@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
-from quantize.methods.base import LayerInputs
+from quantize.methods.base import LayerInputs, half
 from quantize.methods.quantized_run import QuantizedRun, put_weight
 from quantize.methods.routed import RoutedTokens
 from quantize.model.scales import Consumer, ScaleGroup, apply_scales
@@ -260,7 +260,8 @@ class _Work:
     def _note_plain(self, names: Sequence[str], stats: InputStats) -> None:
         """The relative errors of rounding these linears to nearest."""
         for name in names:
-            weight = some_rows(self._seen.linears[name].weight.data)
+            weight = some_rows(whole := self._seen.linears[name].weight.data)
+            half(f"{self._seen.prefix}{name}.weight", whole.norm(torch.inf, dim=-1), torch.float16)
             moved = self._moved.get(name, weight.new_ones(1))
             plain = round_to_nearest(weight / moved, self._options.group_size).dequantize().mul_(moved)
             error = float(row_errors(plain.sub_(weight), stats.gram_lowp).sum())

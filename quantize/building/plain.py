@@ -67,6 +67,7 @@ def _write_parts(job: Job, recipe: Recipe, pieces: Pieces, count: int, folder: P
         job.progress.begin(f"{recipe.variant.name}, tensor {number} of {count}")
         if quantize_layer and quantized:
             check_finite(name, tensor)
+            half(name, tensor.abs().amax(dim=-1), recipe.dtype)  # the model computes in it
             made = quantize_layer(name.removesuffix(".weight"), tensor.to(job.device), recipe)
         else:
             made = {name: half(name, tensor, recipe.dtype)}

@@ -146,7 +146,7 @@ class TritonLinear(WordsLinear):
         self._way = way
 
     def matmul(self, x: Tensor) -> Tensor:
-        with torch.cuda.device_of(x):  # Triton launches on the current GPU; a model may be spread over several
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call] # Triton launches on the current GPU
             return WAYS[self._way(x.shape[0])](self, x.contiguous())
 
 

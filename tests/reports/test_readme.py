@@ -57,7 +57,8 @@ def test_what_a_page_links_to_exists(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["same-twice", "broken-by-autoawq", ".", "../cpu-amx-smollm2-135m", "../h100-mistral-7b", "../h200-mistral-7b"]
+    "folder",
+    ["same-twice", "broken-by-autoawq", ".", "../cpu-amx-smollm2-135m", "../h100-mistral-7b", "../h200-mistral-7b"],
 )
 def test_the_gallerys_pages_are_of_their_records(folder: str) -> None:
     page = (GALLERY / folder / "table.md").read_text(encoding="utf-8")

@@ -119,6 +119,17 @@ def test_a_value_that_float16_cannot_hold_is_said_as_such(folder: Path) -> None:
     made(folder, "fp16")
 
 
+@pytest.mark.parametrize("variant", ["fp16", "rtn", "awq-gemm", "bnb-4bit", "bnb-8bit"])
+def test_so_is_one_in_a_matrix_that_is_quantized(variant: str, folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name].bfloat16()
+    tensors[name][3, 5] = 1e8
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"up_proj\.weight holds 1e\+08, more than float16 can"):
+        made(folder, variant)
+
+
 def test_the_user_names_the_base_model(folder: Path, tmp_path: Path) -> None:
     arguments = [str(folder), "--variant", "fp16", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--name", "Mine"]) == 0

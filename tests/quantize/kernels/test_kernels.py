@@ -22,14 +22,7 @@ SHAPES = [(64, 128), (192, 576), (80, 256), (208, 384)]
 TOKENS = [1, 7, 64, 1025]
 CPU = torch.device("cpu")
 CPU_KERNELS = ["torch-cpu", "dequantize"]
-CUDA_KERNELS = [
-    "triton",
-    "triton-gemv",
-    "autoawq-gemm",
-    "autoawq-gemv",
-    "gptqmodel-marlin",
-    "gptqmodel-machete",
-]
+CUDA_KERNELS = ["triton", "triton-gemv", "autoawq-gemm", "autoawq-gemv", "gptqmodel-marlin", "gptqmodel-machete"]
 INTERPRETED = Path(__file__).parent / "interpreted_triton.py"
 ROOT = Path(__file__).parents[3]
 
