@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import le
 from statistics import fmean
 
 from bench.records.comparison import grouped
@@ -33,15 +34,24 @@ class Standing:
     marks: dict[Phase, Verdict]
     loss: float | None
 
-    def beats(self, other: "Standing") -> bool:
-        """Whether it costs less than the other in something, and nowhere more, both measured in the same phases."""
-        if self.speeds.keys() != other.speeds.keys():
-            return False
-        faster = [(-speed, -other.speeds[phase]) for phase, speed in self.speeds.items()]
-        costs = [(self.peak_bytes, other.peak_bytes), (self.loss, other.loss), *faster]
-        known = [(ours, theirs) for ours, theirs in costs if ours is not None and theirs is not None]
-        nowhere_more = len(known) == len(costs) and all(ours <= theirs for ours, theirs in known)
-        return nowhere_more and any(ours < theirs for ours, theirs in known)
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """Peak memory, loss, and each speed below zero; without one that is not known."""
+        known = [one for one in (self.peak_bytes, self.loss) if one is not None]
+        return (*known, *(-speed for speed in self.speeds.values()))
+
+
+def beaten(rows: Sequence[Standing]) -> dict[str, str]:
+    """The rows that another one beats, dearer in nothing and cheaper in something, and such a one that none beats."""
+    found, best = {}, dict[tuple[float, ...], Standing]()
+    most = max((2 + len(one.speeds) for one in rows), default=0)  # costs that are all known
+    for row in sorted((one for one in rows if len(one.costs) == most), key=lambda one: one.costs):
+        better = next((one for costs, one in best.items() if all(map(le, costs, row.costs))), None)
+        if better is None:
+            best[row.costs] = row
+        elif better.costs != row.costs:
+            found[row.name] = better.name
+    return found
 
 
 def standings(measurement: Measurement) -> list[Standing]:
@@ -113,8 +123,9 @@ def advice(rows: Sequence[Standing]) -> tuple[str, ...]:
             least = min(known, key=lambda row: row.loss or 0.0)
             said.append(f"Least loss: {least.name} ({_loss_text(least)}).")
         lines += [" ".join(said)] if said else []
-        beaten = {row.name: better.name for row in ranked for better in same if better.beats(row)}
-        lines += [f"{better} beats {name} in memory, speed and loss." for name, better in beaten.items()]
+        found = beaten(same)
+        worse = [(found[row.name], row.name) for row in ranked if row.name in found]
+        lines += [f"{one} beats {other} in memory, speed and loss." for one, other in worse[:SHOWN_REMARKS]]
     return tuple(lines)
 
 

@@ -92,18 +92,13 @@ class Rules:
     rule: PassRule | None = None
 
 
-def is_warmed_up(seconds: Sequence[float], rule: PassRule) -> bool:
-    """Whether a warm-up of these passes is over."""
-    last = seconds[-rule.steady_passes :]
-    return len(last) == rule.steady_passes and max(last) <= (1 + rule.steady_spread) * min(last)
-
-
 def warm_up(one_pass: Callable[[], float], rule: PassRule) -> tuple[tuple[float, ...], bool | None]:
     """Run passes until steady, or the rule gives up: their seconds, and whether they became so (None: no time left)."""
     seconds: list[float] = []
     while len(seconds) < rule.max_warmups:
         seconds.append(one_pass())
-        if is_warmed_up(seconds, rule):
+        last = seconds[-rule.steady_passes :]
+        if len(last) == rule.steady_passes and max(last) <= (1 + rule.steady_spread) * min(last):
             return tuple(seconds), True
         if math.fsum(seconds) >= rule.max_warmup_s:
             return tuple(seconds), None

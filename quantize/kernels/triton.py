@@ -14,7 +14,7 @@ from quantize.kernels.base import Kernel, Style
 from quantize.kernels.block_packing import BLOCK_INPUTS, WordsLinear
 
 SIXTEEN = 0x41800000  # the bits of the float 16.0, which the programs set codes into
-MAGIC_HALF, MAGIC_BFLOAT16 = 0x64006400, 0x43004300  # the bits of a half 1024.0 and a bfloat16 128.0, twice: two codes
+MAGIC = {torch.bfloat16: 0x43004300, torch.float16: 0x64006400, torch.float32: 0x64006400}  # 128.0 or 1024.0, twice
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # product and sum in one instruction: Triton 3.10 wants to be told
 WARPS_A_PROCESSOR = 12  # of the mat-vec at least: fewer leave memory waiting; of 128 registers a thread 16 fit at once
 ONE_BY_ONE = 2  # tokens up to here go through the mat-vec, each on its own
@@ -52,8 +52,7 @@ def matvec(layer: WordsLinear, x: Tensor) -> Tensor:
     out = x.new_empty((x.shape[0], layer.out_features))
     programs = -(-layer.out_features // MATVEC_ROWS)
     warps = warps_a_program(programs, layer.words.shape[1], processors(x.device))
-    constants = layer.group_size, MATVEC_ROWS, WARP_QUADS * warps
-    numbers = (*_sizes(layer), SIXTEEN, *constants)
+    numbers = (*_sizes(layer), SIXTEEN, layer.group_size, MATVEC_ROWS, WARP_QUADS * warps)
     launch(matvec_program, (programs, x.shape[0], 1), (x, *_operands(layer), out), numbers, num_warps=warps)
     return out
 
@@ -69,7 +68,7 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
     split = splits(programs[0] * programs[1], processors(x.device) * (1 if lines == 128 else 2))
     out = x.new_empty((split, tokens, layer.out_features), dtype=x.dtype if split == 1 else torch.float32)
     whole = layer.in_features % BLOCK_INPUTS == 0
-    numbers = (tokens, *_sizes(layer), _magic(x), split, layer.group_size, lines, TILE_ROWS, whole)
+    numbers = (tokens, *_sizes(layer), MAGIC[x.dtype], split, layer.group_size, lines, TILE_ROWS, whole)
     launch(tile_program, (*programs, split), (x, *_operands(layer), out), numbers, num_stages=3)
     return out[0] if split == 1 else out.sum(dim=0).to(x.dtype)
 
@@ -84,7 +83,7 @@ def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
         operands = [tensor[start : start + rows] for tensor in _operands(layer)]
         weight = copy[: len(operands[0])]
         grid = (-(-len(weight) // TILE_ROWS), -(-layer.in_features // BLOCK_INPUTS), 1)
-        numbers = (len(weight), *_sizes(layer)[1:], _magic(x), layer.group_size, TILE_ROWS)
+        numbers = (len(weight), *_sizes(layer)[1:], MAGIC[x.dtype], layer.group_size, TILE_ROWS)
         launch(dequantize_program, grid, (*operands, weight), numbers)
         torch.mm(x, weight.t(), out=out[:, start : start + rows])
     return out
@@ -119,10 +118,6 @@ def _operands(layer: WordsLinear) -> tuple[Tensor, ...]:
 def _sizes(layer: WordsLinear) -> tuple[int, int, int]:
     """Output features, input features, groups: the arguments in this order."""
     return layer.out_features, layer.in_features, layer.scales.shape[1]
-
-
-def _magic(x: Tensor) -> int:
-    return MAGIC_BFLOAT16 if x.dtype == torch.bfloat16 else MAGIC_HALF
 
 
 def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:

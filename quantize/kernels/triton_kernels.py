@@ -109,10 +109,13 @@ def weights_at(
 
 @triton.jit
 def block_weights(
-    words, scales, zeros, block, groups, MAGIC, ROWS: tl.constexpr, GROUP: tl.constexpr, dtype: tl.constexpr,
+    words, scales, zeros, rows, block, blocks, groups, MAGIC, ROWS: tl.constexpr, GROUP: tl.constexpr,
+    dtype: tl.constexpr,
 ):  # fmt: skip
-    """The weights [ROWS, 128] of a block of inputs. words, scales, zeros: [ROWS] pointers to the begin of a row."""
-    packed = tl.load(words[:, None] + block * 16 + tl.arange(0, 16)[None, :]).to(tl.uint32, bitcast=True)
+    """The weights [ROWS, 128] of these rows and a block of inputs."""
+    places = (rows * (blocks * 16))[:, None] + block * 16 + tl.arange(0, 16)[None, :]
+    packed = tl.load(words + places).to(tl.uint32, bitcast=True)
+    scales, zeros = scales + rows * groups, zeros + rows * groups
     first = weights_at(packed, scales, zeros, block, groups - 1, MAGIC, 0, GROUP, dtype)
     second = weights_at(packed, scales, zeros, block, groups - 1, MAGIC, 1, GROUP, dtype)
     third = weights_at(packed, scales, zeros, block, groups - 1, MAGIC, 2, GROUP, dtype)
@@ -136,16 +139,13 @@ def tile_program(
     part, inputs, blocks = tl.program_id(2), tl.arange(0, 128), tl.cdiv(in_features, 128)
     own, each = rows % out_features, tl.cdiv(blocks, SPLIT)
     x += (lines % tokens * in_features)[None, :] + inputs[:, None]
-    words += own * (blocks * 16)
-    scales += own * groups
-    zeros += own * groups
     total = tl.zeros([ROWS, TOKENS], dtype=tl.float32)
     for block in range(part * each, tl.minimum(part * each + each, blocks)):
         if WHOLE:
             values = tl.load(x + block * 128)
         else:
             values = tl.load(x + block * 128, mask=(inputs < in_features - block * 128)[:, None], other=0)
-        weights = block_weights(words, scales, zeros, block, groups, MAGIC, ROWS, GROUP, values.dtype)
+        weights = block_weights(words, scales, zeros, own, block, blocks, groups, MAGIC, ROWS, GROUP, values.dtype)
         total = tl.dot(weights, values, total, input_precision="ieee")
     kept = (rows < out_features)[:, None] & (lines < tokens)[None, :]
     out += (part * tokens + lines)[None, :] * out_features + rows[:, None]
@@ -159,9 +159,8 @@ def dequantize_program(
     """The weights themselves, out [out_features, in_features]; grid (blocks of rows, blocks of inputs)."""
     rows, block = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     own, inputs = rows % out_features, block * 128 + tl.arange(0, 128)
-    words += own * (tl.cdiv(in_features, 128) * 16)
-    scales += own * groups
-    zeros += own * groups
-    weights = block_weights(words, scales, zeros, block, groups, MAGIC, ROWS, GROUP, out.dtype.element_ty)
+    dtype: tl.constexpr = out.dtype.element_ty
+    blocks = tl.cdiv(in_features, 128)
+    weights = block_weights(words, scales, zeros, own, block, blocks, groups, MAGIC, ROWS, GROUP, dtype)
     kept = (rows < out_features)[:, None] & (inputs < in_features)[None, :]
     tl.store(out + (rows.to(tl.int64) * in_features)[:, None] + inputs[None, :], weights, mask=kept)

@@ -1,16 +1,19 @@
 """The answer on one screen: what shares a line, what is advised, and that it fits."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bench.records.record import Record
+from bench.records.record import Phase, Record
 from reports import report
 from reports.results import measurements
-from reports.summary import advice, standings, summary
+from reports.summary import Standing, advice, beaten, standings, summary
 from reports.table import Table
 
 if TYPE_CHECKING:
@@ -68,6 +71,33 @@ def test_the_advice_names_the_fastest_the_least_loss_and_what_is_beaten() -> Non
 def test_a_row_of_unknown_loss_beats_none_and_is_not_beaten() -> None:
     rows = [replace(row, loss=None) if row.name == "BnB.8" else row for row in standings(measurements(_gallery())[0])]
     assert not any("beats" in line for line in advice(rows))
+
+
+@functools.cache
+def a_standing() -> Standing:
+    return standings(measurements(_gallery())[0])[0]
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 4)] * 4), max_size=12), st.data())
+def test_what_is_beaten_is_what_comparing_all_with_all_finds(costs: list[tuple[int, ...]], data: st.DataObject) -> None:
+    like = a_standing()
+    rows = []
+    for number, (peak, loss, prefill, decode) in enumerate(costs):
+        speeds: dict[Phase, float] = {"prefill": prefill, "decode": decode}
+        rows.append(replace(like, name=str(number), peak_bytes=peak, loss=float(loss), speeds=speeds))
+    if rows:
+        rows[0] = replace(rows[0], loss=None) if data.draw(st.booleans()) else rows[0]
+        rows[-1] = replace(rows[-1], speeds={"prefill": 9.0}) if data.draw(st.booleans()) else rows[-1]
+
+    def beats(one: Standing, other: Standing) -> bool:
+        if None in (one.loss, other.loss) or one.speeds.keys() != other.speeds.keys():
+            return False
+        return all(a <= b for a, b in zip(one.costs, other.costs, strict=True)) and one.costs != other.costs
+
+    found, names = beaten(rows), {row.name: row for row in rows}
+    assert all(beats(names[better], names[name]) and better not in found for name, better in found.items())
+    most = max((len(row.speeds) for row in rows), default=0)  # of other phases nothing is said
+    assert set(found) == {row.name for row in rows if len(row.speeds) == most and any(beats(x, row) for x in rows)}
 
 
 def test_what_failed_is_said_with_its_reason(builder: "Builder") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bench.records.stopping import PassRule, is_warmed_up, repeat, standard_error, stop_reason, warm_up
+from bench.records.stopping import PassRule, repeat, standard_error, stop_reason, warm_up
 from tests.fake_clock import FakeClock
 
 
@@ -46,9 +46,8 @@ def test_slow_passes_are_not_repeated_for_warmth() -> None:
 
 def test_steady_looks_at_the_last_passes_alone() -> None:
     rule = PassRule(steady_passes=3)
-    assert not is_warmed_up([1.0, 1.0], rule)
-    assert is_warmed_up([9.0, 1.0, 1.05, 1.1], rule)
-    assert not is_warmed_up([1.0, 1.0, 1.2], rule)
+    assert warm_up(passes_of(iter([9.0, 1.0, 1.0625, 1.0])), rule) == ((9.0, 1.0, 1.0625, 1.0), True)
+    assert warm_up(passes_of(iter([1.0, 1.0, 1.25, 1.25, 1.25])), rule) == ((1.0, 1.0, 1.25, 1.25, 1.25), True)
 
 
 def test_quiet_passes_stop_at_the_least_time() -> None:
