@@ -124,8 +124,8 @@ def advice(rows: Sequence[Standing]) -> tuple[str, ...]:
             said.append(f"Least loss: {least.name} ({_loss_text(least)}).")
         lines += [" ".join(said)] if said else []
         found = beaten(same)
-        worse = [(found[row.name], row.name) for row in ranked if row.name in found]
-        lines += [f"{one} beats {other} in memory, speed and loss." for one, other in worse[:SHOWN_REMARKS]]
+        worse = [row.name for row in ranked if row.name in found]
+        lines += [f"{found[name]} beats {name} in memory, speed and loss." for name in worse]
     return tuple(lines)
 
 
