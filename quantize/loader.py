@@ -25,7 +25,7 @@ class LoadedModel:
 
     model:          in eval mode; device: where its inputs go; compute_dtype: of its activations.
     tokenizer:      None for dummy weights, which have none.
-    prefill_kernel: of the quantized linear layers for a long prompt; decode_kernel: for one token.
+    kernel:         tokens at once -> what the quantized linear layers run on.
     weights_bytes:  parameters and buffers, each storage counted once.
     placement:      how a model that is too big for one GPU is spread, None for one that is on `device` as a whole.
     """
@@ -34,8 +34,7 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     compute_dtype: torch.dtype
-    prefill_kernel: str
-    decode_kernel: str
+    kernel: Kernels
     weights_bytes: int
     placement: str | None = None
 
@@ -101,7 +100,7 @@ def load_dummy(
 
 def _loaded(model: Any, tokenizer: Any, how: Running, kernels: Kernels) -> LoadedModel:
     size = how.place.weights_bytes or weights_bytes(model)
-    return LoadedModel(model.eval(), tokenizer, how.place.main, how.dtype, *kernels, size, how.place.description)
+    return LoadedModel(model.eval(), tokenizer, how.place.main, how.dtype, kernels, size, how.place.description)
 
 
 def _setting(device: str, compute_dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:

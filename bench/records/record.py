@@ -7,7 +7,7 @@ plots) is computed from records and nothing else. bench.records.store writes and
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,7 +21,7 @@ from quantize.errors import UserError
 from quantize.schema import Count, Positive, Seconds, Share
 from quantize.variant import AUTO_KERNEL, REFERENCE
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION, LONG_TEXT_TOKENS = 8, 1024
 Kind = Literal["latency", "quality", "tasks"]
 Status = Literal["ok", "oom", "timeout", "unsupported", "error", "broken"]
 """unsupported: this machine, library or model cannot do it; broken: the model's output is no number."""
@@ -107,6 +107,12 @@ class Kernels:
 
     prefill: str
     decode: str
+
+    @staticmethod
+    def of(kernel: Callable[[int], str], scenario: Scenario | None) -> "Kernels":
+        """kernel: tokens at once -> its name; scenario: None for long texts."""
+        batch, lengths = (scenario.batch, scenario.prompt_lengths) if scenario else (1, (LONG_TEXT_TOKENS,))
+        return Kernels(" / ".join(dict.fromkeys(kernel(batch * one) for one in lengths)), kernel(batch))
 
 
 @dataclass(frozen=True)

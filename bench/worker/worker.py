@@ -92,7 +92,7 @@ def _measured(request: Request, bench: Bench, asked: Work) -> Record:
     started_at, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     loaded = bench.loaded
     fields: dict[str, Any] = {"quantization": quantization_of(loaded.model), "placement": loaded.placement}
-    fields["kernels"] = Kernels(loaded.prefill_kernel, loaded.decode_kernel)
+    fields["kernels"] = Kernels.of(loaded.kernel, asked[1])
     looks: list[GpuState] = []
 
     def look() -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
 
+from quantize.kernels.triton import launch
+
 ROTARY = "apply_rotary_pos_emb"
 
 
@@ -25,7 +27,7 @@ def fused_steps(norms: Sequence[nn.Module], rotary: Sequence[ModuleType]) -> Ite
     for norm in norms:
         norm.forward = functools.partial(fused_norm, norm)
     for module, embedding in own.items():
-        setattr(module, ROTARY, FusedRotary(embedding))
+        setattr(module, ROTARY, functools.partial(fused_rotary, embedding))
     try:
         yield
     finally:
@@ -43,7 +45,13 @@ def plain_norms(model: nn.Module) -> list[nn.Module]:
 
 def fused_norm(norm: Any, hidden: Tensor) -> Tensor:
     """weight * x / rms(x) in one kernel, which multiplies with the weight before it rounds."""
-    return nn.functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    from quantize.decoding.step_programs import norm_program
+
+    hidden, width = hidden.contiguous(), norm.weight.shape[0]
+    out, warps = torch.empty_like(hidden), min(8, max(1, width // 256))
+    sizes = width, norm.variance_epsilon, _power(width)
+    launch(norm_program, (hidden.numel() // width, 1, 1), (hidden, norm.weight, out), sizes, num_warps=warps)
+    return out
 
 
 def llama_like(model: nn.Module) -> list[ModuleType]:
@@ -57,27 +65,42 @@ def _rotary_code(source: ModuleType) -> list[tuple[bytes, tuple[str, ...]]]:
     return [(code.co_code, code.co_names) for code in codes]
 
 
-class FusedRotary:
-    """Llama's rotary embedding (Su et al. 2021, arXiv:2104.09864) of queries and keys in four kernels, not ten.
+def fused_rotary(
+    own: Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Llama's rotary embedding (Su et al. 2021, arXiv:2104.09864) of one token's queries and keys in one kernel.
 
-    Queries and keys are turned together; turning by half the features and the sign of the sine stand for the negated
-    half. The signed sine is made in the first layer of a step and shared by all.
+    As transformers calls it: q and k [batch, heads, 1, head], cos and sin [batch or 1, 1, head].
     """
+    from quantize.decoding.step_programs import rotary_program
 
-    def __init__(self, own: Callable[..., tuple[Tensor, Tensor]]) -> None:
-        self._own = own
-        self._sine: Tensor | None = None
-        self._signed: Tensor | None = None
+    batch, heads, tokens, width = q.shape
+    if (unsqueeze_dim, tokens) != (1, 1) or cos.shape[-1] != width:
+        return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+    q, k, cos, sin = _by_head(q), _by_head(k), cos.contiguous(), sin.contiguous()
+    out, half = q.new_empty((batch, heads + k.shape[1], 1, width)), width // 2
+    angles = width if len(cos) > 1 else 0
+    numbers = heads, q.stride(0), k.stride(0), angles, half, _power(half)
+    launch(rotary_program, (out.shape[1], batch, 1), (q, k, cos, sin, out), numbers, num_warps=1)
+    queries, keys = torch.split(out, [heads, k.shape[1]], dim=1)
+    return queries, keys
 
-    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        """As transformers calls it: q and k [batch, heads, tokens, head], cos and sin [batch, tokens, head]."""
-        if cos.shape[-1] != q.shape[-1] or q.dtype != cos.dtype:
-            return self._own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-        half = q.shape[-1] // 2
-        if self._sine is not sin or self._signed is None:
-            self._sine, self._signed = sin, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-        both = torch.cat((q, k), dim=unsqueeze_dim)
-        cosine, signed = cos.unsqueeze(unsqueeze_dim), self._signed.unsqueeze(unsqueeze_dim)
-        turned = torch.addcmul(both * cosine, both.roll(half, dims=-1), signed)
-        queries, keys = torch.split(turned, [q.shape[unsqueeze_dim], k.shape[unsqueeze_dim]], dim=unsqueeze_dim)
-        return queries, keys
+
+def fused_write(keys: Tensor, values: Tensor, position: Tensor, kept_keys: Tensor, kept_values: Tensor) -> None:
+    """One token's keys and values [batch, heads, 1, width] into caches [batch, heads, slots, width], in one kernel."""
+    from quantize.decoding.step_programs import slot_program
+
+    keys, values = _by_head(keys), _by_head(values)
+    widths = keys.shape[-1], values.shape[-1]
+    numbers = keys.stride(0), values.stride(0), kept_keys.shape[2], *widths, *map(_power, widths)
+    operands = keys, values, position, kept_keys, kept_values
+    launch(slot_program, (keys.shape[1], keys.shape[0], 1), operands, numbers, num_warps=1)
+
+
+def _by_head(one: Tensor) -> Tensor:
+    """One token's features [batch, heads, 1, width], heads one after another in memory."""
+    return one if one.stride(1) == one.shape[-1] and one.stride(3) == 1 else one.contiguous()
+
+
+def _power(width: int) -> int:
+    return 1 << (width - 1).bit_length()

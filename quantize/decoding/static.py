@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from quantize.decoding.eager import EagerDecoder
-from quantize.decoding.fused import fused_steps, llama_like, plain_norms
+from quantize.decoding.fused import fused_steps, fused_write, llama_like, plain_norms
 from quantize.errors import UserError
+from quantize.kernels.triton import no_programs_reason
 
 CUDA_GRAPH, STATIC_CACHE = "CUDA graph", "static cache"  # how steps of mode "graph" run: on CUDA, elsewhere
 SLOTS_STEP = 64  # slots come in multiples of this: attention kernels want aligned masks, and pad others at every call
@@ -31,12 +32,12 @@ class _Slots(StaticLayer):  # type: ignore[misc]
     transformers' own update computes the position anew in every layer; here all layers share one.
     """
 
-    def __init__(self, like: Any, slots: int, position: Tensor) -> None:
+    def __init__(self, like: Any, slots: int, position: Tensor, fused: bool) -> None:
         super().__init__(max_cache_len=slots)
         self.keys = like.keys.new_zeros((*like.keys.shape[:2], slots, like.keys.shape[-1]))
         self.values = like.values.new_zeros((*like.values.shape[:2], slots, like.values.shape[-1]))
         self.is_initialized = True
-        self._position = position.view(1)
+        self._position, self._fused = position.view(1), fused
 
     def take(self, layer: Any) -> None:
         """Copy what a prompt left in a growing cache's layer into the first slots."""
@@ -45,8 +46,11 @@ class _Slots(StaticLayer):  # type: ignore[misc]
         self.values[:, :, :tokens].copy_(layer.values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.keys.index_copy_(2, self._position, key_states)
-        self.values.index_copy_(2, self._position, value_states)
+        if self._fused:
+            fused_write(key_states, value_states, self._position, self.keys, self.values)
+        else:
+            self.keys.index_copy_(2, self._position, key_states)
+            self.values.index_copy_(2, self._position, value_states)
         return self.keys, self.values
 
     def get_seq_length(self) -> Tensor:
@@ -69,7 +73,8 @@ class StaticDecoder(EagerDecoder):
         check_model(model, positions)
         device = next(model.parameters()).device
         super().__init__(model)
-        self._norms, self._rotary = plain_norms(model), llama_like(model)
+        fused = no_programs_reason(device) is None
+        self._norms, self._rotary = (plain_norms(model), llama_like(model)) if fused else ([], [])
         self._position = torch.zeros((1, 1), dtype=torch.int64, device=device)
         self.token = torch.zeros((batch, 1), dtype=torch.int64, device=device)
         output = model(input_ids=self.token, use_cache=True)
@@ -79,7 +84,7 @@ class StaticDecoder(EagerDecoder):
         growing = getattr(output.past_key_values, "layers", ())
         if not growing or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in growing):
             raise UserError("mode graph knows caches of keys and values alone, this model keeps something else")
-        self._cache = Cache(layers=[_Slots(layer, slots, self._position) for layer in growing])
+        self._cache = Cache(layers=[_Slots(layer, slots, self._position, fused) for layer in growing])
         # Added to the scores: attention would make such a mask of a boolean one anew in every layer.
         dtype = self._cache.layers[0].keys.dtype
         self._seen = torch.zeros((), dtype=dtype, device=device)

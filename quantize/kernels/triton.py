@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from quantize.int4.weight import Int4Weight
 from quantize.kernels.base import Kernel, Style
@@ -27,15 +28,14 @@ LAUNCHED: dict[tuple[object, ...], Any] = {}  # compiled programs, by all that T
 
 
 def launch(
-    program: Any, grid: tuple[int, ...], operands: Sequence[Tensor], numbers: Sequence[int], **options: Any
+    program: Any, grid: tuple[int, ...], operands: Sequence[Tensor], numbers: Sequence[float], **options: Any
 ) -> None:
     """Run a program; from the second time on without Triton's look at every argument, most of what a launch costs.
 
-    operands: the first and the last may be of several dtypes; numbers: what follows them, constants included. Triton
-    compiles for each number's divisibility, and for pointers that are multiples of 16: others go its own way.
+    numbers: what follows the operands, constants included. Triton compiles for each number's divisibility, and for
+    pointers that are multiples of 16: others go its own way.
     """
-    first, last = operands[0], operands[-1]
-    key = (id(program), first.device, first.dtype, last.dtype, *numbers, *options.values())
+    key = (id(program), operands[0].device, *(one.dtype for one in operands), *numbers, *options.values())
     made = LAUNCHED.get(key)
     if any(operand.data_ptr() % 16 for operand in operands):
         program[grid](*operands, *numbers, **options, **FUSED)
@@ -75,18 +75,25 @@ def tiles(layer: WordsLinear, x: Tensor) -> Tensor:
 
 def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
     """x [tokens, in] -> [tokens, out], no more than COPY_BYTES of weights dequantized at a time."""
-    from quantize.kernels.triton_kernels import dequantize_program
-
     rows = min(layer.out_features, max(1, COPY_BYTES // (layer.in_features * x.element_size())))
-    copy, out = x.new_empty((rows, layer.in_features)), x.new_empty((x.shape[0], layer.out_features))
+    copy = x.new_empty((rows, layer.in_features))
+    if rows == layer.out_features:  # no views: Python's time is what a prompt of some hundred tokens takes
+        return functional.linear(x, _dequantized(layer, _operands(layer), copy))
+    out = x.new_empty((x.shape[0], layer.out_features))
     for start in range(0, layer.out_features, rows):
-        operands = [tensor[start : start + rows] for tensor in _operands(layer)]
-        weight = copy[: len(operands[0])]
-        grid = (-(-len(weight) // TILE_ROWS), -(-layer.in_features // BLOCK_INPUTS), 1)
-        numbers = (len(weight), *_sizes(layer)[1:], MAGIC[x.dtype], layer.group_size, TILE_ROWS)
-        launch(dequantize_program, grid, (*operands, weight), numbers)
+        operands = tuple(tensor[start : start + rows] for tensor in _operands(layer))
+        weight = _dequantized(layer, operands, copy[: len(operands[0])])
         torch.mm(x, weight.t(), out=out[:, start : start + rows])
     return out
+
+
+def _dequantized(layer: WordsLinear, operands: tuple[Tensor, ...], weight: Tensor) -> Tensor:
+    from quantize.kernels.triton_kernels import dequantize_program
+
+    rows, columns = weight.shape
+    numbers = rows, columns, layer.scales.shape[1], MAGIC[weight.dtype], layer.group_size, TILE_ROWS
+    launch(dequantize_program, (-(-rows // TILE_ROWS), -(-columns // BLOCK_INPUTS), 1), (*operands, weight), numbers)
+    return weight
 
 
 @cache
@@ -120,15 +127,18 @@ def _sizes(layer: WordsLinear) -> tuple[int, int, int]:
     return layer.out_features, layer.in_features, layer.scales.shape[1]
 
 
-def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+def no_programs_reason(device: torch.device) -> str | None:
+    """Why Triton's programs cannot run on a device, None where they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # on a CPU, as Triton's own tests run
     if device.type != "cuda" and not interpreted:
         return "runs on CUDA"
-    if importlib.util.find_spec("triton") is None:
-        return "needs the package triton"
-    if weight.group_size % BLOCK_INPUTS and weight.group_size not in SMALL_GROUPS:
-        return f"needs groups of 32, 64 or a multiple of {BLOCK_INPUTS}, the layer has {weight.group_size}"
-    return None
+    return None if importlib.util.find_spec("triton") else "needs the package triton"
+
+
+def _unsupported_reason(weight: Int4Weight, device: torch.device, dtype: torch.dtype) -> str | None:
+    known = weight.group_size in SMALL_GROUPS or weight.group_size % BLOCK_INPUTS == 0
+    groups = f"needs groups of 32, 64 or a multiple of {BLOCK_INPUTS}, the layer has {weight.group_size}"
+    return no_programs_reason(device) or (None if known else groups)
 
 
 WAYS = {"mat-vec": matvec, "tiles": tiles, "dequantize + matmul": dequantize_and_multiply}

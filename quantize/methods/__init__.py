@@ -19,12 +19,12 @@ from quantize.weights import quantization_config
 
 def _load(folder: Path, how: Running, by: str = "torch") -> tuple[Any, Kernels]:
     model = model_of(folder, dtype=how.dtype, device_map=how.place.as_map())
-    return model, (f"{by} ({dtype_name(how.dtype)})",) * 2
+    return model, lambda tokens: f"{by} ({dtype_name(how.dtype)})"
 
 
 def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     fill(model, weights, [], how)
-    return (f"torch ({dtype_name(how.dtype)})",) * 2
+    return lambda tokens: f"torch ({dtype_name(how.dtype)})"
 
 
 REFERENCE = Method("FP16", lambda variant, choices: Recipe(variant, choices.half_dtype), _load, _draw)

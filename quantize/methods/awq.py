@@ -1,6 +1,7 @@
 """4-bit codes in groups, in AWQ's format: searched scales (AWQ), or plain rounding (RTN)."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from quantize.gguf_file import open_gguf
 from quantize.int4.layouts import LAYOUTS, StoredLayer
 from quantize.int4.packing import PACKERS
 from quantize.int4.weight import Int4Weight, round_to_nearest
-from quantize.kernels import Kernel
 from quantize.loading.device_map import Running
 from quantize.loading.int4_layers import place_int4_layers
 from quantize.methods.base import Choices, Kernels, Method, Recipe, Tensors
@@ -25,8 +25,6 @@ from quantize.model.skeleton import Skeleton
 from quantize.rounding.options import AwqOptions
 from quantize.variant import Variant
 from quantize.weights import open_weights, quantization_config
-
-PREFILL_TOKENS = 1024  # a long prompt, for naming the kernel that runs it
 
 
 def _recipe(variant: Variant, choices: Choices) -> Recipe:
@@ -97,7 +95,7 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
             model.set_submodule(path, ScaledActivation(model.get_submodule(path), scales))
     chosen = place_int4_layers(skeleton, quantized, read, how)
     how.place.dispatch(model)
-    return model, _kernels(chosen, how.dtype)
+    return model, partial(chosen.describe, dtype=how.dtype)
 
 
 def refuse_strangers(folder: Path, skeleton: Skeleton, held: Sequence[str], packed: Collection[str]) -> None:
@@ -122,11 +120,7 @@ def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
     def read(name: str) -> StoredLayer:
         return StoredLayer(random_int4(*shapes[name], architecture.group_size or 0, how.place.main))
 
-    return _kernels(place_int4_layers(skeleton, list(shapes), read, how), how.dtype)
-
-
-def _kernels(chosen: Kernel, dtype: torch.dtype) -> Kernels:
-    return chosen.describe(PREFILL_TOKENS, dtype), chosen.describe(1, dtype)
+    return partial(place_int4_layers(skeleton, list(shapes), read, how).describe, dtype=how.dtype)
 
 
 AWQ = Method("AWQ", _recipe, _load, _draw, needs_calibration=lambda rounding: True, pack=_pack, in_groups=True)

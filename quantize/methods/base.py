@@ -109,7 +109,7 @@ class LayerInputs:
 
 
 Tensors = dict[str, Tensor]
-Kernels = tuple[str, str]  # what runs the quantized layers, for a long prompt and for one token
+Kernels = Callable[[int], str]  # tokens at once -> what runs the quantized layers
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,8 @@ def _draw(model: Any, weights: DummyWeights, how: Running) -> Kernels:
 
 
 def _kernels(quant_type: str, how: Running) -> Kernels:
-    return (f"bitsandbytes {'int8' if how.variant.w_bit == 8 else quant_type} ({dtype_name(how.dtype)})",) * 2
+    name = f"bitsandbytes {'int8' if how.variant.w_bit == 8 else quant_type} ({dtype_name(how.dtype)})"
+    return lambda tokens: name
 
 
 BNB_8BIT = Method("BnB.8", _recipe, _load, _draw, quantize_layer=_quantize_layer)

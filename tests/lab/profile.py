@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
         found = profiles(loaded, scenario)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     source = arguments.source if arguments.variant else Path(arguments.source).resolve().name
-    kernels, environment = Kernels(loaded.prefill_kernel, loaded.decode_kernel), fingerprint(arguments.device)
+    kernels, environment = Kernels.of(loaded.kernel, scenario), fingerprint(arguments.device)
     what = when, source, arguments.variant, scenario, kernels, environment
     append(arguments.out, *(ProfileRecord(*what, phase, *figures) for phase, figures in found.items()))
     print(f"the operations: python -m tests.lab.pages {arguments.out}")

@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_maker_computes_its_weights(kind: str, tiny_llam
 
 def test_a_plain_folder_is_its_own_reference(tiny_llama: Path) -> None:
     assert checkpoint_in(tiny_llama).variant.name == "fp16"
-    assert load(tiny_llama).decode_kernel == "torch (float32)"
+    assert load(tiny_llama).kernel(1) == "torch (float32)"
 
 
 @pytest.mark.parametrize(

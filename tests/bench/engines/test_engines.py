@@ -203,4 +203,4 @@ def test_passes_follow_two_that_warm_up() -> None:
 
 def test_awq_ct_loads_here(checkpoints: Path) -> None:
     [folder] = checkpoints.glob("*-CT")
-    assert "torch int4" in load(folder, kernel="torch-cpu").decode_kernel
+    assert "torch int4" in load(folder, kernel="torch-cpu").kernel(1)

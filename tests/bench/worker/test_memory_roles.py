@@ -53,7 +53,7 @@ class Known(torch.nn.Module):
 held = []
 def load(path, **arguments):
     held.append(torch.ones(ballast // 4))
-    return SimpleNamespace(model=Known(), tokenizer=None, prefill_kernel="none", decode_kernel="none", placement=None)
+    return SimpleNamespace(model=Known(), tokenizer=None, kernel=lambda tokens: "none", placement=None)
 
 records = []
 quantize.loader.load = load

@@ -59,8 +59,7 @@ def load_tiny(tiny_llama: Path) -> Callable[..., Any]:
         return SimpleNamespace(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(tiny_llama),
-            prefill_kernel="dense",
-            decode_kernel="int4",
+            kernel=lambda tokens: f"the way of {tokens}",
             placement=None,
         )
 
@@ -103,7 +102,7 @@ def test_every_scenario_becomes_a_record_with_all_its_samples(
     assert [len(steps) for steps in short.latency.decode_s] == [3]
     assert 2 <= len(short.latency.warmup_s) <= PassRule().max_warmups
     assert short.latency.stopped == "time"
-    assert short.kernels == Kernels("dense", "int4")
+    assert short.kernels == Kernels("the way of 8", "the way of 1")
     assert (short.round, short.position, short.compute_dtype) == (2, 9, "float32")
 
 

@@ -134,7 +134,7 @@ def test_every_checkpoint_loads_and_follows_the_reference(built: Path, variant: 
     assert torch.isfinite(out).all()
     assert float((out - exact).norm() / exact.norm()) < {"fp16": 1e-6, "bnb-8bit": 0.05}.get(variant, 0.35)
     expected = {"fp16": "torch (float32)", "bnb-4bit": "bitsandbytes nf4", "bnb-8bit": "bitsandbytes int8"}
-    assert expected.get(variant, "torch int4 (bfloat16)") in loaded.decode_kernel
+    assert expected.get(variant, "torch int4 (bfloat16)") in loaded.kernel(1)
 
 
 def test_awq_holds_its_embeddings_once_and_in_half_precision(built: Path) -> None:

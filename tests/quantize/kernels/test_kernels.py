@@ -25,6 +25,7 @@ CPU_KERNELS = ["torch-cpu", "dequantize"]
 CUDA_KERNELS = ["triton", "triton-gemv", "autoawq-gemm", "autoawq-gemv", "gptqmodel-marlin", "gptqmodel-machete"]
 INTERPRETED = Path(__file__).parent / "interpreted_triton.py"
 ROOT = Path(__file__).parents[3]
+INTERPRETED_STEPS = ROOT / "tests" / "quantize" / "decoding" / "interpreted_fused.py"
 
 
 def layer(out_features: int, in_features: int, group_size: int, layout: str) -> Int4Weight:
@@ -81,7 +82,11 @@ def check_the_gate(name: str, weight: Int4Weight, dtype: torch.dtype = torch.flo
         check_layer(kernel, faulty, weight, CPU, dtype)
 
 
-INTERPRETED_PARTS = ("triton-gemv", "not triton-gemv")
+INTERPRETED_PARTS = {
+    "mat-vec": [str(INTERPRETED), "-k", "triton-gemv"],
+    "tiles": [str(INTERPRETED), "-k", "not triton-gemv"],
+    "decode step": [str(INTERPRETED_STEPS)],
+}
 
 Running = dict[str, tuple[subprocess.Popen[bytes], Path]]
 
@@ -94,9 +99,9 @@ def interpreters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     running = {}
-    for part in INTERPRETED_PARTS:
+    for part, arguments in INTERPRETED_PARTS.items():
         output = tmp_path_factory.mktemp("interpreted") / "output.txt"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETED), "-k", part]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
         with output.open("wb") as file:
             started = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
         running[part] = started, output

@@ -10,11 +10,14 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from quantize.decoding import fused
 from quantize.kernels import KERNELS
 from quantize.kernels import triton as ours
 from quantize.kernels.block_packing import WordsLinear
@@ -23,7 +26,8 @@ from tests.quantize.kernels.test_kernels import CPU, layer
 triton = pytest.importorskip("triton", reason="no triton here")
 
 HOPPER, AMPERE = 90, 80
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.uint8: "u8"}
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+TYPES |= {torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
 ALIGNED = [["tt.divisibility", 16]]
 SPILLED_BYTES = 16
 """Float32 sums may leave so much of a thread's registers to memory."""
@@ -90,7 +94,7 @@ def compiled(program: Any, args: tuple[Any, ...], named: dict[str, Any], capabil
         elif isinstance(value, torch.Tensor):
             signature[name], attributes[(place,)] = f"*{TYPES[value.dtype]}", ALIGNED
         else:
-            signature[name] = "i32"
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
             if value % 16 == 0:
                 attributes[(place,)] = ALIGNED
     source = ASTSource(fn=program, signature=signature, constexprs=constants, attrs=attributes)
@@ -180,3 +184,24 @@ def test_other_dtypes_and_gpus_compile(
     dtype: torch.dtype, group_size: int, capability: int, tokens: int, compile_launch: Compile
 ) -> None:
     assert compile_launch(prepared("triton", dtype, group_size), tokens, capability).sass
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_programs_of_a_decode_step_compile(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = dict[str, Code]()
+
+    def compile_it(program: Any, grid: Any, operands: Any, numbers: Any, **options: Any) -> None:
+        made[program.fn.__name__] = compiled(program, (*operands, *numbers), options | ours.FUSED, HOPPER, tmp_path)
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(fused, "launch", compile_it)
+    norm = SimpleNamespace(weight=torch.ones(4096, dtype=dtype), variance_epsilon=1e-5)
+    fused.fused_norm(norm, torch.zeros((1, 1, 4096), dtype=dtype))
+    q, k, angles = (torch.zeros((1, *shape), dtype=dtype) for shape in ((32, 1, 128), (8, 1, 128), (1, 128)))
+    fused.fused_rotary(Mock(), q, k, angles, angles)
+    fused.fused_write(k, k, torch.zeros(1, dtype=torch.int64), k, k)
+    assert {name: "ld.global" in code.ptx for name, code in made.items()} == dict.fromkeys(
+        ("norm_program", "rotary_program", "slot_program"), True
+    )

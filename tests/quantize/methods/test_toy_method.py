@@ -48,7 +48,7 @@ def test_one_row_and_one_file_are_a_variant(
         error = (toy.model(tokens).logits - reference.model(tokens).logits).abs().max()
     assert 0 < error < 0.1
     assert toy.weights_bytes < reference.weights_bytes
-    assert load_dummy(str(tiny_llama / "config.json"), "toy-8bit").decode_kernel == "toy"
+    assert load_dummy(str(tiny_llama / "config.json"), "toy-8bit").kernel(1) == "toy"
 
     options = BenchOptions(device="cpu", rounds=RoundsRule(1, 1), rule=PassRule(max_passes=3), threads=1, quality=False)
     instruments = Instruments(executor_for=in_this_process)
