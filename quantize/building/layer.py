@@ -29,7 +29,7 @@ FREED_SHARE = 0.2  # share of this process's memory that may lie freed but not g
 @dataclass(frozen=True)
 class LinearFacts:
     """What happened to one linear layer: relative output errors tr(D H D^T) / tr(W H W^T) on the calibration text, of
-    about MOST_ROWS of its rows.
+    `some_rows`.
 
     error:     of the weights as stored; error_rtn: of plain rounding to nearest.
     exponent:  the scale search's grid point, None where nothing was scaled.

@@ -199,6 +199,10 @@ class Prober:
                 if name not in names:
                     hook = partial(self._compare, name, count(), states)
                     hooks.enter_context(module.register_forward_pre_hook(hook))
+                    if type(module) is nn.Linear:  # what it gave to the input that it gets back
+                        given = iter(self._seen[name].outputs)
+                        module.forward = lambda *args, given=given: next(given)[0].clone()  # type: ignore[method-assign]
+                        hooks.callback(delattr, module, "forward")
             output = self._run_once()
         if not _same(output, self._output):
             raise _Refused("the layer's output depends on it")

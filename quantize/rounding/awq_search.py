@@ -10,7 +10,7 @@ from quantize.int4.weight import covering, minmax_range, rounded
 from quantize.rounding.gram import InputStats, row_errors
 
 SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; clips to 1, 0.95, ... 0.55 of the most
-MOST_ROWS = 2048  # of more, about so many, evenly spread, decide
+MOST_WEIGHTS = 2**23  # of more, evenly spread rows with about so many decide: 2,048 of 4,096 features
 CLIP_WEIGHTS = 2**18  # clips are tried on so many at a time: what is made of them then lies in a core's cache
 
 
@@ -53,8 +53,8 @@ class ScaleChoice:
 
 
 def some_rows(weight: Tensor, of: int | None = None) -> Tensor:
-    """About MOST_ROWS rows of a weight [out, in], evenly spread, or all. of: its rows and those of its peers."""
-    return weight[:: max(1, (of or len(weight)) // MOST_ROWS)]
+    """Rows of a weight [out, in], evenly spread, that hold about MOST_WEIGHTS, or all. of: its rows and its peers'."""
+    return weight[:: max(1, (of or len(weight)) * weight.shape[1] // MOST_WEIGHTS)]
 
 
 def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:

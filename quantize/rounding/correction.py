@@ -44,32 +44,32 @@ def correct_rows(
 ) -> Parts:
     """What `attempt` makes of rows [n, in] with the correction, or without it where that is no worse on watched text.
 
-    values: (parts of some rows, their numbers) -> the weights that they stand for. TRIED_ROWS of the rows decide.
+    values: (parts of some rows, their numbers) -> the weights that they stand for. TRIED_ROWS of the rows decide, which
+    are rounded both ways before the others.
     """
     every = torch.arange(len(weight), device=weight.device)
-    dtype = product_dtype(weight.device, weight.shape[1])
+    cross = None if stats.cross is None else stats.cross.to(product_dtype(weight.device, weight.shape[1]))
 
-    def rounded(numbers: Tensor, cross: Tensor | None, plain: int = 0) -> Parts:
-        """Block after block of rows; the last `plain` of them without the correction."""
-        found, left = [], len(numbers) - plain
+    def rounded(numbers: Tensor, corrected: int) -> Parts:
+        """Block after block of rows; the first so many with the correction."""
+        found = []
         for own in torch.tensor_split(numbers, max(1, round(len(numbers) / ROW_BLOCK))):
             pull = None
-            if cross is not None:
-                pull = (weight[own].to(dtype) @ cross).float().mul_(CORRECTION)
-                pull[max(0, left) :] = 0
-            left -= len(own)
+            if cross is not None and corrected > 0:
+                pull = (weight[own].to(cross.dtype) @ cross).float().mul_(CORRECTION)
+                pull[corrected:] = 0
+            corrected -= len(own)
             found.append(attempt(own, pull))
             del pull
         return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
-    if stats.cross is None or watched is None:
-        return rounded(every, None)
+    if cross is None or watched is None:
+        return rounded(every, 0)
     sample = every[:: max(1, len(every) // TRIED_ROWS)]
-    both = rounded(torch.cat([every, sample]), stats.cross.to(dtype), len(sample))
-    found, plain = (tuple(part[rows] for part in both) for rows in (slice(len(every)), slice(len(every), None)))
-    tried = [values(parts, sample) for parts in (tuple(part[sample] for part in found), plain)]
-    corrected, uncorrected = (watched.error(weight[sample], one) for one in tried)
-    return found if corrected < uncorrected else rounded(every, None)
+    tried = rounded(torch.cat([sample, sample]), len(sample))
+    ways = (values(tuple(part[rows] for part in tried), sample) for rows in (slice(len(sample)), slice(len(sample), None)))
+    corrected, uncorrected = (watched.error(weight[sample], one) for one in ways)
+    return rounded(every, len(every) if corrected < uncorrected else 0)
 
 
 def round_rows(

@@ -84,13 +84,13 @@ def compared(searches: Sequence[Search]) -> list[str]:
     for most in SAMPLES:
         same, growth = 0, 0.0
         for readers, group_size, free in searches:
-            awq_search.MOST_ROWS = sys.maxsize
+            awq_search.MOST_WEIGHTS = sys.maxsize
             exact = search_scale(readers, group_size, free)
-            awq_search.MOST_ROWS = most
+            awq_search.MOST_WEIGHTS = most * readers[0].weight.shape[1]
             found = search_scale(readers, group_size, free)
             same += found.exponent == exact.exponent
             if found.exponent != exact.exponent:
-                awq_search.MOST_ROWS = sys.maxsize
+                awq_search.MOST_WEIGHTS = sys.maxsize
                 growth = max(growth, loss(readers, group_size, found.scales) / exact.loss - 1)
         cells.append(f"{same} of {len(searches)}" + (f", +{growth:.1%}" if growth else ""))
     return cells
