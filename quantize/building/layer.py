@@ -209,7 +209,8 @@ class _Work:
     def round_owner(self, owner: str) -> None:
         """Round the linears that share this input, on what the quantized model gives them where that can be told."""
         names, run = self._seen.sharing(owner), self._run
-        found = run.inputs(owner, self._scales.get(owner)) if run else None
+        weights = [self._seen.linears[name].weight.data for name in names]
+        found = run.inputs(owner, weights, self._scales.get(owner)) if run else None
         stats = self._seen.stats.pop(owner) if found else self._seen.stats[owner]  # its memory is needed
         self.round(names, *(found or (stats, None)))
 

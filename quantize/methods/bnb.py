@@ -178,7 +178,7 @@ def _from_inputs(seen: LayerInputs, run: QuantizedRun | None, recipe: Recipe) ->
     for owner, stats in seen.stats.items():
         files = {name: seen.file_name(name) for name in seen.sharing(owner)}
         weights = {to: half(f"{to}.weight", seen.linears[name].weight.data, recipe.dtype) for name, to in files.items()}
-        own, watched = (run and run.inputs(owner)) or (stats, None)
+        own, watched = (run and run.inputs(owner, list(weights.values()))) or (stats, None)
         entries, values = bnb_4bit_with_feedback(weights, own, recipe.settings, watched)
         tensors |= entries
         for name, file in files.items():

@@ -69,15 +69,20 @@ class QuantizedRun:
     _before: dict[str, Tensor] = field(default_factory=dict)
     _given: dict[tuple[str, int], list[Any]] = field(default_factory=dict)  # by child, once it is done, and batch
 
-    def inputs(self, owner: str, scales: Tensor | None = None) -> tuple[InputStats, Watched] | None:
+    def inputs(
+        self, owner: str, weights: Sequence[Tensor], scales: Tensor | None = None
+    ) -> tuple[InputStats, Watched] | None:
         """What the owner sees with the weights as they are, and on the watched batch; None where it cannot be told.
 
-        scales: [in], by which its inputs are divided and those of the source model are not yet.
+        weights: [out_k, in] of all that see it; scales: [in], by which its inputs are divided and those of the source
+        model are not yet.
         """
         if owner not in self.exact:
             return None
         source = self.exact.pop(owner) if self.is_last else self.exact[owner]
-        accumulator = StatsAccumulator(source[0].shape[-1], self.hidden[0].device)
+        width = source[0].shape[-1]
+        few = 2 * sum(map(len, weights)) < width  # else the whole cross term costs less than a product with each batch
+        accumulator = StatsAccumulator(width, self.hidden[0].device, torch.cat(list(weights)) if few else None)
         for number, exact in enumerate(source):
             seen: list[Tensor] = []
 

@@ -11,7 +11,7 @@ from quantize.rounding.gram import InputStats, row_errors
 
 SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; clips to 1, 0.95, ... 0.55 of the most
 MOST_WEIGHTS = 2**23  # of more, evenly spread rows with about so many decide: 2,048 of 4,096 features
-CLIP_WEIGHTS = 2**18  # clips are tried on so many at a time: what is made of them then lies in a core's cache
+CACHED_WEIGHTS = 2**18  # are worked on at a time: what is made of them then lies in a core's cache
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,15 @@ def some_rows(weight: Tensor, of: int | None = None) -> Tensor:
 
 def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
     """AWQ's mean |w| [in]: each weight relative to the largest of its group, averaged over the output features."""
-    grouped = weight.abs().view(weight.shape[0], -1, group_size)
-    return (grouped / (grouped.amax(dim=-1, keepdim=True) + 1e-6)).mean(dim=0).view(-1)
+    total = weight.new_zeros(weight.shape[1])
+    for rows in _cached_rows(weight):
+        grouped = rows.abs().view(len(rows), -1, group_size)
+        total += (grouped / (grouped.amax(dim=-1, keepdim=True) + 1e-6)).sum(dim=0).view(-1)
+    return total / len(weight)
+
+
+def _cached_rows(weight: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(weight, max(1, CACHED_WEIGHTS // weight.shape[1]))
 
 
 def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
@@ -97,8 +104,10 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
         total = 0.0
         for one in readers:
             weight, spread = some_rows(one.weight, rows), one.spread(scales)
-            grouped = (weight * spread).view(weight.shape[0], -1, group_size)
-            difference = rounded(grouped, *minmax_range(grouped)).view(weight.shape).div_(spread).sub_(weight)
+            difference = torch.empty_like(weight, memory_format=torch.contiguous_format)
+            for own, part in zip(_cached_rows(weight), _cached_rows(difference), strict=True):
+                grouped = (own * spread).view(len(own), -1, group_size)
+                torch.sub(rounded(grouped, *minmax_range(grouped)).view(own.shape).div_(spread), own, out=part)
             total += one.share * float(row_errors(difference, one.stats.gram_lowp).sum())
         return total
 
@@ -120,8 +129,8 @@ def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
     blocks = stats.gram.view(len(grouped), group_size, len(grouped), group_size)
     blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()  # [groups, size, size]
     clips = torch.empty(grouped.shape[:2], device=weight.device)
-    rows = max(1, CLIP_WEIGHTS // group_size)
-    together = max(1, CLIP_WEIGHTS // (group_size * min(rows, len(weight))))
+    rows = max(1, CACHED_WEIGHTS // group_size)
+    together = max(1, CACHED_WEIGHTS // (group_size * min(rows, len(weight))))
     for start in range(0, len(weight), rows):
         parts = (torch.split(one[:, start : start + rows], together) for one in (grouped, clips))
         for some, found, block in zip(*parts, torch.split(blocks, together), strict=True):

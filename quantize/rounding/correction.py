@@ -56,7 +56,8 @@ def correct_rows(
         for own in torch.tensor_split(numbers, max(1, round(len(numbers) / ROW_BLOCK))):
             pull = None
             if cross is not None and corrected > 0:
-                pull = (weight[own].to(cross.dtype) @ cross).float().mul_(CORRECTION)
+                of_weights = cross[own] if len(cross) < len(cross.t()) else weight[own].to(cross.dtype) @ cross
+                pull = of_weights.float().mul_(CORRECTION)
                 pull[corrected:] = 0
             corrected -= len(own)
             found.append(attempt(own, pull))

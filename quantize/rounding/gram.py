@@ -23,8 +23,8 @@ class InputStats:
 
     gram:     float32 [in, in], X^T X divided by the number of tokens.
     abs_mean: float32 [in], the mean of |x| per input feature.
-    cross:    [in, in], (Y - X)^T X divided by it, Y the inputs in the source model; None where X are those. In the
-              dtype of products with it (`product_dtype`).
+    cross:    [in, in], (Y - X)^T X divided by it, Y the inputs in the source model; None where X are those. Of weights
+              with few rows [out, in], their product with it. In the dtype of products with it (`product_dtype`).
     """
 
     gram: Tensor
@@ -103,12 +103,14 @@ class StatsAccumulator:
     batches are added up in float32.
     """
 
-    def __init__(self, in_features: int, device: torch.device) -> None:
+    def __init__(self, in_features: int, device: torch.device, weight: Tensor | None = None) -> None:
+        """weight: float32 [out, in], whose product with the cross term is asked for in place of it."""
         self._gram = torch.zeros((in_features, in_features), dtype=torch.float32, device=device)
         self._abs_sum = torch.zeros(in_features, dtype=torch.float32, device=device)
         self._cross: Tensor | None = None
         self._tokens = 0
         self._dtype = product_dtype(device)
+        self._weight = None if weight is None else weight.to(self._dtype)
 
     def add(self, inputs: Tensor, exact: Tensor | None = None) -> None:
         """inputs: [..., in], every leading position a token; exact: what they are in the source model, as many."""
@@ -122,9 +124,10 @@ class StatsAccumulator:
         if exact is None:
             self._abs_sum += (part.new_ones((1, len(part))) @ part.abs())[0]
             return
-        self._cross = torch.zeros_like(self._gram) if self._cross is None else self._cross
-        lost = transposed((exact - part).to(self._dtype))
-        for own, other in itertools.product(blocks, blocks):
+        lost = (exact - part).to(self._dtype)
+        lost = transposed(lost) if self._weight is None else self._weight @ lost.t()
+        self._cross = self._gram.new_zeros((len(lost), len(rows))) if self._cross is None else self._cross
+        for own, other in itertools.product(column_blocks(len(lost)), blocks):
             self._cross[own, other] += lost[own] @ rows[other].t()
 
     def finish(self) -> InputStats:

@@ -137,7 +137,7 @@ def test_clipping_lowers_the_error_as_autoawqs_does(inputs: Tensor, monkeypatch:
     assert clip.shape == theirs.shape
     assert float((clip == theirs).float().mean()) > 0.9  # ours rounds against scales as float16 stores them
 
-    monkeypatch.setattr("quantize.rounding.awq_search.CLIP_WEIGHTS", 3 * GROUP)
+    monkeypatch.setattr("quantize.rounding.awq_search.CACHED_WEIGHTS", 3 * GROUP)
     torch.testing.assert_close(search_clip(weight, stats, GROUP), clip)
 
     def error(clipped: Tensor | None) -> float:
