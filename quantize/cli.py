@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import UserError
-from quantize.process_memory import prefer_huge_pages
 from quantize.progress import Progress, progress_bar
 from quantize.schema import to_data
 from quantize.shell import Parser, called, command, reject, say
@@ -62,7 +61,6 @@ NOT_WITH_SUITE = ("source", "variant", "name", "revision", "group_size")  # what
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what the parsed command line asks for. Raises UserError for what the user can fix."""
-    prefer_huge_pages()
     for call in calls_from(arguments):
         with progress_bar(f"quantize: reading {call.source}", quiet=arguments.quiet) as progress:
             make(call, arguments, progress)

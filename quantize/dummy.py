@@ -21,6 +21,7 @@ DUMMY_PREFIX = "dummy:"
 SHAPES = {path.stem: path for path in sorted((Path(__file__).parent / "shapes").glob("*.json"))}  # configs, by name
 DUMMY_SEED = 0
 WEIGHT_STD = 0.02  # standard deviation of the weights, transformers' usual initializer_range
+DRAWN_TOGETHER = 2**20  # weights: they stay in a core's cache, and draws in multiples of 16 follow one another
 
 
 def dummy_config(spec: str) -> tuple[str, dict[str, Any]]:
@@ -65,8 +66,10 @@ class DummyWeights:
         if len(shape) < 2:
             fill = 0.0 if name.endswith("bias") else 1.0
             return torch.full(shape, fill, dtype=torch.float16, device=self.device)
-        drawn = torch.randn(shape, generator=generator_for(name, self.device), device=self.device)
-        return drawn.mul_(WEIGHT_STD).half()
+        drawn, generator = torch.empty(shape, dtype=torch.float16, device=self.device), generator_for(name, self.device)
+        for part in torch.split(drawn.view(-1), DRAWN_TOGETHER):
+            part.copy_(torch.randn(len(part), generator=generator, device=self.device).mul_(WEIGHT_STD))
+        return drawn
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.shapes[name]

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import gc
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -40,14 +39,6 @@ def peak_resident_bytes(proc: Path = PROC) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def prefer_huge_pages() -> None:
-    """Have torch start CPU tensors at multiples of 2 MB, on huge pages where Linux has them.
-
-    torch looks once, before it allocates its first tensor: later calls change nothing.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 @contextlib.contextmanager

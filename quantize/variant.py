@@ -10,10 +10,7 @@ GROUP_SIZES = (128, 64, 32)  # of AWQ, which the published kernels run, in the o
 AUTO_KERNEL, NATIVE_KERNEL = "auto", "native"
 """What `--kernel` takes beside the names of kernels: the fastest here, and what an AWQ layout is named after."""
 
-KERNEL_NAMES = (
-    *("torch-cpu", "triton", "autoawq-gemm", "autoawq-gemv", "triton-gemv"),
-    *("gptqmodel-marlin", "gptqmodel-machete", "dequantize"),
-)
+KERNEL_NAMES = ("torch-cpu", "triton", "autoawq-gemm", "autoawq-gemv", "triton-gemv", "dequantize")
 """Every kernel of quantize.kernels, which imports torch; this module does not."""
 
 

@@ -109,8 +109,7 @@ def join_parts(folder: Path) -> int:
 def _join(parts: Sequence[Path], target: Path) -> tuple[list[str], int]:
     """Write `target` holding every tensor of `parts`; return the names and the bytes of data. Nothing is decoded.
 
-    The format is a little-endian 64-bit header length, a JSON header of dtypes, shapes and offsets, then the data.
-    """
+    The format is a little-endian 64-bit header length, a JSON header of dtypes, shapes and offsets, then the data."""
     header: dict[str, Any] = {}
     data_starts = []
     offset = 0

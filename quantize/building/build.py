@@ -44,8 +44,7 @@ def quantize(
     dry_run:  say what it will take in memory, disk and time, and make nothing.
 
     Raises UserError for everything that the user can fix; nothing half-written is left under a checkpoint's name. Of
-    several variants, those that can be made are made first (NotAllMade).
-    """
+    several variants, those that can be made are made first (NotAllMade)."""
     options, progress = with_choices(options or BuildOptions(), "bnb", choices), progress or Progress()
     chosen = variants_named([variants] if isinstance(variants, str) else variants)
     out = Path(out)

@@ -29,7 +29,7 @@ FLOAT_BYTES, PROBE_SIZE, PROBE_S, CALL_SIZE = 4, 2048, 0.3, 4096
 AGAIN = 1.8  # of a forward pass that running up to each input in turn takes
 SHARE = 0.5  # of its best speed that a product has amid what feeds it
 SEARCHED, ROUNDED = 400, 600  # times that the search, and the choice of codes in a quantized model, round each weight
-CALLS = 130  # roundings that one column of ROW_BLOCK rows takes while its codes are chosen
+CALLS = {"cpu": 130, "cuda": 45}  # roundings that one column of ROW_BLOCK rows takes while its codes are chosen
 SEARCH_COPIES, ROUNDING_COPIES = 2, 6  # of the largest group of weights, of a block of rows, at once
 LAYER_COPIES = 150  # what a layer's search and codes cost, in copies of its weights
 
@@ -41,8 +41,7 @@ class Estimate:
     parameters, layers: of the model.
     peak_bytes:        of the process on a CPU, of the device on CUDA.
     disk_bytes:        parts and finished files together, at the worst moment.
-    free_memory_bytes: that this process may hold in all; free_disk_bytes: where the checkpoints go.
-    """
+    free_memory_bytes: that this process may hold in all; free_disk_bytes: where the checkpoints go."""
 
     parameters: int
     layers: int
@@ -124,8 +123,7 @@ def checkpoint_bytes(parameters: int, quantized: int, variant: Variant, group_si
 def variants_of(source: str) -> list[tuple[str, str, Variant, int, Any]]:
     """Name, base model, variant, bytes of the weights and config of each checkpoint that `all` would make of a source.
 
-    From its config alone; what cannot be made is left out. Raises UserError as `config_source` and `empty_model` do.
-    """
+    From its config alone; what cannot be made is left out. Raises UserError as `config_source` and `empty_model` do."""
     folder, base_model = config_source(source)
     model, found = empty_model(folder), []
     parameters = count_weights(model)
@@ -159,23 +157,21 @@ def layer_seconds(
     linears: Collection[tuple[int, int]], inputs: Sequence[int], tokens: int, runs: int, speed: tuple[float, ...]
 ) -> float:
     """What a decoder layer takes. linears: (out, in); inputs: features of each distinct input; runs: quantized models
-    in which codes are chosen; speed: as `speeds` gives it.
-    """
+    in which codes are chosen; speed: as `speeds` gives it."""
     weights, wide = (sum(rows * columns**power for rows, columns in linears) for power in (1, 2))
     symmetric = {width: sum(one.stop * (one.stop - one.start) for one in column_blocks(width)) for width in set(inputs)}
     products = 2 * tokens * weights * (1 + AGAIN * runs) + 5 * runs * wide
     products += sum(2 * tokens * ((1 + runs) * symmetric[width] + runs * width * width) for width in inputs)
     products += sum(2 * SCALE_GRID * min(rows, MOST_WEIGHTS // width) * symmetric[width] for rows, width in linears)
     factors = runs * sum(width**3 for width in inputs) / 3
-    calls = runs * CALLS * max(sum(inputs), weights / ROW_BLOCK)
-    work = ((SEARCHED + runs * ROUNDED) * weights, calls, factors / SHARE, products / SHARE)
+    columns = runs * max(sum(inputs), weights / ROW_BLOCK)
+    work = ((SEARCHED + runs * ROUNDED) * weights, columns, factors / SHARE, products / SHARE)
     return float(sum(amount / of for amount, of in zip(work, speed, strict=True)))
 
 
 def speeds(device: torch.device) -> tuple[float, ...]:
-    """What a device does in a second: weights rounded, calls for few weights, operations of float32 products and of
-    those that the layers take. The best of several tries: what else runs slows some of them.
-    """
+    """What a device does in a second: weights rounded, columns of ROW_BLOCK rows whose codes are chosen, operations of
+    float32 products and of those that the layers take. The best of several tries: what else runs slows some of them."""
     x = torch.randn((PROBE_SIZE, PROBE_SIZE), device=device)
     half, few, out, spent = x.to(product_dtype(device)), x.flatten()[:CALL_SIZE], x.clone(), []
     rounds = (lambda: torch.round(x, out=out), lambda: [few.round_() for _ in range(100)])
@@ -188,7 +184,7 @@ def speeds(device: torch.device) -> tuple[float, ...]:
                 torch.cuda.synchronize(device)
             tries.append(time.perf_counter() - started)
         spent.append(min(tries))
-    amounts = (x.numel(), 100, 2 * PROBE_SIZE**3, 2 * PROBE_SIZE**3)
+    amounts = (x.numel(), 100 / CALLS[device.type], 2 * PROBE_SIZE**3, 2 * PROBE_SIZE**3)
     return tuple(amount / least for amount, least in zip(amounts, spent, strict=True))
 
 

@@ -41,8 +41,7 @@ class BuildOptions:
     revision:     of a hub source; device: "cpu", "cuda" or "auto" (CUDA where there is some).
     force:        make finished checkpoints again.
     name:         of the base model, None for the source's own.
-    spill:        keep the activations between two layers in files beside the output.
-    """
+    spill:        keep the activations between two layers in files beside the output."""
 
     group_size: int | None = None
     calibration: str = "builtin"
@@ -85,8 +84,7 @@ class Job:
     progress: told each step; say: told each line that a user should read.
     several:  whether the call asked for more than one variant.
     refused:  variants that could not be made, and why: one does not lose the others.
-    disk:     of a dry run, bytes that each variant will write.
-    """
+    disk:     of a dry run, bytes that each variant will write."""
 
     source: Source
     weights: TensorReader
@@ -147,8 +145,7 @@ class Job:
     ) -> Recipe:
         """What the options and the weights say: bfloat16 for a source that is mostly in it, else float16.
 
-        apart: for a variant with groups of codes. Raises UserError where too little of the model can be quantized.
-        """
+        apart: for a variant with groups of codes. Raises UserError where too little of the model can be quantized."""
         if variant.is_gguf:
             check_gguf(self.source.folder, self.weights.names())
         method, dtypes = method_of(variant), Counter(map(self.weights.dtype, self.weights.names()))

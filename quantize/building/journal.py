@@ -27,8 +27,7 @@ class State:
     layers:  the facts of each finished layer's linears.
     seconds: a phase so far, over all runs of this journal.
     files:   SHA-256 by name of all that the next run reads.
-    groups:  where scales may move, for each kind of layer that was tried.
-    """
+    groups:  where scales may move, for each kind of layer that was tried."""
 
     key: str
     layers: tuple[tuple[LinearFacts, ...], ...] = ()

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ class LinearFacts:
 
     error:     of the weights as stored; error_rtn: of plain rounding to nearest.
     exponent:  the scale search's grid point, None where nothing was scaled.
-    tokens:    of the calibration text that an expert's layer saw, None for all.
-    """
+    tokens:    of the calibration text that an expert's layer saw, None for all."""
 
     name: str
     error: float
@@ -50,8 +49,7 @@ class LayerResult:
     weights: by full name (without ".weight").
     others:  every other tensor of the layer, scales applied, by full name.
     facts:   of each linear layer; seconds: a phase.
-    before:  by variant, what its method made of the layer before its scales moved, by full name.
-    """
+    before:  by variant, what its method made of the layer before its scales moved, by full name."""
 
     index: int
     weights: dict[str, Int4Weight]
@@ -87,8 +85,7 @@ def quantize_layer(
     """Quantize decoder layer `index`, which is left scaled. Raises UserError where it comes out too bad.
 
     runs: by variant, how its quantized model sees the layer, SEARCHED for the one of `options`; they go through it.
-    seconds: of the phases before this. With no options nothing is quantized here: only `before` sees the layer.
-    """
+    seconds: of the phases before this. With no options nothing is quantized here: only `before` sees the layer."""
     made = {}
     for variant, make in before.items():
         with timed(seconds, "other variants"):
@@ -102,6 +99,7 @@ def quantize_layer(
     work, groups = _Work(seen, options, run), groups if options.search else ()
     with timed(seconds, "scale"):
         work.scale(groups)
+        seen.stats.update({owner: replace(stats) for owner, stats in seen.stats.items()})  # less what it kept
     with timed(seconds, "round"):
         for owner in list(seen.stats):
             trim_memory(above=FREED_SHARE)
@@ -148,8 +146,7 @@ class _Work:
     def scale(self, groups: Sequence[ScaleGroup]) -> None:
         """Search and apply the scales of one group after the other, those inside experts aside.
 
-        Moving them leaves every layer's output as it was. Before, each linear gets its error of plain rounding.
-        """
+        Moving them leaves every layer's output as it was. Before, each linear gets its error of plain rounding."""
         seen = self._seen
         for owner, stats in seen.stats.items():
             self._note_plain(seen.sharing(owner), stats)
@@ -245,8 +242,7 @@ class _Work:
 
     def _readers(self, consumers: Sequence[Consumer], block: RoutedTokens, names: list[list[str]]) -> list[Reader]:
         """Readers of these layers of a block's experts; their names are added. All take the statistics of the block's
-        input, weighted by the tokens that each saw: one that saw few has none of its own that a search could trust.
-        """
+        input, weighted by the tokens that each saw: one that saw few has none of its own that a search could trust."""
         stats, tokens, readers = block.stats(), block.tokens(), []
         for consumer in consumers:
             if consumer.name in self._seen.linears:

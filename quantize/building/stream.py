@@ -55,8 +55,7 @@ class LayerStream:
     skeleton:     holds the transformers model, its weights on the meta device but for the layer at work on `device`.
     groups:       where scales may move, for each kind of layer that was tried; kinds: of each layer that was seen.
     states:       the inputs of the layer after the one yielded last, [batch, tokens, hidden] each: of the calibration's
-                  batches in the source and in each quantized model, the held-out text in both, and the first block.
-    """
+                  batches in the source and in each quantized model, the held-out text in both, and the first block."""
 
     skeleton: Skeleton
     architecture: Architecture
@@ -84,8 +83,7 @@ class LayerStream:
         held_out: token ids of text to run along, int64 [n, block_tokens], once `options` quantize something.
         spill:    a folder for files that hold the batches' inputs in place of memory.
 
-        A layer's weights, and its inputs, are freed when the next one is asked for.
-        """
+        A layer's weights, and its inputs, are freed when the next one is asked for."""
         self.skeleton.fill_outer(self.architecture.layers_name, self.device)
         makers, runs = before or {}, [*(before or {})]
         if options and options.rounding == "gptq":
@@ -221,8 +219,7 @@ def observe_layer(
     hidden: the layer's input batches [b, t, hidden], replaced in place by its outputs; calls: what the model calls
     the layer with besides, for each batch; stored: as LayerInputs'; watch: whether the last batch is watched, not
     calibrated on, and what the linear layers see is kept; spill: a folder to keep it in.
-    Raises UserError when an output is not finite.
-    """
+    Raises UserError when an output is not finite."""
     layer, linears, prefix = architecture.layers[index], architecture.linears(index), architecture.prefix(index)
     owners: dict[str, str] = {}
     accumulators: dict[str, StatsAccumulator] = {}

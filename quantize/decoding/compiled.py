@@ -20,8 +20,7 @@ COMPILED, SDPA = "compiled", "sdpa"
 class CompiledDecoder(StaticDecoder):
     """A decoder on a static cache whose steps torch.compile made one program of; the prompt runs eagerly.
 
-    compile_s: seconds that this took, the first step's run included.
-    """
+    compile_s: seconds that this took, the first step's run included."""
 
     @torch.no_grad()
     def __init__(self, model: Any, *, batch: int, positions: int) -> None:
@@ -69,8 +68,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention of one query, query [batch, heads, 1, head], in sums that fuse; key, value [batch, fewer, slots, head].
 
-    mask: [batch, 1, 1, slots], added to the scores. Returns [batch, 1, heads, head], as transformers takes it.
-    """
+    mask: [batch, 1, 1, slots], added to the scores. Returns [batch, 1, heads, head], as transformers takes it."""
     grouped = query.reshape(len(query), key.shape[1], -1, 1, query.shape[-1]).float()  # several heads share a key
     scores = (grouped * key.unsqueeze(2)).sum(dim=-1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     weights = torch.softmax(scores + mask, dim=-1)

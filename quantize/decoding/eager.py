@@ -15,8 +15,7 @@ class EagerDecoder:
     name:   how the steps run, as records and tables say it.
     logits: [batch, vocabulary] behind the last prompt or step; a later step may overwrite them in place.
     token:  [batch, 1], the likeliest; the next step feeds it. A caller may write others into it.
-    compile_s: seconds that compiling a step took, None where none is compiled.
-    """
+    compile_s: seconds that compiling a step took, None where none is compiled."""
 
     name = "eager"
     logits: Tensor

@@ -70,8 +70,7 @@ def fused_rotary(
 ) -> tuple[Tensor, Tensor]:
     """Llama's rotary embedding (Su et al. 2021, arXiv:2104.09864) of one token's queries and keys in one kernel.
 
-    As transformers calls it: q and k [batch, heads, 1, head], cos and sin [batch or 1, 1, head].
-    """
+    As transformers calls it: q and k [batch, heads, 1, head], cos and sin [batch or 1, 1, head]."""
     from quantize.decoding.step_programs import rotary_program
 
     batch, heads, tokens, width = q.shape

@@ -29,8 +29,7 @@ MASKED_ATTENTION = ("sdpa", "eager")  # the attention implementations of transfo
 class _Slots(StaticLayer):  # type: ignore[misc]
     """Keys and values of one layer for a fixed number of positions, written at a position that lies on the device.
 
-    transformers' own update computes the position anew in every layer; here all layers share one.
-    """
+    transformers' own update computes the position anew in every layer; here all layers share one."""
 
     def __init__(self, like: Any, slots: int, position: Tensor, fused: bool) -> None:
         super().__init__(max_cache_len=slots)
@@ -61,15 +60,13 @@ class StaticDecoder(EagerDecoder):
     """A decoder whose steps all run on the same memory, so that a CUDA graph can hold them.
 
     The prompt runs as in the eager decoder, and what it cached is copied into the slots. A step sees the slots up to
-    its position through a mask; token, position and mask live on the device and are moved on by the step itself.
-    """
+    its position through a mask; token, position and mask live on the device and are moved on by the step itself."""
 
     @torch.no_grad()
     def __init__(self, model: Any, *, batch: int, positions: int) -> None:
         """Make the cache for `batch` sequences of up to `positions` tokens, and on CUDA record a step.
 
-        Raises UserError as `check_model` does, for caches of another kind, and for layers that wait for the host.
-        """
+        Raises UserError as `check_model` does, for caches of another kind, and for layers that wait for the host."""
         check_model(model, positions)
         device = next(model.parameters()).device
         super().__init__(model)
@@ -165,8 +162,7 @@ def check_model(model: Any, positions: int) -> None:
 def check_against_eager(decoder: EagerDecoder, model: Any, prompt: Tensor, steps: int, dtype: torch.dtype) -> None:
     """Run the prompt and up to CHECKED_STEPS steps eagerly, then in `decoder` with the same tokens fed to it.
 
-    Raises RuntimeError where the logits lie further apart than RELATIVE_ERROR of the compute dtype allows.
-    """
+    Raises RuntimeError where the logits lie further apart than RELATIVE_ERROR of the compute dtype allows."""
     eager = EagerDecoder(model)
     eager.prefill(prompt)
     fed, expected = [], []

@@ -25,8 +25,7 @@ def rotary_program(
 ):
     """x cos + rotate_half(x) sin, of queries and keys alike; grid (heads of both, batch), out [batch, heads, 2 half].
 
-    queries, keys: one token's, a head's features together and heads one after another; the strides are of the batch.
-    """
+    queries, keys: one token's, a head's features together and heads one after another; the strides are of the batch."""
     head, batch, places = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.arange(0, HALF)
     inside = places < half
     if head < query_heads:

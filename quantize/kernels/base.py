@@ -17,8 +17,7 @@ GATE_TOKENS = (1, 7, 64, 257)  # a layer is tried with: one, a few, both sides o
 class Int4Linear(nn.Module):
     """A 4-bit linear layer made ready for one kernel; subclasses hold its buffers.
 
-    forward takes [..., in] in the compute dtype and returns [..., out] in the same dtype, the bias added.
-    """
+    forward takes [..., in] in the compute dtype and returns [..., out] in the same dtype, the bias added."""
 
     def __init__(self, weight: Int4Weight, bias: Tensor | None) -> None:
         super().__init__()
@@ -43,8 +42,7 @@ class Kernel:
     unsupported_reason: (weight, device, compute dtype) -> None when it can run this layer there, else the reason.
     prepare:       (weight, bias, device, compute dtype) -> the layer ready to run.
     way:           tokens -> what really runs for that many.
-    compute_dtype: (tokens, compute dtype) -> the dtype that is multiplied in.
-    """
+    compute_dtype: (tokens, compute dtype) -> the dtype that is multiplied in."""
 
     name: str
     unsupported_reason: Callable[[Int4Weight, torch.device, torch.dtype], str | None]

@@ -26,8 +26,7 @@ def pack_blocks(codes: Tensor) -> Tensor:
 class WordsLinear(Int4Linear):
     """words: int32 [out, 16 * blocks]; scales: float16, zeros: uint8, both [out, groups].
 
-    It unpacks them at every call, which in float32 gives the exact stored weights; subclasses are faster.
-    """
+    It unpacks them at every call, which in float32 gives the exact stored weights; subclasses are faster."""
 
     words: Tensor
     scales: Tensor

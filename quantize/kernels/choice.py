@@ -24,7 +24,7 @@ from quantize.versions import version_of
 PROBED_TOKENS = (1, 512)  # decode and prefill
 PROBE_SAMPLES = 7
 FLUSHED_BYTES = 256 * 10**6  # written before each timed call on a GPU: its cache then holds no weights, as in a model
-DECIDING_LIBRARIES = ("quantable", "torch", "triton", "autoawq", "autoawq-kernels", "gptqmodel")
+DECIDING_LIBRARIES = ("quantable", "torch", "triton", "autoawq", "autoawq-kernels")
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def choose_kernel(
 
     wanted: a name of KERNELS; "native", what the layout `version` is named after (NATIVE); None or "auto", the fastest
     by a short measured probe. cache: a JSON file that keeps what a probe found on this machine with these libraries.
-    Raises UserError for an unknown name and where none of those meant can run every shape.
-    """
+    Raises UserError for an unknown name and where none of those meant can run every shape."""
     if wanted in (None, AUTO_KERNEL):
         names = [name for name in KERNELS if _unsupported_reason(KERNELS[name], shapes, device, dtype) is None]
         return KERNELS[_fastest(names, shapes, device, dtype, cache)]

@@ -64,8 +64,7 @@ def unpack_int4pack(packed: Tensor, in_features: int, rows: int | None = None) -
     """Undo `torch._convert_weight_to_int4pack_for_cpu`: uint8 [out, in / 2] -> float32 codes [in, out].
 
     Rows are packed in blocks of `rows` (None: as this processor does), feature by feature: the low half-bytes hold the
-    block's first half, the high ones its second. Rows left over are packed in pairs (ATen's int4mm_kernel.cpp).
-    """
+    block's first half, the high ones its second. Rows left over are packed in pairs (ATen's int4mm_kernel.cpp)."""
     rows, out_features = row_block() if rows is None else rows, packed.shape[0]
     whole = out_features // rows * rows
     codes = torch.empty((in_features, out_features), dtype=torch.float32)

@@ -33,8 +33,7 @@ def launch(
     """Run a program; from the second time on without Triton's look at every argument, most of what a launch costs.
 
     numbers: what follows the operands, constants included. Triton compiles for each number's divisibility, and for
-    pointers that are multiples of 16: others go its own way.
-    """
+    pointers that are multiples of 16: others go its own way."""
     key = (id(program), operands[0].device, *(one.dtype for one in operands), *numbers, *options.values())
     made = LAUNCHED.get(key)
     if any(operand.data_ptr() % 16 for operand in operands):
@@ -100,8 +99,7 @@ def _dequantized(layer: WordsLinear, operands: tuple[Tensor, ...], weight: Tenso
 def warps_a_program(programs: int, width: int, multiprocessors: int) -> int:
     """How many warps, 1, 2 or 4, share the words of a mat-vec program's rows: as few as fill the GPU.
 
-    programs: of the launch; width: words a row, of which every warp wants some.
-    """
+    programs: of the launch; width: words a row, of which every warp wants some."""
     wanted = WARPS_A_PROCESSOR * multiprocessors
     useful = -(-width // (4 * WARP_QUADS))
     return next(warps for warps in (1, 2, 4) if warps == 4 or warps >= useful or programs * warps >= wanted)

@@ -26,8 +26,7 @@ def code_pair(words, SIXTEEN, PLACE: tl.constexpr):
     """The codes at places PLACE and PLACE + 4 of turned words, as floats, with 16 added, or 256 at an odd place.
 
     A code is no number yet when it has been cut out of its word; set into the digits of the float 16.0 or 256.0 it is
-    16 + code or 256 + code, without an instruction that converts.
-    """
+    16 + code or 256 + code, without an instruction that converts."""
     if PLACE == 0:
         low, high = words << 16, words
     elif PLACE == 3:
@@ -49,8 +48,7 @@ def matvec_program(
     """One token times ROWS output features: x [tokens, in], out [tokens, out]; grid (blocks of rows, tokens).
 
     A thread takes quads of words, 32 codes, against the same 32 inputs for all ROWS. Zero points and offsets leave the
-    sum: sum (c - z) x = sum (c + o) x - sum o x - z sum x, the last two common to all rows.
-    """
+    sum: sum (c - z) x = sum (c + o) x - sum o x - z sum x, the last two common to all rows."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.program_id(1).to(tl.int64)
     x += token * in_features
@@ -94,8 +92,7 @@ def weights_at(
     """The weights [ROWS, 16, 2] at one place of a block's words [ROWS, 16].
 
     Set into the digits of a half 1024.0 or a bfloat16 128.0, which MAGIC holds twice, both codes are numbers at once;
-    less their zero point they still are whole. last: the last group, for those beyond it, of words without inputs.
-    """
+    less their zero point they still are whole. last: the last group, for those beyond it, of words without inputs."""
     CODE: tl.constexpr = tl.bfloat16 if dtype == tl.bfloat16 else tl.float16
     WIDE: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
     lifted = (packed >> 4 * PLACE) & 0x000F000F | MAGIC
@@ -132,8 +129,7 @@ def tile_program(
     """ROWS output features times TOKENS tokens on the tensor cores; grid (blocks of rows, blocks of tokens, SPLIT).
 
     out: [SPLIT, tokens, out_features], sums over a share of the inputs each. WHOLE: no block of inputs is cut off.
-    Rows and tokens beyond the last are others once more, so that the loop needs no mask; they are not stored.
-    """
+    Rows and tokens beyond the last are others once more, so that the loop needs no mask; they are not stored."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lines = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)  # their places may pass 2**31
     part, inputs, blocks = tl.program_id(2), tl.arange(0, 128), tl.cdiv(in_features, 128)

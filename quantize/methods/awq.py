@@ -102,8 +102,7 @@ def refuse_strangers(folder: Path, skeleton: Skeleton, held: Sequence[str], pack
     """Raise UserError for a tensor that the model has no place for.
 
     AutoGPTQ writes biases of zeros for layers that have none, older models their rotary frequencies; scales beside an
-    activation function are AWQ's.
-    """
+    activation function are AWQ's."""
     for name in held:
         path, _, leaf = name.rpartition(".")
         known = skeleton.files.homes[name] in skeleton.files.known or leaf in ("scales", "inv_freq")

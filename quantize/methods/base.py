@@ -29,8 +29,7 @@ class Choices:
 
     half_dtype:  of what is not quantized; rounding: of 4-bit codes.
     group_size:  of methods that store groups of codes.
-    kept:        names in files of the modules with matrices that stay in half precision.
-    """
+    kept:        names in files of the modules with matrices that stay in half precision."""
 
     half_dtype: torch.dtype
     rounding: Rounding = "gptq"
@@ -47,8 +46,7 @@ class Recipe:
     dtype:        of the tensors that are not quantized.
     quantization: what config.json says under quantization_config, None for the reference.
     settings:     a dataclass of the choices that decide the bytes; the method works with this one object.
-    quantized_share: of the decoder's matrices, None where nothing is quantized.
-    """
+    quantized_share: of the decoder's matrices, None where nothing is quantized."""
 
     variant: Variant
     dtype: torch.dtype
@@ -79,8 +77,7 @@ class LayerInputs:
     stats:   owner -> statistics of that input.
     blocks:  what the experts saw, for each module of experts.
     stored:  parameter -> its name in files, by full names; its own where none is given.
-    exact:   owner -> its input [tokens, in] of each batch; empty where nothing is to be compared with them.
-    """
+    exact:   owner -> its input [tokens, in] of each batch; empty where nothing is to be compared with them."""
 
     layer: nn.Module
     prefix: str
@@ -127,8 +124,7 @@ class Method:
                        and what they see, by names in files; None where the method does not work so. run: the layer in
                        the model that this method quantizes, None where its inputs are the source model's.
     pack:              (weights by their names in files, recipe) -> their tensors; None where no search is.
-    in_groups:         whether it stores groups of codes, whose size must divide every layer.
-    """
+    in_groups:         whether it stores groups of codes, whose size must divide every layer."""
 
     name: str
     recipe: Callable[[Variant, Choices], Recipe]

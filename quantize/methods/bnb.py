@@ -18,7 +18,7 @@ from quantize.model.pretrained import config_of, model_of
 from quantize.quiet import quiet_libraries
 from quantize.rounding.correction import Watched, correct_rows
 from quantize.rounding.gptq import Target, gptq_round
-from quantize.rounding.gram import InputStats
+from quantize.rounding.gram import SHRINKAGE, InputStats
 from quantize.rounding.options import BnbOptions
 from quantize.variant import Variant
 from quantize.weights import check_finite
@@ -36,8 +36,7 @@ def bnb_tensors(name: str, weight: Tensor, variant: Variant, options: BnbOptions
     bnb-8bit: `.weight` (int8 [out, in], from float16), `.SCB` (float32 [out], the largest magnitude of each
     row), and `.weight_format` (0, row-major); a weight is `.weight * .SCB / 127`.
 
-    Raises UserError when a weight is not finite, or for bnb-8bit not finite in float16.
-    """
+    Raises UserError when a weight is not finite, or for bnb-8bit not finite in float16."""
     check_finite(f"{name}.weight", weight)
     with quiet_libraries():
         if variant.w_bit == 4:
@@ -58,8 +57,7 @@ def bnb_4bit_with_feedback(
 
     weights: [out_k, in] by full name, without ".weight"; stats, watched: as `round_rows` takes them. The blocks' scales
     are bitsandbytes' own; only which of the 16 values a weight becomes differs from bitsandbytes' nearest. Layers whose
-    rows are no whole number of blocks are rounded to nearest.
-    """
+    rows are no whole number of blocks are rounded to nearest."""
     for name, weight in weights.items():
         check_finite(f"{name}.weight", weight)
     with quiet_libraries():
@@ -69,7 +67,7 @@ def bnb_4bit_with_feedback(
         return entries, {name: _dequantized(*own) for name, own in quantized.items()}
     scales = torch.cat([_block_scales(state, len(weights[name])) for name, (_, state) in quantized.items()])
     levels, order = entries[f"{next(iter(weights))}.weight.quant_map"].float().sort()
-    midpoints, target = (levels[1:] + levels[:-1]) / 2, Target.of(stats.shrunk())
+    midpoints, target = (levels[1:] + levels[:-1]) / 2, Target.of(stats.gram, SHRINKAGE)
     rows = torch.cat([weight.float() for weight in weights.values()])
 
     def attempt(numbers: Tensor, pull: Tensor | None) -> tuple[Tensor, ...]:
@@ -143,8 +141,7 @@ def bnb_linear(
 ) -> Any:
     """bitsandbytes' own layer, without a bias, around what `bnb_tensors` gave for a weight of this shape, (out, in).
 
-    The tensors are on the device; they become the layer's and are not copied.
-    """
+    The tensors are on the device; they become the layer's and are not copied."""
     from bitsandbytes import nn as bnb_nn
 
     layer: Any

@@ -56,8 +56,7 @@ class QuantizedRun:
     hidden:  the layer's input batches [b, t, hidden] in the quantized model, the last one watched, not calibrated on.
     calls:   what the model calls the layer with besides, for each batch.
     exact:   by owner, what its linear layers see in the source model, [tokens, in] a batch.
-    is_last: no other run of this layer follows: what is not needed here any more is freed.
-    """
+    is_last: no other run of this layer follows: what is not needed here any more is freed."""
 
     layer: nn.Module
     linears: Collection[str]
@@ -75,8 +74,7 @@ class QuantizedRun:
         """What the owner sees with the weights as they are, and on the watched batch; None where it cannot be told.
 
         weights: [out_k, in] of all that see it; scales: [in], by which its inputs are divided and those of the source
-        model are not yet.
-        """
+        model are not yet."""
         if owner not in self.exact:
             return None
         source = self.exact.pop(owner) if self.is_last else self.exact[owner]
@@ -94,10 +92,9 @@ class QuantizedRun:
                 self._run(number)
             if not seen or seen[0].shape != exact.shape:
                 return None
-            given = exact if scales is None else exact / scales
             if number < len(self.hidden) - 1:
-                accumulator.add(seen[0], given)
-        return accumulator.finish(), Watched(given.float(), seen[0].float())
+                accumulator.add(seen[0], exact, scales)
+        return accumulator.finish(), Watched(exact.float() if scales is None else exact / scales, seen[0].float())
 
     def put(self, name: str, weight: Tensor) -> None:
         """A linear layer's quantized weights, from here on."""

@@ -20,8 +20,7 @@ class Reader:
 
     weight:   float32 [out, in]; stats: of their input.
     channels: int64 [in], the channel that each input feature comes from, negative for none.
-    share:    of the tokens that they see.
-    """
+    share:    of the tokens that they see."""
 
     weight: Tensor
     stats: InputStats
@@ -44,8 +43,7 @@ class Reader:
 class ScaleChoice:
     """The scales [channels] that the search chose, and their loss tr(D H D^T) on the rows that decide.
 
-    exponent: the grid point in [0, 1) that gave them, None where not scaling won.
-    """
+    exponent: the grid point in [0, 1) that gave them, None where not scaling won."""
 
     scales: Tensor
     exponent: float | None
@@ -73,8 +71,7 @@ def _cached_rows(weight: Tensor) -> tuple[Tensor, ...]:
 def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
     """Point `step` of AWQ's grid of scales, autoawq's "duo" form: mean|x|^a / mean|w|^(1 - a), a = step / 20.
 
-    Normalised so that the largest times the smallest entry is one.
-    """
+    Normalised so that the largest times the smallest entry is one."""
     exponent = step / SCALE_GRID
     scales = (abs_mean.pow(exponent) / (magnitude.pow(1 - exponent) + 1e-4)).clamp(min=1e-4)
     scales = scales / (scales.max() * scales.min()).sqrt()
@@ -86,8 +83,7 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
     """Choose the scales s that minimise || X (Q(W s) / s - W)^T ||^2 (AWQ, equation 4), summed over the readers.
 
     free: bool [channels], those that may be scaled. No scaling is one of the candidates, so the choice is never worse
-    than it on the rows that decide.
-    """
+    than it on the rows that decide."""
     count, rows = len(free), sum(len(one.weight) for one in readers)
     abs_mean = readers[0].stats.abs_mean.new_zeros(count)
     magnitude = abs_mean.clone()
@@ -123,8 +119,7 @@ def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
     """Choose for each group the magnitude to clip at, minimising the error of that group's share of the output.
 
     weight: float32 [out, in], AWQ scales applied; stats: of the scaled input. Returns float32 [out, in / group_size].
-    The loss of a group is d H_gg d^T, H_gg the diagonal block of the Gram matrix that belongs to it.
-    """
+    The loss of a group is d H_gg d^T, H_gg the diagonal block of the Gram matrix that belongs to it."""
     grouped = weight.view(weight.shape[0], -1, group_size).transpose(0, 1)  # [groups, out, size]
     blocks = stats.gram.view(len(grouped), group_size, len(grouped), group_size)
     blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()  # [groups, size, size]

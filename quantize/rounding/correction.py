@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.rounding.gptq import Target, round_with_feedback, sweep
-from quantize.rounding.gram import InputStats, product_dtype
+from quantize.rounding.gram import SHRINKAGE, InputStats, product_dtype
 from quantize.rounding.options import AwqOptions
 
 CORRECTION = 0.25  # all of it fits the calibration text alone: the next layers' inputs drift further, not back
@@ -45,8 +45,7 @@ def correct_rows(
     """What `attempt` makes of rows [n, in] with the correction, or without it where that is no worse on watched text.
 
     values: (parts of some rows, their numbers) -> the weights that they stand for. TRIED_ROWS of the rows decide, which
-    are rounded both ways before the others.
-    """
+    are rounded both ways before the others."""
     every = torch.arange(len(weight), device=weight.device)
     cross = None if stats.cross is None else stats.cross.to(product_dtype(weight.device, weight.shape[1]))
 
@@ -68,7 +67,9 @@ def correct_rows(
         return rounded(every, 0)
     sample = every[:: max(1, len(every) // TRIED_ROWS)]
     tried = rounded(torch.cat([sample, sample]), len(sample))
-    ways = (values(tuple(part[rows] for part in tried), sample) for rows in (slice(len(sample)), slice(len(sample), None)))
+    ways = (
+        values(tuple(part[rows] for part in tried), sample) for rows in (slice(len(sample)), slice(len(sample), None))
+    )
     corrected, uncorrected = (watched.error(weight[sample], one) for one in ways)
     return rounded(every, len(every) if corrected < uncorrected else 0)
 
@@ -79,13 +80,12 @@ def round_rows(
     """Quantize float32 [rows, in] weights to groupwise 4 bits as the options say; they see inputs of these statistics.
 
     clip: [rows, in / group_size], the largest magnitudes that the groups keep; watched: as `correct_rows` takes it.
-    Raises ArithmeticError for statistics that are not finite.
-    """
-    size, gram = options.group_size, stats.shrunk()
+    Raises ArithmeticError for statistics that are not finite."""
+    size = options.group_size
     if options.rounding == "nearest":
         nearest = round_to_nearest(weight, size, clip)
-        return sweep(nearest, weight, gram, codes_too=False) if options.refit else nearest
-    target, gram = Target.of(gram), gram.to(product_dtype(gram.device, len(gram)))
+        return sweep(nearest, weight, stats.shrunk(), codes_too=False) if options.refit else nearest
+    target, gram = Target.of(stats.gram, SHRINKAGE), stats.shrunk() if options.refit else stats.gram
 
     def attempt(numbers: Tensor, pull: Tensor | None) -> Parts:
         own = weight[numbers]

@@ -33,13 +33,13 @@ class Target:
     factor: Tensor
 
     @classmethod
-    def of(cls, gram: Tensor) -> "Target":
-        """gram: H, float32 [in, in]. Raises ArithmeticError for NaN and Inf."""
+    def of(cls, gram: Tensor, shrinkage: float = 0) -> "Target":
+        """gram: H, float32 [in, in], off its diagonal lessened by so much. Raises ArithmeticError for NaN and Inf."""
         order = torch.argsort(gram.diagonal(), stable=True)
-        return cls(order, damped_factor(gram, order))
+        return cls(order, damped_factor(gram, order, shrinkage))
 
 
-def damped_factor(gram: Tensor, order: Tensor | None = None) -> Tensor:
+def damped_factor(gram: Tensor, order: Tensor | None = None, shrinkage: float = 0) -> Tensor:
     """The upper R [in, in] with R^T R = H + damping * mean(diag H) I, by Cholesky's method, the features in this order.
 
     Input features that never fire get a diagonal of one. Where float32 cannot factorise the matrix, float64 tries,
@@ -48,10 +48,11 @@ def damped_factor(gram: Tensor, order: Tensor | None = None) -> Tensor:
     damping, order = DAMPING, torch.arange(len(gram), device=gram.device) if order is None else order
     while damping < MOST_DAMPING:
         for dtype in (torch.float32, torch.float64):
-            damped = torch.empty(gram.shape, dtype=dtype, device=gram.device)
+            damped, picked = torch.empty(gram.shape, dtype=dtype, device=gram.device), gram.new_empty((0, 0))
             for rows, own in zip(*(torch.split(one, FACTOR_BLOCK) for one in (damped, order)), strict=True):
-                rows.copy_(gram[own].index_select(1, order))
-            diagonal = damped.diagonal()
+                picked = torch.index_select(gram, 0, own, out=picked.resize_((len(own), len(gram))))
+                rows.copy_(picked.index_select(1, order)).mul_(1 - shrinkage)
+            diagonal = damped.diagonal().copy_(gram.diagonal()[order])
             dead = diagonal <= 0
             diagonal.add_(damping * float(diagonal.mean()))
             diagonal[dead] = 1
@@ -83,8 +84,7 @@ def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | 
     The columns with the largest activations go first (act-order), while there are many left to make up for them; what
     `nearest` rounds to must not depend on the order. pull: B [rows, in], None for none. It is Babai's nearest plane
     algorithm (arXiv 2507.18553): with H = R^T R, column j is rounded from w_j + (sum_{k > j} R_jk (w_k - q_k) + T_j) /
-    R_jj, where T R = B. The far products are in bfloat16 where a CPU has it.
-    """
+    R_jj, where T R = B. The far products are in bfloat16 where a CPU has it."""
     dtype, order = product_dtype(weight.device, weight.shape[1]), target.order
     pivots = target.factor.diagonal().unsqueeze(1)
     # Columns as rows: every step then reads and writes contiguous memory.
@@ -141,8 +141,7 @@ def round_with_feedback(
     """Quantize [rows, in] weights to groupwise 4 bits with error feedback.
 
     clip: [rows, in / group_size] as in round_to_nearest; pull: as gptq_round's. The groups' scales and zeros are fixed
-    before the feedback starts, by the clipped minimum and maximum.
-    """
+    before the feedback starts, by the clipped minimum and maximum."""
     grouped = weight.float().view(weight.shape[0], -1, group_size)
     if clip is not None:
         grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
@@ -168,8 +167,7 @@ def sweep(
     weight: float32 [rows, in]; gram: H [in, in], multiplied in its dtype; pull: B [rows, in], None for none. With
     G = D H - B, a code goes to the nearest of c - G_j / (s H_jj) (coordinate descent), and the scale moves by
     -(G c) / (c H c), the least squares of a group whose codes are c less their zero point. The scales stay float16
-    numbers, and one that would move too far stays where it is. codes_too: else only the scales are fitted.
-    """
+    numbers, and one that would move too far stays where it is. codes_too: else only the scales are fitted."""
     size = quantized.group_size
     zeros, scales = (transposed(one.float()) for one in (quantized.zeros, quantized.scales))
     of_groups = transposed(quantized.codes).float().view(len(scales), size, -1).sub_(zeros.unsqueeze(1))

@@ -24,8 +24,7 @@ class InputStats:
     gram:     float32 [in, in], X^T X divided by the number of tokens.
     abs_mean: float32 [in], the mean of |x| per input feature.
     cross:    [in, in], (Y - X)^T X divided by it, Y the inputs in the source model; None where X are those. Of weights
-              with few rows [out, in], their product with it. In the dtype of products with it (`product_dtype`).
-    """
+              with few rows [out, in], their product with it. In the dtype of products with it (`product_dtype`)."""
 
     gram: Tensor
     abs_mean: Tensor
@@ -38,11 +37,14 @@ class InputStats:
 
     def scaled(self, scales: Tensor) -> "InputStats":
         """The statistics of inputs divided by `scales` [in]: what the layer sees once AWQ scales are applied."""
-        return InputStats(self.gram / torch.outer(scales, scales), self.abs_mean / scales)
+        return InputStats((self.gram / scales).div_(scales.unsqueeze(1)), self.abs_mean / scales)
 
     def shrunk(self) -> Tensor:
-        """The Gram matrix with its off-diagonal entries lessened by SHRINKAGE (Ledoit and Wolf, 2004); [in, in]."""
-        gram = self.gram * (1 - SHRINKAGE)
+        """The Gram matrix with its off-diagonal entries lessened by SHRINKAGE (Ledoit and Wolf, 2004); [in, in], in the
+        dtype of products with it."""
+        gram = torch.empty_like(self.gram, dtype=product_dtype(self.gram.device, len(self.gram)))
+        for own in column_blocks(len(gram)):
+            gram[own] = self.gram[own] * (1 - SHRINKAGE)
         gram.diagonal().copy_(self.gram.diagonal())
         return gram
 
@@ -56,12 +58,17 @@ def column_blocks(features: int) -> list[slice]:
 
 def transposed(matrix: Tensor) -> Tensor:
     """A contiguous copy of M^T, strip after strip on a CPU: of large matrices several times as fast as torch's own."""
-    if matrix.device.type != "cpu":
-        return matrix.t().contiguous()
     copy = matrix.new_empty(matrix.shape[::-1])
-    for to, strip in zip(torch.split(copy, STRIP, dim=1), torch.split(matrix, STRIP), strict=True):
+    for to, strip in zip(
+        torch.split(copy, strip_of(matrix), dim=1), torch.split(matrix, strip_of(matrix)), strict=True
+    ):
         to.copy_(strip.t())
     return copy
+
+
+def strip_of(matrix: Tensor) -> int:
+    """Rows that are turned at a time."""
+    return STRIP if matrix.device.type == "cpu" else max(1, len(matrix))
 
 
 def row_errors(difference: Tensor, gram: Tensor) -> Tensor:
@@ -70,8 +77,7 @@ def row_errors(difference: Tensor, gram: Tensor) -> Tensor:
 
     difference: float32; gram: H, multiplied in its own dtype (InputStats.gram_lowp). H is symmetric, so each pair of
     column blocks is multiplied once and counted twice. Products in bfloat16 are added up in float32: their errors
-    average out to about 1e-5 of the sum of all rows.
-    """
+    average out to about 1e-5 of the sum of all rows."""
     factors = difference.to(gram.dtype)
     total = difference.new_zeros(len(difference))
     for own in column_blocks(gram.shape[0]):
@@ -100,8 +106,7 @@ class StatsAccumulator:
     """Adds up InputStats over batches; keeps no token.
 
     Where the CPU multiplies in bfloat16, the inputs are rounded to it, as the layer's own product does; the sums of
-    batches are added up in float32.
-    """
+    batches are added up in float32."""
 
     def __init__(self, in_features: int, device: torch.device, weight: Tensor | None = None) -> None:
         """weight: float32 [out, in], whose product with the cross term is asked for in place of it."""
@@ -111,27 +116,42 @@ class StatsAccumulator:
         self._tokens = 0
         self._dtype = product_dtype(device)
         self._weight = None if weight is None else weight.to(self._dtype)
+        self._turned: dict[str, Tensor] = {}  # batches as [in, tokens], in memory that all of them share
 
-    def add(self, inputs: Tensor, exact: Tensor | None = None) -> None:
-        """inputs: [..., in], every leading position a token; exact: what they are in the source model, as many."""
+    def add(self, inputs: Tensor, exact: Tensor | None = None, scales: Tensor | None = None) -> None:
+        """inputs: [..., in], every leading position a token; exact: what they are in the source model, as many, not yet
+        divided by scales [in]."""
         x = inputs.reshape(-1, inputs.shape[-1])
         self._tokens += x.shape[0]
-        blocks, part = column_blocks(x.shape[1]), x.to(self._dtype)
-        rows = transposed(part)
+        blocks, rows = column_blocks(x.shape[1]), self._turn("found", x)
         for number, own in enumerate(blocks):
             for other in blocks[: number + 1]:
                 self._gram[other, own] += rows[other] @ rows[own].t()
         if exact is None:
-            self._abs_sum += (part.new_ones((1, len(part))) @ part.abs())[0]
+            self._abs_sum += torch.linalg.vector_norm(rows, 1, dim=1, dtype=torch.float32)
             return
-        lost = (exact - part).to(self._dtype)
-        lost = transposed(lost) if self._weight is None else self._weight @ lost.t()
+        lost = self._turn("lost", exact, x, scales)
+        lost = lost if self._weight is None else self._weight @ lost
         self._cross = self._gram.new_zeros((len(lost), len(rows))) if self._cross is None else self._cross
         for own, other in itertools.product(column_blocks(len(lost)), blocks):
             self._cross[own, other] += lost[own] @ rows[other].t()
 
+    def _turn(self, kind: str, x: Tensor, less: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
+        """(x / scales - less)^T, both [tokens, in], in the dtype of products."""
+        turned = self._turned.get(kind)
+        if turned is None or turned.shape[1] != len(x):
+            turned = self._turned[kind] = x.new_empty(x.shape[::-1], dtype=self._dtype)
+        size = strip_of(x)
+        for number, (to, strip) in enumerate(zip(torch.split(turned, size, dim=1), torch.split(x, size), strict=True)):
+            strip = strip if scales is None else strip / scales
+            if less is not None:
+                strip = strip - less[number * size : (number + 1) * size].to(self._dtype)
+            to.copy_(strip.t())
+        return turned
+
     def finish(self) -> InputStats:
         """The means over all tokens added; of none, as if all features were alike. The accumulator is then spent."""
+        self._turned.clear()
         if self._tokens == 0:
             return InputStats(torch.eye(len(self._gram), device=self._gram.device), torch.ones_like(self._abs_sum))
         gram = self._gram.div_(self._tokens)

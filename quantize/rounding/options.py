@@ -19,8 +19,7 @@ class AwqOptions:
     search:     False rounds the weights as they are.
     clip:       search the clipping of each group's range.
     rounding:   "nearest", or "gptq" for error feedback inside the ranges that the search chose.
-    refit:      fit the scales to the codes afterwards.
-    """
+    refit:      fit the scales to the codes afterwards."""
 
     group_size: int
     search: bool = True
@@ -36,8 +35,7 @@ class BnbOptions:
     quant_type:   "nf4" (QLoRA, arXiv 2305.14314) or "fp4".
     double_quant: quantize the scales too, which saves about 0.4 bits a weight.
     blocksize:    how many weights share a scale.
-    rounding:     "nearest", or "gptq" for error feedback on calibration text.
-    """
+    rounding:     "nearest", or "gptq" for error feedback on calibration text."""
 
     quant_type: QuantType = "nf4"
     double_quant: bool = False

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quantize.int4.packing import pack_gemm
 from quantize.int4.weight import LEVELS, Int4Weight
-from quantize.process_memory import peak_resident_bytes, prefer_huge_pages
+from quantize.process_memory import peak_resident_bytes
 from quantize.quiet import quiet_libraries
 from quantize.rounding.options import AwqOptions
 
@@ -33,7 +33,6 @@ scales in the GEMM layout and every other changed tensor."""
 
 def ours(source: str, blocks: Tensor, group_size: int, options: AwqOptions) -> tuple[float, Tensors]:
     """Our pipeline from files to packed layers; its seconds include reading the weights and packing."""
-    prefer_huge_pages()  # as the command does
     from quantize.building.stream import LayerStream
     from quantize.model.layer_calls import runnable
     from quantize.model.pretrained import empty_model

@@ -9,7 +9,6 @@ import pytest
 from quantize.process_memory import peak_resident_bytes, resident_bytes
 
 ROOT = Path(__file__).parents[2]
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 GLIBC = pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
 FREE_FRAGMENTS = """
 from quantize.process_memory import trim_memory, resident_bytes
@@ -18,15 +17,6 @@ del kept[:-1]  # the last one pins the top of the heap
 before = resident_bytes()
 trim_memory(above={above})
 print(before - resident_bytes())
-"""
-HUGE = """
-import re
-from pathlib import Path
-from quantize.process_memory import prefer_huge_pages
-{call}
-import torch
-kept = torch.ones(2**26)
-print(sum(map(int, re.findall(r"AnonHugePages: +([0-9]+) kB", Path("/proc/self/smaps").read_text()))))
 """
 
 
@@ -48,12 +38,3 @@ def test_without_linux_proc_the_figures_are_much_the_same(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("above", "fewest", "most"), [(0.0, 25e7, 4e8), (0.2, 25e7, 4e8), (0.99, -1e6, 1e6)])
 def test_freed_memory_is_given_back_when_it_is_much(above: float, fewest: float, most: float) -> None:
     assert fewest <= printed(FREE_FRAGMENTS.format(above=above)) <= most
-
-
-@pytest.mark.skipif(
-    not HUGE_PAGES.is_file() or "[madvise]" not in HUGE_PAGES.read_text(), reason="no huge pages on request here"
-)
-@pytest.mark.parametrize(("call", "some"), [("prefer_huge_pages()", True), ("", False)])
-def test_torch_takes_huge_pages_when_asked(call: str, some: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    assert (printed(HUGE.format(call=call)) > 0) is some

@@ -5,8 +5,6 @@ order of the nibbles first of all, and that shows on a CPU.
 """
 
 import dataclasses
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,33 +20,9 @@ from tests.quantize.kernels.test_kernels import CPU, TOKENS, check_against_refer
 
 SHAPE = (48, 384)
 
-MARLIN = '''
-import torch
-from awq.utils.packing_utils import dequantize_gemm
-
-class AwqMarlinLinear(torch.nn.Module):
-    """Takes the GEMM layout and repacks it in post_init, as gptqmodel's does."""
-
-    def __init__(self, *, bits, group_size, desc_act, sym, in_features, out_features, bias, dtype, register_buffers):
-        super().__init__()
-        assert (bits, desc_act, sym, bias, register_buffers) == (4, False, False, False, True)
-        self.group_size, self.ready = group_size, False
-        groups, words = in_features // group_size, out_features // 8
-        self.register_buffer("qweight", torch.zeros((in_features, words), dtype=torch.int32))
-        self.register_buffer("qzeros", torch.zeros((groups, words), dtype=torch.int32))
-        self.register_buffer("scales", torch.zeros((groups, out_features), dtype=dtype))
-
-    def post_init(self):
-        self.ready = True
-
-    def forward(self, x):
-        assert self.ready
-        return x @ dequantize_gemm(self.qweight, self.qzeros, self.scales, 4, self.group_size).to(x.dtype)
-'''
-
 
 @pytest.fixture
-def stood_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def stood_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every operation that needs a GPU replaced, and every kernel willing to run here."""
     with quiet_libraries():
         from awq.modules.linear import gemm, gemv
@@ -58,15 +32,6 @@ def stood_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     extension.gemmv2_forward_cuda = lambda x, *tensors: gemv_forward(x, *tensors[:-1])  # the last splits the sum
     for module in (gemm, gemv):
         monkeypatch.setattr(module, "awq_ext", extension)
-    folder = tmp_path / "gptqmodel" / "nn_modules" / "qlinear"
-    folder.mkdir(parents=True)
-    for package in (folder, *folder.parents[:2]):
-        (package / "__init__.py").touch()
-    (folder / "marlin_awq.py").write_text(MARLIN)
-    (folder / "machete_awq.py").write_text(MARLIN.replace("AwqMarlinLinear", "AwqMacheteLinear"))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "gptqmodel"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(tmp_path))
     for name in STOOD_IN:
         willing = dataclasses.replace(KERNELS[name], unsupported_reason=lambda weight, device, dtype: None)
         monkeypatch.setitem(KERNELS, name, willing)
@@ -91,7 +56,7 @@ def gemv_forward(x: Tensor, qweight: Tensor, scales: Tensor, qzeros: Tensor, gro
     return x @ weight.dequantize(x.dtype).t()
 
 
-STOOD_IN = ["autoawq-gemm", "autoawq-gemv", "gptqmodel-marlin", "gptqmodel-machete"]
+STOOD_IN = ["autoawq-gemm", "autoawq-gemv"]
 
 
 @pytest.mark.usefixtures("stood_in")

@@ -59,7 +59,9 @@ def test_each_linear_layer_sees_what_those_before_it_give_now() -> None:
     }
     drifted = [batch + 0.1 * torch.randn_like(batch) for batch in batches]
     run = QuantizedRun(layer, linears, list(drifted), calls, exact)
-    run.inputs("mlp.gate_proj", [before["mlp.gate_proj"]])  # looked at before attention is done: nothing of it may be kept
+    run.inputs(
+        "mlp.gate_proj", [before["mlp.gate_proj"]]
+    )  # looked at before attention is done: nothing of it may be kept
     for names in STAGES:
         expected = [seen_by(layer, names[0], *pair) for pair in zip(drifted, calls, strict=True)]
         few = names[0] == STAGES[-1][0]
