@@ -27,10 +27,11 @@ from quantize.variant import Variant, variants_named
 
 FLOAT_BYTES, PROBE_SIZE, PROBE_S, CALL_SIZE = 4, 2048, 0.3, 4096
 AGAIN = 1.8  # of a forward pass that running up to each input in turn takes
-SHARE = 0.5  # of its best speed that a product has amid what feeds it
-SEARCHED, ROUNDED = 400, 600  # times that the search, and the choice of codes in a quantized model, round each weight
-CALLS = {"cpu": 130, "cuda": 45}  # roundings that one column of ROW_BLOCK rows takes while its codes are chosen
-SEARCH_COPIES, ROUNDING_COPIES = 2, 6  # of the largest group of weights, of a block of rows, at once
+SHARE = 0.67  # of its best speed that a product has amid what feeds it
+SEARCHED, ROUNDED = 240, 360  # times that the search, and the choice of codes in a quantized model, round each weight
+CALLS = {"cpu": 180, "cuda": 45}  # roundings that one column of ROW_BLOCK rows takes while its codes are chosen
+SEARCH_COPIES, ROUNDING_COPIES = 2, 10  # of the largest group of weights, of a block of rows, at once
+LIBRARIES_BYTES = 120 * 10**6  # that products take on a CPU beside their operands
 LAYER_COPIES = 150  # what a layer's search and codes cost, in copies of its weights
 
 
@@ -98,6 +99,7 @@ def estimate(
     at_work = max(exact + max(batch, SEARCH_COPIES * largest_group), rounding)
     in_layers = held_inputs + weights[largest] + sum(width * width for width in held) + at_work
     peak = FLOAT_BYTES * int(max(in_layers, embedding.numel() + activations, 2 * embedding.numel())) + already_bytes
+    peak += LIBRARIES_BYTES if device.type == "cpu" else 0
 
     quantized = sum(weights)
     bytes_of = [checkpoint_bytes(parameters, quantized, one.variant, one.group_size) for one in recipes]

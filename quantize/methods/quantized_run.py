@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quantize.model.layer_calls import LayerCall, one_layer
 from quantize.rounding.correction import Watched
-from quantize.rounding.gram import InputStats, StatsAccumulator, multiplies_bfloat16
+from quantize.rounding.gram import WIDE, InputStats, StatsAccumulator, multiplies_bfloat16
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ class QuantizedRun:
             return None
         source = self.exact.pop(owner) if self.is_last else self.exact[owner]
         width = source[0].shape[-1]
-        few = 2 * sum(map(len, weights)) < width  # else the whole cross term costs less than a product with each batch
+        few = 2 * sum(map(len, weights)) < width >= WIDE  # else the whole cross term costs less, or is more exact
         accumulator = StatsAccumulator(width, self.hidden[0].device, torch.cat(list(weights)) if few else None)
         for number, exact in enumerate(source):
             seen: list[Tensor] = []

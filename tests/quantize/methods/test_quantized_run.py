@@ -100,6 +100,7 @@ def single(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in float32, whatever this CPU is good at."""
     monkeypatch.setattr("quantize.rounding.gram.multiplies_bfloat16", lambda device: False)
     monkeypatch.setattr("quantize.methods.quantized_run.multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("quantize.methods.quantized_run.WIDE", 48)
 
 
 @pytest.mark.parametrize(("variant", "module"), [("awq-gemm", correction), ("bnb-4bit", bnb)])
