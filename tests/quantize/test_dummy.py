@@ -9,7 +9,7 @@ import torch
 import quantize
 from quantize.building.job import BuildOptions
 from quantize.cli import main
-from quantize.dummy import dummy_config, dummy_weights
+from quantize.dummy import WEIGHT_STD, DummyWeights, dummy_config, dummy_weights
 from quantize.errors import UserError
 from quantize.source import open_source
 
@@ -75,3 +75,11 @@ def test_what_is_no_shape_is_refused(cached: Path, capsys: pytest.CaptureFixture
         open_source(f"dummy:{no_type}")
     assert main([f"dummy:{cached}/none.json", "--out", str(cached / "out")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: dummy:")
+
+
+def test_weights_drawn_in_parts_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = DummyWeights({"a": (40, 20)}, torch.device("cpu"))
+    whole = drawn.get("a")
+    monkeypatch.setattr("quantize.dummy.DRAWN_TOGETHER", 64)
+    assert torch.equal(drawn.get("a"), whole)
+    assert 0.8 < float(whole.float().std()) / WEIGHT_STD < 1.2

@@ -191,3 +191,10 @@ def test_the_same_record_twice_counts_once(three: list[Record], tmp_path: Path) 
     append(path, *three)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() * 2)
     assert read_records(path) == three
+
+
+def test_a_kernel_is_named_for_the_tokens_that_it_gets_at_once() -> None:
+    lengths = Scenario.over("x", [3, 4, 90], 8, batch=2)
+    assert Kernels.of(lambda tokens: "few" if tokens < 100 else "many", lengths) == Kernels("few / many", "few")
+    assert Kernels.of(str, lengths) == Kernels("6 / 8 / 180", "2")
+    assert Kernels.of(str, None).decode == "1"  # a long text: of quality, or tasks

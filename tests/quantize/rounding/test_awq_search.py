@@ -16,10 +16,11 @@ from quantize.rounding.awq_search import (
     relative_magnitude,
     search_clip,
     search_scale,
+    some_rows,
 )
 from quantize.rounding.correction import Watched, round_rows
 from quantize.rounding.gptq import Target, damped_factor, gptq_round, round_with_feedback, sweep
-from quantize.rounding.gram import InputStats, StatsAccumulator, column_blocks, row_errors
+from quantize.rounding.gram import SHRINKAGE, InputStats, StatsAccumulator, column_blocks, row_errors
 from quantize.rounding.options import AwqOptions
 
 with quiet_libraries():
@@ -233,6 +234,21 @@ def test_shrinking_lessens_what_features_share_and_keeps_their_loudness(inputs: 
     torch.testing.assert_close(shrunk - shrunk.diagonal().diag(), 0.8 * (stats.gram - stats.gram.diagonal().diag()))
 
 
+def test_feedback_on_a_shrunk_matrix_is_that_on_what_shrinking_gives(inputs: Tensor) -> None:
+    stats = stats_of(inputs)
+    ours, expected = Target.of(stats.gram, SHRINKAGE), Target.of(stats.shrunk())
+    assert torch.equal(ours.order, expected.order)
+    torch.testing.assert_close(ours.factor, expected.factor)
+
+
+def test_of_many_weights_evenly_spread_rows_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.arange(12.0).view(6, 2)
+    assert torch.equal(some_rows(weight), weight)
+    monkeypatch.setattr("quantize.rounding.awq_search.MOST_WEIGHTS", 4)
+    assert torch.equal(some_rows(weight), weight[[0, 3]])
+    assert torch.equal(some_rows(weight, of=12), weight[:1])  # beside as many rows of a peer
+
+
 def test_products_in_bfloat16_change_little(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     weight = weight_for(inputs)
@@ -309,7 +325,10 @@ def test_a_correction_is_kept_where_watched_text_gains_by_it_and_only_there(
     corrected = round_rows(weight, stats, options, watched=helpful)
     assert helpful.error(weight, corrected.dequantize()) < 0.9 * helpful.error(weight, plain.dequantize())
     assert torch.equal(round_rows(weight, stats, options, watched=useless).codes, plain.codes)
-    monkeypatch.setattr("quantize.rounding.correction.ROW_BLOCK", 24)  # several blocks; the last holds what is tried
+    of_rows = replace(stats, cross=weight[:16] @ stats.cross)  # of few rows it is B itself that was summed up
+    own = round_rows(weight[:16], stats, options, watched=helpful)
+    assert torch.equal(round_rows(weight[:16], of_rows, options, watched=helpful).codes, own.codes)
+    monkeypatch.setattr("quantize.rounding.correction.ROW_BLOCK", 24)  # several blocks
     torch.testing.assert_close(round_rows(weight, stats, options, watched=helpful).codes, corrected.codes)
 
 
