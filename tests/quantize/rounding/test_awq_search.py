@@ -325,6 +325,7 @@ def test_a_correction_is_kept_where_watched_text_gains_by_it_and_only_there(
     corrected = round_rows(weight, stats, options, watched=helpful)
     assert helpful.error(weight, corrected.dequantize()) < 0.9 * helpful.error(weight, plain.dequantize())
     assert torch.equal(round_rows(weight, stats, options, watched=useless).codes, plain.codes)
+    assert stats.cross is not None
     of_rows = replace(stats, cross=weight[:16] @ stats.cross)  # of few rows it is B itself that was summed up
     own = round_rows(weight[:16], stats, options, watched=helpful)
     assert torch.equal(round_rows(weight[:16], of_rows, options, watched=helpful).codes, own.codes)
