@@ -19,7 +19,7 @@ from quantize.model.architecture import Architecture, architecture_of
 from quantize.model.pretrained import empty_model
 from quantize.process_memory import peak_resident_bytes, resident_bytes
 from quantize.progress import Step, span
-from quantize.rounding.awq_search import MOST_WEIGHTS, SCALE_GRID
+from quantize.rounding.awq_search import FINALISTS, MOST_WEIGHTS, SCALE_GRID, SOME_WEIGHTS
 from quantize.rounding.correction import ROW_BLOCK
 from quantize.rounding.gram import column_blocks, product_dtype
 from quantize.source import config_source
@@ -164,7 +164,8 @@ def layer_seconds(
     symmetric = {width: sum(one.stop * (one.stop - one.start) for one in column_blocks(width)) for width in set(inputs)}
     products = 2 * tokens * weights * (1 + AGAIN * runs) + 5 * runs * wide
     products += sum(2 * tokens * ((1 + runs) * symmetric[width] + runs * width * width) for width in inputs)
-    products += sum(2 * SCALE_GRID * min(rows, MOST_WEIGHTS // width) * symmetric[width] for rows, width in linears)
+    for most, tried in ((SOME_WEIGHTS, SCALE_GRID), (MOST_WEIGHTS, FINALISTS)):
+        products += sum(2 * tried * min(rows, most // width) * symmetric[width] for rows, width in linears)
     factors = runs * sum(width**3 for width in inputs) / 3
     columns = runs * max(sum(inputs), weights / ROW_BLOCK)
     work = ((SEARCHED + runs * ROUNDED) * weights, columns, factors / SHARE, products / SHARE)

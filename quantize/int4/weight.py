@@ -45,14 +45,16 @@ class Int4Weight:
         return weight.view(self.codes.shape)
 
 
-def minmax_range(grouped: Tensor) -> tuple[Tensor, Tensor]:
+def minmax_range(grouped: Tensor, clip: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The scale and zero point that cover each group's smallest and largest weight, zero included.
 
-    grouped: [..., group_size]. Returns scales and zeros, both [...] in the input's dtype; the scales are values
-    that float16 holds exactly, because that is how they are stored: rounding against the stored scale loses less
-    than rounding first and storing afterwards. A scale that float16 would flush to zero is kept at its smallest.
+    grouped: [..., group_size]; clip: [...], the largest magnitudes that count, None for all. Returns scales and zeros,
+    both [...] in the input's dtype; the scales are values that float16 holds exactly, because that is how they are
+    stored: rounding against the stored scale loses less than rounding first and storing afterwards. A scale that
+    float16 would flush to zero is kept at its smallest.
     """
-    return covering(grouped.amin(dim=-1).clamp_(max=0), grouped.amax(dim=-1).clamp_(min=0))
+    low, high = grouped.amin(dim=-1).clamp_(max=0), grouped.amax(dim=-1).clamp_(min=0)
+    return covering(low, high) if clip is None else covering(torch.maximum(low, -clip), torch.minimum(high, clip))
 
 
 def covering(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,8 +76,6 @@ def round_to_nearest(weight: Tensor, group_size: int, clip: Tensor | None = None
     clip: [out, in / group_size], the largest magnitude a group's weights may keep; None keeps all.
     """
     grouped = weight.float().view(weight.shape[0], -1, group_size)
-    if clip is not None:
-        grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
-    scales, zeros = minmax_range(grouped)
+    scales, zeros = minmax_range(grouped, clip)
     codes = (grouped / scales.unsqueeze(-1)).round_().add_(zeros.unsqueeze(-1)).clamp_(0, LEVELS)
     return Int4Weight(codes.to(torch.uint8).view(weight.shape), scales.half(), zeros.to(torch.uint8))

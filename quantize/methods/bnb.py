@@ -16,7 +16,7 @@ from quantize.methods.quantized_run import QuantizedRun
 from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
 from quantize.quiet import quiet_libraries
-from quantize.rounding.correction import Watched, correct_rows
+from quantize.rounding.correction import Some, Watched, correct_rows
 from quantize.rounding.gptq import Target, gptq_round
 from quantize.rounding.gram import SHRINKAGE, InputStats
 from quantize.rounding.options import BnbOptions
@@ -70,26 +70,26 @@ def bnb_4bit_with_feedback(
     midpoints, target = (levels[1:] + levels[:-1]) / 2, Target.of(stats.gram, SHRINKAGE)
     rows = torch.cat([weight.float() for weight in weights.values()])
 
-    def attempt(numbers: Tensor, pull: Tensor | None) -> tuple[Tensor, ...]:
-        of_blocks = scales[numbers].t().contiguous()
+    def attempt(which: Some, pull: Tensor | None) -> tuple[Tensor, ...]:
+        of_blocks = scales[which].t().contiguous()
 
         def nearest(column: int, wanted: Tensor, code: Tensor, value: Tensor) -> None:
             rank = torch.bucketize(wanted / of_blocks[column // options.blocksize], midpoints)
             torch.mul(levels[rank], of_blocks[column // options.blocksize], out=value)
             code.copy_(order[rank])
 
-        return (gptq_round(rows[numbers], target, nearest, pull).view(torch.uint8),)
+        return (gptq_round(rows[which], target, nearest, pull).view(torch.uint8),)
 
-    def values(parts: tuple[Tensor, ...], numbers: Tensor) -> Tensor:
-        grouped = levels[order.argsort()][parts[0].long()].view(len(numbers), -1, options.blocksize)
-        return (grouped * scales[numbers].unsqueeze(-1)).flatten(1)
+    def values(parts: tuple[Tensor, ...], which: Some) -> Tensor:
+        grouped = levels[order.argsort()][parts[0].long()].view(len(parts[0]), -1, options.blocksize)
+        return (grouped * scales[which].unsqueeze(-1)).flatten(1)
 
     (codes,) = correct_rows(rows, stats, watched, attempt, values)
     sizes = [len(weight) for weight in weights.values()]
     for name, own in zip(weights, torch.split(codes, sizes), strict=True):
         pairs = own.view(-1, 2)
         entries[f"{name}.weight"] = (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
-    every = values((codes,), torch.arange(len(rows), device=rows.device))
+    every = values((codes,), slice(None))
     return entries, dict(zip(weights, torch.split(every, sizes), strict=True))
 
 

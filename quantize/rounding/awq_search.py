@@ -10,7 +10,9 @@ from quantize.int4.weight import covering, minmax_range, rounded
 from quantize.rounding.gram import InputStats, row_errors
 
 SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; clips to 1, 0.95, ... 0.55 of the most
-MOST_WEIGHTS = 2**23  # of more, evenly spread rows with about so many decide: 2,048 of 4,096 features
+SOME_WEIGHTS, MOST_WEIGHTS = 2**21, 2**23  # of evenly spread rows: all scales are tried on some, the best on most
+FINALISTS = 5  # scales
+MANY_GROUPS = 1500  # where no clip of so many is better, the search for clips ends
 CACHED_WEIGHTS = 2**18  # are worked on at a time: what is made of them then lies in a core's cache
 
 
@@ -50,9 +52,9 @@ class ScaleChoice:
     loss: float
 
 
-def some_rows(weight: Tensor, of: int | None = None) -> Tensor:
-    """Rows of a weight [out, in], evenly spread, that hold about MOST_WEIGHTS, or all. of: its rows and its peers'."""
-    return weight[:: max(1, (of or len(weight)) * weight.shape[1] // MOST_WEIGHTS)]
+def some_rows(weight: Tensor, of: int | None = None, most: int = SOME_WEIGHTS) -> Tensor:
+    """Rows of a weight [out, in], evenly spread, that hold about so many, or all. of: its rows and its peers'."""
+    return weight[:: max(1, (of or len(weight)) * weight.shape[1] // most)]
 
 
 def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
@@ -91,15 +93,16 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
         abs_mean += one.gather(one.stats.abs_mean, count) * one.share
         magnitude += one.gather(relative_magnitude(one.weight, group_size), count) * (len(one.weight) / rows)
 
-    def scales_of(step: int) -> Tensor:
+    def scales_of(step: int | None) -> Tensor:
         scales = torch.ones_like(abs_mean)
-        scales[free] = grid_scales(abs_mean[free], magnitude[free], step)
+        if step is not None:
+            scales[free] = grid_scales(abs_mean[free], magnitude[free], step)
         return scales
 
-    def loss_of(scales: Tensor) -> float:
+    def loss_of(scales: Tensor, most: int) -> float:
         total = 0.0
         for one in readers:
-            weight, spread = some_rows(one.weight, rows), one.spread(scales)
+            weight, spread = some_rows(one.weight, rows, most), one.spread(scales)
             difference = torch.empty_like(weight, memory_format=torch.contiguous_format)
             for own, part in zip(_cached_rows(weight), _cached_rows(difference), strict=True):
                 grouped = (own * spread).view(len(own), -1, group_size)
@@ -107,12 +110,13 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
             total += one.share * float(row_errors(difference, one.stats.gram_lowp).sum())
         return total
 
-    ones = torch.ones_like(abs_mean)
-    plain, losses = loss_of(ones), [loss_of(scales_of(step)) for step in range(SCALE_GRID)]
-    chosen = min(range(SCALE_GRID), key=losses.__getitem__)
-    if not losses[chosen] < plain:
-        return ScaleChoice(ones, None, plain)
-    return ScaleChoice(scales_of(chosen), chosen / SCALE_GRID, losses[chosen])
+    tried: list[int | None] = [None, *range(SCALE_GRID)]  # not scaling wins where nothing is better
+    for most, kept in ((SOME_WEIGHTS, FINALISTS), (MOST_WEIGHTS, 1)):
+        losses = {step: loss_of(scales_of(step), most) for step in tried}
+        step, *_ = tried = sorted(tried, key=losses.__getitem__)[:kept]
+        if rows * readers[0].weight.shape[1] < 2 * most:  # these were all
+            break
+    return ScaleChoice(scales_of(step), None if step is None else step / SCALE_GRID, losses[step])
 
 
 def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
@@ -140,10 +144,11 @@ def _best_clip(grouped: Tensor, blocks: Tensor) -> Tensor:
     best_clip, best_error = largest, torch.full_like(largest, torch.inf)
     for step in range(CLIP_STEPS):
         clip = largest * (1 - step / CLIP_GRID)
-        kept = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
-        difference = rounded(kept, *covering(torch.maximum(low, -clip), torch.minimum(high, clip))).sub_(grouped)
+        difference = rounded(grouped, *covering(torch.maximum(low, -clip), torch.minimum(high, clip))).sub_(grouped)
         error = torch.bmm(difference, blocks).mul_(difference).sum(dim=-1)
         better = error < best_error
+        if error.numel() > MANY_GROUPS and not bool(better.any()):  # nor will a smaller one be
+            break
         best_error = torch.where(better, error, best_error)
         best_clip = torch.where(better, clip, best_clip)
     return best_clip

@@ -4,7 +4,7 @@ Of the change (X - X^) W^T of a linear layer's output, X its inputs in the sourc
 share CORRECTION becomes part of what its codes are rounded towards (QEP, arXiv 2504.09629).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,8 @@ TRIED_ROWS = 128  # of a layer's, rounded without the correction as well
 ROW_BLOCK = 4096  # rows at a time: more, and 16 columns of them leave a core's cache; fewer, and calls cost more
 
 Parts = tuple[Tensor, ...]  # what rows become, row by row: codes, and scales where they are chosen too
-Attempt = Callable[[Tensor, Tensor | None], Parts]  # (numbers of rows [n], B [n, in]) -> what they become
+Some = slice | Tensor  # numbers of rows
+Attempt = Callable[[Some, Tensor | None], Parts]  # (rows, B [n, in]) -> what they become
 
 
 @dataclass(frozen=True)
@@ -40,38 +41,40 @@ def correct_rows(
     stats: InputStats,
     watched: Watched | None,
     attempt: Attempt,
-    values: Callable[[Parts, Tensor], Tensor],
+    values: Callable[[Parts, Some], Tensor],
 ) -> Parts:
     """What `attempt` makes of rows [n, in] with the correction, or without it where that is no worse on watched text.
 
-    values: (parts of some rows, their numbers) -> the weights that they stand for. TRIED_ROWS of the rows decide, which
+    values: (parts of some rows, which rows) -> the weights that they stand for. TRIED_ROWS of the rows decide, which
     are rounded both ways before the others."""
-    every = torch.arange(len(weight), device=weight.device)
     cross = None if stats.cross is None else stats.cross.to(product_dtype(weight.device, weight.shape[1]))
 
-    def rounded(numbers: Tensor, corrected: int) -> Parts:
-        """Block after block of rows; the first so many with the correction."""
+    def rounded(blocks: Sequence[Some], corrected: int) -> Parts:
+        """Block after block of rows; the first so many rows with the correction."""
         found = []
-        for own in torch.tensor_split(numbers, max(1, round(len(numbers) / ROW_BLOCK))):
-            pull = None
+        for own in blocks:
+            rows, pull = weight[own], None
             if cross is not None and corrected > 0:
-                of_weights = cross[own] if len(cross) < len(cross.t()) else weight[own].to(cross.dtype) @ cross
+                of_weights = cross[own] if len(cross) < len(cross.t()) else rows.to(cross.dtype) @ cross
                 pull = of_weights.float().mul_(CORRECTION)
                 pull[corrected:] = 0
-            corrected -= len(own)
+            corrected -= len(rows)
             found.append(attempt(own, pull))
             del pull
         return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
+    count = len(weight)
+    size = -(-count // max(1, round(count / ROW_BLOCK)))
+    every = [slice(start, start + size) for start in range(0, count, size)]
     if cross is None or watched is None:
         return rounded(every, 0)
-    sample = every[:: max(1, len(every) // TRIED_ROWS)]
-    tried = rounded(torch.cat([sample, sample]), len(sample))
+    sample = torch.arange(0, count, max(1, count // TRIED_ROWS), device=weight.device)
+    tried = rounded([torch.cat([sample, sample])], len(sample))
     ways = (
         values(tuple(part[rows] for part in tried), sample) for rows in (slice(len(sample)), slice(len(sample), None))
     )
     corrected, uncorrected = (watched.error(weight[sample], one) for one in ways)
-    return rounded(every, len(every) if corrected < uncorrected else 0)
+    return rounded(every, count if corrected < uncorrected else 0)
 
 
 def round_rows(
@@ -87,9 +90,9 @@ def round_rows(
         return sweep(nearest, weight, stats.shrunk(), codes_too=False) if options.refit else nearest
     target, gram = Target.of(stats.gram, SHRINKAGE), stats.shrunk() if options.refit else stats.gram
 
-    def attempt(numbers: Tensor, pull: Tensor | None) -> Parts:
-        own = weight[numbers]
-        found = round_with_feedback(own, target, size, None if clip is None else clip[numbers], pull)
+    def attempt(which: Some, pull: Tensor | None) -> Parts:
+        own = weight[which]
+        found = round_with_feedback(own, target, size, None if clip is None else clip[which], pull)
         found = sweep(found, own, gram, pull) if options.refit else found
         return found.codes, found.scales, found.zeros
 

@@ -15,8 +15,9 @@ from quantize.rounding.gram import product_dtype, transposed
 
 DAMPING = 0.05  # share of the mean diagonal added to the Gram matrix; the paper adds 0.01
 MOST_DAMPING = 1e9  # with so much the matrix is its diagonal: what cannot be factorised then is not finite
-COLUMN_BLOCK, FACTOR_BLOCK, TINY = 128, 1024, torch.finfo(torch.float32).tiny
+COLUMN_BLOCK, FACTOR_BLOCK, TINY = 512, 1024, torch.finfo(torch.float32).tiny
 SMALLEST_BLOCK = 16  # blocks of columns are halved down to it: small products between halves in place of outer ones
+SOLVED_BLOCK = 128  # and triangular systems to this
 LARGEST_STEP = 0.3  # a refitted scale moves by less than this share of itself: beyond, other codes would be nearer
 
 Nearest = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -71,7 +72,7 @@ def _factorize(matrix: Tensor) -> bool:
         if bool(failed):
             return False
         matrix[own, own] = factor
-        matrix[own, rest] = torch.linalg.solve_triangular(factor.t(), matrix[own, rest], upper=False)
+        _solve(factor, matrix[own, rest])
         for first in range(start + size, len(matrix), size):
             panel = matrix[own, first:]
             matrix[first : first + size, first:].addmm_(panel[:, :size].t(), panel, alpha=-1)
@@ -96,12 +97,12 @@ def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | 
     for stop in range(len(columns), 0, -COLUMN_BLOCK):
         start = max(0, stop - COLUMN_BLOCK)
         own = slice(start, stop)
-        reach = target.factor[own, start:] / pivots[own]
-        wanted = columns[own] + (reach[:, stop - start :].to(dtype) @ errors[stop:]).float()
+        wanted = (target.factor[own, stop:].to(dtype) @ errors[stop:]).float().div_(pivots[own]).add_(columns[own])
         if pulled is not None:
             wanted += pulled[own]
         found, left = torch.empty_like(wanted), torch.empty_like(wanted)
-        _feed_block(wanted, columns[own], reach[:, : stop - start], numbers[own], nearest, found, left)
+        reach = target.factor[own, own] / pivots[own]
+        _feed_block(wanted, columns[own], reach, numbers[own], nearest, found, left)
         codes[order[own]] = found.to(torch.int8)
         errors[own] = left
     return transposed(codes)
@@ -112,10 +113,20 @@ def _solved(factor: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     solved, known = torch.empty_like(right), torch.empty(right.shape, dtype=dtype, device=right.device)
     for start in range(0, len(right), COLUMN_BLOCK):
         own = slice(start, start + COLUMN_BLOCK)
-        rest = right[own] - (factor[:start, own].t().to(dtype) @ known[:start]).float()
-        solved[own] = torch.linalg.solve_triangular(factor[own, own].t(), rest, upper=False)
+        torch.sub(right[own], factor[:start, own].to(dtype).t() @ known[:start], out=solved[own])
+        _solve(factor[own, own], solved[own])
         known[own] = solved[own]
     return solved
+
+
+def _solve(factor: Tensor, right: Tensor) -> None:
+    """Put T with R^T T = B, R the upper factor [n, n], in the place of B [n, m], half after half."""
+    if (half := len(factor) // 2) < SOLVED_BLOCK:
+        right.copy_(torch.linalg.solve_triangular(factor.t(), right, upper=False))
+        return
+    _solve(factor[:half, :half], right[:half])
+    right[half:].addmm_(factor[:half, half:].t(), right[:half], alpha=-1)
+    _solve(factor[half:, half:], right[half:])
 
 
 def _feed_block(
@@ -143,9 +154,7 @@ def round_with_feedback(
     clip: [rows, in / group_size] as in round_to_nearest; pull: as gptq_round's. The groups' scales and zeros are fixed
     before the feedback starts, by the clipped minimum and maximum."""
     grouped = weight.float().view(weight.shape[0], -1, group_size)
-    if clip is not None:
-        grouped = torch.clamp(grouped, -clip.unsqueeze(-1), clip.unsqueeze(-1))
-    scales, zeros = minmax_range(grouped)
+    scales, zeros = minmax_range(grouped, clip)
     lowest = -zeros.t().contiguous()
     ranges = list(zip(scales.t().contiguous().unbind(0), lowest.unbind(0), (lowest + LEVELS).unbind(0), strict=True))
 
@@ -173,21 +182,24 @@ def sweep(
     of_groups = transposed(quantized.codes).float().view(len(scales), size, -1).sub_(zeros.unsqueeze(1))
     difference = (of_groups * scales.unsqueeze(1)).flatten(0, 1).sub_(transposed(weight))
     offsets, pulled = of_groups.flatten(0, 1), None if pull is None else transposed(pull)
-    far = difference.to(gram.dtype)
+    far, together = difference.to(gram.dtype, copy=True), max(1, COLUMN_BLOCK // size)
     for group in range(len(scales)):
         columns = slice(group * size, (group + 1) * size)
+        if group % together == 0:
+            near = slice(columns.start, columns.start + together * size)
+            slopes = (gram[near] @ far).float()
+            if pulled is not None:
+                slopes -= pulled[near]
         own, scale, block = offsets[columns], scales[group], gram[columns, columns].float()
-        slope = (gram[columns] @ far).float()
-        if pulled is not None:
-            slope -= pulled[columns]
+        slope, slopes = slopes[:size], slopes[size:]
         if codes_too:
             _descend(own, slope, difference[columns], block, scale, zeros[group])
         curvature = (block @ own).mul_(own).sum(dim=0).clamp_(min=TINY)
         step = slope.mul_(own).sum(dim=0).div_(curvature).neg_()
         fitted = (scale + torch.where(step.abs() < LARGEST_STEP * scale, step, 0)).half().float()
-        difference[columns] += own * (fitted - scale)
-        far[columns] = difference[columns]
-        scales[group] = fitted
+        changed = difference[columns].addcmul_(own, fitted - scale).to(gram.dtype)
+        slopes += gram[columns.stop : near.stop, columns] @ (changed - far[columns])
+        far[columns], scales[group] = changed, fitted
     codes = transposed(of_groups.add_(zeros.unsqueeze(1)).flatten(0, 1).to(torch.uint8))
     return Int4Weight(codes, transposed(scales).half(), quantized.zeros)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 SHRINKAGE = 0.2  # of what two input features have in common: taken for an accident of the calibration text
 WIDE = 2048  # from here on the time of feedback in float32 is felt; below, its codes are a little better
-MOST_BLOCKS, SMALLEST_BLOCK = 8, 512  # 8 by 8 blocks of a symmetric matrix take 36 products of 64
+MOST_BLOCKS, SMALLEST_BLOCK = 8, 1024  # 8 by 8 blocks of a symmetric matrix take 36 products of 64
 STRIP = 64  # rows
 
 

@@ -117,8 +117,13 @@ def test_the_scales_are_those_that_autoawq_finds(inputs: Tensor) -> None:
     assert ours.loss < token_error(inputs, round_to_nearest(weight, GROUP).dequantize() - weight)
 
 
-def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(inputs: Tensor) -> None:
+@pytest.mark.parametrize("share", [1, 4])
+def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(
+    inputs: Tensor, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight, stats = weight_for(inputs), stats_of(inputs)
+    monkeypatch.setattr("quantize.rounding.awq_search.SOME_WEIGHTS", weight.numel() // share)
+    monkeypatch.setattr("quantize.rounding.awq_search.MOST_WEIGHTS", weight.numel())
     losses = {}
     for step in range(SCALE_GRID):
         scales = grid_scales(stats.abs_mean, relative_magnitude(weight, GROUP), step)
@@ -136,10 +141,13 @@ def test_clipping_lowers_the_error_as_autoawqs_does(inputs: Tensor, monkeypatch:
     clip = search_clip(weight, stats, GROUP)
     theirs = autoawq()._compute_best_clip(weight, inputs, n_sample_token=inputs.shape[0]).squeeze(-1)
     assert clip.shape == theirs.shape
-    assert float((clip == theirs).float().mean()) > 0.9  # ours rounds against scales as float16 stores them
+    assert float((clip == theirs).float().mean()) > 0.8  # ours keeps scales as float16 stores them, and clips codes
 
     monkeypatch.setattr("quantize.rounding.awq_search.CACHED_WEIGHTS", 3 * GROUP)
     torch.testing.assert_close(search_clip(weight, stats, GROUP), clip)
+    monkeypatch.undo()
+    monkeypatch.setattr("quantize.rounding.awq_search.MANY_GROUPS", 50)  # where no clip of these is better, it ends
+    assert float((search_clip(weight, stats, GROUP) == clip).float().mean()) > 0.99
 
     def error(clipped: Tensor | None) -> float:
         return token_error(inputs, round_to_nearest(weight, GROUP, clipped).dequantize() - weight)
@@ -194,8 +202,9 @@ def test_the_factor_survives_a_singular_matrix_and_silent_features() -> None:
 def test_a_factor_made_block_by_block_is_cholesky_s(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     gram, order = stats_of(inputs).gram, torch.randperm(inputs.shape[-1], generator=torch.Generator().manual_seed(0))
     damped = gram[order][:, order] + 0.05 * gram.diagonal().mean() * torch.eye(len(gram))
-    for size in (len(gram), 24):
+    for size in (len(gram), 48):
         monkeypatch.setattr("quantize.rounding.gptq.FACTOR_BLOCK", size)
+        monkeypatch.setattr("quantize.rounding.gptq.SOLVED_BLOCK", size // 4)
         torch.testing.assert_close(damped_factor(gram, order), torch.linalg.cholesky(damped, upper=True))
 
 
@@ -241,12 +250,11 @@ def test_feedback_on_a_shrunk_matrix_is_that_on_what_shrinking_gives(inputs: Ten
     torch.testing.assert_close(ours.factor, expected.factor)
 
 
-def test_of_many_weights_evenly_spread_rows_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_weights_evenly_spread_rows_decide() -> None:
     weight = torch.arange(12.0).view(6, 2)
     assert torch.equal(some_rows(weight), weight)
-    monkeypatch.setattr("quantize.rounding.awq_search.MOST_WEIGHTS", 4)
-    assert torch.equal(some_rows(weight), weight[[0, 3]])
-    assert torch.equal(some_rows(weight, of=12), weight[:1])  # beside as many rows of a peer
+    assert torch.equal(some_rows(weight, most=4), weight[[0, 3]])
+    assert torch.equal(some_rows(weight, of=12, most=4), weight[:1])  # beside as many rows of a peer
 
 
 def test_products_in_bfloat16_change_little(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +281,26 @@ def test_a_sweep_lessens_the_error_and_a_second_one_less(inputs: Tensor) -> None
         errors.append(float(row_errors(first.dequantize() - weight, gram).sum()))
     assert errors[1] < 0.98 * errors[0]
     assert errors[1] - errors[2] < errors[0] - errors[1]
+
+
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slopes_of_several_groups_at_once_are_those_of_one_after_the_other(
+    inputs: Tensor, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, gram = weight_for(inputs, 32), stats_of(inputs).gram
+    nearest, pull = round_to_nearest(weight, GROUP), weight_for(inputs, 32).roll(1, 0) * 0.01
+
+    def swept() -> tuple[Tensor, float]:
+        found = sweep(nearest, weight, gram.to(dtype), pull)
+        difference = found.dequantize() - weight
+        return found.codes, float((row_errors(difference, gram) - 2 * (difference * pull).sum(dim=1)).sum())
+
+    codes, error = swept()
+    monkeypatch.setattr("quantize.rounding.gptq.COLUMN_BLOCK", GROUP)
+    codes_alone, error_alone = swept()
+    assert error == pytest.approx(error_alone, rel=0.01)
+    assert float((codes == codes_alone).float().mean()) > (0.999 if dtype == torch.float32 else 0.9)
 
 
 @pytest.mark.usefixtures("single")
