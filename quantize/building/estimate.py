@@ -28,9 +28,10 @@ from quantize.variant import Variant, variants_named
 FLOAT_BYTES, PROBE_SIZE, PROBE_S, CALL_SIZE = 4, 2048, 0.3, 4096
 AGAIN = 1.8  # of a forward pass that running up to each input in turn takes
 SHARE = 0.67  # of its best speed that a product has amid what feeds it
-SEARCHED, ROUNDED = 240, 360  # times that the search, and the choice of codes in a quantized model, round each weight
-CALLS = {"cpu": 180, "cuda": 45}  # roundings that one column of ROW_BLOCK rows takes while its codes are chosen
-SEARCH_COPIES, ROUNDING_COPIES = 2, 10  # of the largest group of weights, of a block of rows, at once
+SEARCHED, ROUNDED = 150, 290  # times that the search, and the choice of codes in a quantized model, round each weight
+PASSED = 55  # times that a forward pass rounds each input
+CALLS = {"cpu": 50, "cuda": 45}  # roundings that one column of ROW_BLOCK rows takes while its codes are chosen
+SEARCH_COPIES, ROUNDING_COPIES = 2, 8  # of the largest group of weights, of a block of rows, at once
 LIBRARIES_BYTES = 120 * 10**6  # that products take on a CPU beside their operands
 LAYER_COPIES = 150  # what a layer's search and codes cost, in copies of its weights
 
@@ -162,13 +163,15 @@ def layer_seconds(
     in which codes are chosen; speed: as `speeds` gives it."""
     weights, wide = (sum(rows * columns**power for rows, columns in linears) for power in (1, 2))
     symmetric = {width: sum(one.stop * (one.stop - one.start) for one in column_blocks(width)) for width in set(inputs)}
-    products = 2 * tokens * weights * (1 + AGAIN * runs) + 5 * runs * wide
+    passes = 1 + AGAIN * runs
+    products = 2 * tokens * weights * passes + 5 * runs * wide
     products += sum(2 * tokens * ((1 + runs) * symmetric[width] + runs * width * width) for width in inputs)
     for most, tried in ((SOME_WEIGHTS, SCALE_GRID), (MOST_WEIGHTS, FINALISTS)):
         products += sum(2 * tried * min(rows, most // width) * symmetric[width] for rows, width in linears)
     factors = runs * sum(width**3 for width in inputs) / 3
     columns = runs * max(sum(inputs), weights / ROW_BLOCK)
-    work = ((SEARCHED + runs * ROUNDED) * weights, columns, factors / SHARE, products / SHARE)
+    rounded = (SEARCHED + runs * ROUNDED) * weights + PASSED * passes * tokens * sum(inputs)
+    work = (rounded, columns, factors / SHARE, products / SHARE)
     return float(sum(amount / of for amount, of in zip(work, speed, strict=True)))
 
 
