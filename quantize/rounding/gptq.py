@@ -16,8 +16,7 @@ from quantize.rounding.gram import product_dtype, transposed
 DAMPING = 0.05  # share of the mean diagonal added to the Gram matrix; the paper adds 0.01
 MOST_DAMPING = 1e9  # with so much the matrix is its diagonal: what cannot be factorised then is not finite
 COLUMN_BLOCK, FACTOR_BLOCK, TINY = 512, 1024, torch.finfo(torch.float32).tiny
-SMALLEST_BLOCK = 16  # blocks of columns are halved down to it: small products between halves in place of outer ones
-SOLVED_BLOCK = 128  # and triangular systems to this
+SMALLEST_BLOCK, SOLVED_BLOCK = 16, 128  # blocks of columns are halved down to it, triangular systems to this
 LARGEST_STEP = 0.3  # a refitted scale moves by less than this share of itself: beyond, other codes would be nearer
 
 Nearest = Callable[[int, Tensor, Tensor, Tensor], None]

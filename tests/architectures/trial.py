@@ -210,11 +210,11 @@ def experts_kept(chosen: list[Tensor]) -> Iterator[None]:
     """
     ours, method, again = torch.topk, Tensor.topk, iter([*chosen])
 
-    def topk(scores: Tensor, k: int, dim: int = -1, *options: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    def topk(scores: Tensor, k: int, dim: int = -1, *options: Any, **named: Any) -> torch.return_types.topk:
         best = ours(scores, k, dim, *options, **named)
         indices = next(again, best.indices)
         chosen.append(best.indices)
-        return scores.gather(dim, indices), indices
+        return torch.return_types.topk((scores.gather(dim, indices), indices))  # which some ask for `.indices`
 
     torch.topk = Tensor.topk = topk  # type: ignore[assignment]
     try:

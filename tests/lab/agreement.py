@@ -19,14 +19,14 @@ from quantize.int4.weight import minmax_range, rounded
 from quantize.model.pretrained import tokenizer_of
 from quantize.quiet import quiet_libraries
 from quantize.rounding import awq_search
-from quantize.rounding.awq_search import Reader, ScaleChoice, search_scale
+from quantize.rounding.awq_search import MOST_WEIGHTS, SOME_WEIGHTS, Reader, ScaleChoice, search_scale
 from quantize.rounding.gram import StatsAccumulator, row_errors
 from quantize.rounding.options import AwqOptions
 from quantize.shell import guarded
 from quantize.source import open_source
 from tests.lab.quantizers import ours
 
-SAMPLES = (256, 512, 1024, 2048)
+SAMPLES = (256, 512, 1024, 2048, None)  # rows; None: as the search has them, some for all scales, most for the best
 DRAWN = {2048: (12288, 128), 4096: (28672, 128), 14336: (4096, 128)}  # width -> (rows, group size)
 DRAWS, TOKENS, DIRECTIONS = 3, 8192, 64
 
@@ -80,14 +80,14 @@ def loss(readers: Sequence[Reader], group_size: int, scales: Tensor) -> float:
 
 def compared(searches: Sequence[Search]) -> list[str]:
     """For each sample size: how often the exponent is that of all rows, and by how much the loss on all grows."""
-    cells = []
+    cells, default = [], (SOME_WEIGHTS, MOST_WEIGHTS)
     for most in SAMPLES:
         same, growth = 0, 0.0
         for readers, group_size, free in searches:
             awq_search.SOME_WEIGHTS = awq_search.MOST_WEIGHTS = sys.maxsize
             exact = search_scale(readers, group_size, free)
-            awq_search.MOST_WEIGHTS = most * readers[0].weight.shape[1]
-            awq_search.SOME_WEIGHTS = awq_search.MOST_WEIGHTS // 4  # as the default has them
+            weights = most and most * readers[0].weight.shape[1]
+            awq_search.SOME_WEIGHTS, awq_search.MOST_WEIGHTS = (weights, weights) if weights else default
             found = search_scale(readers, group_size, free)
             same += found.exponent == exact.exponent
             if found.exponent != exact.exponent:
@@ -101,7 +101,7 @@ def agreement(drawn_alone: bool, device: str) -> None:
     by_width: dict[str, list[Search]] = {}
     for width, search in () if drawn_alone else of_model("smollm2-135m"):
         by_width.setdefault(f"{width}, SmolLM2-135M", []).append(search)
-    print("| Width | Rows | " + " | ".join(f"{most} rows" for most in SAMPLES) + " |")
+    print("| Width | Rows | " + " | ".join(f"{most} rows" if most else "default" for most in SAMPLES) + " |")
     print("|---|---|" + "---|" * len(SAMPLES))
     for name, searches in by_width.items():
         rows = max(sum(len(one.weight) for one in readers) for readers, *_ in searches)

@@ -12,7 +12,7 @@ from quantize.errors import UserError
 from quantize.int4.weight import Int4Weight, round_to_nearest
 from quantize.kernels import KERNELS, choice
 from quantize.kernels.base import Int4Linear, Kernel, KernelFault
-from quantize.kernels.choice import PROBE_SAMPLES, KernelTiming, LayerShape, best, choose_kernel, probe_kernel
+from quantize.kernels.choice import PROBE_S, PROBE_SAMPLES, KernelTiming, LayerShape, best, choose_kernel, probe_kernel
 from quantize.variant import KERNEL_NAMES
 
 CPU = torch.device("cpu")
@@ -72,6 +72,16 @@ def test_the_probe_weighs_each_shape_by_its_layers(shapes: list[LayerShape], mon
     found = probe_kernel(KERNELS["dequantize"], shapes, CPU, torch.float32)
     assert found == KernelTiming(3 * 128 + 64, 10 * (3 * 128 + 64))
     assert len(calls) == 2 * 2 * (1 + PROBE_SAMPLES)  # one warm-up each
+
+
+def test_what_else_runs_beside_a_probe_decides_nothing(
+    shapes: list[LayerShape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = iter([9.0, *(PROBE_S / 20 * (1 + number % 7) for number in range(10_000))])
+    monkeypatch.setattr(choice, "call_seconds", lambda layer, x, flushed: next(taken))
+    found = probe_kernel(KERNELS["dequantize"], shapes[:1], CPU, torch.float32)
+    assert found is not None
+    assert found.decode_s == pytest.approx(shapes[0].count * PROBE_S / 20)
 
 
 def test_the_fastest_is_remembered_and_another_machine_is_not(
