@@ -107,7 +107,7 @@ def search_scale(readers: Sequence[Reader], group_size: int, free: Tensor) -> Sc
                 grouped = (own * spread).view(len(own), -1, group_size)
                 torch.sub(rounded(grouped, *minmax_range(grouped)).view(own.shape).div_(spread), own, out=part)
             total += one.share * float(row_errors(difference, one.stats.gram_lowp).sum())
-        return total
+        return total if total == total else float("inf")  # what is no number is not chosen
 
     tried: list[int | None] = [None, *range(SCALE_GRID)]  # not scaling wins where nothing is better
     for most, kept in ((SOME_WEIGHTS, FINALISTS), (MOST_WEIGHTS, 1)):

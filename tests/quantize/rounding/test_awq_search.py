@@ -135,6 +135,22 @@ def test_the_loss_of_the_chosen_scales_is_the_smallest_of_the_grid(
     assert choice.exponent == min(losses, key=lambda exponent: losses[exponent])
 
 
+@pytest.mark.parametrize("spoilt", [[0], [3], [19], list(range(20)), list(range(0, 20, 2))])
+def test_scales_whose_loss_is_no_number_are_not_chosen(
+    inputs: Tensor, spoilt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
+        return grid_scales(abs_mean, magnitude, step) * (torch.nan if step in spoilt else 1)
+
+    weight, stats = weight_for(inputs), stats_of(inputs)
+    plain = token_error(inputs, round_to_nearest(weight, GROUP).dequantize() - weight)
+    monkeypatch.setattr("quantize.rounding.awq_search.grid_scales", scales)
+    choice = searched(weight, stats)
+    assert choice.loss <= plain * 1.001
+    assert (choice.exponent is None) == (len(spoilt) == SCALE_GRID)
+    assert choice.exponent not in [step / SCALE_GRID for step in spoilt]
+
+
 def test_clipping_lowers_the_error_as_autoawqs_does(inputs: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, stats = weight_for(inputs), stats_of(inputs)
     weight[:, 5] *= 6
