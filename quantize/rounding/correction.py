@@ -50,7 +50,7 @@ def correct_rows(
     cross = None if stats.cross is None else stats.cross.to(product_dtype(weight.device, weight.shape[1]))
 
     def rounded(blocks: Sequence[Some], corrected: int) -> Parts:
-        """Block after block of rows; the first so many rows with the correction."""
+        """Block after block of rows; the first so many of each with the correction."""
         found = []
         for own in blocks:
             rows, pull = weight[own], None
@@ -58,7 +58,6 @@ def correct_rows(
                 of_weights = cross[own] if len(cross) < len(cross.t()) else rows.to(cross.dtype) @ cross
                 pull = of_weights.float().mul_(CORRECTION)
                 pull[corrected:] = 0
-            corrected -= len(rows)
             found.append(attempt(own, pull))
             del pull
         return tuple(torch.cat(part) for part in zip(*found, strict=True))
