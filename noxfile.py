@@ -42,7 +42,8 @@ def table(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test, several at once; those that need a GPU skip where there is none."""
     install(session, "models", "embedded", "lm-eval", "plots", "dev")
-    session.run("pytest", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", *session.posargs)
+    several = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+    session.run("pytest", *several, *session.posargs)
 
 
 @nox.session
