@@ -10,7 +10,7 @@ from quantize.int4.weight import covering, minmax_range, rounded
 from quantize.rounding.gram import InputStats, row_errors
 
 SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; clips to 1, 0.95, ... 0.55 of the most
-SOME_WEIGHTS, MOST_WEIGHTS, FINALISTS = 2**21, 2**23, 5  # on rows of some all scales are tried, on most these best
+SOME_WEIGHTS, MOST_WEIGHTS, FINALISTS = 2**21, 2**23, 5  # all scales are tried on rows with some, the best on most
 MANY_GROUPS = 1500  # where no clip of so many is better, the search for clips ends
 CACHED_WEIGHTS = 2**18  # are worked on at a time: what is made of them then lies in a core's cache
 
