@@ -138,13 +138,14 @@ def call_seconds(layer: Int4Linear, x: torch.Tensor, flushed: torch.Tensor | Non
 
 
 def cache_key(names: Sequence[str], shapes: Shapes, device: torch.device, dtype: torch.dtype) -> str:
-    """What a probe's outcome depends on, as a hash: the device, the libraries, the candidates, the shapes."""
+    """What a probe's outcome depends on, as a hash: the device, the libraries, the candidates, how it measures, the shapes."""
     on_cuda = device.type == "cuda"
     facts = {
         "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
         "threads": None if on_cuda else torch.get_num_threads(),
         "libraries": {name: version_of(name) for name in DECIDING_LIBRARIES},
         "kernels": list(names),
+        "probe": [*PROBED_TOKENS, PROBE_SAMPLES, PROBE_S],
         "shapes": sorted([*shape.weight.codes.shape, shape.weight.group_size, shape.count] for shape in shapes),
         "dtype": str(dtype),
     }
