@@ -138,7 +138,7 @@ def call_seconds(layer: Int4Linear, x: torch.Tensor, flushed: torch.Tensor | Non
 
 
 def cache_key(names: Sequence[str], shapes: Shapes, device: torch.device, dtype: torch.dtype) -> str:
-    """What a probe's outcome depends on, as a hash: the device, the libraries, the candidates, how it measures, the shapes."""
+    """What a probe's outcome depends on, as a hash: device, libraries, candidates, shapes, how it measures."""
     on_cuda = device.type == "cuda"
     facts = {
         "device": torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
