@@ -40,8 +40,7 @@ class Change:
 
     figure:        a phase, a key of SHOWN, "kernel", or "broken" (why, or "no"); all those that the second lacks.
     before, after: of times and memory every round's.
-    regression:    why it is one; None where it is none, or nothing shall fail.
-    """
+    regression:    why it is one; None where it is none, or nothing shall fail."""
 
     name: str
     scenario: str | None
@@ -102,8 +101,7 @@ def compare_files(
     fail_on: what is a regression (`parse_fail_on`); with it so is what the second lacks, or what is broken there alone.
     allow:   "libraries": judge although versions differ.
 
-    Raises UserError for what was not measured alike or cannot be judged (other libraries or machines, few rounds).
-    """
+    Raises UserError for what was not measured alike or cannot be judged (other libraries or machines, few rounds)."""
     files = [unique(read_records(p / RECORDS_NAME if (p := Path(one)).is_dir() else p)) for one in (before, after)]
     wanted = None if fail_on is None else parse_fail_on(fail_on)
     _check_alike(files[0], files[1])

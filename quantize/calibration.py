@@ -42,8 +42,7 @@ def builtin_texts(split: Split) -> list[str]:
     """Evaluation: its topics in the order of their names. Calibration: pieces of what is listed, kinds mixed evenly.
 
     Topics quote one another. Within a split a repeated paragraph is kept where it comes first; one that an
-    evaluation topic holds is left out of calibration. Paragraphs that differ in white space are the same.
-    """
+    evaluation topic holds is left out of calibration. Paragraphs that differ in white space are the same."""
     seen = set[str]()
     names = (name for name in sorted(topics) if split_of(name) == "evaluation")
     evaluation = list(filter(None, (PARAGRAPH.join(unseen_paragraphs(topics[name], seen)) for name in names)))
@@ -98,8 +97,7 @@ def text_from(spec: str, say: Callable[[str], object] = str) -> list[str]:
     - `hub:NAME[:split[:column]]`: a data set on the hub, by default split "train", column "text", "messages"
       or "conversations". NAME is org/name, or org/name/configuration.
 
-    Raises UserError, naming the line where there is one, for what cannot be read.
-    """
+    Raises UserError, naming the line where there is one, for what cannot be read."""
     if spec == BUILTIN:
         if told := listed_texts(LISTED)[1]:
             say(f"the built-in text is not that of Python 3.11 and constraints.txt, codes will differ: {told}")
@@ -193,8 +191,7 @@ def token_blocks(texts: Sequence[str], tokenizer: Any, *, blocks: int, block_tok
     All texts follow one another in one stream, the tokenizer's end-of-sequence token between two of them; nothing is
     truncated or padded. Each block begins with the `first_tokens`. The blocks are spread evenly over a stream that is
     longer than needed; of one that is shorter there are fewer. Of far more text than needed, only every n-th text is
-    tokenised. Raises UserError when the texts are empty or too short for one block.
-    """
+    tokenised. Raises UserError when the texts are empty or too short for one block."""
     if blocks < 1 or block_tokens < 1:
         raise UserError(f"{blocks} blocks of {block_tokens} tokens: both must be at least 1")
     first = first_tokens(tokenizer)
@@ -226,8 +223,7 @@ def first_tokens(tokenizer: Any) -> list[int]:
 def check_blocks(blocks: torch.Tensor, model: Any, shorter: str = "use fewer --block-tokens") -> None:
     """Raise UserError for token ids that this model has no row for, and for blocks longer than its learned positions.
 
-    model: its weights may be on the meta device. Rotary positions have no end. shorter: what to do about the length.
-    """
+    model: its weights may be on the meta device. Rotary positions have no end. shorter: what to do about the length."""
     rows, largest = model.get_input_embeddings().num_embeddings, int(blocks.max())
     if largest >= rows:
         raise UserError(f"the tokenizer gives id {largest}, the model has {rows} rows: it is another model's tokenizer")

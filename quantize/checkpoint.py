@@ -32,8 +32,7 @@ class SourceFacts:
     id:             what the user named.
     revision:       the hub commit, else None.
     weights_sha256: hash over names and contents of the source's weight files, None for dummy weights.
-    merge:          of a merge its recipe, seed, mergekit's version, and the hash of each of its sources.
-    """
+    merge:          of a merge its recipe, seed, mergekit's version, and the hash of each of its sources."""
 
     kind: str
     id: str
@@ -46,8 +45,7 @@ class SourceFacts:
 class CalibrationFacts:
     """The text that calibration looked at.
 
-    text: where from; blocks: how many; block_tokens: of how many tokens; sha256: of their token ids.
-    """
+    text: where from; blocks: how many; block_tokens: of how many tokens; sha256: of their token ids."""
 
     text: str
     blocks: int
@@ -80,8 +78,7 @@ class Manifest:
     quantized_share: of the decoder's matrices, None where nothing is quantized.
     layers:         what the search found of each quantized linear layer, empty where there was no search.
     estimate:       what the run was expected to take, where it was estimated; measured: what it took.
-    schema_version: of this file.
-    """
+    schema_version: of this file."""
 
     name: str
     base_model: str
@@ -218,8 +215,7 @@ def writing(target: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty temporary sibling of `target`; when the block ends well, rename it to `target`.
 
     When the block raises (an interrupt included) the sibling is removed and `target` stays as it was. A full disk
-    becomes a UserError. An existing `target` is replaced only with `force`, and only if it is a checkpoint of ours.
-    """
+    becomes a UserError. An existing `target` is replaced only with `force`, and only if it is a checkpoint of ours."""
     if target.exists():
         if not (target / MANIFEST_NAME).is_file():
             raise UserError(f"{target} exists and is no quantable checkpoint: choose another --out, or move it away")

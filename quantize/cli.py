@@ -105,8 +105,7 @@ def facts_of(built: "BuiltCheckpoint") -> dict[str, Any]:
 def calls_from(arguments: argparse.Namespace) -> list["QuantizeCall"]:
     """What to make: the suite's checkpoints, or variants of the one source.
 
-    Raises UserError for both, or none, and for an unknown variant: torch takes seconds to import, and comes after.
-    """
+    Raises UserError for both, or none, and for an unknown variant: torch takes seconds to import, and comes after."""
     from quantize.suite import QuantizeCall, calls_of, suite_rows
 
     if arguments.suite is not None:

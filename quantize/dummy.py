@@ -52,8 +52,7 @@ def write_dummy_folder(config: dict[str, Any], name: str, cache: Path) -> Path:
 class DummyWeights:
     """The tensors of a model's shape, each drawn when it is asked for: the same values for the same name and device.
 
-    Matrices are normal with standard deviation 0.02, norm weights one, biases zero; all float16.
-    """
+    Matrices are normal with standard deviation 0.02, norm weights one, biases zero; all float16."""
 
     shapes: dict[str, tuple[int, ...]]
     device: torch.device
@@ -94,8 +93,7 @@ def dummy_weights(model: Any, device: torch.device) -> DummyWeights:
 def random_int4(name: str, out_features: int, in_features: int, group_size: int, device: torch.device) -> Int4Weight:
     """A random weight as AWQ stores it; the same for the same name and device.
 
-    Codes are even over 0 to 15 and zero points near the middle; the scales give the weights DummyWeights' deviation.
-    """
+    Codes are even over 0 to 15 and zero points near the middle; the scales give the weights DummyWeights' deviation."""
     generator = generator_for(f"{name} int4", device)
 
     def drawn(low: int, high: int, *shape: int) -> Tensor:

@@ -4,8 +4,7 @@
 class UserError(Exception):
     """Bad input or a bad environment, with a message of one line that says what to do next.
 
-    The commands print it as `error: MESSAGE` and exit with code 2. Any other exception is our bug, with a traceback.
-    """
+    The commands print it as `error: MESSAGE` and exit with code 2. Any other exception is our bug, with a traceback."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))

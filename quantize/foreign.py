@@ -47,8 +47,7 @@ def _packs_four_bits(config: Mapping[str, Any]) -> bool:
 def checkpoint_in(folder: Path) -> Checkpoint:
     """The checkpoint in a folder, whoever made it; another maker's as it is loaded, its files not yet hashed.
 
-    Raises UserError where there is none.
-    """
+    Raises UserError where there is none."""
     return foreign_checkpoint(folder) if is_model(folder) else open_checkpoint(folder)
 
 
@@ -58,8 +57,7 @@ def foreign_checkpoint(
     """A folder of another maker as a checkpoint. Its identity is the hash of its files: of config, weights, tokenizer.
 
     base_model, source: of the model it was made from, its own where it is half precision. Raises UserError for a folder
-    without weights as safetensors, without tokenizer, or with files that are none.
-    """
+    without weights as safetensors, without tokenizer, or with files that are none."""
     check_regular(folder / "config.json")
     stated, weights = quantization_config(folder), open_weights(folder)
     if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):

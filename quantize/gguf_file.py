@@ -29,8 +29,7 @@ class Written:
     """How llama.cpp knows a model type.
 
     turned: whether it wants the two halves of each rotary head interleaved, in the rows of q_proj and k_proj.
-    stretch: the kinds of rotary scaling that it computes; biases: the linear layers that may have one.
-    """
+    stretch: the kinds of rotary scaling that it computes; biases: the linear layers that may have one."""
 
     name: str
     turned: bool = False
@@ -86,8 +85,7 @@ def write_gguf(weights: Weights, path: Path, name: str, folder: Path) -> int:
     """Write these tensors as a GGUF file, one at a time; the bytes of all.
 
     Matrices are float16 or blocks of Q4_1, the rest is float32. name: of the model; folder: that has its config and
-    tokenizer. Raises UserError for a tensor that the architecture has no name for.
-    """
+    tokenizer. Raises UserError for a tensor that the architecture has no name for."""
     import gguf
 
     config = config_of(folder).get_text_config()

@@ -27,8 +27,7 @@ class LoadedModel:
     tokenizer:      None for dummy weights, which have none.
     kernel:         tokens at once -> what the quantized linear layers run on.
     weights_bytes:  parameters and buffers, each storage counted once.
-    placement:      how a model that is too big for one GPU is spread, None for one that is on `device` as a whole.
-    """
+    placement:      how a model that is too big for one GPU is spread, None for one that is on `device` as a whole."""
 
     model: Any
     tokenizer: Any
@@ -53,8 +52,7 @@ def load(
                    "auto", the default: the fastest by a short probe, whose outcome is kept in the cache folder.
 
     Raises UserError for a folder that is no checkpoint, for CUDA where there is none, and for a kernel that cannot run
-    here; KernelFault for one that gives wrong results; MemoryError for weights too big for all devices together.
-    """
+    here; KernelFault for one that gives wrong results; MemoryError for weights too big for all devices together."""
     checkpoint = checkpoint_in(Path(path))
     target, dtype = _setting(device, compute_dtype)
     variant, manifest = checkpoint.variant, checkpoint.manifest

@@ -63,8 +63,7 @@ class _MallocInfo(ctypes.Structure):
 def trim_memory(*, above: float = 0.0) -> None:
     """Have the C library return freed pages to the system, where it can: kept ones count as this process's memory.
 
-    above: leave them while they are at most this share of the resident memory; pages cost time to get again.
-    """
+    above: leave them while they are at most this share of the resident memory; pages cost time to get again."""
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library, an older one
         library = ctypes.CDLL("libc.so.6")
         if above:

@@ -27,8 +27,7 @@ class Progress:
     changed: called after each change.
     row:     called with each line that is to stay on the screen.
     draws:   whether it is drawn on a terminal, which the bars of others may have before the first change.
-    clock:   in seconds; before its time `grows_until_s` more steps may follow those that are planned.
-    """
+    clock:   in seconds; before its time `grows_until_s` more steps may follow those that are planned."""
 
     def __init__(
         self,

@@ -37,8 +37,7 @@ def from_data(cls: type[T], data: object, where: str) -> T:
     """An instance of a dataclass from what JSON or TOML holds; lists become tuples, whole numbers floats.
 
     Raises UserError, naming the place and the field, for a field of another type or out of range, one that is missing,
-    one that the class does not have, and what its `__post_init__` rejects.
-    """
+    one that the class does not have, and what its `__post_init__` rejects."""
     try:
         made = msgspec.convert(data, cls)
         msgspec.convert(data, strict(cls))  # type: ignore[arg-type]

@@ -74,8 +74,7 @@ def guarded(command: str, work: Callable[[], object]) -> int:
     """Run a command's work; its exit code: the number it returns, else 0; 2 for a UserError, 130 and 143 for signals.
 
     What the user can fix and an interrupt are one line on standard error. Work goes on when nobody reads its output any
-    more (`| head`). Output that cannot be written (a full device) is one line and code 2 at the end.
-    """
+    more (`| head`). Output that cannot be written (a full device) is one line and code 2 at the end."""
     with _outlets() as outlets, _terminable():
         try:
             result = work()

@@ -23,8 +23,7 @@ class SuiteRow:
     variant:    a name in VARIANTS; group_size: of an AWQ one, None for the others.
     kernel:     what an AWQ row is measured on, None for the default.
     published:  whether the published table has this row.
-    recipe:     of a merge, which `--merge` makes in place of the source.
-    """
+    recipe:     of a merge, which `--merge` makes in place of the source."""
 
     base_model: str
     source: str
@@ -108,8 +107,7 @@ def suite_table(name_or_path: str) -> dict[str, Any]:
 def suite_rows(name_or_path: str, *, merge: bool = False) -> tuple[SuiteRow, ...]:
     """The rows of a suite, in the table's order. Raises UserError for what is no suite, naming the row.
 
-    merge: with recipes in place of finished merges. Raises UserError where none has one.
-    """
+    merge: with recipes in place of finished merges. Raises UserError where none has one."""
     rows = entries_in(suite_table(name_or_path), "row", SuiteRow, suite_file(name_or_path).name)
     if not merge:
         return rows

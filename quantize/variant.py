@@ -29,8 +29,7 @@ class Variant:
     method:   the table's column "Method".
     w_bit:    bits a weight, None for the half-precision reference.
     version:  how groups of 4-bit codes are stored, a key of LAYOUTS; None where there are none.
-    published: whether the published table has a row for it, so that `all` means it too.
-    """
+    published: whether the published table has a row for it, so that `all` means it too."""
 
     name: str
     method: str
@@ -85,8 +84,7 @@ def known_variants() -> dict[str, Variant]:
 def variants_named(names: Iterable[str]) -> list[Variant]:
     """The variants of these names, without repeats, in the table's order; `all` stands for every published one.
 
-    Raises UserError for a name that is no variant, saying which exist.
-    """
+    Raises UserError for a name that is no variant, saying which exist."""
     wanted = list(names)
     if not wanted:
         raise UserError(f"no variant is named: choose some of {', '.join(VARIANTS)}, or all")

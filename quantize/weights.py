@@ -34,8 +34,7 @@ def regular_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
 def check_regular(path: Path) -> None:
     """Raise UserError for what is no regular file (a device, a pipe), or a link out of its folder.
 
-    It may lead to the same repository in the hub's cache.
-    """
+    It may lead to the same repository in the hub's cache."""
     home, target = path.parent.resolve(), path.resolve()
     roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if path.is_symlink() and not any(target.is_relative_to(root) for root in roots):
@@ -136,8 +135,7 @@ def open_weights(folder: Path) -> Weights:
     """The weights of a model's folder: model.safetensors, or the files that its index names.
 
     Every file's header is checked against its size. Raises UserError, naming the file, when there are no safetensors, a
-    file is cut short or damaged, or the index names a file or tensor that is not there.
-    """
+    file is cut short or damaged, or the index names a file or tensor that is not there."""
     single, index_path, index = folder / SINGLE_NAME, folder / INDEX_NAME, dict[str, str]()
     check_regular(single)
     if not single.is_file():

@@ -56,8 +56,7 @@ def report(
             "json", everything; "html", one file for a browser. None: what the ending of `out` says, else markdown.
     view:   of a text or markdown: one of VIEWS, or "versus", the table `published` beside ours.
     Raises UserError when there are no records, none of a reference, records that may not stand in one table, and where
-    `out` is a record file.
-    """
+    `out` is a record file."""
     return Reading(Path(source), view, published).write(format, out)
 
 
@@ -178,8 +177,7 @@ def write_all(folder: Path | str) -> tuple[list[Path], list[str], bool]:
     published table's, published.md; the plots; NAME.md for every other record file NAME.jsonl.
 
     Returns the files, what could not be written, and whether every run ended well and no checkpoint is broken. Raises
-    UserError for a folder without any record file.
-    """
+    UserError for a folder without any record file."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: name one that `bench` measured")
@@ -214,8 +212,7 @@ def draw_plots(source: Path, memory: str | None = None, context: int | None = No
 
     The same records give the same bytes. Of several measurements all but the first have their device and dtype in the
     files' names. memory: what there is ("6GB"), a line in the plots; context: tokens that the KV cache is reckoned for.
-    Raises UserError where nothing can be drawn, without matplotlib, and where a file cannot be written.
-    """
+    Raises UserError where nothing can be drawn, without matplotlib, and where a file cannot be written."""
     folder = source if source.is_dir() else source.parent
     size = None if memory is None else parse_bytes(memory)
     content, left_out = dict[Path, bytes](), list[str]()

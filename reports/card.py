@@ -60,8 +60,7 @@ class Card:
     text:        of README.md.
     evaluations: of `.eval_results/quantable.yaml`, None where lm-eval asked no whole data set of the hub.
     plot:        loss against size, a PNG; None without figures or without matplotlib.
-    broken:      why no sound checkpoint has its figures, None where they may be one's; advice: what is missing.
-    """
+    broken:      why no sound checkpoint has its figures, None where they may be one's; advice: what is missing."""
 
     text: str
     evaluations: str | None
@@ -87,8 +86,7 @@ def card(
 
     records:    of `bench`, None for those beside the folder.
     base_model: on the hub, None for what the card says, or for the source where that is of the hub.
-    namespace:  the user or organization on the hub to whose repositories the column Download leads.
-    """
+    namespace:  the user or organization on the hub to whose repositories the column Download leads."""
     checkpoint = open_checkpoint(folder)
     manifest, variant = checkpoint.manifest, checkpoint.variant
     source, sha256 = manifest.source, checkpoint.content_sha256

@@ -27,8 +27,7 @@ class Candidate:
 
     need_bytes: the peak of a run at the context asked for: weights, keys and values, activations and the rest.
     how:        where that is from, or why it is unknown; problem: why it is not taken.
-    loss:       as of a Result; time: over the reference's.
-    """
+    loss:       as of a Result; time: over the reference's."""
 
     name: str
     base_model: str
@@ -44,8 +43,7 @@ class Candidate:
 class Choice:
     """The variants that fit, the best first, and the others.
 
-    rule: what best means, and where it was measured, or that nothing was; phase: what times are of.
-    """
+    rule: what best means, and where it was measured, or that nothing was; phase: what times are of."""
 
     memory_bytes: int
     context: int
@@ -75,8 +73,7 @@ def choose(
     """The variants of one base model that fit into so much memory with one prompt of `context` tokens, the best first.
 
     source: a folder that was measured, or its records; else an estimate is made, of checkpoints or a model.
-    device: of the measurement, CUDA where both were. model: the base model, where there are several.
-    """
+    device: of the measurement, CUDA where both were. model: the base model, where there are several."""
     path = Path(source)
     measured = path.is_file() or (path / RECORDS_NAME).is_file()
     if context < 1:
@@ -136,8 +133,7 @@ def need_at(result: Result, context: int) -> tuple[float | None, str]:
     """The bytes that a run with one prompt of so many tokens needs at its peak, None where that is unknown; and how.
 
     Measured; between two contexts, and beyond the last, linear, there never flatter than the keys and values alone.
-    Beyond a single one the activations grow in proportion, the most they can. Below the first it is the first's.
-    """
+    Beyond a single one the activations grow in proportion, the most they can. Below the first it is the first's."""
     runs = [one for one in result.timings.values() if one.scenario.batch == 1 and one.run_peak_bytes]
     runs.sort(key=lambda one: (one.scenario.positions, one.run_peak_bytes))
     peaks = {one.scenario.positions: float(one.run_peak_bytes or 0) for one in runs}

@@ -47,8 +47,7 @@ class Timing:
     outliers:        samples far from the median of their run, of so many samples.
     samples:         how many were timed; energy_j: median over rounds, None where nothing told.
     throttled:       what held the GPU's clocks down; other_processes: other programs on the GPU, at most.
-    prefill_by_length_s: median over all passes of all rounds, for each of the scenario's prompt lengths.
-    """
+    prefill_by_length_s: median over all passes of all rounds, for each of the scenario's prompt lengths."""
 
     scenario: Scenario
     rounds: int
@@ -97,8 +96,7 @@ class Result:
                       model: it would say nothing of the quantization.
     placements:       how a model too big for one GPU was spread, each way once; empty for one on one device.
     quantized_share:  of the decoder's matrices.
-    broken:           why no sound checkpoint has its figures, None where they may be one's.
-    """
+    broken:           why no sound checkpoint has its figures, None where they may be one's."""
 
     subject: Subject
     is_reference: bool
@@ -153,8 +151,7 @@ class Measurement:
 
     environment: the fingerprint, the same for every record in what matters; empty when every run failed.
     memory:      what the peaks mean, "RSS" or "CUDA allocator", None when unknown.
-    scenarios:   in the order in which they were first run; first_start, last_start: of the runs that ended well.
-    """
+    scenarios:   in the order in which they were first run; first_start, last_start: of the runs that ended well."""
 
     device: str
     environment: Environment
@@ -239,8 +236,7 @@ def measurements(records: Sequence[Record]) -> list[Measurement]:
     """What these records hold: one Measurement a device, in the order first measured.
 
     A device on which some base model ran in two compute dtypes has one Measurement for each of them. Raises UserError
-    for records that may not stand in one table (reports.compatibility), and for none of a reference.
-    """
+    for records that may not stand in one table (reports.compatibility), and for none of a reference."""
     records = unique(records)
     check_subjects(records)
     may_be = [record for record in records if record.subject.may_be_reference]

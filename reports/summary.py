@@ -24,8 +24,7 @@ class Standing:
     name, first: as shown; the first of the checkpoints; peak_bytes: while running, the most of them.
     speeds:     tokens a second in each phase that was measured, the mean of them.
     marks:      how each speed compares with the reference's; unsure where they differ.
-    loss:       perplexity over the reference's, less 1; 0 for the reference.
-    """
+    loss:       perplexity over the reference's, less 1; 0 for the reference."""
 
     name: str
     first: Result

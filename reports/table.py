@@ -24,8 +24,7 @@ class Column:
     """A column's title and what its values are: FORMATS has how each kind looks.
 
     A string is shown as it is in any column ("oom", "2 rounds"), None as `missing`: a dash for what is unknown, nothing
-    for what does not apply. An `optional` column is left out where it would be empty (`Table.of`).
-    """
+    for what does not apply. An `optional` column is left out where it would be empty (`Table.of`)."""
 
     title: str
     kind: Kind = "text"

@@ -21,8 +21,7 @@ class Engine(Protocol):
     """A model loaded by an engine, one sequence at a time.
 
     version: of the engine's package; computes: in what, and what else of its choices counts, for the row.
-    An engine with a tokenizer of its own has `ids_of`, (text) -> ids without first tokens.
-    """
+    An engine with a tokenizer of its own has `ids_of`, (text) -> ids without first tokens."""
 
     version: str
     computes: str
@@ -41,8 +40,7 @@ class Asked(NamedTuple):
     """What an engine is started for.
 
     folder:    of the checkpoint; dtype: to compute in; chosen: whether the user asked for that one, else an engine may
-    compute in what it takes by itself; positions: the most tokens of a sequence.
-    """
+    compute in what it takes by itself; positions: the most tokens of a sequence."""
 
     folder: str
     dtype: str

@@ -14,8 +14,7 @@ FAR_NATS, FAR_FLIPS = 1.0, 0.5  # a mean divergence, a share of other choices, t
 def broken(quality: Quality, reference: Quality | None = None, others: Iterable[Quality] = ()) -> str | None:
     """Why these figures are of a broken checkpoint, None where they may be of a sound one.
 
-    reference: on the same text, None where there is none; others: those of which this is the reference.
-    """
+    reference: on the same text, None where there is none; others: those of which this is the reference."""
     perplexity = quality.perplexity
     if not math.isfinite(perplexity) or perplexity < 1 - 1e-6:
         return f"its perplexity is {perplexity:g}, which no model has"

@@ -19,8 +19,7 @@ class Comparison:
 
     ratios:  for each phase that both have; rounds: how many rounds both finished, of which the ratios are.
     first:   in how many of them the reference ran before the checkpoint.
-    apart_s: the longest time between the starts of two paired runs, None where the records do not say.
-    """
+    apart_s: the longest time between the starts of two paired runs, None where the records do not say."""
 
     reference: str
     ratios: dict[Phase, Ratio]
@@ -37,8 +36,7 @@ class Comparison:
 def compare(variant: Sequence[Record], reference: Sequence[Record]) -> Comparison | None:
     """Compare one checkpoint's ok latency records in one scenario with the reference's; None where no round has both.
 
-    Each run is paired with the reference's closest in time of its round, device and dtype. Records are `unique`.
-    """
+    Each run is paired with the reference's closest in time of its round, device and dtype. Records are `unique`."""
     by_round = grouped(reference, lambda one: (one.round, one.device, one.compute_dtype))
     pairs = []
     for run in sorted(variant, key=_place):

@@ -31,8 +31,7 @@ class Environment:
     os:             name, version and architecture of the system; python: its version; source: of this program.
     libraries:      version of each library that may touch a number, None for one that is not installed.
     matmul_probe_s: seconds of a matrix product on the CPU, by dtype; cpu_dtype: the compute dtype that suits this CPU.
-    copy_bytes_per_s: what a plain copy on the device moves, read and written together.
-    """
+    copy_bytes_per_s: what a plain copy on the device moves, read and written together."""
 
     cpu: str | None = None
     cpu_cores: int | None = None

@@ -15,8 +15,7 @@ class GpuState:
     power_limit_w:    the enforced limit; temperature_c: of the GPU die.
     throttle_reasons: names of what holds the clocks down right now, empty when nothing does.
     other_processes:  compute processes on the device beside this one.
-    energy_j:         the driver's cumulative counter; only a difference of two looks means anything.
-    """
+    energy_j:         the driver's cumulative counter; only a difference of two looks means anything."""
 
     process_bytes: int | None = None
     device_bytes: int | None = None

@@ -27,8 +27,7 @@ class Ratio:
 
     value:    the estimate over all rounds (see `ratio_of`).
     rounds:   the ratio of each round alone, in the order in which they ran; empty for series measured apart.
-    interval: 95% bootstrap interval of `value`, None below INTERVAL_MIN_ROUNDS rounds; verdict: see `verdict_of`.
-    """
+    interval: 95% bootstrap interval of `value`, None below INTERVAL_MIN_ROUNDS rounds; verdict: see `verdict_of`."""
 
     value: float
     rounds: tuple[float, ...]
@@ -53,8 +52,7 @@ def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
     of Student's distribution with n - 1 degrees and of the normal one, since those of few rounds would be too short
     (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv:1411.5279). Drift only widens it.
 
-    Raises ValueError for series of different or no length, or with a value that is not above 0.
-    """
+    Raises ValueError for series of different or no length, or with a value that is not above 0."""
     if len(variant_s) != len(reference_s) or not variant_s:
         raise ValueError(f"series of {len(variant_s)} and {len(reference_s)} rounds are not paired")
     if not all(0 < value < math.inf for value in (*variant_s, *reference_s)):
@@ -71,8 +69,7 @@ def ratio_of(variant_s: Sequence[float], reference_s: Sequence[float]) -> Ratio:
 
 def verdict_of(interval: tuple[float, float] | None) -> Verdict:
     """What may be said about a ratio with this interval: "slower" where it is all above 1.03, "faster" all below
-    1 / 1.03, "same within noise" all between; else, or without one, "unsure": more rounds would tell.
-    """
+    1 / 1.03, "same within noise" all between; else, or without one, "unsure": more rounds would tell."""
     if interval is None:
         return "unsure"
     (low, high), upper = interval, 1 + EQUIVALENCE
@@ -116,8 +113,7 @@ def independent_ratio_of(variant_s: Sequence[float], reference_s: Sequence[float
     of the logarithms: t * sqrt(v1 / n1 + v2 / n2), t with the degrees of Welch and Satterthwaite; None where a series
     has fewer than INTERVAL_MIN_ROUNDS values. Nothing pairs, so `rounds` is empty.
 
-    Raises ValueError for an empty series, or a value that is not above 0.
-    """
+    Raises ValueError for an empty series, or a value that is not above 0."""
     if not (variant_s and reference_s and all(0 < value < math.inf for value in (*variant_s, *reference_s))):
         raise ValueError("seconds must be above 0")
     logs = [[math.log(value) for value in one] for one in (variant_s, reference_s)]

@@ -46,8 +46,7 @@ class Subject:
     kernel:             what the user chose for the quantized layers ("native" or a name), None for the fastest.
     engine:             what ran it, None for transformers with the kernels of this program.
     dummy:              the shape of weights that were random and never on disk, for the reader; dummy_layers,
-                        dummy_hidden_size: of that shape.
-    """
+                        dummy_hidden_size: of that shape."""
 
     name: str
     base_model: str
@@ -128,8 +127,7 @@ class Latency:
     prefill_by_length_s: for each repetition, the seconds of each of the scenario's `lengths`; empty where it has none.
     decode_mode: how the decode steps ran, "eager", "CUDA graph", "static cache" (the same without a graph) or
                  "compiled"; None where there are none, and below schema 3, where all were eager.
-    compile_s:   seconds that compiling a step took, in no other figure; None where none was compiled.
-    """
+    compile_s:   seconds that compiling a step took, in no other figure; None where none was compiled."""
 
     prefill_s: tuple[Seconds, ...]
     decode_s: tuple[tuple[Seconds, ...], ...]
@@ -154,8 +152,7 @@ class Memory:
     kv_cache_formula_bytes: 2 * layers * key-value heads * head size * tokens * batch * bytes of a value.
     reserved_peak_bytes: the most that CUDA's allocator had taken from the device, cached blocks included.
     decode_bytes:    what a decode step must read at least: every weight and buffer once but for the input embedding, of
-                     which it takes one row, unless the output head is tied to it; keys and values are not in it.
-    """
+                     which it takes one row, unless the output head is tied to it; keys and values are not in it."""
 
     weights_bytes: Count
     source: str
@@ -205,8 +202,7 @@ class Quality:
     noise_floor: of the reference alone: its divergence from itself when the same sums are done in another order.
     first_tokens: that the tokenizer put before each block; None in older records, which had none.
     vocabulary:  how many tokens the model chooses from; None in older records.
-    from_exact:  of another engine: its divergence from the same checkpoint, dequantized to float32 by this program.
-    """
+    from_exact:  of another engine: its divergence from the same checkpoint, dequantized to float32 by this program."""
 
     perplexity: Positive
     tokens: Count
@@ -224,8 +220,7 @@ class TaskScore:
     """What lm-eval says of one task.
 
     name, metric: the task and its main metric; value, stderr: of that; samples: questions; shots: examples before each.
-    dataset: of the hub, None where it is none or not all of it was asked; configuration: of the data set.
-    """
+    dataset: of the hub, None where it is none or not all of it was asked; configuration: of the data set."""
 
     name: str
     metric: str
@@ -251,8 +246,7 @@ class Record:
     kernels:       what ran the quantized layers; plan: the rules that it was measured under.
     quantization:  what the loaded model says of its quantization (bitsandbytes' threshold and type among it).
     placement:     how a model too big for one GPU was spread, None for one on one device.
-    quantized_share: of the decoder's matrices, None in half precision, for random weights and in older records.
-    """
+    quantized_share: of the decoder's matrices, None in half precision, for random weights and in older records."""
 
     kind: Kind
     status: Status
@@ -302,8 +296,7 @@ class Record:
 
         total: median over repetitions of prefill plus all decode steps; prefill: median over repetitions; decode:
         median over all decode steps of all repetitions, that is seconds a token (of each prompt in the batch).
-        Raises UserError for a time that is not above 0.
-        """
+        Raises UserError for a time that is not above 0."""
         if self.latency is None:
             return dict.fromkeys(PHASES)
         prefill, by_pass = self.latency.prefill_s, self.latency.decode_s

@@ -22,8 +22,7 @@ class Scenario:
     name:          as the user and the tables call it.
     prompt_tokens: of one prompt, or the mean of `lengths`; new_tokens: of each prompt.
     batch:         prompts at once; seed: fixes the prompts' token ids; mode: how the decode steps run.
-    lengths:       tokens of several prompts, which take turns in every pass, in place of one (`Scenario.over`).
-    """
+    lengths:       tokens of several prompts, which take turns in every pass, in place of one (`Scenario.over`)."""
 
     name: str
     prompt_tokens: int

@@ -19,8 +19,7 @@ class RoundsRule:
 
     least:      rounds that are always measured; most: rounds that are never exceeded.
     noise:      half the width of the 95% interval of a ratio, as a share of it, that is precise enough.
-    max_time_s: no further round begins that would end later than this after the bench began.
-    """
+    max_time_s: no further round begins that would end later than this after the bench began."""
 
     least: int = 3
     most: int = 10
@@ -41,8 +40,7 @@ class RoundsRule:
         """Why no further round is needed after `done` of them; None where one is.
 
         widest: the largest half-width of a ratio's interval as a share of it, None where there is no ratio.
-        elapsed_s: since the bench began; round_s: what one more round will take.
-        """
+        elapsed_s: since the bench began; round_s: what one more round will take."""
         if done < self.least:
             return None
         if done >= max(self.most, self.least):
@@ -64,8 +62,7 @@ class PassRule:
     max_warmups:   passes after which the warm-up ends anyway; max_warmup_s: seconds of warm-up that end it.
     min_passes:    timed passes at least; min_time_s: seconds of timed passes at least.
     noise:         standard error of their mean, as a share of it, that is low enough.
-    max_time_s:    seconds of timed passes, and max_passes: timed passes, after which no more follow.
-    """
+    max_time_s:    seconds of timed passes, and max_passes: timed passes, after which no more follow."""
 
     steady_passes: int = 2
     steady_spread: float = 0.10

@@ -31,8 +31,7 @@ def append(path: Path, *records: "DataclassInstance") -> None:
     """Append a line a record and force them to disk, so that a crash later loses nothing written before.
 
     A torn last line, left by a crash in the middle of a write, is ended first: it must not swallow the next. A lock
-    file beside `path` keeps two writers apart. Raises UserError where `path` cannot be written.
-    """
+    file beside `path` keeps two writers apart. Raises UserError where `path` cannot be written."""
     from filelock import FileLock  # slow, and no --help needs it
 
     try:

@@ -56,8 +56,7 @@ def check_models(targets: Sequence[Target], scenarios: Sequence[Scenario], quali
     """Raises UserError for a reference whose positions or tokenizer do not suit what is to be measured.
 
     And for another maker's checkpoint of other shapes, or another tokenizer. quality: None where nothing is judged. It
-    reads the text and builds the models on the meta device: seconds.
-    """
+    reads the text and builds the models on the meta device: seconds."""
     texts: dict[str, Any] = {}
     for target in sorted(targets, key=lambda one: not one.subject.may_be_reference):
         subject, folder = target.subject, Path(target.checkpoint or "")
@@ -125,8 +124,7 @@ def check_continues(
 def compute_dtypes(targets: Iterable[Target], machine: Machine, dtype: str | None, old: list[Record]) -> dict[str, str]:
     """The compute dtype of each baseline's runs, quantized or not: one, so that the rows compare.
 
-    On a CPU what the probe found, or had found when the records were begun; on a GPU the reference's half dtype.
-    """
+    On a CPU what the probe found, or had found when the records were begun; on a GPU the reference's half dtype."""
     begun = [record.environment.cpu_dtype for record in old if record.device == machine.device]
     chosen = dtype or next((one for one in begun if one), None) or machine.environment.cpu_dtype
     references = (target for target in targets if target.subject.may_be_reference)

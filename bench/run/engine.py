@@ -30,8 +30,7 @@ EXTRA_POSITIONS = 16  # beyond what a scenario needs: engines reserve some
 def engines_named(options: tuple[str, ...]) -> dict[str, str]:
     """Name -> interpreter, as each `--engine NAME=PYTHON` says; of NAME alone this interpreter.
 
-    Raises UserError for an unknown name and an interpreter that is not there.
-    """
+    Raises UserError for an unknown name and an interpreter that is not there."""
     found = {}
     for name, _, python in (option.partition("=") for option in options):
         if name not in (OURS, *ENGINES):

@@ -26,8 +26,7 @@ class WorkerExecutor:
     """Runs `python -m bench.worker.worker` for every run.
 
     command: what is started, the two file names are appended; log: where the worker's own words go when a run fails,
-    None to drop them. Nothing the worker prints reaches the screen.
-    """
+    None to drop them. Nothing the worker prints reaches the screen."""
 
     settings: Settings
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "bench.worker.worker")

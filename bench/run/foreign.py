@@ -35,8 +35,7 @@ def foreign_targets(directory: Path, ours: list[Target], reference: str | None, 
 
     reference: as the user names the base model: a folder, a checkpoint of ours in half precision, or a hub id. Else the
     one that a checkpoint's card names, or the one reference there is. Raises UserError where there is none, or it is
-    another model.
-    """
+    another model."""
     from quantize.foreign import base_in_card, foreign_checkpoint
     from quantize.weights import quantization_config
 

@@ -20,8 +20,7 @@ def target_of(
 ) -> Target:
     """A checkpoint on disk, by its folder's name: two folders of one `bench` never share one.
 
-    kernel: what AWQ layers shall run on, as quantize.load takes it; others have no choice.
-    """
+    kernel: what AWQ layers shall run on, as quantize.load takes it; others have no choice."""
     manifest, variant = checkpoint.manifest, checkpoint.variant
     made: dict[str, Any] = {"base_model": manifest.base_model, "q_group_size": manifest.q_group_size}
     made |= {"content_sha256": checkpoint.content_sha256, "source_sha256": manifest.source.weights_sha256}
@@ -67,8 +66,7 @@ def plan(
 
     The rounds of A, B, C go A B C, C B A, A B C, so that a machine that drifts treats all alike. The first round's
     processes measure the quality too, and the tasks, after their latencies; the reference comes first there, since the
-    others are compared with it. Another engine gets what every engine does.
-    """
+    others are compared with it. Another engine gets what every engine does."""
     runs: list[PlannedRun] = []
     for group in grouped(targets, lambda one: one.subject.family or one.subject.base_model).values():
         of_engine = grouped(group, lambda one: one.subject.baseline)
@@ -95,8 +93,7 @@ def missing(
     """What of the plan no ok record covers: runs without the work that is done, in the plan's order.
 
     A record covers the same folder name with the same contents, scenario, round, device and compute dtype. A
-    run that failed before is tried again. compute_dtypes: by baseline.
-    """
+    run that failed before is tried again. compute_dtypes: by baseline."""
     done = {key_of(record): record for record in records if record.status == "ok"}
     left = []
     for run in runs:
@@ -117,8 +114,7 @@ def with_references(left: Sequence[PlannedRun], runs: Sequence[PlannedRun], kept
     """`left`, and the reference's quality before it where others will be compared with what it expects.
 
     Quality is a matter of the base model, not of the baseline: what another model expects says nothing of a
-    quantization. kept: the quality baselines whose reference's log-probabilities are on disk.
-    """
+    quantization. kept: the quality baselines whose reference's log-probabilities are on disk."""
     judged = [run for run in left if run.quality]
     needed = {run.subject.quality_baseline for run in judged} - set(kept)
     needed -= {run.subject.quality_baseline for run in judged if run.is_reference}

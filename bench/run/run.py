@@ -83,8 +83,7 @@ def bench(
     choices:    fields of BenchOptions by name, over those of `options`; of its `rounds`, too.
 
     Raises UserError before anything runs: no checkpoints, no reference, damaged files, no CUDA, a records file from
-    another machine. A run that fails is a record and no exception; KeyboardInterrupt loses no finished run.
-    """
+    another machine. A run that fails is a record and no exception; KeyboardInterrupt loses no finished run."""
     least = {"least": choices.pop("rounds")} if isinstance(choices.get("rounds"), int) else {}
     options, place = with_choices(options or BenchOptions(), "rounds", {**choices, **least}), Path(directory)
     folder = folder_of(place)

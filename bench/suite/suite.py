@@ -60,8 +60,7 @@ class SuiteReference:
 class SuiteTables:
     """What stands once in a suite's file.
 
-    shape: of random weights, as `quantize.dummy.dummy_config` reads it; rounds, rule: as in BenchOptions.
-    """
+    shape: of random weights, as `quantize.dummy.dummy_config` reads it; rounds, rule: as in BenchOptions."""
 
     shape: str
     reference: SuiteReference
@@ -97,8 +96,7 @@ class Suite(SuiteTables):
 def suite_named(name_or_path: str, base_model: str | None = None) -> Suite:
     """The suite of this name (a file in quantize/suites), or in this .toml file. Raises UserError for what is none.
 
-    base_model: its rows alone, beside a reference of its own.
-    """
+    base_model: its rows alone, beside a reference of its own."""
     where, data = suite_file(name_or_path).name, suite_table(name_or_path)
     rows, scenarios = entries_in(data, "row", SuiteRow, where), entries_in(data, "scenario", SuiteScenario, where)
     once = from_data(SuiteTables, {key: x for key, x in data.items() if key not in ("row", "scenario")}, where)

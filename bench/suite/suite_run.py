@@ -30,8 +30,7 @@ def run_suite(
     dummy:       random weights, in this shape or the suite's.
     scenarios:   names of the suite's, none for all; they take the place of those in `options`.
 
-    Returns and raises what `bench` does.
-    """
+    Returns and raises what `bench` does."""
     if shape is not None and not dummy:
         raise UserError("--shape is of random weights: add --dummy, or leave it out")
     if out.exists() and not out.is_dir():

@@ -28,8 +28,7 @@ class Cell:
 
     name:     the base model's, and its folder's in the sweep's; calls: what to make.
     suite:    whose rows and scenarios are measured, None for what `bench` says; options: of these commands.
-    contents: hashes of what can change under a name: local weights, a recipe, a suite's file.
-    """
+    contents: hashes of what can change under a name: local weights, a recipe, a suite's file."""
 
     name: str
     calls: tuple[QuantizeCall, ...]
@@ -49,8 +48,7 @@ class Attempt:
 
     name, key: of the cell; state: as it ended, else running, or waiting for Slurm; job: of Slurm, its number.
     reason:    why it failed, or what is amiss; contents: the hash of each checkpoint that was measured.
-    started, seconds: of the epoch, and that it took; host, process: where it ran.
-    """
+    started, seconds: of the epoch, and that it took; host, process: where it ran."""
 
     name: str
     key: str
@@ -116,8 +114,7 @@ def contents_of(place: Path) -> dict[str, str]:
 def standing(out: Path, cell: Cell, queued: Mapping[str, str] | None = None) -> Attempt:
     """How a cell stands: done where an attempt at the same ended well and its checkpoints and records are there still.
 
-    queued: the state of every Slurm job that waits or runs; None where Slurm is not asked.
-    """
+    queued: the state of every Slurm job that waits or runs; None where Slurm is not asked."""
     place, files = out / cell.name, sorted((out / cell.name / "attempts").glob("*.json"))
     found = [one for file in files if (one := from_json(Attempt, file.read_bytes(), str(file))).key == cell.key]
     if done := [one for one in found if one.state == "done"]:

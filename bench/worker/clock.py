@@ -9,8 +9,7 @@ from typing import Any
 class Clock:
     """The process's monotonic clock, for devices that have finished the work when the call returns.
 
-    Marks are set between pieces of work, at next to no cost, and read afterwards.
-    """
+    Marks are set between pieces of work, at next to no cost, and read afterwards."""
 
     def settle(self) -> None:
         """Return once the device has nothing left to do, so that earlier work is not counted."""

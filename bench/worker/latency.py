@@ -26,8 +26,7 @@ torch takes there, plans every number of keys on its own when it first sees it, 
 class Pass:
     """Seconds of each prompt (the first new token included), and of each decode step after each of them.
 
-    kv_cache_bytes: what the cache held at its end, the most of several prompts, None where that cannot be told.
-    """
+    kv_cache_bytes: what the cache held at its end, the most of several prompts, None where that cannot be told."""
 
     prefill_by_length_s: tuple[float, ...]
     decode_s: tuple[float, ...]
@@ -53,8 +52,7 @@ def prompts_of(scenario: Scenario, vocabulary: int, device: torch.device) -> tup
 def timed_pass(new_decoder: Callable[[], EagerDecoder], prompts: Sequence[Tensor], steps: int, clock: Clock) -> Pass:
     """Run each prompt, then `steps` tokens one by one, and time each: all decode steps in one series.
 
-    With an EagerDecoder it does what `model.generate` does for greedy search without a stop token, and no more.
-    """
+    With an EagerDecoder it does what `model.generate` does for greedy search without a stop token, and no more."""
     prefills_s, steps_s, held = list[float](), list[float](), list[int]()
     for prompt in prompts:
         decoder = new_decoder()
@@ -89,8 +87,7 @@ def measure_latency(
     A warm-up is a whole pass, on a CPU but for all decode steps after the first few. compute_dtype: of keys and values,
     None for the model's own. between: called before each timed pass, outside of what is timed.
 
-    Raises UserError as `check_positions` and, in modes but "eager", their decoders do, RuntimeError as the check.
-    """
+    Raises UserError as `check_positions` and, in modes but "eager", their decoders do, RuntimeError as the check."""
     check_positions(model, scenario)
     config, dtype = model.config.get_text_config(), compute_dtype or model.dtype
     prompts = prompts_of(scenario, config.vocab_size, model.device)

@@ -30,8 +30,7 @@ class BenchOptions:
     quality_data: on this text (a file, or hub:NAME) in place of the built-in one.
     tasks:        names of lm-eval tasks or of our groups.
     task_folder:  task files of the user's; task_limit: questions of each.
-    fresh:        set an existing records file aside and measure everything.
-    """
+    fresh:        set an existing records file aside and measure everything."""
 
     scenarios: tuple[Scenario, ...] | None = None
     rounds: RoundsRule = field(default_factory=RoundsRule)

@@ -80,8 +80,7 @@ def quality(model: Any, blocks: torch.Tensor, *, text: str = BUILTIN_LABEL, expe
 def quality_of_file(path: Path, blocks: torch.Tensor, text: str, expected: Path | None, exact: Path | None) -> Quality:
     """As `quality`, of the log-probabilities in a .npy file. exact: a file that the same weights should agree with.
 
-    Raises FloatingPointError where they are no numbers.
-    """
+    Raises FloatingPointError where they are no numbers."""
     read, parts = logprobs_reader(path), (part for block in blocks for part in block[1:].split(LOGIT_ROWS))
     return _judged(((read(len(part)), part) for part in parts), blocks, text, expected, exact)
 
@@ -100,8 +99,7 @@ def reference_quality(model: Any, blocks: torch.Tensor, keep: Path, *, text: str
     """The reference's own perplexity and noise floor; what it expects is kept in a file for the others.
 
     The noise floor is its divergence from itself when the same sums are done in another order: attention written out
-    (eager) and two blocks at once. Nothing nearer to the reference than that can be told from it.
-    """
+    (eager) and two blocks at once. Nothing nearer to the reference than that can be told from it."""
     likelihood, again = _Likelihood(blocks, text), _DivergenceSamples()
     write_logprobs(keep, likelihood.added(predictions(model, blocks)), blocks.shape[0] * (blocks.shape[1] - 1))
     before = getattr(model.config, "_attn_implementation", None)

@@ -22,8 +22,7 @@ TASKS: Work = ("tasks", None)
 class QualityRequest:
     """What to judge on: `blocks` blocks of `block_tokens` tokens of a text.
 
-    data: a text as `quantize.calibration.text_from` reads it, None for the built-in one; label: how records call it.
-    """
+    data: a text as `quantize.calibration.text_from` reads it, None for the built-in one; label: how records call it."""
 
     data: str | None = None
     label: str = BUILTIN_LABEL
@@ -39,8 +38,7 @@ class Target:
     dummy:      the shape of random weights in this variant, as `quantize.dummy.dummy_config` reads it.
     half_dtype: what the model's config names, "bfloat16" or "float16".
     has_text:   whether it can be judged on text: random weights have no quality, and no tokenizer.
-    quantized_share: of the decoder's matrices, as its manifest says.
-    """
+    quantized_share: of the decoder's matrices, as its manifest says."""
 
     subject: Subject
     checkpoint: str | None = None
@@ -60,8 +58,7 @@ class PlannedRun:
 
     position:     its place among the runs that were planned together; round: of its latencies.
     tasks:        names of lm-eval.
-    is_reference: whether its baseline is compared with it: of several half-precision checkpoints the first alone.
-    """
+    is_reference: whether its baseline is compared with it: of several half-precision checkpoints the first alone."""
 
     target: Target
     position: int
@@ -88,8 +85,7 @@ class Settings:
 
     device:             "cpu" or "cuda"; compute_dtypes: by baseline.
     environment:        the fingerprint, for every record.
-    reference_logprobs: by quality baseline, the file that holds what its reference expects.
-    """
+    reference_logprobs: by quality baseline, the file that holds what its reference expects."""
 
     device: str
     compute_dtypes: dict[str, str]
@@ -103,8 +99,7 @@ class Settings:
 class Request:
     """One process's work: load one target, then measure each scenario in turn, its quality, its tasks.
 
-    parent_pid: the worker ends when this process does; None to run on its own.
-    """
+    parent_pid: the worker ends when this process does; None to run on its own."""
 
     settings: Settings
     run: PlannedRun

@@ -43,8 +43,7 @@ def evaluate(
     folder: YAML files of one's own tasks, which go before lm-eval's; relative paths in them start at this folder.
     limit: at most so many questions a task, the first ones. A group or tag of lm-eval gives one result for each of its
     tasks. Log-probabilities are taken in float32. Raises UserError, before any question is asked, without lm-eval, for
-    an unknown task, and for one whose data cannot be loaded.
-    """
+    an unknown task, and for one whose data cannot be loaded."""
     if tokenizer is None:
         raise UserError("dummy weights have no tokenizer and no knowledge: run tasks on a checkpoint of a real model")
     if limit is not None and limit < 1:

@@ -31,8 +31,7 @@ class Layout:
     """One way to store 4-bit layers.
 
     parts:  what follows a layer's name in the names of its tensors; the first is there for every 4-bit layer.
-    unpack: (parts that are there, input features, the config's quantization) -> the layer.
-    """
+    unpack: (parts that are there, input features, the config's quantization) -> the layer."""
 
     parts: tuple[str, ...]
     unpack: Callable[[Parts, int, Mapping[str, Any]], StoredLayer]
@@ -93,8 +92,7 @@ def _unpack_gemv(parts: Parts, in_features: int, config: Mapping[str, Any]) -> S
 def _unpack_gptq(parts: Parts, in_features: int, config: Mapping[str, Any]) -> StoredLayer:
     """qweight int32 [in / 8, out], qzeros [groups, out / 8], scales [groups, out], g_idx [in].
 
-    The first version of the format stores zero points less 1.
-    """
+    The first version of the format stores zero points less 1."""
     codes = unpack_words(parts["qweight"].t().contiguous(), PLAIN_ORDER)
     zeros = unpack_words(parts["qzeros"], PLAIN_ORDER).t().contiguous()
     shift = 0 if format_of(config) == "gptq_v2" else 1

@@ -44,8 +44,7 @@ def pack_gemm(weight: Int4Weight) -> dict[str, Tensor]:
 def gemv_zeros_width(in_features: int, group_size: int) -> int:
     """Words of zero points a row in the GEMV layout: whole words, and padded as its CUDA kernel reads them.
 
-    Group sizes below 128 are read two (64) or four (32) words at a time.
-    """
+    Group sizes below 128 are read two (64) or four (32) words at a time."""
     words = -(-(in_features // group_size) // CODES_PER_WORD)
     multiple = {64: 2, 32: 4}.get(group_size, 1)
     return -(-words // multiple) * multiple
@@ -54,8 +53,7 @@ def gemv_zeros_width(in_features: int, group_size: int) -> int:
 def pack_gemv(weight: Int4Weight) -> dict[str, Tensor]:
     """The GEMV layout: qweight int32 [out, in / 8], qzeros int32 [out, z], scales float16 [out, 8 z].
 
-    z is gemv_zeros_width; the padding holds zeros.
-    """
+    z is gemv_zeros_width; the padding holds zeros."""
     width = gemv_zeros_width(weight.codes.shape[1], weight.group_size) * CODES_PER_WORD
     padding = (0, width - weight.scales.shape[1])
     zeros = pack_words(functional.pad(weight.zeros, padding), PLAIN_ORDER)
@@ -66,8 +64,7 @@ def pack_gemv(weight: Int4Weight) -> dict[str, Tensor]:
 def pack_ct(weight: Int4Weight) -> dict[str, Tensor]:
     """compressed-tensors' pack-quantized: weight_packed int32 [out, in / 8] in plain order, weight_scale [out, groups].
 
-    weight_zero_point int32 [out / 8, groups] is packed along the output features, weight_shape int64 [2].
-    """
+    weight_zero_point int32 [out / 8, groups] is packed along the output features, weight_shape int64 [2]."""
     rows = weight.codes.shape[0]
     zeros = functional.pad(weight.zeros.t(), (0, -rows % CODES_PER_WORD))
     return {
@@ -81,8 +78,7 @@ def pack_ct(weight: Int4Weight) -> dict[str, Tensor]:
 def pack_gguf(weight: Int4Weight) -> dict[str, Tensor]:
     """GGUF's Q4_1: blocks of 32 inputs, uint8 [out, in / 32 * 20]: scale d and offset m in float16, then the codes.
 
-    w = d q + m, m = -scale * zero rounded to float16; a byte has code i of its block low and code i + 16 high.
-    """
+    w = d q + m, m = -scale * zero rounded to float16; a byte has code i of its block low and code i + 16 high."""
     halves = weight.codes.view(len(weight.codes), -1, 2, BLOCK // 2)
     facts = torch.stack((weight.scales, (-weight.scales.float() * weight.zeros).half()), -1)
     facts = facts.repeat_interleave(weight.group_size // BLOCK, 1).view(torch.uint8)

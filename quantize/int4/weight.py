@@ -17,8 +17,7 @@ class Int4Weight:
     scales: float16 [out, in / group_size].
     zeros:  uint8 [out, in / group_size], values 0 to 15.
 
-    The weight it stands for is w[o, i] = (codes[o, i] - zeros[o, g]) * scales[o, g] with g = i // group_size.
-    """
+    The weight it stands for is w[o, i] = (codes[o, i] - zeros[o, g]) * scales[o, g] with g = i // group_size."""
 
     codes: Tensor
     scales: Tensor
@@ -51,8 +50,7 @@ def minmax_range(grouped: Tensor, clip: Tensor | None = None) -> tuple[Tensor, T
     grouped: [..., group_size]; clip: [...], the largest magnitudes that count, None for all. Returns scales and zeros,
     both [...] in the input's dtype; the scales are values that float16 holds exactly, because that is how they are
     stored: rounding against the stored scale loses less than rounding first and storing afterwards. A scale that
-    float16 would flush to zero is kept at its smallest.
-    """
+    float16 would flush to zero is kept at its smallest."""
     low, high = grouped.amin(dim=-1).clamp_(max=0), grouped.amax(dim=-1).clamp_(min=0)
     return covering(low, high) if clip is None else covering(torch.maximum(low, -clip), torch.minimum(high, clip))
 
@@ -73,8 +71,7 @@ def rounded(grouped: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
 def round_to_nearest(weight: Tensor, group_size: int, clip: Tensor | None = None) -> Int4Weight:
     """Quantize [out, in] weights by rounding each to its group's nearest code, clamp(round(w / scale) + zero, 0, 15).
 
-    clip: [out, in / group_size], the largest magnitude a group's weights may keep; None keeps all.
-    """
+    clip: [out, in / group_size], the largest magnitude a group's weights may keep; None keeps all."""
     grouped = weight.float().view(weight.shape[0], -1, group_size)
     scales, zeros = minmax_range(grouped, clip)
     codes = (grouped / scales.unsqueeze(-1)).round_().add_(zeros.unsqueeze(-1)).clamp_(0, LEVELS)

@@ -38,8 +38,7 @@ class Placement:
     main:          the device of the inputs and of everything that the map does not name.
     device_map:    accelerate's, module name -> device; empty for a model on one device.
     weights_bytes: of the whole model, None where it lies on one device.
-    description:   how it is spread, for the record.
-    """
+    description:   how it is spread, for the record."""
 
     main: torch.device
     device_map: Mapping[str, torch.device] = field(default_factory=dict)
@@ -70,8 +69,7 @@ class Running:
 
     variant:    the row of the table; place: where its modules go; dtype: what they compute in.
     kernel:     as quantize.load takes it.
-    group_size: of groups of codes, None for none, or for the largest that fits.
-    """
+    group_size: of groups of codes, None for none, or for the largest that fits."""
 
     variant: Variant
     place: Placement
@@ -87,8 +85,7 @@ def placement_for(
 
     model: with its weights on the meta device; dtype: of the weights that are not quantized. free: left out, what the
     machine has now. GPUs fill up first, from `device` on. Layers of the half-precision reference may also wait in RAM
-    and be copied to the GPU for every pass; quantized ones run where they lie. Raises MemoryError where none fits.
-    """
+    and be copied to the GPU for every pass; quantized ones run where they lie. Raises MemoryError where none fits."""
     if device.type != "cuda" and free is None:
         return Placement(device)
     from accelerate.utils import CustomDtype, compute_module_sizes, get_max_memory, infer_auto_device_map
@@ -141,8 +138,7 @@ def weights_bytes(model: nn.Module) -> int:
 
 def decode_bytes(model: Any) -> int | None:
     """Bytes of weights and buffers that a decode step must read, each storage once: all but the input embedding, of
-    which it takes one row, unless an output head is tied to it. None for a model that does not name its own.
-    """
+    which it takes one row, unless an output head is tied to it. None for a model that does not name its own."""
     if not hasattr(model, "get_input_embeddings"):
         return None
     embedding = model.get_input_embeddings()

@@ -34,8 +34,7 @@ def place_int4_layers(skeleton: Skeleton, names: list[str], read: Callable[[str]
 
     Returns the kernel that they run on. read: a layer's name -> its weight; skeleton: the model, and everything else,
     biases as well. One layer of each shape is compared with its dequantized weights: raises KernelFault for a kernel
-    that gives wrong results, and UserError when a tensor is missing.
-    """
+    that gives wrong results, and UserError when a tensor is missing."""
     model, place, device, dtype = skeleton.model, how.place, how.place.main, how.dtype
 
     def read_stacked(several: Sequence[str]) -> tuple[Int4Weight, Tensor | None]:
@@ -100,8 +99,7 @@ def place_buffers(model: nn.Module, place: Placement) -> None:
 class HalfHead(nn.Module):
     """An output head stored in half precision: one token multiplies in it, more of them in the compute dtype.
 
-    For those, which a CPU is slow to multiply in float16, rows are converted a chunk of the vocabulary at a time.
-    """
+    For those, which a CPU is slow to multiply in float16, rows are converted a chunk of the vocabulary at a time."""
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
@@ -156,26 +154,24 @@ class MergedLinear(nn.Module):
         super().__init__()
         self.inner = inner
         self._parts = parts
-        self._x: Tensor | None = None
-        self._out: Tensor | None = None
-        self._taken = 0
+        self._last: list[Any] = [None, None, 0]  # x, out, parts taken; a module's own attributes are slow to set
 
     def take(self, x: Tensor, features: slice) -> Tensor:
         """These output features for x [..., in]: computed with the first part of an input, kept until the last."""
-        if self._out is None or self._x is not x:
-            self._x, self._out, self._taken = x, self.inner(x), 0
-        out = self._out[..., features]
-        self._taken += 1
-        if self._taken == self._parts:
-            self._x = self._out = None
+        last = self._last
+        if last[0] is not x:
+            last[:] = x, self.inner(x), 0
+        out: Tensor = last[1][..., features]
+        last[2] += 1
+        if last[2] == self._parts:
+            last[:] = None, None, 0
         return out
 
 
 class Part(nn.Module):
     """One of the layers in a MergedLinear: forward takes [..., in] and returns its [..., out], a view.
 
-    All parts of a MergedLinear are called with the same tensor, one after another, and it is not changed in between.
-    """
+    All parts of a MergedLinear are called with the same tensor, one after another, and it is not changed in between."""
 
     def __init__(self, merged: MergedLinear, start: int, stop: int) -> None:
         super().__init__()
@@ -191,8 +187,7 @@ def layers_by_input(model: nn.Module, names: Sequence[str], place: Placement) ->
     """These linear layers of a model, each in one tuple: those in one that read the same input on the same device.
 
     What reads the same input is told by its name and its neighbours. Where that is wrong, results stay right: a Part
-    that is called with another tensor computes anew, and costs what all parts together cost.
-    """
+    that is called with another tensor computes anew, and costs what all parts together cost."""
     known = dict.fromkeys(names)
     found = []
     for parent in dict.fromkeys(name.rpartition(".")[0] for name in names):

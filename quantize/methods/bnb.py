@@ -17,7 +17,7 @@ from quantize.model.names import linear_layers
 from quantize.model.pretrained import config_of, model_of
 from quantize.quiet import quiet_libraries
 from quantize.rounding.correction import Some, Watched, correct_rows
-from quantize.rounding.gptq import Target, gptq_round
+from quantize.rounding.gptq import Grid, Target, gptq_round
 from quantize.rounding.gram import SHRINKAGE, InputStats
 from quantize.rounding.options import BnbOptions
 from quantize.variant import Variant
@@ -67,18 +67,13 @@ def bnb_4bit_with_feedback(
         return entries, {name: _dequantized(*own) for name, own in quantized.items()}
     scales = torch.cat([_block_scales(state, len(weights[name])) for name, (_, state) in quantized.items()])
     levels, order = entries[f"{next(iter(weights))}.weight.quant_map"].float().sort()
-    midpoints, target = (levels[1:] + levels[:-1]) / 2, Target.of(stats.gram, SHRINKAGE)
+    midpoints = torch.cat([(levels[1:] + levels[:-1]) / 2, levels.new_tensor([torch.inf])])
+    table, target = torch.stack([levels, order.float(), midpoints]), Target.of(stats.gram, SHRINKAGE)
     rows = torch.cat([weight.float() for weight in weights.values()])
 
     def attempt(which: Some, pull: Tensor | None) -> tuple[Tensor, ...]:
-        of_blocks = scales[which].t().contiguous()
-
-        def nearest(column: int, wanted: Tensor, code: Tensor, value: Tensor) -> None:
-            rank = torch.bucketize(wanted / of_blocks[column // options.blocksize], midpoints)
-            torch.mul(levels[rank], of_blocks[column // options.blocksize], out=value)
-            code.copy_(order[rank])
-
-        return (gptq_round(rows[which], target, nearest, pull).view(torch.uint8),)
+        grid = Grid(options.blocksize, scales[which].t().contiguous(), table, has_levels=True)
+        return (gptq_round(rows[which], target, grid, pull).view(torch.uint8),)
 
     def values(parts: tuple[Tensor, ...], which: Some) -> Tensor:
         grouped = levels[order.argsort()][parts[0].long()].view(len(parts[0]), -1, options.blocksize)

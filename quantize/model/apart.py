@@ -35,8 +35,7 @@ class StackedForm:
     is_transposed:   [experts, in, out], else [experts, out, in].
     has_bias:        `..._bias` [experts, out] beside each.
     by_block:        called with every expert's input one above the other, and with no choice of experts.
-    has_identity:    numbers beyond those of the experts stand for one that gives back its input.
-    """
+    has_identity:    numbers beyond those of the experts stand for one that gives back its input."""
 
     has_gate: bool = True
     is_concatenated: bool = True

@@ -22,8 +22,7 @@ class Architecture:
     layers_name: of their list in the model.
     kept:        full names of the linear layers inside them that stay in half precision.
     outputs:     what the model expects of a layer: 0 for a tensor, else how many in a tuple of which it is the first.
-    group_size:  of groups of codes, None where there are none.
-    """
+    group_size:  of groups of codes, None where there are none."""
 
     layers: nn.ModuleList
     layers_name: str
@@ -64,8 +63,7 @@ class Architecture:
 def architecture_of(model: Any) -> Architecture:
     """The decoder layers of a transformers model, taken apart (quantize.model.apart) or not; routers are kept.
 
-    The weights may be on the meta device. Raises UserError where there is no list of layers.
-    """
+    The weights may be on the meta device. Raises UserError where there is no list of layers."""
     lists = _lists_in(decoder_of(model))
     if not lists:
         raise UserError(f"{type(model).__name__} has no list of decoder layers: use a bnb variant")
@@ -110,8 +108,7 @@ def _routers(layers: nn.ModuleList) -> list[str]:
 def group_size_for(shapes: Sequence[Shape], wanted: int | None = None) -> int:
     """`wanted`, or the largest of GROUP_SIZES that divides the input features of every layer, few small ones aside.
 
-    Raises UserError when it does not, or when no size does, or where output features are no multiple of eight.
-    """
+    Raises UserError when it does not, or when no size does, or where output features are no multiple of eight."""
 
     def lost(layers: Sequence[Shape]) -> bool:
         held, all_held = (sum(rows * columns for _, rows, columns in own) for own in (layers, shapes))

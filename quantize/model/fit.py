@@ -37,8 +37,7 @@ def check_fit(folder: Path, model: Any, weights: TensorReader, files: FileNames)
 
     A parameter that no file holds, which would be random; a tensor that the model has no place for; another shape; a
     dtype that is no plain floating point. Renaming, conversion and tying are transformers' own: it loads the files'
-    shapes, no values, into a model of the same class.
-    """
+    shapes, no values, into a model of the same class."""
     from transformers.initialization import no_init_weights
 
     parameters = dict(model.named_parameters())

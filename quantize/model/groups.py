@@ -59,8 +59,7 @@ class Prober:
         """Every group that holds, in the order of the layer, and why the other sources have none.
 
         head_sizes: channels of an attention head, which tell what rows of a fused projection to try; wrapped: whether a
-        checkpoint may hold the scales of activation functions. No two groups share a consumer.
-        """
+        checkpoint may hold the scales of activation functions. No two groups share a consumer."""
         groups: list[ScaleGroup] = []
         refused: dict[str, str] = {}
         taken: set[str] = set()

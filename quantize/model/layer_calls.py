@@ -46,8 +46,7 @@ class _AllRecorded(Exception):  # noqa: N818 - it signals, it does not fail
 def layer_calls(model: Any, architecture: Architecture, blocks: Tensor) -> list[tuple[Tensor, LayerCall]]:
     """What the model calls each decoder layer with for these token ids [n, t]: (input of the first, keywords).
 
-    Only the modules before the layers must hold weights; the recorded input is right for the first layer alone.
-    """
+    Only the modules before the layers must hold weights; the recorded input is right for the first layer alone."""
     calls: list[tuple[Tensor, LayerCall]] = []
 
     def record(index: int, hidden: Tensor, kwargs: LayerCall) -> Tensor:
@@ -108,8 +107,7 @@ def runnable(skeleton: Skeleton, device: torch.device) -> Architecture:
 
     Those are read and not called, or never used, or files name their weights otherwise than `.weight`. Runs the first
     layer of each kind on a few tokens; memory holds the embeddings and that layer. Raises UserError as
-    `architecture_of` does, and for layers that cannot be run by themselves.
-    """
+    `architecture_of` does, and for layers that cannot be run by themselves."""
     model, architecture = skeleton.model, architecture_of(skeleton.model)
     ids = torch.arange(SOME_TOKENS, device=device).view(1, SOME_TOKENS) + 3
     skeleton.fill_outer(architecture.layers_name, device)

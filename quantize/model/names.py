@@ -25,8 +25,7 @@ class Conversion:
     home:      the first parameter that they become.
     sources:   (file name, transformers' pattern that it fits), in transformers' order.
     converter: transformers' WeightConverter.
-    model:     what it asks of the model: its config and its parameters' shapes.
-    """
+    model:     what it asks of the model: its config and its parameters' shapes."""
 
     home: str
     sources: list[tuple[str, str]]
@@ -49,8 +48,7 @@ class Conversion:
         """Part of the home -> the one file name that holds just that part; parts of several are left out.
 
         cuts: how each part, a matrix, is cut out of the parameter. Proven by converting marked tensors, [1, 2] each, in
-        the place of those in the files.
-        """
+        the place of those in the files."""
         marks = {name: torch.tensor([[2.0 * n, 2.0 * n + 1]]) for n, (name, _) in enumerate(self.sources)}
         try:
             made = self.run(marks.__getitem__)[self.home]
@@ -69,8 +67,7 @@ class FileNames:
     homes:       file name -> the parameter or buffer that transformers would load it into, the first of several.
     plain:       parameter -> the file name that holds it as it is.
     conversions: of the others, by their first parameter.
-    known:       the model's tensors, as transformers has it and as it was taken apart; their shapes count.
-    """
+    known:       the model's tensors, as transformers has it and as it was taken apart; their shapes count."""
 
     homes: dict[str, str]
     plain: dict[str, str]
@@ -105,8 +102,7 @@ class FileNames:
     def pieces(self, weights: TensorReader, linears: Collection[str], within: str = "") -> Pieces:
         """Every tensor as the files have it; those that make linear layers together, as the model has them.
 
-        linears: names of linear layers to quantize; within: what the names of the parameters begin with.
-        """
+        linears: names of linear layers to quantize; within: what the names of the parameters begin with."""
         to_quantize, split = {f"{name}.weight" for name in linears}, set[str]()
         for home, conversion in self.conversions.items():
             if home.startswith(within) and not to_quantize.isdisjoint(conversion.parameters(weights)):
@@ -122,8 +118,7 @@ def quantized_share(model: Any, names: Collection[str], variant: str) -> float:
     """The share of a language model's matrices that the linear layers `names` hold.
 
     Embeddings, the output head, and what a wrapper has beside its language model (towers, projectors) do not count.
-    Raises UserError, naming the variant, for less than 90%.
-    """
+    Raises UserError, naming the variant, for less than 90%."""
     inside, head = _language_modules(model), model.get_output_embeddings()
     sizes = {
         name: sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
@@ -152,8 +147,7 @@ def left_in_half(model: Any, quantized: Collection[str]) -> list[str]:
     """Full names of the modules with matrices that are not among `quantized`, output head and embeddings aside.
 
     Where nothing inside a module is quantized (a vision tower), it is named as a whole. Full names, since some engines
-    take them for parts of names: "gate" would hit every gate_proj.
-    """
+    take them for parts of names: "gate" would hit every gate_proj."""
     head, found = model.get_output_embeddings(), dict[str, None]()
     around = {name[:place] for name in quantized for place, letter in enumerate(name) if letter == "."} | {""}
     for name, module in model.named_modules():

@@ -80,8 +80,7 @@ def _first(names: Sequence[str]) -> str:
 def empty_model(folder: Path, *, config: Any = None, dtype: torch.dtype = torch.float32) -> Any:
     """The transformers model of a folder's config.json, or of this config, its weights on the meta device.
 
-    Buffers that no file holds (rotary frequencies) are real. Raises UserError as `config_of` does.
-    """
+    Buffers that no file holds (rotary frequencies) are real. Raises UserError as `config_of` does."""
     from accelerate import init_empty_weights
     from transformers.initialization import no_init_weights
 

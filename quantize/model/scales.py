@@ -28,8 +28,7 @@ class ScaleGroup:
 
     source:    a norm, a linear layer, or an activation function.
     free:      [channels], which of the source's may be scaled.
-    one_plus:  whether the source is a norm that multiplies by one plus its weight.
-    """
+    one_plus:  whether the source is a norm that multiplies by one plus its weight."""
 
     source: str
     free: tuple[bool, ...]

@@ -20,8 +20,7 @@ class Skeleton:
     model:   on the meta device; weights: the files.
     files:   which tensors of the files make which parameter, by the names of the model as transformers has it.
     parts:   where the parameters come from that transformers keeps in another form.
-    stored:  parameter -> its name in files: of the tensor that holds it, else the one that a checkpoint gives it.
-    """
+    stored:  parameter -> its name in files: of the tensor that holds it, else the one that a checkpoint gives it."""
 
     model: Any
     weights: TensorReader
@@ -38,8 +37,7 @@ class Skeleton:
         """Take this model apart, in place.
 
         names: what the files count as holding, all that they hold by default; a checkpoint's 4-bit layers count as the
-        weights that they stand for.
-        """
+        weights that they stand for."""
         before = model.state_dict()
         parts = take_apart(model)
         known, held = {**model.state_dict(), **before}, set(weights.names())
@@ -124,8 +122,7 @@ class Skeleton:
     def fill_outer(self, layers: str, device: torch.device) -> None:
         """Fill what stands around the layers: all but these, towers that see or hear, and an untied output head.
 
-        The towers get parameters that take no memory: a wrapper goes by the device of its first one.
-        """
+        The towers get parameters that take no memory: a wrapper goes by the device of its first one."""
         inner = towers(self.model, layers)
         outside = tuple(f"{name}." for name in (layers, *inner))
         for name, module in self.model.named_modules():

@@ -13,6 +13,7 @@ SCALE_GRID, CLIP_GRID, CLIP_STEPS = 20, 20, 10  # autoawq's: scale exponents; cl
 SOME_WEIGHTS, MOST_WEIGHTS, FINALISTS = 2**21, 2**23, 5  # all scales are tried on rows with some, the best on most
 MANY_GROUPS = 1500  # where no clip of so many is better, the search for clips ends
 CACHED_WEIGHTS = 2**18  # are worked on at a time: what is made of them then lies in a core's cache
+GPU_TIMES = 64  # as many at a time on a GPU, which few would keep waiting for Python
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
 
 
 def _cached_rows(weight: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(weight, max(1, CACHED_WEIGHTS // weight.shape[1]))
+    return torch.split(weight, max(1, _at_a_time(weight) // weight.shape[1]))
+
+
+def _at_a_time(weight: Tensor) -> int:
+    return CACHED_WEIGHTS * (1 if weight.device.type == "cpu" else GPU_TIMES)
 
 
 def grid_scales(abs_mean: Tensor, magnitude: Tensor, step: int) -> Tensor:
@@ -127,8 +132,8 @@ def search_clip(weight: Tensor, stats: InputStats, group_size: int) -> Tensor:
     blocks = stats.gram.view(len(grouped), group_size, len(grouped), group_size)
     blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()  # [groups, size, size]
     clips = torch.empty(grouped.shape[:2], device=weight.device)
-    rows = max(1, CACHED_WEIGHTS // group_size)
-    together = max(1, CACHED_WEIGHTS // (group_size * min(rows, len(weight))))
+    rows = max(1, _at_a_time(weight) // group_size)
+    together = max(1, _at_a_time(weight) // (group_size * min(rows, len(weight))))
     for start in range(0, len(weight), rows):
         parts = (torch.split(one[:, start : start + rows], together) for one in (grouped, clips))
         for some, found, block in zip(*parts, torch.split(blocks, together), strict=True):

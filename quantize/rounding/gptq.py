@@ -4,24 +4,51 @@ Of inputs X in the source model that are X^ in the quantized one, the change of 
 tr(D H D^T) - 2 tr(D B^T) and a constant: D = Q - W, H = X^^T X^, B = W (X - X^)^T X^. All here lessens it, row by row.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from quantize.int4.weight import LEVELS, Int4Weight, minmax_range
+from quantize.kernels.triton import launch, no_programs_reason
 from quantize.rounding.gram import product_dtype, transposed
 
 DAMPING = 0.05  # share of the mean diagonal added to the Gram matrix; the paper adds 0.01
 MOST_DAMPING = 1e9  # with so much the matrix is its diagonal: what cannot be factorised then is not finite
 COLUMN_BLOCK, FACTOR_BLOCK, TINY = 512, 1024, torch.finfo(torch.float32).tiny
 SMALLEST_BLOCK, SOLVED_BLOCK = 16, 128  # blocks of columns are halved down to it, triangular systems to this
+PROGRAM_BLOCK, PROGRAM_ROWS = 64, 32  # columns and rows that a Triton program has in its registers
 LARGEST_STEP = 0.3  # a refitted scale moves by less than this share of itself: beyond, other codes would be nearer
 
-Nearest = Callable[[int, Tensor, Tensor, Tensor], None]
-"""Called with a column's number, what it should be [rows], and where to write the nearest codes [rows], whole numbers,
-and the values that they stand for [rows]."""
+
+@dataclass(frozen=True)
+class Grid:
+    """What weights may become: in each group whole numbers times its scale, or certain levels times its scale.
+
+    size: features a group; scales: [groups, rows]; table: the lowest of 16 whole numbers, [groups, rows], or, where
+    `has_levels`, [3, 16]: the levels, ascending, their codes, and the midpoints above them."""
+
+    size: int
+    scales: Tensor
+    table: Tensor
+    has_levels: bool = False
+
+    @cached_property
+    def _rows(self) -> list[tuple[Tensor, ...]]:
+        ranges = () if self.has_levels else (self.table, self.table + LEVELS)
+        return list(zip(*(one.unbind(0) for one in (self.scales, *ranges)), strict=True))
+
+    def nearest(self, column: int, wanted: Tensor, code: Tensor, value: Tensor) -> None:
+        """Write the nearest codes to what a column should be, and the values that they stand for, all [rows]."""
+        scale, *reach = self._rows[column // self.size]
+        if self.has_levels:
+            rank = torch.bucketize(wanted / scale, self.table[2, :-1])
+            torch.mul(self.table[0][rank], scale, out=value)
+            code.copy_(self.table[1][rank])
+        else:
+            torch.div(wanted, scale, out=code).round_().clamp_(*reach)
+            torch.mul(code, scale, out=value)
 
 
 @dataclass(frozen=True)
@@ -78,13 +105,13 @@ def _factorize(matrix: Tensor) -> bool:
     return bool(torch.isfinite(matrix.triu_().sum()))
 
 
-def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | None = None) -> Tensor:
+def gptq_round(weight: Tensor, target: Target, grid: Grid, pull: Tensor | None = None) -> Tensor:
     """Round [rows, in] weights to int8 codes [rows, in], each column making up for the errors of those before it.
 
-    The columns with the largest activations go first (act-order), while there are many left to make up for them; what
-    `nearest` rounds to must not depend on the order. pull: B [rows, in], None for none. It is Babai's nearest plane
-    algorithm (arXiv 2507.18553): with H = R^T R, column j is rounded from w_j + (sum_{k > j} R_jk (w_k - q_k) + T_j) /
-    R_jj, where T R = B. The far products are in bfloat16 where a CPU has it."""
+    The columns with the largest activations go first (act-order), while there are many left to make up for them.
+    pull: B [rows, in], None for none. It is Babai's nearest plane algorithm (arXiv 2507.18553): with H = R^T R, column
+    j is rounded from w_j + (sum_{k > j} R_jk (w_k - q_k) + T_j) / R_jj, where T R = B. The far products are in bfloat16
+    where a CPU has it."""
     dtype, order = product_dtype(weight.device, weight.shape[1]), target.order
     pivots = target.factor.diagonal().unsqueeze(1)
     # Columns as rows: every step then reads and writes contiguous memory.
@@ -92,7 +119,6 @@ def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | 
     pulled = None if pull is None else _solved(target.factor, transposed(pull)[order], dtype).div_(pivots)
     codes = torch.empty(columns.shape, dtype=torch.int8, device=weight.device)
     errors = torch.empty(columns.shape, dtype=dtype, device=weight.device)
-    numbers = order.tolist()
     for stop in range(len(columns), 0, -COLUMN_BLOCK):
         start = max(0, stop - COLUMN_BLOCK)
         own = slice(start, stop)
@@ -101,7 +127,7 @@ def gptq_round(weight: Tensor, target: Target, nearest: Nearest, pull: Tensor | 
             wanted += pulled[own]
         found, left = torch.empty_like(wanted), torch.empty_like(wanted)
         reach = target.factor[own, own] / pivots[own]
-        _feed_block(wanted, columns[own], reach, numbers[own], nearest, found, left)
+        _feed_block(wanted, columns[own], reach, order[own], grid, found, left)
         codes[order[own]] = found.to(torch.int8)
         errors[own] = left
     return transposed(codes)
@@ -129,20 +155,27 @@ def _solve(factor: Tensor, right: Tensor) -> None:
 
 
 def _feed_block(
-    wanted: Tensor, columns: Tensor, reach: Tensor, numbers: list[int], nearest: Nearest, codes: Tensor, left: Tensor
+    wanted: Tensor, columns: Tensor, reach: Tensor, numbers: Tensor, grid: Grid, codes: Tensor, left: Tensor
 ) -> None:
     """Round columns [n, rows], the last half first; what is `left` of each passes to those before by reach [n, n]."""
-    if len(columns) > SMALLEST_BLOCK:
-        half = len(columns) // 2
+    (count, rows), programs = columns.shape, no_programs_reason(columns.device) is None
+    if count > (PROGRAM_BLOCK if programs else SMALLEST_BLOCK):
+        half = count // 2
         for own in (slice(half, None), slice(None, half)):
-            _feed_block(wanted[own], columns[own], reach[own, own], numbers[own], nearest, codes[own], left[own])
+            _feed_block(wanted[own], columns[own], reach[own, own], numbers[own], grid, codes[own], left[own])
             if own.stop is None:
                 wanted[:half].addmm_(reach[:half, half:], left[half:])
-        return
-    for place in reversed(range(len(columns))):
-        nearest(numbers[place], wanted[place], codes[place], left[place])
-        torch.sub(columns[place], left[place], out=left[place])
-        wanted[:place].addr_(reach[:place, place], left[place])
+    elif programs:
+        from quantize.rounding.programs import feed_program
+
+        operands = (wanted, columns, reach, numbers, grid.scales, grid.table, codes, left)
+        sizes = (rows, count, reach.stride(0), grid.size, PROGRAM_BLOCK, PROGRAM_ROWS, grid.has_levels)
+        launch(feed_program, (-(-rows // PROGRAM_ROWS), 1, 1), operands, sizes, num_warps=1)
+    else:
+        for place, column in reversed(list(enumerate(numbers.tolist()))):
+            grid.nearest(column, wanted[place], codes[place], left[place])
+            torch.sub(columns[place], left[place], out=left[place])
+            wanted[:place].addr_(reach[:place, place], left[place])
 
 
 def round_with_feedback(
@@ -154,15 +187,8 @@ def round_with_feedback(
     before the feedback starts, by the clipped minimum and maximum."""
     grouped = weight.float().view(weight.shape[0], -1, group_size)
     scales, zeros = minmax_range(grouped, clip)
-    lowest = -zeros.t().contiguous()
-    ranges = list(zip(scales.t().contiguous().unbind(0), lowest.unbind(0), (lowest + LEVELS).unbind(0), strict=True))
-
-    def nearest(column: int, wanted: Tensor, code: Tensor, value: Tensor) -> None:
-        scale, low, high = ranges[column // group_size]
-        torch.div(wanted, scale, out=code).round_().clamp_(low, high)
-        torch.mul(code, scale, out=value)
-
-    offsets = gptq_round(weight, target, nearest, pull).view(grouped.shape)
+    grid = Grid(group_size, scales.t().contiguous(), -zeros.t().contiguous())
+    offsets = gptq_round(weight, target, grid, pull).view(grouped.shape)
     codes = offsets.add_(zeros.to(torch.int8).unsqueeze(-1)).view(torch.uint8).view(weight.shape)
     return Int4Weight(codes, scales.half(), zeros.to(torch.uint8))
 
@@ -205,6 +231,13 @@ def sweep(
 
 def _descend(codes: Tensor, slope: Tensor, difference: Tensor, gram: Tensor, scale: Tensor, zeros: Tensor) -> None:
     """Coordinate descent over one group's codes less their zero point [size, rows]; slope and difference follow."""
+    if no_programs_reason(codes.device) is None:
+        from quantize.rounding.programs import descend_program
+
+        (count, rows), size = codes.shape, 1 << (len(codes) - 1).bit_length()
+        operands, sizes = (codes, slope, difference, gram, scale, zeros), (rows, count, gram.stride(0), size, 16, TINY)
+        launch(descend_program, (-(-rows // 16), 1, 1), operands, sizes, num_warps=1)
+        return
     low, inverse = -zeros, scale.reciprocal()
     high, moved = low + LEVELS, torch.empty_like(codes)
     steps = gram.diagonal().clamp(min=TINY).reciprocal().tolist()

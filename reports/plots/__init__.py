@@ -16,8 +16,7 @@ def plots(
     """The figures "loss", "time" and "memory" that there are records for, and why others are not drawn.
 
     memory_bytes: what there is, a vertical line over the peaks. context: tokens of each sequence that the KV cache is
-    reckoned for (`shares_of`). Raises UserError without matplotlib, and for a context below 1.
-    """
+    reckoned for (`shares_of`). Raises UserError without matplotlib, and for a context below 1."""
     if context is not None and context < 1:
         raise UserError(f"a context of {context} tokens holds nothing: give --context at least 1")
     makers: dict[str, Callable[[], Figure]] = {

@@ -20,8 +20,7 @@ def place(axes: Axes, labels: Iterable[tuple[Point, str]]) -> None:
     """Write each text as near to its point as there is room: inside the axes, over no text, point and line.
 
     Points and lines are drawn already, and the figure is laid out for good. Where lines are in the way everywhere, they
-    are written over, then other texts' leaders led over; where there is no room at all, a text is left out.
-    """
+    are written over, then other texts' leaders led over; where there is no room at all, a text is left out."""
     import numpy as np
     from matplotlib.transforms import Bbox
 

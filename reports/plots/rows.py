@@ -23,8 +23,7 @@ def loss_figure(measurement: Measurement, memory_bytes: int | None, context: int
     """Loss over GB of weights or, with `memory_bytes`, over GB of the peak; a name and tokens/s at each point.
 
     Loss is the mean divergence or, where no row has one, how much the perplexity is above the reference's. A broken row
-    is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known.
-    """
+    is hollow, and never on the dashed Pareto line. Raises UserError where no row's loss is known."""
     scenario, judged = measurement.peak_scenario, any(row.mean_divergence is not None for row in measurement.results)
     meaning = "KLD: KL(reference || row), nats a token" if judged else "perplexity above the reference's, %"
     points: list[tuple[Result, Point]] = []
@@ -145,8 +144,7 @@ def shares_of(timing: Timing | None, context: int | None = None) -> dict[str, in
     context: tokens of each sequence, the batch as it ran, for which the KV cache is reckoned: in proportion to the
     tokens, from what was held or, where that is more, from layers * key-value heads * head size. So much holds a model
     whose every layer keeps every token; where layers attend to a window it is too much, and a record can tell only
-    where its run was longer than the window. Activations stay those of the run.
-    """
+    where its run was longer than the window. Activations stay those of the run."""
     memory, peak = (timing.memory, timing.run_peak_bytes) if timing else (None, None)
     if timing is None or memory is None or not peak:
         return {}

@@ -79,8 +79,7 @@ def svg_element(figure: Figure, name: str) -> str:
     """The figure as one <svg> element for a page, light or dark: no background, black is the page's `color`.
 
     name: of letters, digits and hyphens; every id begins with it, so that no two figures of a page share one. Text
-    stays text. The element is as wide as there is room, and styles nothing outside.
-    """
+    stays text. The element is as wide as there is room, and styles nothing outside."""
     text = file_bytes(figure, "svg", transparent=True).decode()
     head, _, inner = re.sub(r"<style .*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL).partition(">")
     inner = re.sub(r"<[^<>]+>", lambda tag: re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag[0]), inner)

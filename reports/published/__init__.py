@@ -28,8 +28,7 @@ class PublishedRow:
     base_model:   as the table names it; method: the same.
     variant:      of known_variants() that it is, None for what this program does not make or read.
     time:         over that of the half-precision row; tokens_per_s: where the table has speeds instead.
-    scenario:     of the suite of the same name, in which it was measured.
-    """
+    scenario:     of the suite of the same name, in which it was measured."""
 
     base_model: str
     method: str
@@ -57,8 +56,7 @@ class PublishedTable:
     engine, machine: what ran it; memory: what is in that figure; speed: which tokens count in that one.
     phase:      whose time the speed is of.
     scenarios:  what each was, by name.
-    layers, hidden_size: of every model in it.
-    """
+    layers, hidden_size: of every model in it."""
 
     title: str
     source: str
@@ -109,8 +107,7 @@ def published_table_named(name: str) -> PublishedTable:
 def versus_page(found: Sequence[Measurement], name: str = BIOMISTRAL) -> Page:
     """The rows of a published table beside the measured ones, for each measurement; what was not measured is a dash.
 
-    A second table has the rows measured on each layout's own kernel, where there are some: the first table's were.
-    """
+    A second table has the rows measured on each layout's own kernel, where there are some: the first table's were."""
     table = published_table_named(name)
     for measurement in found:
         if len(found) > 1:

@@ -26,6 +26,7 @@ CUDA_KERNELS = ["triton", "triton-gemv", "autoawq-gemm", "autoawq-gemv"]
 INTERPRETED = Path(__file__).parent / "interpreted_triton.py"
 ROOT = Path(__file__).parents[3]
 INTERPRETED_STEPS = ROOT / "tests" / "quantize" / "decoding" / "interpreted_fused.py"
+INTERPRETED_ROUNDING = ROOT / "tests" / "quantize" / "rounding" / "interpreted_programs.py"
 
 
 def layer(out_features: int, in_features: int, group_size: int, layout: str) -> Int4Weight:
@@ -86,6 +87,7 @@ INTERPRETED_PARTS = {
     "mat-vec": [str(INTERPRETED), "-k", "triton-gemv"],
     "tiles": [str(INTERPRETED), "-k", "not triton-gemv"],
     "decode step": [str(INTERPRETED_STEPS)],
+    "rounding": [str(INTERPRETED_ROUNDING)],
 }
 
 Running = dict[str, tuple[subprocess.Popen[bytes], Path]]

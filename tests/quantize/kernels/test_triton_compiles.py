@@ -21,6 +21,7 @@ from quantize.decoding import fused
 from quantize.kernels import KERNELS
 from quantize.kernels import triton as ours
 from quantize.kernels.block_packing import WordsLinear
+from quantize.rounding import gptq
 from tests.quantize.kernels.test_kernels import CPU, layer
 
 triton = pytest.importorskip("triton", reason="no triton here")
@@ -205,3 +206,20 @@ def test_the_programs_of_a_decode_step_compile(
     assert {name: "ld.global" in code.ptx for name, code in made.items()} == dict.fromkeys(
         ("norm_program", "rotary_program", "slot_program"), True
     )
+
+
+def test_the_programs_that_choose_codes_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = list[Code]()
+
+    def compile_it(program: Any, grid: Any, operands: Any, numbers: Any, **options: Any) -> None:
+        made.append(compiled(program, (*operands, *numbers), options | ours.FUSED, HOPPER, tmp_path))
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(gptq, "launch", compile_it)
+    monkeypatch.setattr(gptq, "no_programs_reason", lambda device: None)
+    columns, square, numbers = torch.ones(64, 128), torch.ones(64, 64), torch.arange(64)
+    for table in (torch.ones(1, 128), torch.ones(3, 16)):
+        grid = gptq.Grid(64, torch.ones(1, 128), table, has_levels=len(table) == 3)
+        gptq._feed_block(columns, columns, square, numbers, grid, columns, columns)
+    gptq._descend(columns, columns, columns, square, columns[0], columns[0])
+    assert ["fma.rn.f32" in code.ptx for code in made] == [True] * 3

@@ -19,7 +19,7 @@ from quantize.rounding.awq_search import (
     some_rows,
 )
 from quantize.rounding.correction import Watched, round_rows
-from quantize.rounding.gptq import Target, damped_factor, gptq_round, round_with_feedback, sweep
+from quantize.rounding.gptq import Grid, Target, damped_factor, gptq_round, round_with_feedback, sweep
 from quantize.rounding.gram import SHRINKAGE, InputStats, StatsAccumulator, column_blocks, row_errors
 from quantize.rounding.options import AwqOptions
 
@@ -343,17 +343,11 @@ def test_what_pulls_is_rounded_towards(inputs: Tensor) -> None:
     order = target.order.argsort()
     pull = shift @ damped[order][:, order]
     fixed = round_to_nearest(weight, GROUP)
-    scales, offsets = fixed.scales.float(), fixed.zeros.float()
-
-    def nearest(column: int, wanted: Tensor, code: Tensor, value: Tensor) -> None:
-        scale, low = scales[:, column // GROUP], -offsets[:, column // GROUP]
-        code.copy_((wanted / scale).round().clamp(low, low + LEVELS))
-        value.copy_(code * scale)
-
-    pulled = gptq_round(weight, target, nearest, pull)
-    shifted = gptq_round(weight + shift, target, nearest)
+    grid = Grid(GROUP, fixed.scales.float().t().contiguous(), -fixed.zeros.float().t().contiguous())
+    pulled = gptq_round(weight, target, grid, pull)
+    shifted = gptq_round(weight + shift, target, grid)
     assert float((pulled == shifted).float().mean()) > 0.98
-    assert not torch.equal(pulled, gptq_round(weight, target, nearest))
+    assert not torch.equal(pulled, gptq_round(weight, target, grid))
 
 
 def test_a_correction_is_kept_where_watched_text_gains_by_it_and_only_there(
