@@ -1,6 +1,6 @@
 """4-bit layers in the place of a model's linear layers, and what is not quantized around them.
 
-On a GPU, layers that share an input (query, key and value; gate and up) run as one, to start fewer kernels.
+Layers that share an input (query, key and value; gate and up) run as one, to start fewer kernels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,6 @@ from quantize.source import cache_folder
 from quantize.variant import NATIVE_KERNEL
 
 VOCABULARY_CHUNK = 4096  # rows of a half-precision output head that are converted at a time
-MERGED_ON = ("cuda",)  # devices on which 4-bit layers with one input run as one: where starting a kernel counts
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Names that layers with one input have inside their module: of attention, of gated MLPs, and of experts. autoawq's
 maps know them as well, but importing autoawq takes 150 MB and two seconds."""
@@ -46,7 +45,7 @@ def place_int4_layers(skeleton: Skeleton, names: list[str], read: Callable[[str]
     linears, orders = {name: model.get_submodule(name) for name in names}, dict[str, Tensor | None]()
     ordered = any(read(name).order is not None for name in names[:1])
     # A layout's name stands for layers one by one, and each may have an order of its own.
-    merge = device.type in MERGED_ON and how.kernel != NATIVE_KERNEL and not ordered
+    merge = how.kernel != NATIVE_KERNEL and not ordered
     together = layers_by_input(model, names, place) if merge else [(name,) for name in names]
     by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
     for several in together:

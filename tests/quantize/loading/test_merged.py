@@ -114,6 +114,10 @@ def test_layers_on_two_devices_stay_apart() -> None:
     assert layers_by_input(model, names, place) == [tuple(names[:2]), (names[2],)]
 
 
+def layer_by_layer(model: object, names: list[str], place: Placement) -> list[tuple[str, ...]]:
+    return [(name,) for name in names]
+
+
 @pytest.mark.parametrize("name", ["qwen2-biases", "mistral-grouped-query"])
 def test_a_checkpoint_gives_the_same_logits_as_layer_by_layer(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,9 +129,10 @@ def test_a_checkpoint_gives_the_same_logits_as_layer_by_layer(
     source = f"dummy:{tmp_path / 'model' / 'config.json'}"
     options = BuildOptions(blocks=2, block_tokens=32, device="cpu", rounding="nearest", group_size=64)
     (built,) = quantize.quantize(source, ["awq-gemm"], tmp_path / "out", options=options)
-    apart = quantize.load(built.checkpoint.path, kernel="dequantize").model
-    monkeypatch.setattr(int4_layers, "MERGED_ON", ("cpu",))
     together = quantize.load(built.checkpoint.path, kernel="dequantize").model
+    with monkeypatch.context() as patch:
+        patch.setattr(int4_layers, "layers_by_input", layer_by_layer)
+        apart = quantize.load(built.checkpoint.path, kernel="dequantize").model
     assert not any(isinstance(module, Part) for module in apart.modules())
     assert sum(isinstance(module, Part) for module in together.modules()) == 10
     ids = torch.arange(3, 40).view(1, -1)
@@ -149,7 +154,7 @@ def test_on_a_gpu_too(tokens: int, kernel: str, tmp_path: Path, monkeypatch: pyt
         MODELS["qwen2-biases"]().config.save_pretrained(tmp_path)
     how: dict[str, Any] = {"device": "cuda", "kernel": kernel, "group_size": 64}
     together = load_dummy(str(tmp_path / "config.json"), "awq-gemm", **how).model
-    monkeypatch.setattr(int4_layers, "MERGED_ON", ())
+    monkeypatch.setattr(int4_layers, "layers_by_input", layer_by_layer)
     apart = load_dummy(str(tmp_path / "config.json"), "awq-gemm", **how).model
     assert sum(isinstance(module, Part) for module in together.modules()) == 10
     ids = torch.arange(3, 3 + tokens, device="cuda").view(1, -1)
