@@ -66,14 +66,13 @@ def one_query_attention() -> Iterator[None]:
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None = None, **others: Any
 ) -> tuple[Tensor, None]:
-    """Attention of one query, query [batch, heads, 1, head], in sums that fuse; key, value [batch, fewer, slots, head].
+    """One query's attention by float32 products, query [batch, heads, 1, head], key, value [batch, fewer, slots, head].
 
     mask: [batch, 1, 1, slots], added to the scores. Returns [batch, 1, heads, head], as transformers takes it."""
-    grouped = query.reshape(len(query), key.shape[1], -1, 1, query.shape[-1]).float()  # several heads share a key
-    scores = (grouped * key.unsqueeze(2)).sum(dim=-1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    weights = torch.softmax(scores + mask, dim=-1)
-    out = (weights.unsqueeze(-1) * value.unsqueeze(2)).sum(dim=-2)
-    return out.to(query.dtype).flatten(1, 2).unsqueeze(1), None
+    grouped = query.reshape(*key.shape[:2], -1, query.shape[-1]).float()  # several heads share a key
+    scores = grouped @ key.float().mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    out = torch.softmax(scores + mask, dim=-1) @ value.float()
+    return out.to(query.dtype).reshape(len(query), 1, -1, query.shape[-1]), None
 
 
 def check_device(device: torch.device) -> None:
