@@ -234,9 +234,9 @@ def _descend(codes: Tensor, slope: Tensor, difference: Tensor, gram: Tensor, sca
     if no_programs_reason(codes.device) is None:
         from quantize.rounding.programs import descend_program
 
-        (count, rows), size = codes.shape, 1 << (len(codes) - 1).bit_length()
-        operands, sizes = (codes, slope, difference, gram, scale, zeros), (rows, count, gram.stride(0), size, 16, TINY)
-        launch(descend_program, (-(-rows // 16), 1, 1), operands, sizes, num_warps=1)
+        (count, width), size = codes.shape, 1 << (len(codes) - 1).bit_length()
+        operands, sizes = (codes, slope, difference, gram, scale, zeros), (width, count, gram.stride(0), size, 16, TINY)
+        launch(descend_program, (-(-width // 16), 1, 1), operands, sizes, num_warps=1)
         return
     low, inverse = -zeros, scale.reciprocal()
     high, moved = low + LEVELS, torch.empty_like(codes)

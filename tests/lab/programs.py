@@ -42,7 +42,7 @@ def race(rows: int, features: int) -> None:
         difference = quantized.dequantize() - weight
         return float((difference @ gram).mul_(difference).sum())
 
-    works = {
+    works: dict[str, Callable[[], Int4Weight]] = {
         "feedback": lambda: round_with_feedback(weight, target, GROUP),
         "descent": lambda: sweep(nearest, weight, gram),
     }
