@@ -276,13 +276,14 @@ def scales_moved(source: Path, expected: Tensor) -> Moved:
 
 
 def reached(architecture: Architecture) -> float:
-    """The share of the decoder layers' weights, routers and gates aside, that is quantized."""
+    """The share of the decoder layers' weights, routers, gates and embeddings aside, that is quantized."""
     quantized = {name.removeprefix(f"{architecture.layers_name}.") for name, _, _ in architecture.shapes()}
     total = held = 0
     for name, parameter in architecture.layers.named_parameters():
         owner, _, leaf = name.rpartition(".")
         last = owner.rpartition(".")[2]
         chooses = "router" in owner or last == "gate" or last.endswith("_gate")
+        chooses = chooses or isinstance(architecture.layers.get_submodule(owner), nn.Embedding)
         is_stack = parameter.dim() == 3 and min(parameter.shape) > 1 and "conv" not in owner
         if not chooses and (is_stack or (leaf == "weight" and parameter.dim() == 2)):
             total += parameter.numel()
