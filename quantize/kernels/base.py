@@ -11,7 +11,7 @@ from quantize.int4.weight import Int4Weight
 
 Style = Literal["GEMM", "GEMV"]  # tiles of several tokens at a time; every token reads all weights on its own
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # relative, by the dtype multiplied in
-GATE_TOKENS = (1, 7, 64, 257)  # a layer is tried with: one, a few, both sides of what kernels take for a long prompt
+GATE_TOKENS = (1, 7, 64, 385)  # a layer is tried with: one, a few, both sides of what kernels take for a long prompt
 
 
 class Int4Linear(nn.Module):

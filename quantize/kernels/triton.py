@@ -19,7 +19,7 @@ MAGIC = {torch.bfloat16: 0x43004300, torch.float16: 0x64006400, torch.float32: 0
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}  # product and sum in one instruction: Triton 3.10 wants to be told
 WARPS_A_PROCESSOR = 12  # of the mat-vec at least: fewer leave memory waiting; of 128 registers a thread 16 fit at once
 ONE_BY_ONE = 2  # tokens up to here go through the mat-vec, each on its own
-FEW_TOKENS = 256  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
+FEW_TOKENS = 384  # up to here tensor cores multiply tiles of 4-bit weights; above one kernel dequantizes them first
 WARP_QUADS = 32  # quads of words that a warp of the mat-vec takes at a time, one a lane
 COPY_BYTES = 2**27  # of dequantized weights in memory at a time: the gate projection of a 7B model, 117 MB, fits
 MATVEC_ROWS, TILE_ROWS = 4, 64
@@ -76,22 +76,23 @@ def dequantize_and_multiply(layer: WordsLinear, x: Tensor) -> Tensor:
     """x [tokens, in] -> [tokens, out], no more than COPY_BYTES of weights dequantized at a time."""
     rows = min(layer.out_features, max(1, COPY_BYTES // (layer.in_features * x.element_size())))
     copy = x.new_empty((rows, layer.in_features))
-    if rows == layer.out_features:  # no views: Python's time is what a prompt of some hundred tokens takes
-        return functional.linear(x, _dequantized(layer, _operands(layer), copy))
+    if rows == layer.out_features:  # few views: Python's time is what a prompt of some hundred tokens takes
+        return functional.linear(x, _dequantized(layer, 0, copy))
     out = x.new_empty((x.shape[0], layer.out_features))
     for start in range(0, layer.out_features, rows):
-        operands = tuple(tensor[start : start + rows] for tensor in _operands(layer))
-        weight = _dequantized(layer, operands, copy[: len(operands[0])])
+        weight = _dequantized(layer, start, copy[: layer.out_features - start])
         torch.mm(x, weight.t(), out=out[:, start : start + rows])
     return out
 
 
-def _dequantized(layer: WordsLinear, operands: tuple[Tensor, ...], weight: Tensor) -> Tensor:
+def _dequantized(layer: WordsLinear, start: int, weight: Tensor) -> Tensor:
+    """Write the weights of as many output features as `weight` [rows, in] has rows, from `start` on, and return it."""
     from quantize.kernels.triton_kernels import dequantize_program
 
     rows, columns = weight.shape
-    numbers = rows, columns, layer.scales.shape[1], MAGIC[weight.dtype], layer.group_size, TILE_ROWS
-    launch(dequantize_program, (-(-rows // TILE_ROWS), -(-columns // BLOCK_INPUTS), 1), (*operands, weight), numbers)
+    numbers = start, rows, columns, layer.scales.shape[1], MAGIC[weight.dtype], layer.group_size, TILE_ROWS
+    grid = -(-rows // TILE_ROWS), -(-columns // BLOCK_INPUTS), 1
+    launch(dequantize_program, grid, (*_operands(layer), weight), numbers)
     return weight
 
 

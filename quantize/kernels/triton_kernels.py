@@ -150,11 +150,12 @@ def tile_program(
 
 @triton.jit
 def dequantize_program(
-    words, scales, zeros, out, out_features, in_features, groups, MAGIC, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    words, scales, zeros, out, start, out_features, in_features, groups, MAGIC,
+    GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The weights themselves, out [out_features, in_features]; grid (blocks of rows, blocks of inputs)."""
+    """The weights from row `start` on, out [out_features, in_features]; grid (blocks of rows, blocks of inputs)."""
     rows, block = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
-    own, inputs = rows % out_features, block * 128 + tl.arange(0, 128)
+    own, inputs = start + rows % out_features, block * 128 + tl.arange(0, 128)
     dtype: tl.constexpr = out.dtype.element_ty
     blocks = tl.cdiv(in_features, 128)
     weights = block_weights(words, scales, zeros, own, block, blocks, groups, MAGIC, ROWS, GROUP, dtype)
