@@ -24,6 +24,8 @@ def variant_of(config: Mapping[str, Any] | None) -> Variant:
     method, bits = str(config.get("quant_method")).lower(), config.get("bits", config.get("w_bit"))
     form = format_of(config)
     name = "foreign"
+    if _of_several_bits(config):
+        bits = None
     if method == "auto-round":
         packing = str(config.get("packing_format", ""))
         method, form = next(((kind, "") for kind in ("awq", "gptq") if kind in packing), (method, ""))
@@ -36,6 +38,13 @@ def variant_of(config: Mapping[str, Any] | None) -> Variant:
     elif method == "bitsandbytes":
         name = "bnb-4bit" if config.get("load_in_4bit") else "bnb-8bit"
     return known_variants()[name]
+
+
+def _of_several_bits(config: Mapping[str, Any]) -> bool:
+    """Whether some layers have other bits than most: gptqmodel and auto-round say so by a layer's name or pattern."""
+    own = [one for key in ("dynamic", "extra_config") if isinstance(one := config.get(key), dict)]
+    stated = {str(one.get("bits")) for layers in own for one in layers.values() if isinstance(one, dict)}
+    return not stated <= {"None", str(config.get("bits")), "16", "32"}  # of 16 bits and more it is left as it was
 
 
 def _packs_four_bits(config: Mapping[str, Any]) -> bool:

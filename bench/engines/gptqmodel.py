@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from bench.engines.protocol import Asked, serve
+from bench.engines.protocol import Asked
 from bench.engines.transformers import TorchEngine
 
 
@@ -18,7 +18,3 @@ def start(asked: Asked) -> TorchEngine:
     model = getattr(loaded, "model", loaded)
     kernels = sorted({type(one).__name__ for one in model.modules() if hasattr(one, "qweight")})
     return TorchEngine(model, importlib.metadata.version("gptqmodel"), ", ".join([asked.dtype, *kernels]))
-
-
-if __name__ == "__main__":
-    raise SystemExit(serve(start))

@@ -9,7 +9,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from bench.engines.protocol import Asked, log_softmax, serve
+from bench.engines.protocol import Asked, Start, log_softmax
 
 
 class LlamaCppEngine:
@@ -18,7 +18,7 @@ class LlamaCppEngine:
     def __init__(self, asked: Asked) -> None:
         file = Path(asked.folder) / "model.gguf"
         if not file.is_file():
-            raise FileNotFoundError("llama.cpp reads GGUF alone: make awq-gguf")
+            raise NotImplementedError("llama.cpp reads GGUF alone: make awq-gguf")
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -76,5 +76,4 @@ class LlamaCppEngine:
         return list(ids[:found])
 
 
-if __name__ == "__main__":
-    raise SystemExit(serve(LlamaCppEngine))
+start: Start = LlamaCppEngine

@@ -11,7 +11,7 @@ import openvino as ov
 import torch
 from torch import nn
 
-from bench.engines.protocol import Asked, log_softmax, serve
+from bench.engines.protocol import Asked, Start, log_softmax
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 
@@ -134,5 +134,4 @@ class OpenVinoEngine:
         return self._request.get_tensor("logits").data[0].astype(np.float32)
 
 
-if __name__ == "__main__":
-    raise SystemExit(serve(OpenVinoEngine))
+start: Start = OpenVinoEngine

@@ -1,8 +1,9 @@
 """What an engine offers, and the loop that measures it in its own interpreter: imports the standard library alone.
 
-PYTHON -m bench.engines.NAME REQUEST.json RESULT.jsonl
+PYTHON -m bench.engines NAME REQUEST.json RESULT.jsonl
 """
 
+import importlib
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from bench.worker.memory import memory_view
 
 EXPECTED_NAME = "expected.npy"  # beside RESULT.jsonl, what `write_expected` leaves
+UNSUPPORTED = 69  # what the process ends with where an engine is not installed or reads no such checkpoint
 
 
 class Engine(Protocol):
@@ -48,18 +50,26 @@ class Asked(NamedTuple):
     positions: int
 
 
-def serve(start: Callable[[Asked], Engine]) -> int:
+Start = Callable[[Asked], Engine]  # what each module of bench.engines has by the name `start`
+
+
+def serve() -> int:
     """Load the model, do what REQUEST.json asks, and append a line to RESULT.jsonl as each piece of work is done."""
-    request_path, result_path = map(Path, sys.argv[1:])
+    name, request_path, result_path = sys.argv[1], *map(Path, sys.argv[2:])
     request = json.loads(request_path.read_text(encoding="utf-8"))
     view = memory_view("cpu")
     view.reset_peak()
     try:
-        engine = start(Asked(*(request[name] for name in Asked._fields)))
-    except Exception as error:  # of whatever library: its last line is the reason of the row
+        start: Start = importlib.import_module(f"bench.engines.{name}").start
+        engine = start(Asked(*(request[field] for field in Asked._fields)))
+    except Exception as error:  # of whatever library: the last line is the reason of the row
         traceback.print_exception(error)
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        return 1
+        reason = " ".join(str(error).split())
+        refused = isinstance(error, ImportError | NotImplementedError)
+        if isinstance(error, ModuleNotFoundError):
+            reason += f": give --engine {name}=PATH/bin/python of an environment that has it"
+        print(reason if refused else f"{type(error).__name__}: {reason}")
+        return UNSUPPORTED if refused else 1
     computes, (text, ids) = engine.computes, request["spelling"]
     if text and (own := getattr(engine, "ids_of", None)) is not None and own(text) != ids:
         computes += ", its tokenizer gives other ids"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench.engines.protocol import Asked, serve
+from bench.engines.protocol import Asked
 from quantize.decoding.eager import EagerDecoder
 
 
@@ -38,7 +38,3 @@ def start(asked: Asked) -> TorchEngine:
     how |= {"gguf_file": "model.gguf"} if (Path(asked.folder) / "model.gguf").is_file() else {}
     model = AutoModelForCausalLM.from_pretrained(asked.folder, trust_remote_code=False, use_safetensors=True, **how)
     return TorchEngine(model, importlib.metadata.version("transformers"), asked.dtype)
-
-
-if __name__ == "__main__":
-    raise SystemExit(serve(start))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bench.engines.protocol import Asked, serve
+from bench.engines.protocol import Asked, Start
 
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -64,5 +64,4 @@ class VllmEngine:
         return torch.log_softmax(logits, -1).detach().numpy()
 
 
-if __name__ == "__main__":
-    raise SystemExit(serve(VllmEngine))
+start: Start = VllmEngine

@@ -56,7 +56,7 @@ def executor_for(settings: Settings, records: Path) -> Executor:
     log = records.with_suffix(".log")
     ours: Executor = WorkerExecutor(settings, log=log)
     pythons = engines_named(settings.options.engines)
-    engines = {name: EngineExecutor(settings, (at, "-m", f"bench.engines.{name}"), log) for name, at in pythons.items()}
+    engines = {name: EngineExecutor(settings, (at, "-m", "bench.engines", name), log) for name, at in pythons.items()}
     return lambda run: (engines[run.subject.engine] if run.subject.engine else ours)(run)
 
 
@@ -71,7 +71,7 @@ def scratch() -> Path:
 
 
 class EngineExecutor(WorkerExecutor):
-    """Runs `python -m bench.engines.NAME`, on the same prompts and text as our own workers get."""
+    """Runs `python -m bench.engines NAME`, on the same prompts and text as our own workers get."""
 
     def __call__(self, run: PlannedRun) -> list[Record]:
         try:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.engines.protocol import UNSUPPORTED
 from bench.records.record import Record, Status
 from bench.records.store import read_records
 from bench.worker.request import PlannedRun, Request, Settings
@@ -83,6 +84,8 @@ class ProcessResult:
             return "error", f"the process died of signal {-self.exit_code} ({signal.strsignal(-self.exit_code)})"
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         last = lines[-1][:200] if lines else "it said nothing"
+        if self.exit_code == UNSUPPORTED:
+            return "unsupported", last
         return "error", f"the process ended with code {self.exit_code} and no record: {last}"
 
 

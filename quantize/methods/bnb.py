@@ -23,6 +23,7 @@ from quantize.rounding.options import BnbOptions
 from quantize.variant import Variant
 from quantize.weights import check_finite
 
+AVX512_ROWS = 32  # of a weight that bitsandbytes packs together for AVX-512, each a whole number of blocks
 INT8_THRESHOLD = 6.0  # LLM.int8 multiplies larger input features in half precision: transformers' default
 
 
@@ -146,12 +147,20 @@ def bnb_linear(
         layer = bnb_nn.Linear8bitLt(**sizes, has_fp16_weights=False, threshold=INT8_THRESHOLD)
         layer.weight = bnb_nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
     else:
-        layer = bnb_nn.Linear4bit(**sizes, compute_dtype=compute_dtype)
+        layer = bnb_nn.Linear4bit(**sizes)
         beside = f"{name}.weight."
         stats = {key.removeprefix(beside): value for key, value in tensors.items() if key.startswith(beside)}
         layer.weight = bnb_nn.Params4bit.from_prequantized(codes, stats, device=device, module=layer)
-        layer.compute_type_is_set = True
+        _compute_in(layer, compute_dtype)
     return layer
+
+
+def _compute_in(layer: Any, dtype: torch.dtype) -> None:
+    """A Linear4bit of bitsandbytes, whatever it is given; with no codes moved for AVX-512 where that would fail."""
+    layer.compute_dtype, layer.compute_type_is_set = dtype, True
+    rows, columns = layer.weight.quant_state.shape
+    if rows % AVX512_ROWS or columns % layer.weight.quant_state.blocksize:
+        layer.support_avx512bf16_for_cpu = False
 
 
 def _recipe(variant: Variant, choices: Choices) -> Recipe:
@@ -188,7 +197,7 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
             parameter.data = parameter.data.to(how.dtype)
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            module.compute_dtype, module.compute_type_is_set = how.dtype, True
+            _compute_in(module, how.dtype)
     model.tie_weights()
     return model, _kernels(config_of(folder).quantization_config["bnb_4bit_quant_type"], how)
 

@@ -54,15 +54,17 @@ def test_the_reference_in_transformers_is_ours(checkpoints: Path, tmp_path: Path
     assert found["latency"].kernels is not None
     assert found["latency"].kernels.decode.startswith("transformers ")
     ct = {one.kind: one for one in outcome.failed}  # the package that reads it is not installed here
-    assert {one.status for one in ct.values()} == {"error"}
+    assert {one.status for one in ct.values()} == {"unsupported"}
     assert all("compressed-tensors" in str(one.reason) for one in ct.values())
 
 
-def test_an_engine_that_is_not_installed_is_a_row(checkpoints: Path, tmp_path: Path) -> None:
-    outcome = measured(checkpoints, tmp_path, engines=("vllm",))
+@pytest.mark.parametrize(("engine", "package"), [("vllm", "vllm"), ("openvino", "openvino"), ("llamacpp", "llama_cpp")])
+def test_an_engine_that_is_not_installed_is_a_row(engine: str, package: str, checkpoints: Path, tmp_path: Path) -> None:
+    outcome = measured(checkpoints, tmp_path, engines=(engine,))
     assert not outcome.usable
-    assert {one.reason for one in outcome.failed} == {
-        "vllm: the process ended with code 1 and no record: ModuleNotFoundError: No module named 'vllm'"
+    advice = f"give --engine {engine}=PATH/bin/python of an environment that has it"
+    assert {(one.status, one.reason) for one in outcome.failed} == {
+        ("unsupported", f"{engine}: No module named '{package}': {advice}")
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from quantize.errors import UserError
-from quantize.methods.bnb import bnb_4bit_with_feedback, bnb_quantization_config, bnb_tensors
+from quantize.methods.bnb import bnb_4bit_with_feedback, bnb_linear, bnb_quantization_config, bnb_tensors
 from quantize.model.names import linear_layers
 from quantize.quiet import quiet_libraries
 from quantize.rounding.gram import InputStats
@@ -252,3 +252,16 @@ def test_rows_of_no_whole_number_of_blocks_are_rounded_to_nearest() -> None:
     nearest = bnb_tensors("a", weights["a"], VARIANTS["bnb-4bit"], BnbOptions())
     assert fed_back.keys() == nearest.keys()
     assert all(torch.equal(fed_back[name], nearest[name]) for name in nearest)
+
+
+@pytest.mark.parametrize("shape", [(40, 128), (64, 96), (64, 128)])
+@pytest.mark.parametrize("double", [False, True])
+def test_a_layer_of_any_shape_multiplies(shape: tuple[int, int], double: bool) -> None:
+    """Where a CPU has AVX-512, bitsandbytes packs rows by 32, of whole blocks, and fails on others."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(shape, generator=generator), torch.randn((3, shape[1]), generator=generator)
+    tensors = bnb_tensors("a", weight, FOUR, BnbOptions(double_quant=double))
+    layer = bnb_linear("a", tensors, shape, torch.device("cpu"), torch.float32).eval()
+    exact = x @ dequantized(layer).t()
+    with torch.no_grad():
+        assert (layer(x) - exact).norm() / exact.norm() < 1e-2
