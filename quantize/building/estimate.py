@@ -32,6 +32,7 @@ SEARCHED, ROUNDED = 150, 290  # times that the search, and the choice of codes i
 PASSED = 55  # times that a forward pass rounds each input
 CALLS = {"cpu": 50, "cuda": 13}  # roundings that one column of ROW_BLOCK rows takes while its codes are chosen
 SEARCH_COPIES, ROUNDING_COPIES = 2, 8  # of the largest group of weights, of a block of rows, at once
+CUDA_SHARE = 1.2  # of what is counted that torch held on a GPU
 LIBRARIES_BYTES = 120 * 10**6  # that products take on a CPU beside their operands
 LAYER_COPIES = 150  # what a layer's search and codes cost, in copies of its weights
 
@@ -100,7 +101,7 @@ def estimate(
     at_work = max(exact + max(batch, SEARCH_COPIES * largest_group), rounding)
     in_layers = held_inputs + weights[largest] + sum(width * width for width in held) + at_work
     peak = FLOAT_BYTES * int(max(in_layers, embedding.numel() + activations, 2 * embedding.numel())) + already_bytes
-    peak += LIBRARIES_BYTES if device.type == "cpu" else 0
+    peak = peak + LIBRARIES_BYTES if device.type == "cpu" else int(CUDA_SHARE * peak)
 
     quantized = sum(weights)
     bytes_of = [checkpoint_bytes(parameters, quantized, one.variant, one.group_size) for one in recipes]
