@@ -83,6 +83,15 @@ def compressed(weight: np.ndarray, group: int, *, symmetric: bool = False) -> Ma
     return made, value(codes, made["weight_scale"].float().numpy(), zeros, group)
 
 
+def fp8(weight: np.ndarray, block: int) -> Made:
+    """8-bit floats, a scale for each square of [block, block]."""
+    tiled = torch.from_numpy(weight).view(len(weight) // block, block, -1, block)
+    scales = tiled.abs().amax((1, 3)) / 448
+    made = {"weight": (tiled / scales[:, None, :, None]).to(torch.float8_e4m3fn)}
+    exact = (made["weight"].float() * scales[:, None, :, None]).reshape(weight.shape)
+    return {"weight": made["weight"].reshape(weight.shape), "weight_scale_inv": scales}, exact.numpy()
+
+
 def half(scales: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(scales.astype(np.float16)))
 

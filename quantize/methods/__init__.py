@@ -41,17 +41,26 @@ PACKAGES = {
 
 def _load_other(folder: Path, how: Running) -> tuple[Any, Kernels]:
     """By transformers, where the package that its quantization asks for is installed."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
     method = str((quantization_config(folder) or {}).get("quant_method"))
     package = PACKAGES.get(method, "")
     if package and not importlib.util.find_spec(package.partition(".")[0]):
         raise UserError(f"it is quantized by {method}, which needs the package {package.replace('_', '-')}")
+    if method not in AUTO_QUANTIZER_MAPPING:  # it would be read as if it were not quantized
+        raise UserError(f"it is quantized by {method}, which transformers does not read")
     try:
-        return _load(folder, how, f"transformers {method}")
+        model, kernels = _load(folder, how, f"transformers {method}")
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever another package raises, this checkpoint cannot be read here
         why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"transformers cannot load what is quantized by {method} here: {why}") from None
+    if getattr(model, "hf_quantizer", None) is not None:
+        return model, kernels
+    for parameter in model.parameters():  # dequantized while it was read, the others in the dtype of the file
+        parameter.data = parameter.data.to(how.dtype)
+    return model, lambda tokens: f"transformers {method}, dequantized ({dtype_name(how.dtype)})"
 
 
 OTHER = Method("other", REFERENCE.recipe, _load_other, _draw)

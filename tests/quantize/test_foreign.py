@@ -1,6 +1,7 @@
 """Other makers' checkpoints compute what their weights stand for, by formulas that share no code with the reader."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,22 @@ def test_a_plain_folder_is_its_own_reference(tiny_llama: Path) -> None:
 )
 def test_what_a_config_states_decides_the_row(config: dict[str, Any], variant: str) -> None:
     assert variant_of(config) is known_variants()[variant]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="transformers dequantizes them only where there is no GPU")
+def test_what_transformers_dequantizes_computes_its_weights(tiny_llama: Path, tmp_path: Path) -> None:
+    """8-bit floats on a CPU; what the file holds in half precision is brought to the same dtype."""
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 64], "fmt": "e4m3"}
+    folder, dense = write(tiny_llama, tmp_path, config, partial(foreign.fp8, block=64))
+    torch.testing.assert_close(logits_of(folder), logits_of(dense), rtol=1e-4, atol=1e-4)
+    assert load(folder).kernel(1) == "transformers fp8, dequantized (float32)"
+
+
+def test_what_transformers_would_take_for_a_plain_model_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder, _ = write(tiny_llama, tmp_path, {"quant_method": "new"}, lambda weight: ({}, weight))
+    shutil.copy(tiny_llama / "model.safetensors", folder)
+    with pytest.raises(UserError, match="quantized by new, which transformers does not read"):
+        load(folder)
 
 
 def test_what_no_package_here_reads_names_the_package(tiny_llama: Path, tmp_path: Path) -> None:
