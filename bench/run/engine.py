@@ -37,7 +37,7 @@ def engines_named(options: tuple[str, ...]) -> dict[str, str]:
             raise UserError(f"unknown engine {name!r}; there are: {', '.join((OURS, *ENGINES))}")
         if python and not Path(python).is_file():
             raise UserError(f"{python} is no interpreter: give --engine {name}=PATH/bin/python")
-        found[name] = python or sys.executable
+        found[name] = str(Path(python).absolute()) if python else sys.executable
     return found
 
 

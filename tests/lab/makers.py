@@ -164,7 +164,8 @@ def dense_folder(folder: Path, base: Path, out: Path) -> Path:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make, judge, compare; 1 where a perplexity is further than 0.1% from that of the dequantized weights."""
-    pythons = {"autoawq": sys.executable, **dict(one.split("=", 1) for one in arguments.python)}
+    given = dict(one.split("=", 1) for one in arguments.python)
+    pythons = {"autoawq": sys.executable, **{name: str(Path(one).absolute()) for name, one in given.items()}}
     arguments.out.mkdir(parents=True, exist_ok=True)
     out, base, wrong = arguments.out.resolve(), open_source(arguments.source).folder, 0
     texts = [text[:2000] for text in builtin_texts("calibration")[:16]]
