@@ -28,6 +28,8 @@ from quantize.source import open_source
 LAYERS = "model.layers"
 
 GPTQMODEL = """
+import os
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, os.cpu_count())))  # by itself it wants four cores
 from gptqmodel import GPTQModel, QuantizeConfig
 from gptqmodel.quantization import FORMAT, METHOD
 def make(source, out, texts, **how):
