@@ -54,13 +54,16 @@ LLM_COMPRESSOR = """
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier
 torch.Tensor.pin_memory = lambda self, *rest: self
-def make(source, out, texts, scheme, **how):
+def make(source, out, texts, **how):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     data = Dataset.from_list([dict(tokenizer(text, truncation=True, max_length=256)) for text in texts])
-    recipe = GPTQModifier(targets="Linear", scheme=scheme, ignore=["lm_head"], **how)
+    weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=64, **how)
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    recipe = GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])
     oneshot(model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, num_calibration_samples=len(texts),
             max_seq_length=256)
     model.save_pretrained(out, save_compressed=True)
@@ -98,8 +101,8 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto-round-awq": ("auto-round", {"format": "auto_awq", "sym": False}),
     "auto-round-gptq-symmetric": ("auto-round", {"format": "auto_gptq", "sym": True}),
     "auto-round": ("auto-round", {"format": "auto_round", "sym": True}),
-    "llm-compressor": ("llm-compressor", {"scheme": "W4A16"}),
-    "llm-compressor-asymmetric": ("llm-compressor", {"scheme": "W4A16_ASYM"}),
+    "llm-compressor": ("llm-compressor", {"symmetric": True}),
+    "llm-compressor-asymmetric": ("llm-compressor", {"symmetric": False}),
 }  # fmt: skip
 
 
@@ -175,7 +178,7 @@ def run(arguments: argparse.Namespace) -> int:
         maker, _ = CHECKPOINTS[name]
         if not (out / name).is_dir() and maker in pythons and (why := make(name, pythons[maker], base, out, texts)):
             print(f"{name}: not made: {why}", flush=True)
-    found = bench(out, scenarios=(), device="cpu", reference=arguments.source)
+    found = bench(out, scenarios=(), device="cpu", dtype="float32", reference=arguments.source)
     with quiet_libraries():
         blocks = evaluation_blocks(tokenizer_of(base), blocks=12, block_tokens=512)
     for record in found.records:
