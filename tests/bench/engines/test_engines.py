@@ -95,6 +95,7 @@ def test_an_engine_that_hangs_or_dies_is_a_row_and_the_others_have_figures(
     [failed] = outcome.failed
     assert (failed.status, failed.subject.engine) == (status, "vllm")
     assert words in str(failed.reason)
+    assert outcome.usable is ("quantable" in how["engines"])
 
 
 def test_llama_cpp_gets_the_reference_as_gguf(checkpoints: Path, tmp_path: Path) -> None:
