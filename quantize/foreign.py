@@ -21,11 +21,8 @@ def variant_of(config: Mapping[str, Any] | None) -> Variant:
     """Which of known_variants() a checkpoint is, by what its config states; without a quantization the reference."""
     if config is None:
         return REFERENCE
-    method, bits = str(config.get("quant_method")).lower(), config.get("bits", config.get("w_bit"))
-    form = format_of(config)
-    name = "foreign"
-    if _of_several_bits(config):
-        bits = None
+    method, form, name = str(config.get("quant_method")).lower(), format_of(config), "foreign"
+    bits = None if _of_several_bits(config) else config.get("bits", config.get("w_bit"))
     if method == "auto-round":
         packing = str(config.get("packing_format", ""))
         method, form = next(((kind, "") for kind in ("awq", "gptq") if kind in packing), (method, ""))

@@ -50,9 +50,9 @@ def format_of(config: Mapping[str, Any]) -> str:
     return next((str(config[key]).lower() for key in ("version", "checkpoint_format", "format") if config.get(key)), "")
 
 
-def regrouped(weight: Int4Weight) -> Int4Weight:
-    """The same weight in groups that kernels know, where its own are larger: each becomes several equal ones."""
-    size = next((one for one in GROUP_SIZES if weight.group_size % one == 0), weight.group_size)
+def regrouped(weight: Int4Weight, size: int | None = None) -> Int4Weight:
+    """The same weight in groups of so many, by default of what kernels know: each of its own becomes several equal."""
+    size = size or next((one for one in GROUP_SIZES if weight.group_size % one == 0), weight.group_size)
     times = weight.group_size // size
     return replace(weight, **{name: getattr(weight, name).repeat_interleave(times, 1) for name in ("scales", "zeros")})
 

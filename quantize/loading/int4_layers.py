@@ -3,6 +3,7 @@
 Layers that share an input (query, key and value; gate and up) run as one, to start fewer kernels.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantize.errors import UserError
-from quantize.int4.layouts import StoredLayer
+from quantize.int4.layouts import StoredLayer, regrouped
 from quantize.int4.weight import Int4Weight
 from quantize.kernels import Kernel
 from quantize.kernels.base import check_layer
@@ -200,10 +201,14 @@ def layers_by_input(model: nn.Module, names: Sequence[str], place: Placement) ->
 
 
 def stacked(parts: Sequence[tuple[Int4Weight, Tensor | None]]) -> tuple[Int4Weight, Tensor | None]:
-    """Weights [out_i, in] and biases [out_i] of layers with one input, as one weight [sum of out_i, in] and bias."""
+    """Weights [out_i, in] and biases [out_i] of layers with one input, as one weight [sum of out_i, in] and bias.
+
+    Groups of several sizes become those that all can be cut into."""
     weights, biases = zip(*parts, strict=True)
     if len(parts) == 1:
         return parts[0]
+    size = math.gcd(*(one.group_size for one in weights))
+    weights = tuple(regrouped(one, size) for one in weights)
     whole = Int4Weight(*(torch.cat([getattr(w, part) for w in weights]) for part in ("codes", "scales", "zeros")))
     given = next((bias for bias in biases if bias is not None), None)
     if given is None:
