@@ -69,13 +69,11 @@ def in_order(weight: Int4Weight, group_of_input: Tensor | None) -> StoredLayer:
     return StoredLayer(regrouped(replace(weight, codes=weight.codes[:, order].contiguous())), order)
 
 
-def _middle(scales: Tensor) -> Tensor:
-    return torch.full(scales.shape, MIDDLE, dtype=torch.uint8, device=scales.device)
-
-
 def _unpack_gemm(parts: Parts, in_features: int, config: Mapping[str, Any]) -> StoredLayer:
     codes, scales = unpack_words(parts["qweight"], GEMM_ORDER).t().contiguous(), parts["scales"].t().contiguous()
-    zeros = unpack_words(parts["qzeros"], GEMM_ORDER).t().contiguous() if "qzeros" in parts else _middle(scales)
+    zeros = torch.full_like(scales, MIDDLE, dtype=torch.uint8)
+    if "qzeros" in parts:
+        zeros = unpack_words(parts["qzeros"], GEMM_ORDER).t().contiguous()
     return in_order(Int4Weight(codes, scales, zeros), None)
 
 
@@ -103,7 +101,7 @@ def _unpack_ct(parts: Parts, in_features: int, config: Mapping[str, Any]) -> Sto
     """weight_packed int32 [out, in / 8], weight_scale [out, groups], weight_zero_point int32 [out / 8, groups]."""
     codes = unpack_words(parts["weight_packed"], PLAIN_ORDER)[:, :in_features].contiguous()
     scales, rows = parts["weight_scale"].contiguous(), len(codes)
-    zeros = _middle(scales)
+    zeros = torch.full_like(scales, MIDDLE, dtype=torch.uint8)
     if "weight_zero_point" in parts:
         zeros = unpack_words(parts["weight_zero_point"].t().contiguous(), PLAIN_ORDER)[:, :rows].t().contiguous()
     return in_order(Int4Weight(codes, scales, zeros), parts.get("weight_g_idx"))

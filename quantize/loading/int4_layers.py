@@ -40,13 +40,12 @@ def place_int4_layers(skeleton: Skeleton, names: list[str], read: Callable[[str]
     def read_stacked(several: Sequence[str]) -> tuple[Int4Weight, Tensor | None]:
         biases = (skeleton.read(f"{name}.bias") if f"{name}.bias" in skeleton else None for name in several)
         layers = [read(name) for name in several]
-        orders.update({several[0]: layers[0].order})
+        orders.update(zip(several, (layer.order for layer in layers), strict=True))
         return stacked([(layer.weight, bias) for layer, bias in zip(layers, biases, strict=True)])
 
     linears, orders = {name: model.get_submodule(name) for name in names}, dict[str, Tensor | None]()
-    ordered = any(read(name).order is not None for name in names[:1])
     # A layout's name stands for layers one by one, and each may have an order of its own.
-    merge = how.kernel != NATIVE_KERNEL and not ordered
+    merge = how.kernel != NATIVE_KERNEL and all(read(name).order is None for name in names[:1])
     together = layers_by_input(model, names, place) if merge else [(name,) for name in names]
     by_shape: dict[tuple[int, int], list[tuple[str, ...]]] = {}
     for several in together:
@@ -59,7 +58,12 @@ def place_int4_layers(skeleton: Skeleton, names: list[str], read: Callable[[str]
         check_layer(chosen, chosen.prepare(shape.weight, None, device, dtype), shape.weight, device, dtype)
     del shapes
     for several in together:
-        made: nn.Module = chosen.prepare(*read_stacked(several), place.of(several[0]), dtype)
+        whole = read_stacked(several)
+        if len(several) > 1 and any(orders[name] is not None for name in several):
+            together += [(name,) for name in several]  # this loop's last ones: their inputs have orders of their own
+            continue
+        made: nn.Module = chosen.prepare(*whole, place.of(several[0]), dtype)
+        del whole
         if (order := orders[several[0]]) is not None:
             made = Reordered(made, order.to(place.of(several[0])))
         replace_merged(model, {name: linears[name].out_features for name in several}, made)

@@ -157,9 +157,9 @@ def bnb_linear(
 
 def _compute_in(layer: Any, dtype: torch.dtype) -> None:
     """A Linear4bit of bitsandbytes, whatever it is given; with no codes moved for AVX-512 where that would fail."""
+    (rows, columns), size = layer.weight.quant_state.shape, layer.weight.quant_state.blocksize
     layer.compute_dtype, layer.compute_type_is_set = dtype, True
-    rows, columns = layer.weight.quant_state.shape
-    if rows % AVX512_ROWS or columns % layer.weight.quant_state.blocksize:
+    if rows % AVX512_ROWS or columns % size:
         layer.support_avx512bf16_for_cpu = False
 
 

@@ -49,6 +49,9 @@ KINDS: dict[str, tuple[str, dict[str, Any], Callable[..., foreign.Made], str | N
     "gptq, keys in larger groups than queries": (
         "gptq", GPTQ, lambda weight: foreign.gptq(weight, group=64 if len(weight) == 64 else 32), None,
     ),
+    "gptq, act-order of keys alone": (
+        "gptq", GPTQ, lambda weight: foreign.gptq(weight, group=32, act_order=len(weight) == 64), None,
+    ),
     "gptq, act-order": ("gptq", GPTQ, partial(foreign.gptq, group=32, act_order=True), "quantize_config.json"),
     "compressed-tensors": ("ct", ct_config(64, symmetric=False), partial(foreign.compressed, group=64), None),
     "compressed-tensors, symmetric": (
