@@ -150,8 +150,7 @@ def tile_program(
 
 @triton.jit
 def dequantize_program(
-    words, scales, zeros, out, start, out_features, in_features, groups, MAGIC,
-    GROUP: tl.constexpr, ROWS: tl.constexpr,
+    words, scales, zeros, out, start, out_features, in_features, groups, MAGIC, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The weights from row `start` on, out [out_features, in_features]; grid (blocks of rows, blocks of inputs)."""
     rows, block = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)

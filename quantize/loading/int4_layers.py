@@ -205,13 +205,11 @@ def layers_by_input(model: nn.Module, names: Sequence[str], place: Placement) ->
 
 
 def stacked(parts: Sequence[tuple[Int4Weight, Tensor | None]]) -> tuple[Int4Weight, Tensor | None]:
-    """Weights [out_i, in] and biases [out_i] of layers with one input, as one weight [sum of out_i, in] and bias.
-
-    Groups of several sizes become those that all can be cut into."""
+    """Weights [out_i, in] and biases [out_i] of layers with one input, as one weight [sum of out_i, in] and bias."""
     weights, biases = zip(*parts, strict=True)
     if len(parts) == 1:
         return parts[0]
-    size = math.gcd(*(one.group_size for one in weights))
+    size = math.gcd(*(one.group_size for one in weights))  # into which the groups of all can be cut
     weights = tuple(regrouped(one, size) for one in weights)
     whole = Int4Weight(*(torch.cat([getattr(w, part) for w in weights]) for part in ("codes", "scales", "zeros")))
     given = next((bias for bias in biases if bias is not None), None)

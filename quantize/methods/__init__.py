@@ -13,7 +13,7 @@ from quantize.loading.device_map import Running
 from quantize.methods.awq import AWQ, CT, GPTQ, RTN
 from quantize.methods.base import Kernels, Method, Recipe
 from quantize.methods.bnb import BNB_4BIT, BNB_8BIT
-from quantize.model.pretrained import model_of
+from quantize.model.pretrained import bring_to, model_of
 from quantize.weights import quantization_config
 
 
@@ -58,8 +58,7 @@ def _load_other(folder: Path, how: Running) -> tuple[Any, Kernels]:
         raise UserError(f"transformers cannot load what is quantized by {method} here: {why}") from None
     if getattr(model, "hf_quantizer", None) is not None:
         return model, kernels
-    for parameter in model.parameters():  # dequantized while it was read, the others in the dtype of the file
-        parameter.data = parameter.data.to(how.dtype)
+    bring_to(model, how.dtype)
     return model, lambda tokens: f"transformers {method}, dequantized ({dtype_name(how.dtype)})"
 
 

@@ -14,7 +14,7 @@ from quantize.loading.device_map import Running
 from quantize.methods.base import Choices, Kernels, LayerInputs, Method, Recipe, Tensors, half
 from quantize.methods.quantized_run import QuantizedRun
 from quantize.model.names import linear_layers
-from quantize.model.pretrained import config_of, model_of
+from quantize.model.pretrained import bring_to, config_of, model_of
 from quantize.quiet import quiet_libraries
 from quantize.rounding.correction import Some, Watched, correct_rows
 from quantize.rounding.gptq import Grid, Target, gptq_round
@@ -192,12 +192,9 @@ def _load(folder: Path, how: Running) -> tuple[Any, Kernels]:
     from bitsandbytes.nn import Linear4bit
 
     model = model_of(folder, dtype=how.dtype, device_map=how.place.as_map())
-    for parameter in model.parameters():  # transformers leaves a quantized checkpoint's others in the dtype of the file
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(how.dtype)
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            _compute_in(module, how.dtype)
+    bring_to(model, how.dtype)
+    for module in (one for one in model.modules() if isinstance(one, Linear4bit)):
+        _compute_in(module, how.dtype)
     model.tie_weights()
     return model, _kernels(config_of(folder).quantization_config["bnb_4bit_quant_type"], how)
 

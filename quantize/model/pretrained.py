@@ -59,6 +59,13 @@ def model_of(folder: Path, **how: Any) -> Any:
     return model
 
 
+def bring_to(model: Any, dtype: torch.dtype) -> None:
+    """Give all parameters that are floats this dtype; what a checkpoint does not quantize comes in that of the file."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
 def refuse_misfit(folder: Path, found: Mapping[str, Any]) -> None:
     """Raise UserError for what transformers found missing, left over or of another shape: its loading info."""
     if missing := sorted(found["missing_keys"]):
